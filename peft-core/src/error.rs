@@ -1,0 +1,103 @@
+//! What can go wrong, with the values that were found and the values that are allowed.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this workspace. Its message names the file, key or site, the value found and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was attempted, as a verb: "read", "write", "create".
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file was read, but its content is not what it should be.
+    #[error("{path}: {key}: found {found}, expected {expected}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The key, tensor name, line or place in it.
+        key: String,
+        /// What stands there.
+        found: String,
+        /// What is allowed there.
+        expected: String,
+    },
+    /// A setting has a value that cannot be.
+    #[error("{key}: {found} is not allowed, expected {expected}")]
+    Config {
+        /// The setting.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// A pattern of sites matches nothing in the model.
+    #[error("the site pattern {pattern:?} matches nothing in this model; its modules are {allowed}")]
+    NoSite {
+        /// The pattern.
+        pattern: String,
+        /// Names that would match.
+        allowed: String,
+    },
+    /// A sequence does not fit the model's positions.
+    #[error("a sequence of {length} positions (tokens, prompts and prefixes together) exceeds the model's {allowed}")]
+    TooLong {
+        /// Positions asked for.
+        length: usize,
+        /// Positions the model has.
+        allowed: usize,
+    },
+    /// Training met a value from which it cannot go on.
+    #[error("step {step}: {what}")]
+    Training {
+        /// The optimizer step, counted from 1.
+        step: usize,
+        /// What happened.
+        what: String,
+    },
+    /// A check at the end of a run, of a merge or of a save failed: the result is not to be trusted.
+    #[error("check failed: {what}: {detail}")]
+    Check {
+        /// What was checked.
+        what: &'static str,
+        /// What was found, with names and numbers.
+        detail: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// A file's content is not what it should be.
+    pub fn file(
+        path: impl AsRef<Path>,
+        key: impl Into<String>,
+        found: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Error::File {
+            path: path.as_ref().to_path_buf(),
+            key: key.into(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// A setting has a value that cannot be.
+    pub fn config(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
+        Error::Config { key: key.into(), found: found.to_string(), expected: expected.into() }
+    }
+}
