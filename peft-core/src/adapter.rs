@@ -1,0 +1,61 @@
+//! What a method is to the rest: an [`Adapter`] opens, for one batch, into [`Hooks`]; a [`Tuner`] owns how the base is run.
+
+use burn::module::{Module, ModuleDisplay};
+
+use crate::{Base, Batch, Hidden, Hooks, Result};
+
+/// A module of trainable tensors that acts through hooks.
+pub trait Adapter: Module + ModuleDisplay {
+    /// Computes what this batch needs (nothing, for a method that is its own hooks), then lends the hooks for one run.
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R;
+}
+
+/// Declares types that implement [`Hooks`] themselves as adapters.
+#[macro_export]
+macro_rules! adapter {
+    ($($type:ty),*) => {$(
+        impl $crate::Adapter for $type {
+            fn open<R>(&self, _batch: &$crate::Batch, f: impl FnOnce(&dyn $crate::Hooks) -> R) -> R {
+                f(self)
+            }
+        }
+    )*};
+}
+
+/// The bare base: with a head on top, a linear probe.
+#[derive(Module, Debug)]
+pub struct Bare {}
+
+impl Hooks for Bare {}
+adapter!(Bare);
+
+/// Two adapters at once: the first is the outer one.
+impl<A: Adapter, B: Adapter> Adapter for (A, B) {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        self.0.open(batch, |outer| self.1.open(batch, |inner| f(&(outer, inner))))
+    }
+}
+
+/// A way to run the base with something trainable. Every adapter is one; a network beside the base is one without being an
+/// adapter, and hence cannot be composed:
+///
+/// ```compile_fail,E0277
+/// # use peft_core::{Adapter, Tuner, Base, Batch, Hidden, Result};
+/// # #[derive(burn::module::Module, Debug)] struct Side { w: burn::nn::Linear }
+/// impl Tuner for Side {
+///     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> { base.forward(batch, &()) }
+/// }
+/// fn tuner(_: impl Tuner) {}
+/// # let side: Side = unimplemented!();
+/// tuner((side, peft_core::Bare {}));
+/// ```
+pub trait Tuner: Module {
+    /// Final hidden states of a batch.
+    fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
+}
+
+impl<A: Adapter> Tuner for A {
+    fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        self.open(batch, |hooks| base.forward(batch, hooks))
+    }
+}

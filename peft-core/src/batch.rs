@@ -1,0 +1,88 @@
+//! A padded batch of token sequences on the backbone's device.
+
+use std::sync::Arc;
+
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use crate::{Error, Mask, Result, random::Noise};
+
+/// The label of an example.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Label {
+    /// One of several classes.
+    Class(usize),
+    /// A number, for regression.
+    Value(f32),
+}
+
+/// One example, already tokenized.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Example {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Which of them are real; all, if absent.
+    pub mask: Option<Vec<bool>>,
+    /// Token type (segment) of each; all 0, if absent.
+    pub types: Option<Vec<u32>>,
+    /// What it is labelled with.
+    pub label: Option<Label>,
+}
+
+/// A padded batch.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token ids, `[batch, tokens]`.
+    pub ids: Tensor<2, Int>,
+    /// True where a token is padding, `[batch, tokens]`; absent if none is.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// Token types, `[batch, tokens]`; absent if all are 0.
+    pub types: Option<Tensor<2, Int>>,
+    /// The dropout of this forward; absent outside training.
+    pub noise: Option<Arc<Noise>>,
+}
+
+impl Batch {
+    /// Pads examples on the right with the id `pad` to the longest of them.
+    pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>, pad: usize, device: &Device) -> Result<Self> {
+        let examples: Vec<&Example> = examples.into_iter().collect();
+        let longest = examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        // An empty batch is refused here: the tensor library would read out of bounds on it.
+        if longest == 0 || examples.iter().any(|e| e.ids.is_empty()) {
+            return Err(Error::config("batch", "an empty sequence or no sequence", "at least one token in each"));
+        }
+        let size = [examples.len(), longest];
+        let padded = |row: &dyn Fn(&Example) -> Vec<i32>, filler: i32| {
+            let mut all = Vec::with_capacity(size[0] * longest);
+            for (i, example) in examples.iter().enumerate() {
+                all.extend(row(example));
+                all.resize((i + 1) * longest, filler);
+            }
+            all
+        };
+        let ids = padded(&|e| e.ids.iter().map(|id| *id as i32).collect(), pad as i32);
+        let types = padded(&|e| e.types.as_ref().map_or(vec![0; e.ids.len()], |t| t.iter().map(|t| *t as i32).collect()), 0);
+        let real = padded(&|e| e.mask.as_ref().map_or(vec![1; e.ids.len()], |m| m.iter().map(|m| i32::from(*m)).collect()), 0);
+        let tensor = |values: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(values, size), device);
+        Ok(Batch {
+            ids: tensor(ids),
+            padding: real.contains(&0).then(|| tensor(real).equal_elem(0)),
+            types: types.iter().any(|t| *t != 0).then(|| tensor(types)),
+            noise: None,
+        })
+    }
+
+    /// The same batch with dropout.
+    pub fn with_noise(self, noise: Noise) -> Self {
+        Batch { noise: Some(Arc::new(noise)), ..self }
+    }
+
+    /// Number of sequences and length of the longest.
+    pub fn dims(&self) -> [usize; 2] {
+        self.ids.dims()
+    }
+
+    /// Who sees whom.
+    pub fn mask(&self) -> Mask {
+        Mask { padding: self.padding.clone() }
+    }
+}

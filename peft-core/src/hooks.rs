@@ -1,0 +1,150 @@
+//! The seams of a frozen backbone: every place where a method may act, the identity unless overridden.
+
+use burn::tensor::{Bool, Tensor};
+
+use crate::{Site, Slot, Stack, Weight};
+
+/// The frozen computation inside a hook. It may be called never, once or twice.
+pub type Next<'a, T, U = T> = &'a dyn Fn(T) -> U;
+
+/// What flows from layer to layer.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// Hidden states, `[batch, tokens, hidden]`.
+    pub hidden: Tensor<3>,
+    /// Who sees whom.
+    pub mask: Mask,
+    /// How many rows at the front are virtual tokens (a prompt).
+    pub prompt: usize,
+    /// How many positions come before the first row (a prefix).
+    pub offset: usize,
+}
+
+/// One attention: split into heads, before the scores.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// The input of the projections, `[batch, tokens, hidden]`.
+    pub input: Tensor<3>,
+    /// Queries, `[batch, heads, tokens, head width]`.
+    pub query: Tensor<4>,
+    /// Keys, `[batch, heads, keys, head width]`.
+    pub key: Tensor<4>,
+    /// Values, `[batch, heads, keys, head width]`.
+    pub value: Tensor<4>,
+    /// Who sees whom.
+    pub mask: Mask,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Debug, Default)]
+pub struct Mask {
+    /// True where a key is padding, `[batch, keys]`.
+    pub padding: Option<Tensor<2, Bool>>,
+}
+
+impl Mask {
+    /// `n` more keys in front that every query sees (a prefix), or `n` more rows in front (a prompt).
+    pub fn extend(self, n: usize) -> Self {
+        let front = |padding: Tensor<2, Bool>| {
+            let visible = Tensor::<2, Bool>::full([padding.dims()[0], n], false, &padding.device());
+            Tensor::cat(vec![visible, padding], 1)
+        };
+        Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }) }
+    }
+
+    /// Attention scores `[batch, heads, queries, keys]` with the unseen keys at the least finite value.
+    pub fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
+        match &self.padding {
+            None => scores,
+            Some(padding) => {
+                let dims = scores.dims();
+                scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), f32::MIN / 2.0)
+            }
+        }
+    }
+}
+
+/// What a method does at each place of the forward. Seven seams: four are called *around* the frozen computation, which
+/// they get as `next`; three *rewrite* a value before it is used.
+pub trait Hooks {
+    /// Around a whole layer.
+    fn layer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        next(x)
+    }
+    /// Around a sub-layer, from its input to just before the residual addition.
+    fn sublayer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        next(x)
+    }
+    /// Around scores, softmax and the weighted sum of the values; gives `[batch, heads, tokens, head width]`.
+    fn attend(&self, _site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
+        next(a)
+    }
+    /// Around a linear map with its bias.
+    fn linear(&self, _site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        next(x)
+    }
+    /// After the word table, before positions and normalization.
+    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
+        x
+    }
+    /// A matrix or a table before its use.
+    fn weight(&self, _site: Site, w: Weight) -> Weight {
+        w
+    }
+    /// A bias or a gain before its use.
+    fn vector(&self, _site: Site, _slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        v
+    }
+}
+
+impl Hooks for () {}
+
+impl<H: Hooks + ?Sized> Hooks for &H {
+    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        (**self).layer(site, x, next)
+    }
+    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        (**self).sublayer(site, x, next)
+    }
+    fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
+        (**self).attend(site, a, next)
+    }
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        (**self).linear(site, x, next)
+    }
+    fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
+        (**self).embed(stack, x)
+    }
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        (**self).weight(site, w)
+    }
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        (**self).vector(site, slot, v)
+    }
+}
+
+
+/// Two methods at once: the first is the outer one.
+impl<A: Hooks, B: Hooks> Hooks for (A, B) {
+    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        self.0.layer(site, x, &|x| self.1.layer(site, x, next))
+    }
+    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        self.0.sublayer(site, x, &|x| self.1.sublayer(site, x, next))
+    }
+    fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
+        self.0.attend(site, a, &|a| self.1.attend(site, a, next))
+    }
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        self.0.linear(site, x, &|x| self.1.linear(site, x, next))
+    }
+    fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
+        self.0.embed(stack, self.1.embed(stack, x))
+    }
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        self.0.weight(site, self.1.weight(site, w))
+    }
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        self.0.vector(site, slot, self.1.vector(site, slot, v))
+    }
+}

@@ -1,0 +1,141 @@
+//! BERT (Devlin et al., 2019, arXiv:1810.04805) and RoBERTa (Liu et al., 2019, arXiv:1907.11692): a post-LN encoder.
+
+use burn::tensor::{Int, Tensor, activation, module};
+
+use super::{Frame, Hidden};
+use crate::{Architecture, Attention, Error, Part, Place, Result, Sequence, Shape, Site, Slot, Stack};
+
+/// Every tensor: its site, its name in a checkpoint, its shape.
+pub(crate) fn places(shape: &Shape) -> Vec<Place> {
+    let Shape { hidden, intermediate, .. } = *shape;
+    let vector = |site, slot, length, name| Place { site, slot, dims: vec![length], transposed: false, name };
+    let table = |part, rows, word: &str| {
+        let name = format!("embeddings.{word}_embeddings.weight");
+        vec![Place { site: Site::encoder(0, part), slot: Slot::Weight, dims: vec![rows, hidden], transposed: false, name }]
+    };
+    let norm = |site, module: String| {
+        vec![
+            vector(site, Slot::Gain, hidden, format!("{module}.weight")),
+            vector(site, Slot::Bias, hidden, format!("{module}.bias")),
+        ]
+    };
+    let linear = |site, [rows, columns]: [usize; 2], module: String| {
+        let (slot, name) = (Slot::Weight, format!("{module}.weight"));
+        vec![
+            Place { site, slot, dims: vec![rows, columns], transposed: true, name },
+            vector(site, Slot::Bias, columns, format!("{module}.bias")),
+        ]
+    };
+    let layer = |layer: usize| {
+        let at = |part| Site::encoder(layer, part);
+        let name = |module: &str| format!("encoder.layer.{layer}.{module}");
+        [
+            linear(at(Part::Query), [hidden, hidden], name("attention.self.query")),
+            linear(at(Part::Key), [hidden, hidden], name("attention.self.key")),
+            linear(at(Part::Value), [hidden, hidden], name("attention.self.value")),
+            linear(at(Part::Output), [hidden, hidden], name("attention.output.dense")),
+            norm(at(Part::NormAttention), name("attention.output.LayerNorm")),
+            linear(at(Part::Up), [hidden, intermediate], name("intermediate.dense")),
+            linear(at(Part::Down), [intermediate, hidden], name("output.dense")),
+            norm(at(Part::NormFeedForward), name("output.LayerNorm")),
+        ]
+        .concat()
+    };
+    let mut places = [
+        table(Part::Words, shape.vocab, "word"),
+        table(Part::Positions, shape.positions, "position"),
+        table(Part::Types, shape.types, "token_type"),
+        norm(Site::encoder(0, Part::NormEmbedding), "embeddings.LayerNorm".into()),
+    ]
+    .concat();
+    places.extend((0..shape.layers).flat_map(layer));
+    if shape.pooler {
+        places.extend(linear(Site::encoder(0, Part::Pooler), [hidden, hidden], "pooler.dense".into()));
+    }
+    places
+}
+
+/// Embeddings, layers, and the pooler where there is one.
+pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
+    let words = frame.weight(Site::encoder(0, Part::Words)).dense();
+    let mut x = embed(frame, words.clone())?;
+    for layer in 0..frame.base.shape.layers {
+        x = frame.hooks.layer(Site::encoder(layer, Part::Layer), x, &|x| encoder_layer(frame, layer, x));
+    }
+    let pooled = frame.base.shape.pooler.then(|| {
+        let first = x.hidden.clone().narrow(1, 0, 1);
+        activation::tanh(frame.linear(Site::encoder(0, Part::Pooler), first)).squeeze_dim::<2>(1)
+    });
+    Ok(Hidden { states: x.hidden, prompt: x.prompt, pooled, words })
+}
+
+/// x = LN(word + position + type).
+fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
+    let (shape, batch) = (&*frame.base.shape, frame.batch);
+    let [size, tokens] = batch.dims();
+    let hidden = module::embedding(words, batch.ids.clone());
+    let sequence = Sequence { hidden, mask: batch.mask(), prompt: 0, offset: 0 };
+    let x = frame.hooks.embed(Stack::Encoder, sequence);
+    let length = x.offset + x.prompt + tokens;
+    if length > shape.max_length() {
+        return Err(Error::TooLong { length, allowed: shape.max_length() });
+    }
+    let positions = frame.weight(Site::encoder(0, Part::Positions)).dense();
+    let types = frame.weight(Site::encoder(0, Part::Types)).dense();
+    let hidden = x.hidden + module::embedding(positions, position_ids(frame, x.prompt, x.offset));
+    let type_ids = batch.types.clone().unwrap_or_else(|| Tensor::zeros([size, tokens], &frame.base.device));
+    let type_ids = prepend(Tensor::zeros([size, x.prompt.max(1)], &frame.base.device), x.prompt, type_ids);
+    let site = Site::encoder(0, Part::NormEmbedding);
+    let hidden = frame.norm(site, hidden + module::embedding(types, type_ids));
+    Ok(Sequence { hidden: frame.dropout(hidden, shape.dropout, site), ..x })
+}
+
+/// Prompts first, then the tokens; RoBERTa counts only tokens that are not padding.
+fn position_ids(frame: &Frame<'_>, prompt: usize, offset: usize) -> Tensor<2, Int> {
+    let (shape, [size, tokens]) = (&*frame.base.shape, frame.batch.dims());
+    let first = (shape.first_position() + offset) as i64;
+    let count = |from: usize, to: usize| {
+        let row = Tensor::<1, Int>::arange(from as i64 + first..to as i64 + first, &frame.base.device);
+        row.unsqueeze::<2>().repeat_dim(0, size)
+    };
+    match shape.architecture {
+        Architecture::Bert => count(0, prompt + tokens),
+        Architecture::Roberta => {
+            let real = frame.batch.ids.clone().not_equal_elem(shape.pad as i64).int();
+            let counted = real.clone().cumsum(1) * real + (first - 1 + prompt as i64);
+            prepend(count(0, prompt.max(1)), prompt, counted)
+        }
+    }
+}
+
+/// The first `n` columns of `front` before `x`.
+fn prepend(front: Tensor<2, Int>, n: usize, x: Tensor<2, Int>) -> Tensor<2, Int> {
+    if n == 0 { x } else { Tensor::cat(vec![front.narrow(1, 0, n), x], 1) }
+}
+
+/// h = LN(x + Attention(x)); y = LN(h + FFN(h)).
+fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
+    let at = |part| Site::encoder(layer, part);
+    let attention = frame.hooks.sublayer(at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));
+    let hidden = frame.norm(at(Part::NormAttention), x.hidden + attention);
+    let x = Sequence { hidden, mask: x.mask, prompt: x.prompt, offset: x.offset };
+    let output = frame.hooks.sublayer(at(Part::FeedForward), x.clone(), &|x| feed_forward(frame, layer, x));
+    Sequence { hidden: frame.norm(at(Part::NormFeedForward), x.hidden + output), ..x }
+}
+
+fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
+    let at = |part| Site::encoder(layer, part);
+    let project = |part| frame.split(frame.linear(at(part), x.hidden.clone()));
+    let (query, key, value) = (project(Part::Query), project(Part::Key), project(Part::Value));
+    let attention = Attention { input: x.hidden, query, key, value, mask: x.mask };
+    let context = frame.attend(at(Part::SelfAttention), attention);
+    let output = frame.linear(at(Part::Output), context);
+    frame.dropout(output, frame.base.shape.dropout, at(Part::Output))
+}
+
+fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
+    let at = |part| Site::encoder(layer, part);
+    let inner = activation::gelu(frame.linear(at(Part::Up), x.hidden));
+    let output = frame.linear(at(Part::Down), inner);
+    frame.dropout(output, frame.base.shape.dropout, at(Part::Down))
+}

@@ -1,0 +1,336 @@
+//! Where a method is put: a [`Site`] names one place of a backbone, [`Sites`] selects places, [`SiteMap`] holds
+//! one module for each.
+
+use std::{collections::BTreeMap, fmt, ops::BitOr, str::FromStr};
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, Shape};
+
+/// A stack of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stack {
+    /// The encoder of an encoder or of an encoder-decoder.
+    Encoder,
+    /// The decoder of a decoder or of an encoder-decoder.
+    Decoder,
+}
+
+macro_rules! parts {
+    ($($(#[$doc:meta])* $part:ident = $name:literal,)*) => {
+        /// A part of a layer (or, for the last ones, of the whole stack: their layer is 0).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Part { $($(#[$doc])* $part,)* }
+
+        impl Part {
+            /// Its name in site names and configuration files.
+            pub fn name(self) -> &'static str {
+                match self { $(Part::$part => $name,)* }
+            }
+        }
+
+        impl FromStr for Part {
+            type Err = Error;
+            fn from_str(name: &str) -> Result<Self> {
+                match name {
+                    $($name => Ok(Part::$part),)*
+                    _ => Err(Error::config("part", name, [$($name),*].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+parts! {
+    /// The whole layer.
+    Layer = "layer",
+    /// The self-attention sub-layer, up to its residual addition.
+    SelfAttention = "self_attention",
+    /// The feed-forward sub-layer, up to its residual addition.
+    FeedForward = "feed_forward",
+    /// The query projection.
+    Query = "query",
+    /// The key projection.
+    Key = "key",
+    /// The value projection.
+    Value = "value",
+    /// The output projection of the attention.
+    Output = "output",
+    /// The first linear map of the feed-forward network.
+    Up = "up",
+    /// The last linear map of the feed-forward network.
+    Down = "down",
+    /// The normalization that belongs to the self-attention.
+    NormAttention = "norm_attention",
+    /// The normalization that belongs to the feed-forward network.
+    NormFeedForward = "norm_feed_forward",
+    /// The normalization of the embeddings.
+    NormEmbedding = "norm_embedding",
+    /// The word embedding table.
+    Words = "words",
+    /// The position embedding table.
+    Positions = "positions",
+    /// The token type (segment) embedding table.
+    Types = "types",
+    /// The linear map over the first position (BERT's pooler).
+    Pooler = "pooler",
+}
+
+/// A named place in a backbone. Its name is `encoder.3.query`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// The stack.
+    pub stack: Stack,
+    /// The layer, counted from 0.
+    pub layer: usize,
+    /// The part of the layer.
+    pub part: Part,
+}
+
+impl Site {
+    /// A part of an encoder's layer.
+    pub fn encoder(layer: usize, part: Part) -> Self {
+        Site { stack: Stack::Encoder, layer, part }
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stack = match self.stack {
+            Stack::Encoder => "encoder",
+            Stack::Decoder => "decoder",
+        };
+        write!(f, "{stack}.{}.{}", self.layer, self.part.name())
+    }
+}
+
+impl FromStr for Site {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        let wrong = || Error::config("site", name, "STACK.LAYER.PART, such as encoder.0.query");
+        let mut words = name.splitn(3, '.');
+        let stack = match words.next() {
+            Some("encoder") => Stack::Encoder,
+            Some("decoder") => Stack::Decoder,
+            _ => return Err(wrong()),
+        };
+        let layer = words.next().and_then(|l| l.parse().ok()).ok_or_else(wrong)?;
+        let part = words.next().ok_or_else(wrong)?.parse()?;
+        Ok(Site { stack, layer, part })
+    }
+}
+
+/// Which linear maps a method is put on, in the forms of Hugging Face PEFT's `target_modules`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Sites {
+    /// These parts, in every layer: `Query | Value`.
+    Parts(Vec<Part>),
+    /// Every module whose path is one of these names or ends in `.` and one of them.
+    Names(Vec<String>),
+    /// Every module whose whole path matches this regular expression; `all-linear` is every linear map.
+    Pattern(String),
+}
+
+impl Sites {
+    /// The selected linear maps of a model, in the model's order. A name or pattern that matches nothing is an error.
+    pub fn resolve(&self, shape: &Shape) -> Result<Vec<Site>> {
+        let linears = shape.linears();
+        let no_site = |pattern: &str| Error::NoSite {
+            pattern: pattern.to_string(),
+            allowed: linears.iter().take(7).map(|(_, path)| path.as_str()).collect::<Vec<_>>().join(", ") + ", ..",
+        };
+        let select = |pattern: &str, test: &dyn Fn(&Site, &str) -> bool| {
+            let found: Vec<Site> = linears.iter().filter(|(s, path)| test(s, path)).map(|(s, _)| *s).collect();
+            if found.is_empty() { Err(no_site(pattern)) } else { Ok(found) }
+        };
+        let union = |found: Vec<Vec<Site>>| {
+            linears.iter().map(|(s, _)| *s).filter(|s| found.iter().any(|f| f.contains(s))).collect()
+        };
+        match self {
+            Sites::Parts(parts) if parts.is_empty() => Err(no_site("")),
+            Sites::Parts(parts) => parts
+                .iter()
+                .map(|part| select(part.name(), &|site, _| site.part == *part))
+                .collect::<Result<Vec<_>>>()
+                .map(union),
+            Sites::Names(names) if names.is_empty() => Err(no_site("")),
+            Sites::Names(names) => names
+                .iter()
+                .map(|name| select(name, &|_, path| path == name || path.ends_with(&format!(".{name}"))))
+                .collect::<Result<Vec<_>>>()
+                .map(union),
+            Sites::Pattern(pattern) if pattern == "all-linear" => select(pattern, &|_, _| true),
+            Sites::Pattern(pattern) => {
+                let regex = full_match(pattern)?;
+                select(pattern, &|_, path| regex.is_match(path))
+            }
+        }
+    }
+}
+
+/// A regular expression that must match the whole path, as Python's `re.fullmatch`.
+pub(crate) fn full_match(pattern: &str) -> Result<regex::Regex> {
+    regex::Regex::new(&format!("^(?:{pattern})$"))
+        .map_err(|e| Error::config("site pattern", pattern, format!("a regular expression ({e})")))
+}
+
+impl From<Part> for Sites {
+    fn from(part: Part) -> Self {
+        Sites::Parts(vec![part])
+    }
+}
+
+impl BitOr for Part {
+    type Output = Sites;
+    fn bitor(self, other: Part) -> Sites {
+        Sites::Parts(vec![self, other])
+    }
+}
+
+impl BitOr<Part> for Sites {
+    type Output = Sites;
+    /// # Panics
+    /// On sites that are names or a pattern.
+    fn bitor(self, part: Part) -> Sites {
+        match self {
+            Sites::Parts(mut parts) => {
+                parts.push(part);
+                Sites::Parts(parts)
+            }
+            other => panic!("{other:?} | {part:?}: only parts can be joined"),
+        }
+    }
+}
+
+/// One module for each of some sites. In records its tensors are called `encoder.0.query.<name>`.
+#[derive(Clone, Debug)]
+pub struct SiteMap<M>(BTreeMap<Site, M>);
+
+impl<M> SiteMap<M> {
+    /// The module at a site.
+    pub fn get(&self, site: Site) -> Option<&M> {
+        self.0.get(&site)
+    }
+
+    /// The sites and their modules.
+    pub fn iter(&self) -> impl Iterator<Item = (Site, &M)> {
+        self.0.iter().map(|(site, module)| (*site, module))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn map_values(self, f: impl FnMut((Site, M)) -> (Site, M)) -> Self {
+        SiteMap(self.0.into_iter().map(f).collect())
+    }
+}
+
+impl<M> FromIterator<(Site, M)> for SiteMap<M> {
+    fn from_iter<I: IntoIterator<Item = (Site, M)>>(iter: I) -> Self {
+        SiteMap(iter.into_iter().collect())
+    }
+}
+
+impl<M: Module> Module for SiteMap<M> {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        self.0.values().fold(devices, |devices, module| module.collect_devices(devices))
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        self.map_values(|(site, module)| (site, module.fork(device)))
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        self.map_values(|(site, module)| (site, module.to_device(device)))
+    }
+
+    fn train(self) -> Self {
+        self.map_values(|(site, module)| (site, module.train()))
+    }
+
+    fn valid(&self) -> Self {
+        SiteMap(self.0.iter().map(|(site, module)| (*site, module.valid())).collect())
+    }
+
+    fn materialize(self) -> Self {
+        self.map_values(|(site, module)| (site, module.materialize()))
+    }
+
+    fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
+        for (site, module) in &self.0 {
+            let name = site.to_string();
+            visitor.enter_module(&name, "Site");
+            module.visit(visitor);
+            visitor.exit_module(&name, "Site");
+        }
+    }
+
+    fn map<Mapper: ModuleMapper>(self, mapper: &mut Mapper) -> Self {
+        self.map_values(|(site, module)| {
+            let name = site.to_string();
+            mapper.enter_module(&name, "Site");
+            let module = module.map(mapper);
+            mapper.exit_module(&name, "Site");
+            (site, module)
+        })
+    }
+}
+
+impl<M: ModuleDisplay> ModuleDisplayDefault for SiteMap<M> {
+    fn content(&self, content: Content) -> Option<Content> {
+        self.0.iter().fold(content, |content, (site, module)| content.add(&site.to_string(), module)).optional()
+    }
+}
+
+impl<M: ModuleDisplay> ModuleDisplay for SiteMap<M> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Part::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for (site, path) in Shape::named("roberta-base").unwrap().linears() {
+            assert_eq!(site.to_string().parse::<Site>().unwrap(), site, "{path}");
+        }
+        assert!("encoder.query".parse::<Site>().is_err());
+    }
+
+    #[test]
+    fn the_three_forms_agree() {
+        let shape = Shape::named("roberta-base").unwrap();
+        let parts = (Query | Value).resolve(&shape).unwrap();
+        assert_eq!(parts.len(), 24);
+        let names = Sites::Names(vec!["value".into(), "query".into()]);
+        assert_eq!(names.resolve(&shape).unwrap(), parts);
+        let pattern = Sites::Pattern(r".*\.self\.(query|value)".into());
+        assert_eq!(pattern.resolve(&shape).unwrap(), parts);
+        assert_eq!(Sites::Pattern("all-linear".into()).resolve(&shape).unwrap().len(), 72);
+        // Hugging Face's default for (IA)^3 matches attention.output.dense too.
+        assert_eq!(Sites::Names(vec!["output.dense".into()]).resolve(&shape).unwrap().len(), 24);
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_an_error() {
+        let shape = Shape::named("roberta-base").unwrap();
+        for sites in [
+            Sites::Names(vec!["query".into(), "q_proj".into()]),
+            Sites::Pattern("query".into()),
+            Sites::Names(vec![]),
+            Sites::Pattern("(".into()),
+        ] {
+            let message = sites.resolve(&shape).unwrap_err().to_string();
+            assert!(message.contains("matches nothing") || message.contains("regular expression"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! How a frozen matrix is stored: hooks see the handle, never the storage.
+
+use std::{fmt::Debug, sync::Arc};
+
+use burn::tensor::{Tensor, module};
+
+/// A matrix `[in, out]` (or a table `[rows, hidden]`) in whatever form it is stored.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// As a tensor.
+    Dense(Tensor<2>),
+    /// Packed by a codec, for instance to four bits.
+    Packed(Arc<dyn Packed>),
+}
+
+/// A packed matrix. The product is a method so that it need not be unpacked as a whole.
+pub trait Packed: Debug + Send + Sync {
+    /// The matrix, unpacked, `[in, out]`.
+    fn dense(&self) -> Tensor<2>;
+
+    /// `x W` for x `[batch, tokens, in]`.
+    fn product(&self, x: Tensor<3>) -> Tensor<3> {
+        module::linear(x, self.dense(), None)
+    }
+}
+
+impl Weight {
+    /// The matrix as a tensor. Asking for it may cost an unpacking.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            Weight::Dense(w) => w.clone(),
+            Weight::Packed(w) => w.dense(),
+        }
+    }
+
+    /// `x W + b` for x `[batch, tokens, in]`.
+    pub fn linear(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
+        match self {
+            Weight::Dense(w) => module::linear(x, w.clone(), bias),
+            Weight::Packed(w) => {
+                let y = w.product(x);
+                match bias {
+                    Some(bias) => y + bias.unsqueeze(),
+                    None => y,
+                }
+            }
+        }
+    }
+}
