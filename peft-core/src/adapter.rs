@@ -49,7 +49,7 @@ impl<A: Adapter, B: Adapter> Adapter for (A, B) {
 /// # let side: Side = unimplemented!();
 /// tuner((side, peft_core::Bare {}));
 /// ```
-pub trait Tuner: Module {
+pub trait Tuner: Module + ModuleDisplay {
     /// Final hidden states of a batch.
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
 }

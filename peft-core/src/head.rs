@@ -1,0 +1,183 @@
+//! Task heads: what turns hidden states into logits. Always trained, counted apart from the method.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, activation, module};
+
+use crate::{Architecture, Base, Batch, Hidden, Result, Shape, Tuner, random::Random};
+
+/// A linear map with bias.
+#[derive(Module, Debug)]
+pub struct Affine {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Affine {
+    /// Normal weights with standard deviation `std`, zero biases.
+    pub fn init([rows, columns]: [usize; 2], std: f64, random: Random, device: &Device) -> Self {
+        Affine {
+            weight: Param::from_tensor(random.normal_tensor([rows, columns], std, device)),
+            bias: Param::from_tensor(Tensor::zeros([columns], device)),
+        }
+    }
+
+    /// `x W + b`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        module::linear(x, self.weight.val(), Some(self.bias.val()))
+    }
+}
+
+/// A normalization's gain and bias.
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// `[hidden]`.
+    pub gain: Param<Tensor<1>>,
+    /// `[hidden]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+/// A head. Its record names are those of a Hugging Face checkpoint up to the names of its leaves.
+#[derive(Module, Debug)]
+pub enum Head {
+    /// Sequence classification (or regression, with one output) from the first position.
+    Classifier(Classifier),
+    /// Prediction of masked words, tied to the word table.
+    MaskedLm(MaskedLm),
+}
+
+/// RoBERTa: dense, tanh, out; BERT: out, on the pooler's output.
+#[derive(Module, Debug)]
+pub struct Classifier {
+    /// RoBERTa's first layer.
+    pub dense: Option<Affine>,
+    /// The last layer, `[hidden, classes]`.
+    pub out: Affine,
+    #[module(skip)]
+    dropout: f64,
+}
+
+/// Dense, GELU, LayerNorm, then the transposed word table and a bias.
+#[derive(Module, Debug)]
+pub struct MaskedLm {
+    /// The transform.
+    pub dense: Affine,
+    /// Its normalization.
+    pub norm: Norm,
+    /// One for each word.
+    pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    eps: f64,
+}
+
+impl Head {
+    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff.
+    pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let affine = |name: &str, columns| {
+            Affine::init([shape.hidden, columns], 0.02, Random::new(seed, &format!("classifier.{name}")), &device)
+        };
+        let dense = (shape.architecture == Architecture::Roberta).then(|| affine("dense", shape.hidden));
+        Head::Classifier(Classifier { dense, out: affine("out", outputs), dropout: shape.classifier_dropout })
+    }
+
+    /// A fresh masked-word head, on the base's device with autodiff.
+    pub fn masked_lm(base: &Base, seed: u64) -> Self {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let vector = |value: f64, n| Param::from_tensor(Tensor::full([n], value, &device));
+        Head::MaskedLm(MaskedLm {
+            dense: Affine::init([shape.hidden; 2], 0.02, Random::new(seed, "lm_head.dense"), &device),
+            norm: Norm { gain: vector(1.0, shape.hidden), bias: vector(0.0, shape.hidden) },
+            bias: vector(0.0, shape.vocab),
+            eps: shape.eps,
+        })
+    }
+
+    /// Number of elements of a classification head with this many outputs.
+    pub fn count(shape: &Shape, outputs: usize) -> usize {
+        let dense = shape.hidden * shape.hidden + shape.hidden;
+        let dense = if shape.architecture == Architecture::Roberta { dense } else { 0 };
+        dense + shape.hidden * outputs + outputs
+    }
+
+    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, vocab]` from a masked-word head.
+    ///
+    /// # Panics
+    /// If a head for a pooled output is put on a base without a pooler.
+    pub fn logits(&self, hidden: Hidden, batch: &Batch) -> Tensor<3> {
+        match self {
+            Head::Classifier(head) => head.logits(hidden, batch),
+            Head::MaskedLm(head) => head.logits(hidden),
+        }
+    }
+
+    /// The name in a Hugging Face checkpoint of the tensor that records call `name`, and whether it is transposed there.
+    pub fn key(name: &str, architecture: Architecture) -> (String, bool) {
+        let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+        let word = if leaf == "gain" { "weight" } else { leaf };
+        let roberta = architecture == Architecture::Roberta;
+        let path = match (module, roberta) {
+            ("Classifier.out", true) => "classifier.out_proj",
+            ("Classifier.out", false) => "classifier",
+            ("Classifier.dense", _) => "classifier.dense",
+            ("MaskedLm.dense", true) => "lm_head.dense",
+            ("MaskedLm.norm", true) => "lm_head.layer_norm",
+            ("MaskedLm", true) => "lm_head",
+            ("MaskedLm.dense", false) => "cls.predictions.transform.dense",
+            ("MaskedLm.norm", false) => "cls.predictions.transform.LayerNorm",
+            ("MaskedLm", false) => "cls.predictions",
+            _ => unreachable!("a head has no tensor {name}"),
+        };
+        (format!("{path}.{word}"), leaf == "weight")
+    }
+}
+
+impl Classifier {
+    /// The first position, a prompt's if there is one: as in transformers and PEFT.
+    fn logits(&self, hidden: Hidden, batch: &Batch) -> Tensor<3> {
+        let drop = |x: Tensor<3>, place| match &batch.noise {
+            Some(noise) => noise.dropout(x, self.dropout, place),
+            None => x,
+        };
+        let x = match &self.dense {
+            Some(dense) => {
+                let first = drop(hidden.states.narrow(1, 0, 1), "classifier.dense");
+                activation::tanh(dense.forward(first))
+            }
+            None => hidden.pooled.expect("a base with a pooler").unsqueeze_dim(1),
+        };
+        self.out.forward(drop(x, "classifier.out"))
+    }
+}
+
+impl MaskedLm {
+    fn logits(&self, hidden: Hidden) -> Tensor<3> {
+        let [_, rows, _] = hidden.states.dims();
+        let tokens = hidden.states.narrow(1, hidden.prompt, rows - hidden.prompt);
+        let x = activation::gelu(self.dense.forward(tokens));
+        let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), self.eps);
+        module::linear(x, hidden.words.transpose(), Some(self.bias.val()))
+    }
+}
+
+/// What is trained and saved: a way to run the base, and a head.
+#[derive(Module, Debug)]
+pub struct Trained<T: Module> {
+    /// The method.
+    pub tuner: T,
+    /// The head.
+    pub head: Head,
+}
+
+impl<T: Tuner> Trained<T> {
+    /// The two together, with parameter ids derived from names.
+    pub fn new(tuner: T, head: Head) -> Result<Self> {
+        crate::view::with_ids_from_names(Trained { tuner, head })
+    }
+
+    /// Logits of a batch, see [`Head::logits`].
+    pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
+        Ok(self.head.logits(self.tuner.run(base, batch)?, batch))
+    }
+}

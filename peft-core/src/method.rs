@@ -1,0 +1,84 @@
+//! What a method's configuration offers to programs that train, count, save and merge any of them.
+
+use std::fmt::Debug;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Base, Merge, Place, Procedure, Result, Shape, Site};
+
+/// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
+pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync {
+    /// The name in commands and tables.
+    const NAME: &'static str;
+    /// The `peft_type` in files.
+    const PEFT_TYPE: &'static str;
+    /// What stands before a head's name in files.
+    const HEAD_PREFIX: &'static str = "base_model.model.";
+
+    /// What is trained.
+    type Tuner: Procedure;
+
+    /// A fresh one for this model, on its device with autodiff. The seed decides every random number.
+    fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner>;
+
+    /// Its number of trainable elements in closed form.
+    fn count(&self, shape: &Shape) -> Result<usize>;
+
+    /// What files call the tensor that records call `name`.
+    fn key(&self, name: &str, shape: &Shape) -> Key;
+
+    /// Its weight-space form, if it has one.
+    fn merge(_tuner: &Self::Tuner) -> Option<&dyn Merge> {
+        None
+    }
+}
+
+/// The name and layout of a tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Its name.
+    pub name: String,
+    /// Whether the file holds it transposed.
+    pub transposed: bool,
+}
+
+impl Key {
+    /// A tensor that files hold as we do.
+    pub fn plain(name: impl Into<String>) -> Self {
+        Key { name: name.into(), transposed: false }
+    }
+
+    /// A matrix that files hold transposed, as `[out, in]`.
+    pub fn transposed(name: impl Into<String>) -> Self {
+        Key { name: name.into(), transposed: true }
+    }
+}
+
+/// The path of a site's module as adapter files write it, `base_model.model.roberta.encoder.layer.0...`.
+///
+/// # Panics
+/// If the model has no such site.
+pub fn file_path(shape: &Shape, site: Site) -> String {
+    let path = shape.module_path(site).unwrap_or_else(|| panic!("the model has nothing at {site}"));
+    format!("base_model.model.{path}")
+}
+
+/// Splits the record name of a tensor in a [`SiteMap`](crate::SiteMap), `field.encoder.0.query.leaf`.
+///
+/// # Panics
+/// If it is no such name.
+pub fn split_name(name: &str) -> (&str, Site, &str) {
+    let parts: Vec<&str> = name.splitn(5, '.').collect();
+    let site = parts.get(1..4).map(|s| s.join(".")).and_then(|s| s.parse().ok());
+    match (parts.as_slice(), site) {
+        ([field, _, _, _, leaf], Some(site)) => (field, site, leaf),
+        ([field, _, _, _], Some(site)) => (field, site, ""),
+        _ => panic!("{name} is not the name of a tensor at a site"),
+    }
+}
+
+/// What the file calls a place of the backbone itself.
+pub fn place_key(shape: &Shape, place: &Place) -> Key {
+    let name = format!("base_model.model.{}{}", shape.prefix(), place.name);
+    Key { name, transposed: place.transposed }
+}

@@ -1,0 +1,255 @@
+//! The conformance suite: ten properties that every method has, or names as skipped with a reason, which is checked too.
+
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Tensor, TensorData};
+
+use super::tolerances::{MERGED, SAME_FUNCTION, TWO_BACKENDS, Tolerance};
+use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
+use crate::random::Random;
+use crate::view::{Visit, tensors, visit};
+use crate::{Adapter, Bare, Base, Batch, Head, Hidden, Method, Trained, Tuner, io, train::Optim};
+
+/// Generates one test for each property, on every architecture:
+///
+/// - C1 the model is unchanged at init
+/// - C2 the number of trainable elements is the closed form's
+/// - C3 merged equals unmerged, on a random state
+/// - C4 what is saved is loaded bit for bit
+/// - C5 every tensor of the method gets a gradient, the base none, and the base's bits stay
+/// - C6 composition with the bare base on either side changes nothing
+/// - C7 a sequence's result does not depend on the batch and the padding
+/// - C8 a seed decides every bit
+/// - C9 a few steps lower the loss
+/// - C10 two backends agree (run where `PEFT_DEVICE` names another than flex)
+///
+/// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
+/// fail.
+#[macro_export]
+macro_rules! conformance {
+    ($config:expr $(, skip($($check:ident: $reason:literal),*))?) => {
+        $crate::conformance!(@tests $config, [$($((stringify!($check), $reason)),*)?],
+            c1 c2 c3 c4 c5 c6 c7 c8 c9 c10);
+    };
+    (@tests $config:expr, $skips:tt, $($check:ident)*) => {
+        mod conformance {
+            use super::*;
+            $(
+                #[test]
+                fn $check() {
+                    $crate::testing::conformance::check(
+                        stringify!($check), $crate::testing::conformance::$check, &$config, &$skips);
+                }
+            )*
+        }
+    };
+}
+
+/// What a check finds: nothing, or a fault.
+pub type Finding = Result<(), String>;
+
+/// Runs a check on every architecture. A skipped one must fail on at least one of them.
+///
+/// # Panics
+/// If a check fails, or passes though it is skipped.
+pub fn check<M: Method>(name: &str, check: fn(&M, &Base) -> Finding, config: &M, skips: &[(&str, &str)]) {
+    let skip = skips.iter().find(|(skipped, _)| skipped.eq_ignore_ascii_case(name));
+    let findings: Vec<_> = SHAPES.iter().map(|shape| (shape, check(config, &base(shape, &device())))).collect();
+    match skip {
+        Some((_, reason)) => {
+            assert!(findings.iter().any(|(_, f)| f.is_err()), "{name} is skipped ({reason}) but passes");
+        }
+        None => {
+            for (shape, finding) in findings {
+                finding.unwrap_or_else(|fault| panic!("{name} of {} on {shape}: {fault}", M::NAME));
+            }
+        }
+    }
+}
+
+fn within(a: &TensorData, b: &TensorData, tolerance: Tolerance, what: &str) -> Finding {
+    let found = difference(a, b);
+    if found <= tolerance.0 { Ok(()) } else { Err(format!("{what}: the largest difference is {found}")) }
+}
+
+fn equal(a: &TensorData, b: &TensorData, what: &str) -> Finding {
+    if a.as_bytes() == b.as_bytes() {
+        Ok(())
+    } else {
+        Err(format!("{what}: bits differ, the largest difference is {}", difference(a, b)))
+    }
+}
+
+fn states(hidden: Hidden) -> TensorData {
+    hidden.states.into_data()
+}
+
+fn run(tuner: &impl Tuner, base: &Base, batch: &Batch) -> Result<TensorData, String> {
+    tuner.run(base, batch).map(states).map_err(|e| e.to_string())
+}
+
+fn init<M: Method>(config: &M, base: &Base) -> Result<M::Tuner, String> {
+    config.init(base, 3).map_err(|e| e.to_string())
+}
+
+fn random<M: Method>(config: &M, base: &Base) -> Result<M::Tuner, String> {
+    Ok(randomized(&init(config, base)?, 5))
+}
+
+/// A loss without symmetries: hidden states and pooled output times fixed random weights, a mean over the batch.
+fn loss(hidden: Hidden) -> Tensor<1> {
+    let weigh = |x: Tensor<3>, name| {
+        let weights = Random::new(13, name).normal_tensor(x.dims(), 1.0, &x.device().inner());
+        (x * weights).mean()
+    };
+    let pooled = hidden.pooled.map(|p| weigh(p.unsqueeze_dim(1), "pooled"));
+    let states = weigh(hidden.states, "states");
+    pooled.map_or(states.clone(), |p| p + states)
+}
+
+/// C1: the model is unchanged at init.
+pub fn c1<M: Method>(config: &M, base: &Base) -> Finding {
+    let (tuner, batch) = (init(config, base)?, batch(base));
+    let bare = run(&Bare {}, base, &batch)?;
+    equal(&run(&tuner.valid(), base, &batch)?, &bare, "plain")?;
+    within(&run(&tuner, base, &batch)?, &bare, SAME_FUNCTION, "tracked")
+}
+
+/// C2: the number of trainable elements is the closed form's.
+pub fn c2<M: Method>(config: &M, base: &Base) -> Finding {
+    let (found, expected) = (init(config, base)?.num_params(), config.count(base.shape()).map_err(|e| e.to_string())?);
+    if found == expected { Ok(()) } else { Err(format!("{found} elements, the closed form says {expected}")) }
+}
+
+/// C3: merged equals unmerged, on a random state; the base itself keeps its bits.
+pub fn c3<M: Method>(config: &M, base: &Base) -> Finding {
+    let (tuner, batch) = (random(config, base)?.valid(), batch(base));
+    let merge = M::merge(&tuner).ok_or("the method has no weight-space form")?;
+    let (before, bare) = (base.fingerprint(), run(&Bare {}, base, &batch)?);
+    let unmerged = run(&tuner, base, &batch)?;
+    let merged = base.merged(merge);
+    within(&run(&Bare {}, &merged, &batch)?, &unmerged, MERGED, "merged")?;
+    if difference(&bare, &unmerged) <= MERGED.0 {
+        return Err("the random state does not change the model: nothing was tested".into());
+    }
+    if base.fingerprint() == before { Ok(()) } else { Err("merging changed the original base".into()) }
+}
+
+/// C4: what is saved is loaded bit for bit, as an adapter directory and as a record of burn's.
+pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
+    let text = |e: crate::Error| e.to_string();
+    let trained = Trained::new(random(config, base)?, Head::classifier(base, 3, 3)).map_err(text)?;
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let path = folder.path().join("adapter");
+    io::peft::save(&path, config, &trained, base.shape(), &io::peft::Labels::default()).map_err(text)?;
+    let (loaded_config, loaded) = io::peft::load::<M>(&path, base).map_err(text)?;
+    let batch = batch(base);
+    let logits = |t: &Trained<M::Tuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
+    equal(&logits(&trained)?, &logits(&loaded)?, "logits of the loaded adapter")?;
+    io::peft::save(&folder.path().join("again"), &loaded_config, &loaded, base.shape(), &io::peft::Labels::default()).map_err(text)?;
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        let read = |dir: &str| std::fs::read(folder.path().join(dir).join(file)).map_err(|e| e.to_string());
+        if read("adapter")? != read("again")? {
+            return Err(format!("{file} written again has other bytes"));
+        }
+    }
+    let bytes = trained.clone().into_record().into_bytes().map_err(|e| format!("{e:?}"))?;
+    let record = burn::store::ModuleRecord::from_bytes(bytes).map_err(|e| format!("{e:?}"))?;
+    let fresh = Trained::new(init(config, base)?, Head::classifier(base, 3, 9)).map_err(text)?;
+    let restored = fresh.try_load_record(record).map_err(|e| format!("{e:?}"))?;
+    if tensors(&restored) == tensors(&trained) { Ok(()) } else { Err("the record restores other values".into()) }
+}
+
+/// C5: every tensor of the method gets a gradient, the base none, and the base's bits stay.
+pub fn c5<M: Method>(config: &M, base: &Base) -> Finding {
+    struct Gradients(GradientsParams, Vec<String>, usize);
+    impl Visit for Gradients {
+        fn tensor<const D: usize>(&mut self, name: &str, id: burn::module::ParamId, _: Tensor<D>) {
+            self.2 += 1;
+            match self.0.get::<D>(id).map(|g| g.abs().max().into_scalar::<f32>()) {
+                Some(largest) if largest > 0.0 && largest.is_finite() => {}
+                other => self.1.push(format!("{name}: {other:?}")),
+            }
+        }
+    }
+    let (tuner, batch, before) = (random(config, base)?, batch(base), base.fingerprint());
+    let hidden = tuner.run(base, &batch).map_err(|e| e.to_string())?;
+    let gradients = GradientsParams::from_grads(loss(hidden).backward(), &tuner);
+    let registered = gradients.len();
+    let mut visitor = Gradients(gradients, vec![], 0);
+    visit(&tuner, &mut visitor);
+    if !visitor.1.is_empty() {
+        return Err(format!("without a gradient: {}", visitor.1.join(", ")));
+    }
+    if registered != visitor.2 {
+        return Err(format!("{registered} gradients for {} tensors", visitor.2));
+    }
+    let tracked = base.shape().places().into_iter().any(|p| match p.slot {
+        crate::Slot::Weight => base.weight(p.site).dense().is_autodiff(),
+        slot => base.vector(p.site, slot).is_autodiff(),
+    });
+    if !tracked && base.fingerprint() == before { Ok(()) } else { Err("the base is tracked or has changed".into()) }
+}
+
+/// C6: composition with the bare base on either side changes nothing.
+pub fn c6<M: Method>(config: &M, base: &Base) -> Finding
+where
+    M::Tuner: Adapter,
+{
+    let (tuner, batch) = (random(config, base)?.valid(), batch(base));
+    let alone = run(&tuner, base, &batch)?;
+    equal(&run(&(tuner.clone(), Bare {}), base, &batch)?, &alone, "(A, bare)")?;
+    equal(&run(&(Bare {}, tuner), base, &batch)?, &alone, "(bare, A)")
+}
+
+/// C7: a sequence's result does not depend on the batch and the padding.
+pub fn c7<M: Method>(config: &M, base: &Base) -> Finding {
+    let (tuner, examples) = (random(config, base)?.valid(), examples(base));
+    let whole = tuner.run(base, &batch(base)).map_err(|e| e.to_string())?;
+    for (i, example) in examples.iter().enumerate() {
+        let one = Batch::new([example], base.shape().pad, base.device()).map_err(|e| e.to_string())?;
+        let alone = tuner.run(base, &one).map_err(|e| e.to_string())?.states;
+        let [_, rows, hidden] = alone.dims();
+        let same = whole.states.clone().slice([i..i + 1, 0..rows, 0..hidden]);
+        within(&alone.into_data(), &same.into_data(), SAME_FUNCTION, &format!("sequence {i} alone"))?;
+    }
+    Ok(())
+}
+
+/// C8: a seed decides every bit.
+pub fn c8<M: Method>(config: &M, base: &Base) -> Finding {
+    let trained = || -> Result<_, String> {
+        let trained = Trained::new(init(config, base)?, Head::classifier(base, 2, 3)).map_err(|e| e.to_string())?;
+        Ok(trained.into_record().into_bytes().map_err(|e| format!("{e:?}"))?.to_vec())
+    };
+    if trained()? == trained()? { Ok(()) } else { Err("two starts from one seed differ".into()) }
+}
+
+/// C9: a few AdamW steps lower the loss.
+pub fn c9<M: Method>(config: &M, base: &Base) -> Finding {
+    let (mut tuner, batch) = (random(config, base)?, batch(base));
+    let mut optim = Optim::new(AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0).build());
+    let mut losses = vec![];
+    for _ in 0..6 {
+        let loss = loss(tuner.run(base, &batch).map_err(|e| e.to_string())?);
+        losses.push(loss.clone().into_scalar::<f32>());
+        let gradients = GradientsParams::from_grads(loss.backward(), &tuner);
+        tuner = optim.step(tuner, gradients, |_| 1e-2);
+    }
+    if losses[5] < losses[0] { Ok(()) } else { Err(format!("losses {losses:?}")) }
+}
+
+/// C10: the device under test agrees with flex.
+pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
+    #[cfg(feature = "flex")]
+    {
+        let shape = SHAPES.iter().find(|s| crate::Shape::named(s).is_ok_and(|s| s == *here.shape()));
+        let flex = base(shape.ok_or("a base of another shape")?, &burn::tensor::Device::flex());
+        let there = run(&random(config, &flex)?.valid(), &flex, &batch(&flex))?;
+        let found = run(&random(config, here)?.valid(), here, &batch(here))?;
+        println!("largest difference to flex: {:e}", difference(&found, &there));
+        within(&found, &there, TWO_BACKENDS, "flex and this device")
+    }
+    #[cfg(not(feature = "flex"))]
+    Err(format!("flex is not compiled in beside {:?}", here.device()))
+}

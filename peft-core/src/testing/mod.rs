@@ -1,0 +1,10 @@
+//! Putting methods to the test: the conformance suite, equivalences, and the models and batches they run on. Public, so
+//! that a method of one's own can be put through the same.
+
+pub mod conformance;
+pub mod equivalence;
+pub mod fixtures;
+pub mod tolerances;
+
+pub use equivalence::{assert_close, difference};
+pub use fixtures::{base, batch, device, examples, randomized};

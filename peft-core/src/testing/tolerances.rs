@@ -1,0 +1,18 @@
+//! Every error budget of the tests, in one place: operation by operation, for f32. No test has a literal of its own.
+
+/// The largest absolute difference allowed between numbers of order 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance(pub f32);
+
+/// The same function by two routes of f32 operations on one device (a softmax of its own on each).
+pub const SAME_FUNCTION: Tolerance = Tolerance(1e-5);
+/// A weight-space form against an activation-space form.
+pub const MERGED: Tolerance = Tolerance(5e-5);
+/// Against logits, losses and gradients of a reference implementation.
+pub const REFERENCE: Tolerance = Tolerance(1e-4);
+/// Against tensors of a reference after ten AdamW steps with rate 1e-2: a gradient near 0 moves a full step either way.
+pub const REFERENCE_TRAJECTORY: Tolerance = Tolerance(2e-4);
+/// The same function on two backends.
+pub const TWO_BACKENDS: Tolerance = Tolerance(1e-4);
+/// Gradients by automatic differentiation against central differences in f32, relative to the largest.
+pub const FINITE_DIFFERENCE: Tolerance = Tolerance(2e-2);

@@ -1,0 +1,110 @@
+//! The optimizer driver: any rule of burn-optim, with states by parameter that can be read, set, reset and saved by name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::optim::{DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource};
+use burn::tensor::{Device, Tensor};
+
+use crate::view::{Visit, visit};
+
+/// An optimizer and its states.
+#[derive(Clone)]
+pub struct Optim {
+    rule: Arc<dyn DynOptimizer>,
+    states: BTreeMap<ParamId, DynState>,
+}
+
+impl Optim {
+    /// Without states yet.
+    pub fn new(rule: impl Optimizer) -> Self {
+        Optim { rule: Arc::new(rule), states: BTreeMap::new() }
+    }
+
+    /// One step on every parameter that has a gradient; `lr` is asked by the parameter's name.
+    pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams, lr: impl Fn(&str) -> f64) -> M {
+        struct Step<'a, F> {
+            optim: &'a mut Optim,
+            gradients: GradientsParams,
+            lr: F,
+            path: Vec<String>,
+        }
+        impl<F: Fn(&str) -> f64> ModuleMapper for Step<'_, F> {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.path.push(name.to_string());
+            }
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.path.pop();
+            }
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
+                let (id, lr) = (param.id, (self.lr)(&self.path.join(".")));
+                param.map(|value| {
+                    let tracked = value.is_require_grad();
+                    let state = self.optim.states.remove(&id);
+                    let (value, gradient) = (value.inner().into_bridge(), gradient.into_bridge());
+                    let (value, state) = self.optim.rule.step_dyn(D, lr, value, gradient, state);
+                    if let Some(state) = state {
+                        self.optim.states.insert(id, state);
+                    }
+                    let value = Tensor::<D>::from_inner(Tensor::<D>::from_bridge(value));
+                    if tracked { value.require_grad() } else { value }
+                })
+            }
+        }
+        module.map(&mut Step { optim: self, gradients, lr, path: vec![] })
+    }
+
+    /// The state of a parameter, as burn-optim's rule keeps it (`AdamWState<2>` for AdamW on a matrix).
+    ///
+    /// # Panics
+    /// If the rule keeps another type.
+    pub fn state<S: Clone + Send + Sync + 'static>(&self, id: ParamId) -> Option<S> {
+        self.states.get(&id).map(|state| state.downcast_ref::<S>().clone())
+    }
+
+    /// Replaces the state of a parameter of this rank.
+    pub fn set_state<S: Send + Sync + 'static>(&mut self, id: ParamId, rank: usize, state: S) {
+        self.states.insert(id, DynState::create(state, rank));
+    }
+
+    /// Forgets the state of a parameter.
+    pub fn reset(&mut self, id: ParamId) {
+        self.states.remove(&id);
+    }
+
+    /// All states, by the names of the module's parameters.
+    pub fn save<M: Module>(&self, module: &M) -> StateSink {
+        struct Save<'a>(&'a Optim, StateSink);
+        impl Visit for Save<'_> {
+            fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+                if let Some(state) = self.0.states.get(&id) {
+                    self.0.rule.state_flatten(name, state, &mut self.1);
+                }
+            }
+        }
+        let mut save = Save(self, StateSink::default());
+        visit(module, &mut save);
+        save.1
+    }
+
+    /// The states that [`save`](Self::save) gave, for a module with the same names.
+    pub fn load<M: Module>(rule: impl Optimizer, module: &M, saved: StateSink, device: &Device) -> Self {
+        struct Load<'a>(Optim, StateSource, &'a Device);
+        impl Visit for Load<'_> {
+            fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+                if let Some(state) = self.0.rule.state_unflatten(D, name, &mut self.1, self.2) {
+                    self.0.states.insert(id, state);
+                }
+            }
+        }
+        let mut source = StateSource::new(saved.scalars.into_iter().collect());
+        for (name, data) in saved.tensors {
+            source.insert_tensor(name, data);
+        }
+        let mut load = Load(Optim::new(rule), source, device);
+        visit(module, &mut load);
+        load.0
+    }
+}

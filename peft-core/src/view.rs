@@ -1,0 +1,146 @@
+//! Working with the tensors of any module by their names, the dotted paths of burn's records.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::{Error, Result, random::hash};
+
+/// A change of tensors, by name.
+pub trait Rewrite {
+    /// The tensor that takes the place of `tensor`.
+    fn tensor<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Tensor<D>;
+}
+
+/// A module of the same form and the same ids whose tensors are computed from its own. The result may be tracked: gradients
+/// flow into whatever it was computed from. It lives for one run; it is never optimized or saved.
+pub fn view<M: Module>(module: &M, rewrite: &mut impl Rewrite) -> M {
+    struct View<'a, R> {
+        path: Vec<String>,
+        rewrite: &'a mut R,
+    }
+    impl<R: Rewrite> ModuleMapper for View<'_, R> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (id, value, _) = param.consume();
+            Param::initialized(id, self.rewrite.tensor(&self.path.join("."), value))
+        }
+    }
+    module.clone().map(&mut View { path: vec![], rewrite })
+}
+
+/// A module with new values in the tensors that `values` names; a value of another shape is an error.
+pub fn with_values<M: Module>(module: M, values: &BTreeMap<String, TensorData>) -> Result<M> {
+    struct Replace<'a> {
+        path: Vec<String>,
+        values: &'a BTreeMap<String, TensorData>,
+        wrong: Option<Error>,
+    }
+    impl ModuleMapper for Replace<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let name = self.path.join(".");
+            let Some(data) = self.values.get(&name) else { return param };
+            let dims = param.lazy_shape();
+            if *data.shape() != dims {
+                let (found, expected) = (format!("shape {:?}", data.shape()), format!("{dims:?}"));
+                self.wrong = Some(Error::config(name, found, expected));
+                return param;
+            }
+            param.map(|old| {
+                let new = Tensor::from_data(data.clone(), &old.device());
+                if old.is_require_grad() { new.require_grad() } else { new }
+            })
+        }
+    }
+    let mut replace = Replace { path: vec![], values, wrong: None };
+    let module = module.map(&mut replace);
+    replace.wrong.map_or(Ok(module), Err)
+}
+
+/// The values of a module's tensors, by name.
+pub fn tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
+    struct Collect(BTreeMap<String, TensorData>);
+    impl Visit for Collect {
+        fn tensor<const D: usize>(&mut self, name: &str, _: ParamId, tensor: Tensor<D>) {
+            self.0.insert(name.to_string(), tensor.into_data());
+        }
+    }
+    let mut collect = Collect(BTreeMap::new());
+    visit(module, &mut collect);
+    collect.0
+}
+
+/// Something done with each tensor of a module.
+pub trait Visit {
+    /// One tensor, its name and its id.
+    fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>);
+}
+
+/// Visits the tensors of a module by name, in its order.
+pub fn visit<M: Module>(module: &M, visit: &mut impl Visit) {
+    struct Walk<'a, V> {
+        path: Vec<String>,
+        visit: &'a mut V,
+    }
+    impl<V: Visit> ModuleVisitor for Walk<'_, V> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.visit.tensor(&self.path.join("."), param.id, param.val());
+        }
+    }
+    module.visit(&mut Walk { path: vec![], visit });
+}
+
+/// The same module with ids that are functions of the names. An id that occurs twice is an error: the optimizer would move
+/// one of the places only.
+pub fn with_ids_from_names<M: Module>(module: M) -> Result<M> {
+    struct Ids(BTreeMap<ParamId, String>, Option<Error>);
+    impl Visit for Ids {
+        fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+            if let Some(first) = self.0.insert(id, name.to_string()) {
+                let found = format!("the same parameter as {first}");
+                self.1 = Some(Error::config(name, found, "every parameter in one place; share by a view"));
+            }
+        }
+    }
+    let mut ids = Ids(BTreeMap::new(), None);
+    visit(&module, &mut ids);
+    if let Some(error) = ids.1 {
+        return Err(error);
+    }
+    struct Rename(Vec<String>, BTreeSet<u64>);
+    impl ModuleMapper for Rename {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let mut id = hash(&self.0.join("."));
+            while !self.1.insert(id) {
+                id = id.wrapping_add(1);
+            }
+            let (_, value, mapper) = param.consume();
+            Param::from_mapped_value(ParamId::from(id), value, mapper)
+        }
+    }
+    Ok(module.map(&mut Rename(vec![], BTreeSet::new())))
+}

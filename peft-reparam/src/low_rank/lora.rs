@@ -1,0 +1,263 @@
+//! # LoRA                                   family: reparameterized / low-rank decomposition
+//! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
+//! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
+//! Trains: r (d_in + d_out) per site, and biases by `bias`.      Merges: yes.
+//! Identities: zero at init; merged == unmerged; alpha -> c alpha is B -> c B; (A R, R^-1 B) for invertible R; rank r1 + r2 is the sum of two; rsLoRA at alpha is LoRA at alpha sqrt(r).
+//! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Slot, Weight, file_path, place_key, random::{Noise, Random}, split_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// Which biases of the base are trained beside the factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasMode {
+    /// None.
+    #[default]
+    None,
+    /// Those of the adapted linear maps.
+    LoraOnly,
+    /// Every bias of the model, the normalizations' included.
+    All,
+}
+
+/// The configuration of LoRA, in the names of PEFT's `LoraConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// The scale is `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Dropout probability on the input of the low-rank path.
+    pub lora_dropout: f64,
+    /// Where.
+    pub target_modules: Sites,
+    /// Whether the scale is `lora_alpha / sqrt(r)` (Kalajdzievski, 2023, arXiv:2312.03732).
+    pub use_rslora: bool,
+    /// Biases trained beside the factors.
+    pub bias: BiasMode,
+    /// Ranks of modules whose path ends in a match of the key.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of modules whose path ends in a match of the key.
+    pub alpha_pattern: BTreeMap<String, f64>,
+}
+
+impl Default for LoraConfig {
+    /// PEFT's: rank 8, alpha 8, no dropout, on query and value.
+    fn default() -> Self {
+        LoraConfig {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: Part::Query | Part::Value,
+            use_rslora: false,
+            bias: BiasMode::None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+        }
+    }
+}
+
+impl LoraConfig {
+    /// Rank `r`, alpha 8, on query and value.
+    pub fn new(r: usize) -> Self {
+        LoraConfig { r, ..Default::default() }
+    }
+
+    /// With this numerator of the scale.
+    pub fn with_alpha(mut self, alpha: f64) -> Self {
+        self.lora_alpha = alpha;
+        self
+    }
+
+    /// With dropout of this probability on the low-rank path's input.
+    pub fn with_dropout(mut self, p: f64) -> Self {
+        self.lora_dropout = p;
+        self
+    }
+
+    /// On these linear maps.
+    pub fn with_sites(mut self, sites: impl Into<Sites>) -> Self {
+        self.target_modules = sites.into();
+        self
+    }
+
+    /// With the scale `alpha / sqrt(r)`.
+    pub fn with_rslora(mut self) -> Self {
+        self.use_rslora = true;
+        self
+    }
+
+    /// With these biases trained too.
+    pub fn with_bias(mut self, bias: BiasMode) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Site, rank and scale of every adapted linear map.
+    fn plan(&self, shape: &Shape) -> Result<Vec<(Site, usize, f64)>> {
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(Error::config("lora_dropout", self.lora_dropout, "a number from 0 to below 1"));
+        }
+        let (ranks, alphas) = (patterns("rank_pattern", &self.rank_pattern)?, patterns("alpha_pattern", &self.alpha_pattern)?);
+        let plan = |site| {
+            let path = shape.module_path(site).unwrap_or_default();
+            let rank = first_match(&ranks, &path).unwrap_or(self.r);
+            let alpha = first_match(&alphas, &path).unwrap_or(self.lora_alpha);
+            let [rows, columns] = shape.linear_dims(site);
+            if rank == 0 || rank > rows.min(columns) {
+                return Err(Error::config(format!("r at {path}"), rank, format!("1 to {}", rows.min(columns))));
+            }
+            if !alpha.is_finite() || alpha == 0.0 {
+                return Err(Error::config(format!("lora_alpha at {path}"), alpha, "a finite number other than 0"));
+            }
+            let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+            Ok((site, rank, alpha / divisor))
+        };
+        self.target_modules.resolve(shape)?.into_iter().map(plan).collect()
+    }
+
+    /// The trained biases of the base.
+    fn biases(&self, shape: &Shape) -> Result<Vec<Site>> {
+        let adapted = self.target_modules.resolve(shape)?;
+        let bias = |site: &Site| match self.bias {
+            BiasMode::None => false,
+            BiasMode::LoraOnly => adapted.contains(site),
+            BiasMode::All => true,
+        };
+        Ok(shape.places().into_iter().filter(|p| p.slot == Slot::Bias).map(|p| p.site).filter(bias).collect())
+    }
+}
+
+/// Patterns as PEFT matches them: `^(.*\.)?(key)$` on the module path.
+fn patterns<T: Copy>(setting: &str, map: &BTreeMap<String, T>) -> Result<Vec<(regex::Regex, T)>> {
+    let compile = |(key, value): (&String, &T)| match regex::Regex::new(&format!(r"^(.*\.)?({key})$")) {
+        Ok(regex) => Ok((regex, *value)),
+        Err(error) => Err(Error::config(setting, key, format!("a regular expression ({error})"))),
+    };
+    map.iter().map(compile).collect()
+}
+
+fn first_match<T: Copy>(patterns: &[(regex::Regex, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
+}
+
+/// Low-rank factors at some sites.
+#[derive(Module, Debug)]
+pub struct Lora {
+    factors: SiteMap<Factors>,
+    biases: SiteMap<Param<Tensor<1>>>,
+    #[module(skip)]
+    dropout: f64,
+}
+
+/// The factors at one site.
+#[derive(Module, Debug)]
+pub struct Factors {
+    /// `[d_in, r]`.
+    pub a: Param<Tensor<2>>,
+    /// `[r, d_out]`.
+    pub b: Param<Tensor<2>>,
+    #[module(skip)]
+    scale: f64,
+}
+
+impl Method for LoraConfig {
+    const NAME: &'static str = "lora";
+    const PEFT_TYPE: &'static str = "LORA";
+    type Tuner = Lora;
+
+    fn init(&self, base: &Base, seed: u64) -> Result<Lora> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let factors = self.plan(shape)?.into_iter().map(|(site, rank, scale)| {
+            let [rows, columns] = shape.linear_dims(site);
+            let bound = 1.0 / (rows as f64).sqrt();
+            let a = Random::new(seed, &format!("lora.{site}.a")).uniform_tensor([rows, rank], -bound, bound, &device);
+            let b = Tensor::zeros([rank, columns], &device);
+            (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), scale })
+        });
+        let biases = self.biases(shape)?.into_iter().map(|site| {
+            (site, Param::from_tensor(Tensor::from_inner(base.vector(site, Slot::Bias))))
+        });
+        Ok(Lora { factors: factors.collect(), biases: biases.collect(), dropout: self.lora_dropout })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| r * shape.linear_dims(site).iter().sum::<usize>());
+        let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
+        Ok(factors.sum::<usize>() + biases.sum::<usize>())
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        match split_name(name) {
+            ("factors", site, "a") => Key::transposed(format!("{}.lora_A.weight", file_path(shape, site))),
+            ("factors", site, _) => Key::transposed(format!("{}.lora_B.weight", file_path(shape, site))),
+            (_, site, _) => {
+                let adapted = self.target_modules.resolve(shape).is_ok_and(|sites| sites.contains(&site));
+                let base_layer = if adapted { ".base_layer" } else { "" };
+                Key::plain(format!("{}{base_layer}.bias", file_path(shape, site)))
+            }
+        }
+    }
+
+    fn merge(tuner: &Lora) -> Option<&dyn Merge> {
+        Some(tuner)
+    }
+}
+
+fn base_bias(shape: &Shape, site: Site) -> peft_core::Place {
+    let bias = |p: &peft_core::Place| p.site == site && p.slot == Slot::Bias;
+    shape.places().into_iter().find(bias).expect("the sites of biases come from the places")
+}
+
+/// LoRA during one run: with the run's dropout.
+struct Opened<'a> {
+    lora: &'a Lora,
+    noise: Option<&'a Noise>,
+}
+
+impl Hooks for Opened<'_> {
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        let Some(Factors { a, b, scale }) = self.lora.factors.get(site) else { return next(x) };
+        let input = match self.noise {
+            Some(noise) => noise.dropout(x.clone(), self.lora.dropout, &format!("lora.{site}")),
+            None => x.clone(),
+        };
+        next(x) + input.matmul(a.val().unsqueeze()).matmul(b.val().unsqueeze()) * *scale
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        match self.lora.biases.get(site) {
+            Some(bias) if slot == Slot::Bias => bias.val(),
+            _ => v,
+        }
+    }
+}
+
+impl Adapter for Lora {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        f(&Opened { lora: self, noise: batch.noise.as_deref() })
+    }
+}
+
+impl Merge for Lora {
+    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        let Factors { a, b, scale } = self.factors.get(site)?;
+        let w = w.dense();
+        Some(w.clone() + (a.val().matmul(b.val()) * *scale).to_device(&w.device()))
+    }
+
+    fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
+        self.biases.get(site).filter(|_| slot == Slot::Bias).map(Param::val)
+    }
+}
+
+impl Procedure for Lora {}

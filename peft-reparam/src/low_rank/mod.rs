@@ -1,0 +1,3 @@
+//! Low-rank decomposition.
+
+pub mod lora;
