@@ -1,0 +1,226 @@
+"""Writes the reference cases of the HF PEFT methods: adapter files, outputs, gradients, training.
+
+Usage: python scripts/golden/methods.py   (after models.py)
+"""
+
+import copy
+import os
+import warnings
+
+import torch
+from common import MODELS, REPO, batch, fresh, generator, normal, read_json, save, write_json
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from transformers import AutoModelForSequenceClassification
+
+warnings.filterwarnings("ignore", message=".*not initialized.*")
+
+REPARAM = REPO / "peft-reparam" / "tests" / "golden"
+ADDITIVE = REPO / "peft-additive" / "tests" / "golden"
+TASK = TaskType.SEQ_CLS
+ROBERTA, BERT = "roberta-classify", "bert-classify"
+LENGTHS = [11, 8, 7, 3]
+LABELS = {ROBERTA: [0, 2, 1, 2], BERT: [1, 0, 0, 1]}
+STEPS = 10
+
+CASES = {
+    REPARAM / "lora": (ROBERTA, LoraConfig(task_type=TASK, r=3, lora_alpha=5, target_modules=["query", "value"])),
+    REPARAM / "lora-patterns": (
+        ROBERTA,
+        LoraConfig(
+            task_type=TASK,
+            r=3,
+            lora_alpha=6,
+            use_rslora=True,
+            bias="all",
+            target_modules=["query", "value", "intermediate.dense", "output.dense"],
+            rank_pattern={"layer.0.attention.self.query": 2, "intermediate.dense": 4, r".*layer\.2\..*\.value": 1},
+            alpha_pattern={"layer.1.output.dense": 7, "query": 3},
+        ),
+    ),
+    REPARAM / "lora-bias": (
+        ROBERTA,
+        LoraConfig(
+            task_type=TASK,
+            r=2,
+            lora_alpha=4,
+            bias="lora_only",
+            target_modules=r".*\.layer\.[12]\.(attention\.self\.(query|value)|output\.dense)",
+        ),
+    ),
+    REPARAM / "lora-bert": (BERT, LoraConfig(task_type=TASK, r=3, lora_alpha=5, target_modules=["query", "value"])),
+    ADDITIVE / "ia3": (ROBERTA, IA3Config(task_type=TASK)),
+    ADDITIVE / "ia3-bert": (BERT, IA3Config(task_type=TASK)),
+    ADDITIVE / "prompt": (ROBERTA, PromptTuningConfig(task_type=TASK, num_virtual_tokens=4)),
+    ADDITIVE / "prompt-bert": (BERT, PromptTuningConfig(task_type=TASK, num_virtual_tokens=4)),
+    ADDITIVE / "prefix": (ROBERTA, PrefixTuningConfig(task_type=TASK, num_virtual_tokens=4)),
+    ADDITIVE / "prefix-projection": (
+        ROBERTA,
+        PrefixTuningConfig(task_type=TASK, num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=11),
+    ),
+    ADDITIVE / "prefix-bert": (BERT, PrefixTuningConfig(task_type=TASK, num_virtual_tokens=4)),
+}
+
+
+# AdamW turns a gradient element that is almost zero into a step of full size, whatever its rounding
+# error. The seeds below were picked so that no case has such elements (see the README).
+SEEDS = {
+    "lora": 3,
+    "lora-patterns": 6,
+    "lora-bias": 11,
+    "lora-bert": 1,
+    "ia3": 8,
+    "ia3-bert": 9,
+    "prompt": 31,
+    "prompt-bert": 9,
+    "prefix": 8,
+    "prefix-projection": 3,
+    "prefix-bert": 10,
+}
+
+
+def base_model(name):
+    # The working directory is the folder of the models, so that adapter_config.json names just the model.
+    return AutoModelForSequenceClassification.from_pretrained(name, attn_implementation="eager")
+
+
+def trainable(model):
+    """Trainable tensors under the keys PEFT saves them with.
+
+    The virtual tokens of prompt learning are named as they are saved without a projection
+    (`prompt_embeddings`); with a projection they are named inside the prefix encoder.
+    """
+    saved = {value.data_ptr(): key for key, value in get_peft_model_state_dict(model).items()}
+    prompt = "prompt_encoder.default."
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(prompt):
+            plain = model.active_peft_config.to_dict().get("prefix_projection") is not True
+            key = "prompt_embeddings" if plain else name.removeprefix(prompt)
+        elif parameter.data_ptr() in saved:
+            key = saved[parameter.data_ptr()]
+        else:
+            raise AssertionError(f"trainable but not saved: {name}")
+        assert key not in tensors, key
+        tensors[key] = parameter
+    return tensors
+
+
+@torch.no_grad()
+def randomize_adapter(tensors, gen):
+    for key, parameter in tensors.items():
+        if "ia3_l" in key:
+            value = normal(gen, parameter.shape, 0.3, mean=1.0)
+        elif "lora_" in key:
+            value = normal(gen, parameter.shape, 0.3 if "lora_A" in key else 0.2)
+        elif key in ("prompt_embeddings", "embedding.weight"):
+            value = normal(gen, parameter.shape, 0.5)
+        elif "classifier" in key or "transform" in key:
+            value = normal(gen, parameter.shape, 0.2 if key.endswith("bias") else 0.3)
+        else:  # a bias of the base model (bias="all" or "lora_only"): different from the base file
+            assert key.endswith("bias"), key
+            value = parameter + normal(gen, parameter.shape, 0.1)
+        parameter.copy_(value)
+
+
+def train(model, inputs, tensors):
+    """Losses before each of the AdamW steps on one fixed batch."""
+    model.train()
+    optimizer = torch.optim.AdamW(
+        list(tensors.values()), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+    )
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        losses.append(loss.detach())
+        optimizer.step()
+    return torch.stack(losses)
+
+
+def reference(model, inputs):
+    """Everything in expected.safetensors; leaves the model trained."""
+    tensors = trainable(model)
+    features = {key: value for key, value in inputs.items() if key != "labels"}
+    model.eval()
+    with torch.no_grad():
+        expected = {"logits": model(**features).logits}
+    model.train()
+    loss = model(**inputs).loss
+    loss.backward()
+    expected["loss"] = loss
+    for key, parameter in tensors.items():
+        expected[f"grad.{key}"] = parameter.grad.clone()
+    expected["losses"] = train(model, inputs, tensors)
+    for key, parameter in tensors.items():
+        if key.endswith("key.bias"):
+            continue  # softmax ignores it: its gradient, and so its path under AdamW, is rounding noise
+        expected[f"final.{key}"] = parameter.detach().clone()
+    model.eval()
+    with torch.no_grad():
+        expected["logits_final"] = model(**features).logits
+    return expected
+
+
+def write_case(folder, base, config):
+    name = folder.name
+    print(name)
+    gen = generator(f"{name}/{SEEDS[name]}")
+    inputs = batch(gen, base.split("-")[0], LENGTHS)
+    inputs["labels"] = torch.tensor(LABELS[base])
+
+    model = get_peft_model(base_model(base), copy.deepcopy(config))
+    tensors = trainable(model)
+    randomize_adapter(tensors, gen)
+    fresh(folder)
+    save(folder / "inputs.safetensors", inputs)
+    model.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "README.md").unlink()
+    settings = read_json(folder / "adapter" / "adapter_config.json")
+    for key in ("target_modules", "feedforward_modules"):  # sets, in an order that changes from run to run
+        if isinstance(settings.get(key), list):
+            settings[key].sort()
+    write_json(folder / "adapter" / "adapter_config.json", settings)
+    if getattr(config, "prefix_projection", False):
+        save(folder / "projection.safetensors", {k: v for k, v in tensors.items() if "classifier" not in k})
+
+    double = copy.deepcopy(model).double()
+    expected = reference(model, inputs)
+    save(folder / "expected.safetensors", expected)
+
+    # PEFT reads the adapter back to the same logits, with the default attention kernel.
+    again = AutoModelForSequenceClassification.from_pretrained(base)
+    again = PeftModel.from_pretrained(again, folder / "adapter").eval()
+    with torch.no_grad():
+        logits = again(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+    assert torch.allclose(logits, expected["logits"], atol=1e-5), "reload"
+
+    # How far float32 can be trusted: the same run in float64.
+    exact = reference(double, inputs)
+    losses = " ".join(f"{x:.4f}" for x in expected["losses"].tolist())
+    print(f"  losses {losses}")
+    for prefix in ["logits", "loss", "losses", "logits_final", "grad.", "final."]:
+        keys = [k for k in expected if k == prefix or (prefix.endswith(".") and k.startswith(prefix))]
+        worst = max(keys, key=lambda k: (expected[k] - exact[k]).abs().max())
+        error = (expected[worst] - exact[worst]).abs().max()
+        print(f"  {prefix:13} {len(keys):3} tensors, worst float32 error {error:.1e} ({worst})")
+    small = [k for k in expected if k.startswith("grad.") and exact[k].abs().max() < 1e-6]
+    if small:
+        print("  gradients that are zero but for rounding:", *small, sep="\n    ")
+
+
+if __name__ == "__main__":
+    os.chdir(MODELS)
+    for case, (base, config) in CASES.items():
+        write_case(case, base, config)
