@@ -2,15 +2,23 @@
 
 mod adapter;
 mod batch;
+mod device;
 mod error;
+pub mod files;
 mod head;
 mod hooks;
+#[cfg(feature = "load")]
+pub mod io;
+#[cfg(any(feature = "load", feature = "tokenize"))]
+pub mod load;
 mod merge;
 mod method;
 pub mod models;
 pub mod random;
 mod shape;
 mod site;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod train;
 pub mod view;
 mod weight;
@@ -18,6 +26,7 @@ mod within;
 
 pub use adapter::{Adapter, Bare, Tuner};
 pub use batch::{Batch, Example, Label};
+pub use device::{available, device};
 pub use error::{Error, Result};
 pub use head::{Affine, Classifier, Head, MaskedLm, Norm, Trained};
 pub use hooks::{Attention, Hooks, Mask, Next, Sequence};

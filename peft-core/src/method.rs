@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 
 use crate::{Base, Merge, Place, Procedure, Result, Shape, Site};
 
@@ -26,6 +27,26 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// What files call the tensor that records call `name`.
     fn key(&self, name: &str, shape: &Shape) -> Key;
+
+    /// The configuration as files hold it: sites by module names instead of parts.
+    fn for_files(&self, _shape: &Shape) -> Result<Self> {
+        Ok(self.clone())
+    }
+
+    /// Fields of `adapter_config.json` that follow from the model.
+    fn derived(&self, _shape: &Shape) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// What files hold of it.
+    fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
+        tuner
+    }
+
+    /// One whose tensors are to be read from files.
+    fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
+        self.init(base, 0)
+    }
 
     /// Its weight-space form, if it has one.
     fn merge(_tuner: &Self::Tuner) -> Option<&dyn Merge> {

@@ -173,6 +173,28 @@ impl Sites {
             }
         }
     }
+
+    /// The same sites by module names, in the form that PEFT reads: the shortest ends of their paths that match nothing else.
+    pub fn by_name(&self, shape: &Shape) -> Result<Sites> {
+        let Sites::Parts(parts) = self else { return Ok(self.clone()) };
+        let linears = shape.linears();
+        let mut names = Vec::new();
+        for part in parts {
+            let own: Vec<&str> = linears.iter().filter(|(s, _)| s.part == *part).map(|(_, p)| p.as_str()).collect();
+            let first = own.first().ok_or_else(|| Error::config("site", part.name(), "a linear map of the layers"))?;
+            let words: Vec<&str> = first.split('.').collect();
+            let ends = (1..=words.len()).map(|n| words[words.len() - n..].join("."));
+            let exact = |name: &String| {
+                let matched = Sites::Names(vec![name.clone()]).resolve(shape).unwrap_or_default();
+                matched.len() == own.len() && matched.iter().all(|site| site.part == *part)
+            };
+            match ends.into_iter().find(exact) {
+                Some(name) => names.push(name),
+                None => names.extend(own.into_iter().map(str::to_string)),
+            }
+        }
+        Ok(Sites::Names(names))
+    }
 }
 
 /// A regular expression that must match the whole path, as Python's `re.fullmatch`.

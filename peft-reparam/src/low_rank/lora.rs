@@ -11,7 +11,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
-    Slot, Weight, file_path, place_key, random::{Noise, Random}, split_name,
+    Slot, Weight, file_path, random::{Noise, Random}, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -208,6 +208,10 @@ impl Method for LoraConfig {
         }
     }
 
+    fn for_files(&self, shape: &Shape) -> Result<Self> {
+        Ok(LoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+    }
+
     fn merge(tuner: &Lora) -> Option<&dyn Merge> {
         Some(tuner)
     }
@@ -261,3 +265,10 @@ impl Merge for Lora {
 }
 
 impl Procedure for Lora {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    peft_core::conformance!(LoraConfig::new(3).with_alpha(5.0));
+}

@@ -1,0 +1,84 @@
+//! Whole files: read under a size limit, written all or nothing.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use burn_pack::AtomicFile;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The largest JSON file that is read, in bytes.
+pub const MAX_JSON: u64 = 64 << 20;
+
+/// Opens a regular file and tells its size. Anything else, such as a pipe, could block or never end.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let kind = path.metadata().map_err(Error::io("read", path))?;
+    if !kind.is_file() {
+        let found = if kind.is_dir() { "a directory" } else { "a special file" };
+        return Err(Error::file(path, "file type", found, "a regular file"));
+    }
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    Ok((file, kind.len()))
+}
+
+/// Reads a file of at most `limit` bytes.
+pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let too_large = |size: u64| Error::file(path, "file size", format!("{size} bytes"), format!("at most {limit} bytes"));
+    let (file, size) = open_regular(path)?;
+    if size > limit {
+        return Err(too_large(size));
+    }
+    // The file may have grown since it was measured.
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// Reads a JSON file of at most [`MAX_JSON`] bytes; the error names the line and column.
+pub fn read_json(path: &Path) -> Result<Value> {
+    parse_json(path, "valid JSON")
+}
+
+/// Like [`read_json`], into a type of its own.
+pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
+    serde_json::from_slice(&read_file(path, MAX_JSON)?).map_err(|error| {
+        let place = format!("line {} column {}", error.line(), error.column());
+        Error::file(path, place, error, expected)
+    })
+}
+
+/// Writes a file all or nothing: until it is complete, what stood at `path` before stays.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let refused = |error: burn_pack::Error| Error::io("write", path)(std::io::Error::other(error.to_string()));
+    let (scratch, mut file) = AtomicFile::create(path).map_err(refused)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
+    drop(file);
+    scratch.commit().map_err(refused)
+}
+
+/// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that
+/// already holds something is left alone, with an error.
+pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    if let Ok(mut entries) = path.read_dir()
+        && entries.next().is_some()
+    {
+        return Err(Error::file(path, "directory", "something in it", "a new or empty directory"));
+    }
+    let name = path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))?;
+    let aside = path.with_file_name(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+    let written = std::fs::create_dir_all(&aside)
+        .map_err(Error::io("create", path))
+        .and_then(|()| fill(&aside))
+        .and_then(|value| std::fs::rename(&aside, path).map(|()| value).map_err(Error::io("create", path)));
+    if written.is_err() {
+        // The first error is the one to report; what cannot be removed is named as partial.
+        let _ = std::fs::remove_dir_all(&aside);
+    }
+    written
+}

@@ -1,0 +1,138 @@
+//! `adapter_config.json`: a method's own fields among those of all methods.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Method, Result, Shape, files::read_json};
+
+/// Fields that say nothing about the computation.
+const DESCRIPTIVE: [&str; 13] = [
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "modules_to_save",
+    "init_lora_weights",
+    "init_ia3_weights",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+];
+
+/// Fields that change nothing at this value (beside null, false and empty ones).
+fn is_default(key: &str, value: &Value) -> bool {
+    matches!((key, value.as_str(), value.as_u64()), ("megatron_core", Some("megatron.core"), _) | ("qalora_group_size", ..))
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// The `peft_type` of an adapter directory.
+pub fn peft_type(dir: &Path) -> Result<String> {
+    let path = dir.join("adapter_config.json");
+    match read_json(&path)?.get("peft_type") {
+        Some(Value::String(kind)) => Ok(kind.clone()),
+        other => Err(Error::file(&path, "peft_type", other.map_or("nothing".into(), Value::to_string), "a string")),
+    }
+}
+
+/// A method's configuration, refusing every field that would change the computation and is not understood.
+pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+    let path = &dir.join("adapter_config.json");
+    let kind = peft_type(dir)?;
+    if kind != M::PEFT_TYPE {
+        return Err(Error::file(path, "peft_type", kind, M::PEFT_TYPE));
+    }
+    let Value::Object(fields) = read_json(path)? else {
+        return Err(Error::file(path, "content", "no object", "a JSON object"));
+    };
+    let own = object(&M::default());
+    let derived = M::default().derived(shape);
+    let mut config = Map::new();
+    for (key, value) in fields {
+        if own.contains_key(&key) {
+            if !value.is_null() {
+                config.insert(key, value);
+            }
+        } else if let Some(expected) = derived.get(&key) {
+            if !value.is_null() && value != *expected {
+                return Err(Error::file(path, key, value, format!("{expected}, as in the model")));
+            }
+        } else if !DESCRIPTIVE.contains(&key.as_str()) && !is_off(&value) && !is_default(&key, &value) {
+            let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::file(path, key, value, format!("null or false, or one of the fields of {}: {known}", M::NAME)));
+        }
+    }
+    parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a field of {}", M::NAME)))
+}
+
+/// A configuration from fields of its own; the error is the key and what is wrong.
+pub(crate) fn parse<M: Method>(fields: Map<String, Value>) -> Result<M, (String, String)> {
+    for (key, value) in &fields {
+        let alone = Map::from_iter([(key.clone(), value.clone())]);
+        if let Err(error) = serde_json::from_value::<M>(Value::Object(alone)) {
+            return Err((key.clone(), format!("{value} ({error})")));
+        }
+    }
+    serde_json::from_value(Value::Object(fields)).map_err(|e| ("content".into(), e.to_string()))
+}
+
+pub(crate) fn object<M: Method>(config: &M) -> Map<String, Value> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(fields)) => fields,
+        other => unreachable!("a configuration is an object of plain values: {other:?}"),
+    }
+}
+
+/// The whole of `adapter_config.json`.
+pub(super) fn write<M: Method>(config: &M, shape: &Shape, base: &str, head: &[&str]) -> Result<Value> {
+    let mut fields = object(&config.for_files(shape)?);
+    fields.extend(config.derived(shape));
+    fields.insert("peft_type".into(), json!(M::PEFT_TYPE));
+    fields.insert("task_type".into(), if head == ["classifier", "score"] { json!("SEQ_CLS") } else { Value::Null });
+    fields.insert("base_model_name_or_path".into(), json!(base));
+    fields.insert("inference_mode".into(), json!(true));
+    fields.insert("modules_to_save".into(), json!(head));
+    fields.sort_keys();
+    Ok(Value::Object(fields))
+}
+
+/// A configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`.
+pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
+    let own = object(&M::default());
+    let mut fields = Map::new();
+    for setting in settings {
+        let (key, text) =
+            setting.split_once('=').ok_or_else(|| Error::config("--set", setting, "KEY=VALUE, such as r=8"))?;
+        let Some(default) = own.get(key) else {
+            let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::config(format!("--set {key}"), text, format!("one of the keys of {}: {known}", M::NAME)));
+        };
+        let list = |text: &str| json!(text.split(',').map(str::trim).collect::<Vec<_>>());
+        let value = match serde_json::from_str(text) {
+            Ok(value) => value,
+            Err(_) if default.is_array() || text.contains(',') => list(text),
+            Err(_) => json!(text),
+        };
+        // A single name where a list is the default is a list of one.
+        let value = match (default, &value) {
+            (Value::Array(_), Value::String(word)) if word.chars().all(|c| c.is_alphanumeric() || "._".contains(c)) => {
+                list(word)
+            }
+            _ => value,
+        };
+        fields.insert(key.to_string(), value);
+    }
+    parse(fields).map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
+}

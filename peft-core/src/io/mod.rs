@@ -1,0 +1,7 @@
+//! Adapter directories and model directories, read and written.
+
+mod config;
+pub mod peft;
+mod pretrained;
+
+pub use pretrained::Pretrained;

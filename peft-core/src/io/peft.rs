@@ -1,0 +1,183 @@
+//! Adapter directories in the layout of Hugging Face PEFT: `adapter_config.json`, `adapter_model.safetensors`, the head
+//! among the saved modules; beside them `labels.json`, which PEFT ignores.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use serde::{Deserialize, Serialize};
+
+pub use super::config::{from_settings, peft_type};
+use super::config;
+use crate::files::{read_json, write_directory, write_file};
+use crate::load::{Checkpoint, write_safetensors};
+use crate::view::{tensors, with_values};
+use crate::{Base, Error, Head, Method, Result, Shape, Trained};
+
+/// What a saved adapter tells beside its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Labels {
+    /// The name or path of the model it was trained on.
+    pub base: String,
+    /// The classes, in the order of the logits; empty for regression.
+    pub classes: Vec<String>,
+}
+
+/// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name.
+pub fn save<M: Method>(
+    dir: &Path,
+    config: &M,
+    trained: &Trained<M::Tuner>,
+    shape: &Shape,
+    labels: &Labels,
+) -> Result<()> {
+    let files = to_files::<M>(config, trained, shape);
+    if let Some((name, _)) = files.iter().find(|(_, data)| data.iter::<f32>().any(|x| !x.is_finite())) {
+        return Err(Error::Check { what: "saving the adapter", detail: format!("{name} holds a number that is not finite") });
+    }
+    let head: &[&str] = match trained.head {
+        Head::Classifier(_) => &["classifier", "score"],
+        Head::MaskedLm(_) => &["lm_head", "cls"],
+    };
+    let json = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
+    let settings = config::write(config, shape, &labels.base, head)?;
+    write_directory(dir, |dir| {
+        write_file(&dir.join("adapter_config.json"), &json(&settings))?;
+        write_safetensors(&dir.join("adapter_model.safetensors"), &files)?;
+        write_file(&dir.join("labels.json"), &json(&serde_json::json!(labels)))?;
+        verify(dir, &files)
+    })
+}
+
+/// Compares a written file with what was to be written.
+fn verify(dir: &Path, files: &BTreeMap<String, TensorData>) -> Result<()> {
+    let read = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;
+    let names: BTreeSet<&str> = read.names().collect();
+    for (name, data) in files {
+        let same = names.contains(name.as_str()) && read.read_f32(name, data.shape())?.as_bytes() == data.as_bytes();
+        if !same {
+            return Err(Error::Check { what: "reading the saved adapter back", detail: format!("{name} differs") });
+        }
+    }
+    if names.len() == files.len() {
+        Ok(())
+    } else {
+        Err(Error::Check { what: "reading the saved adapter back", detail: format!("{} tensors", names.len()) })
+    }
+}
+
+pub(super) fn transpose(data: TensorData) -> TensorData {
+    let (rows, columns) = (data.shape()[0], data.shape()[1]);
+    let old: Vec<f32> = data.iter::<f32>().collect();
+    let new = (0..rows * columns).map(|i| old[(i % rows) * columns + i / rows]).collect();
+    TensorData::new(new, [columns, rows])
+}
+
+/// The tensors as the file holds them.
+fn to_files<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> BTreeMap<String, TensorData> {
+    let mut files = BTreeMap::new();
+    for (name, data) in tensors(&M::to_saved(trained.tuner.clone().valid())) {
+        let key = config.key(&name, shape);
+        files.insert(key.name, if key.transposed { transpose(data) } else { data });
+    }
+    for (name, data) in tensors(&trained.head) {
+        let (name, transposed) = Head::key(&name, shape.architecture);
+        files.insert(format!("{}{name}", M::HEAD_PREFIX), if transposed { transpose(data) } else { data });
+    }
+    files
+}
+
+/// Tensors of a file that are taken one by one; what is left over is an error.
+struct Taker {
+    file: Checkpoint,
+    taken: BTreeSet<String>,
+}
+
+impl Taker {
+    fn take(&mut self, name: &str, transposed: bool, dims: &[usize]) -> Result<TensorData> {
+        let mut stored = dims.to_vec();
+        if transposed {
+            stored.reverse();
+        }
+        let data = self.file.read_f32(name, &stored)?;
+        self.taken.insert(name.to_string());
+        Ok(if transposed { transpose(data) } else { data })
+    }
+
+    fn fill<M: Module>(&mut self, module: M, key: impl Fn(&str) -> (String, bool)) -> Result<M> {
+        let mut values = BTreeMap::new();
+        for (name, fresh) in tensors(&module) {
+            let (file_name, transposed) = key(&name);
+            values.insert(name, self.take(&file_name, transposed, fresh.shape())?);
+        }
+        with_values(module, &values)
+    }
+
+    fn finish(self) -> Result<()> {
+        // PEFT itself writes copies of the head's biases under these names when all biases are trained.
+        let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
+        match self.file.names().find(|name| !self.taken.contains(*name) && !copy(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::file(self.file.path_of(name), name, "a tensor that nothing uses", "no such tensor")),
+        }
+    }
+}
+
+/// A head read from a checkpoint whose names start with `prefix`; `None` if it holds no head.
+pub(crate) fn find_head(file: &Checkpoint, prefix: &str, base: &Base) -> Option<Head> {
+    let shape = base.shape();
+    let bias = |name: &str| file.shape(&format!("{prefix}{}", Head::key(name, shape.architecture).0));
+    if let Some([outputs]) = bias("Classifier.out.bias") {
+        Some(Head::classifier(base, *outputs, 0))
+    } else {
+        bias("MaskedLm.bias").map(|_| Head::masked_lm(base, 0))
+    }
+}
+
+/// Fills a head from a checkpoint whose names start with `prefix`.
+pub(crate) fn read_head(file: Checkpoint, prefix: &str, base: &Base) -> Result<(Option<Head>, BTreeSet<String>)> {
+    let mut taker = Taker { file, taken: BTreeSet::new() };
+    let head = find_head(&taker.file, prefix, base)
+        .map(|head| {
+            taker.fill(head, |name| {
+                let (name, transposed) = Head::key(name, base.shape().architecture);
+                (format!("{prefix}{name}"), transposed)
+            })
+        })
+        .transpose()?;
+    Ok((head, taker.taken))
+}
+
+/// Reads an adapter directory that this library or Hugging Face PEFT wrote.
+pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
+    let shape = base.shape();
+    let config: M = config::read(dir, shape)?;
+    let file = dir.join("adapter_model.safetensors");
+    let file = if file.exists() { file } else { dir.join("adapter_model.bin") };
+    let mut taker = Taker { file: Checkpoint::open_file(&file)?, taken: BTreeSet::new() };
+    let tuner = taker.fill(config.for_loading(base)?, |name| {
+        let key = config.key(name, shape);
+        (key.name, key.transposed)
+    })?;
+    let head = find_head(&taker.file, M::HEAD_PREFIX, base).ok_or_else(|| {
+        let key = format!("{}{}", M::HEAD_PREFIX, Head::key("Classifier.out.bias", shape.architecture).0);
+        Error::file(&file, key, "no head", "the task head among the saved modules")
+    })?;
+    let head = taker.fill(head, |name| {
+        let (name, transposed) = Head::key(name, shape.architecture);
+        (format!("{}{name}", M::HEAD_PREFIX), transposed)
+    })?;
+    taker.finish()?;
+    Ok((config, Trained::new(tuner, head)?))
+}
+
+/// What the directory says of its base and classes; nothing, if PEFT wrote it.
+pub fn labels(dir: &Path) -> Result<Labels> {
+    let path = dir.join("labels.json");
+    if !path.exists() {
+        return Ok(Labels::default());
+    }
+    serde_json::from_value(read_json(&path)?)
+        .map_err(|e| Error::file(&path, "content", e, "an object with `base` and `classes`"))
+}

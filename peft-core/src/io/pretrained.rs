@@ -1,0 +1,135 @@
+//! A model directory in the layout of Hugging Face transformers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, TensorData};
+use serde_json::{Value, json};
+
+use super::peft::read_head;
+use crate::files::{read_json, write_directory, write_file};
+use crate::load::{Checkpoint, write_safetensors};
+use crate::view::tensors;
+use crate::{Base, Error, Head, Result, Shape};
+
+/// A backbone with what else its directory holds.
+#[derive(Debug)]
+pub struct Pretrained {
+    /// The backbone.
+    pub base: Base,
+    /// The head in the checkpoint, if there is one.
+    pub head: Option<Head>,
+    /// `config.json`; null for a shape's random weights.
+    pub config: Value,
+    /// The directory; none for a shape's random weights.
+    pub dir: Option<PathBuf>,
+}
+
+impl Pretrained {
+    /// Opens a model: a directory, `shape:NAME` for a published shape with random weights, or (with the feature `hub`) the
+    /// id of a model on a hub.
+    pub fn open(name: &str, device: &Device) -> Result<Self> {
+        if let Some(shape) = name.strip_prefix("shape:") {
+            let base = Base::random(Shape::named(shape)?, 0, device);
+            return Ok(Pretrained { base, head: None, config: Value::Null, dir: None });
+        }
+        let dir = PathBuf::from(name);
+        #[cfg(feature = "hub")]
+        let dir = if dir.exists() { dir } else { crate::load::hub::fetch(name)? };
+        Self::open_dir(dir, device)
+    }
+
+    fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = read_json(&path)?;
+        let mut shape = Shape::from_config(&config, &path)?;
+        let file = Checkpoint::open_model(&dir)?;
+        let prefix = find_prefix(&file, &shape)?;
+        // A BERT for masked words is saved without the pooler.
+        shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+        let base = Base::new(shape, device, |place| {
+            let name = format!("{prefix}{}", place.name);
+            let old = format!("{prefix}{}", old_name(&place.name));
+            let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
+            file.read_f32(&name, &place.file_dims())
+        })?;
+        let (head, _) = read_head(file, "", &base)?;
+        Ok(Pretrained { base, head, config, dir: Some(dir) })
+    }
+
+    /// The names of the classes in `config.json`, in order; empty if it names none.
+    pub fn classes(&self) -> Vec<String> {
+        let names = self.config.get("id2label").and_then(Value::as_object);
+        let class = |i: usize| names?.get(&i.to_string())?.as_str().map(str::to_string);
+        (0..).map_while(class).collect()
+    }
+
+    /// Writes a model directory that transformers loads: `base` with `head`, the other files copied.
+    pub fn save(&self, output: &Path, base: &Base, head: &Head, classes: &[String]) -> Result<()> {
+        let shape = base.shape();
+        let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
+        for place in shape.places() {
+            files.insert(format!("{}{}", shape.prefix(), place.name), base.tensor_data(&place));
+        }
+        for (name, data) in tensors(head) {
+            let (name, transposed) = Head::key(&name, shape.architecture);
+            files.insert(name, if transposed { super::peft::transpose(data) } else { data });
+        }
+        let config = self.config_with(head, classes);
+        write_directory(output, |dir| {
+            for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"] {
+                if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
+                    std::fs::copy(&from, dir.join(name)).map_err(Error::io("copy", &from))?;
+                }
+            }
+            write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
+            write_safetensors(&dir.join("model.safetensors"), &files)
+        })
+    }
+
+    fn config_with(&self, head: &Head, classes: &[String]) -> Value {
+        let family = if self.base.shape().prefix() == "bert." { "Bert" } else { "Roberta" };
+        let mut config = self.config.clone();
+        match head {
+            Head::Classifier(classifier) => {
+                let outputs = classifier.out.bias.val().dims()[0];
+                let names: Vec<String> = (0..outputs)
+                    .map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}")))
+                    .collect();
+                config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+                config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
+                config["label2id"] = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
+            }
+            Head::MaskedLm(_) => config["architectures"] = json!([format!("{family}ForMaskedLM")]),
+        }
+        config
+    }
+}
+
+impl Base {
+    /// The backbone of a model, see [`Pretrained::open`].
+    pub fn from_pretrained(name: &str, device: &Device) -> Result<Self> {
+        Ok(Pretrained::open(name, device)?.base)
+    }
+}
+
+/// Names start with the model's prefix, with another's (a task of its own may have wrapped it), or with none.
+fn find_prefix(file: &Checkpoint, shape: &Shape) -> Result<String> {
+    let places = shape.places();
+    let first = &places[0];
+    let prefixes = [shape.prefix().to_string(), String::new()];
+    let found = prefixes.into_iter().find(|prefix| file.shape(&format!("{prefix}{}", first.name)).is_some());
+    found.ok_or_else(|| {
+        let name = format!("{}{}", shape.prefix(), first.name);
+        let held = file.names().take(3).collect::<Vec<_>>().join(", ");
+        Error::file(file.path_of(&name), name, format!("no such tensor, but {held}, .."), "the model's word embeddings")
+    })
+}
+
+/// The name in checkpoints of 2018 and 2019, which called gains gamma and biases of normalizations beta.
+fn old_name(name: &str) -> String {
+    match name.strip_suffix("LayerNorm.weight") {
+        Some(module) => format!("{module}LayerNorm.gamma"),
+        None => name.replace("LayerNorm.bias", "LayerNorm.beta"),
+    }
+}

@@ -1,0 +1,192 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::TensorData;
+use half::{bf16, f16};
+use memmap2::Mmap;
+
+use super::{guard, index, safetensors, torch};
+use crate::{Error, Result};
+
+/// The most tensors a checkpoint may hold.
+pub(super) const MAX_TENSORS: usize = 1_000_000;
+/// The longest name of a tensor, in bytes.
+pub(super) const MAX_NAME: usize = 1024;
+
+/// What a checkpoint says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Extents, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Element type, in the spelling of safetensors: "F32", "BF16", "I64".
+    pub dtype: String,
+}
+
+/// Where a tensor's bytes are.
+pub(super) enum Source {
+    Mapped(Arc<Mmap>, Range<usize>),
+    Torch(pytorch_reader::Tensor),
+}
+
+/// A tensor as a file lists it.
+pub(super) struct Stored {
+    pub(super) path: Arc<Path>,
+    pub(super) entry: Entry,
+    pub(super) source: Source,
+}
+
+/// Named tensors of a model or adapter directory, memory-mapped, not yet read.
+///
+/// A mapped file must not be changed in place while the checkpoint is open. Replacing it by renaming another file over
+/// it, as everything here writes, is fine.
+pub struct Checkpoint {
+    path: PathBuf,
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl Checkpoint {
+    /// Opens the weights of a model directory: `model.safetensors`, else the shards that
+    /// `model.safetensors.index.json` lists, else the same for `pytorch_model.bin`.
+    pub fn open_model(dir: &Path) -> Result<Self> {
+        let names =
+            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+        // A dangling link counts as present, so that the error names it.
+        let present = names.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok());
+        let Some(name) = present else {
+            return Err(Error::file(dir, "weights", "none", format!("one of {}", names.join(", "))));
+        };
+        let path = dir.join(name);
+        if !name.ends_with(".index.json") {
+            return Self::open_file(&path);
+        }
+        let index = index::read(&path)?;
+        let shards = index.paths()?.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+        let checkpoint = Self::gather(path, shards.into_iter().flatten())?;
+        index.check(&checkpoint)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens one file: safetensors, or a torch pickle if its name ends in `.bin`, `.pt` or `.pth`.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        Self::gather(path.to_path_buf(), open(path)?)
+    }
+
+    fn gather(path: PathBuf, stored: impl IntoIterator<Item = (String, Stored)>) -> Result<Self> {
+        let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
+        for (name, tensor) in stored {
+            check_name(&tensor.path, &name)?;
+            match tensors.entry(name) {
+                btree_map::Entry::Vacant(place) => place.insert(tensor),
+                btree_map::Entry::Occupied(first) => {
+                    let found = format!("a second tensor of this name, the first is in {}", first.get().path.display());
+                    return Err(Error::file(&tensor.path, first.key(), found, "one tensor for each name"));
+                }
+            };
+        }
+        check_count(&path, tensors.len())?;
+        Ok(Checkpoint { path, tensors })
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape and element type of a tensor, if there is one of this name.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(name).map(|stored| &stored.entry)
+    }
+
+    /// Shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entry(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The file that holds a tensor; for an unknown name the file or index that was opened.
+    pub fn path_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.path, |stored| &stored.path)
+    }
+
+    /// Reads a tensor of floating-point numbers (F32, F16, BF16 or F64) of the expected shape as f32.
+    ///
+    /// A value that is not finite is an error: no trained weight is, and one of them spoils every output.
+    pub fn read_f32(&self, name: &str, expected_shape: &[usize]) -> Result<TensorData> {
+        let stored = self.get(name, || format!("a tensor of shape {expected_shape:?}"))?;
+        let Entry { shape, dtype } = &stored.entry;
+        if shape != expected_shape {
+            let expected = format!("shape {expected_shape:?}");
+            return Err(Error::file(&stored.path, name, format!("shape {shape:?}"), expected));
+        }
+        let decode: fn(&[u8]) -> Vec<f32> = match dtype.as_str() {
+            "F32" => |bytes| decode(bytes, f32::from_le_bytes),
+            "F16" => |bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()),
+            "BF16" => |bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()),
+            "F64" => |bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32),
+            _ => return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64")),
+        };
+        let values = decode(&stored.bytes(name)?);
+        if let Some(place) = values.iter().position(|value| !value.is_finite()) {
+            let found = format!("{} at element {place}", values[place]);
+            return Err(Error::file(&stored.path, name, found, "finite numbers of the range of f32"));
+        }
+        Ok(TensorData::new(values, shape.clone()))
+    }
+
+    /// Reads a tensor of integers (I64 or I32): its shape and its values.
+    pub fn read_i64(&self, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
+        let stored = self.get(name, || "a tensor of integers".to_string())?;
+        let Entry { shape, dtype } = &stored.entry;
+        let decode: fn(&[u8]) -> Vec<i64> = match dtype.as_str() {
+            "I64" => |bytes| decode(bytes, i64::from_le_bytes),
+            "I32" => |bytes| decode(bytes, |value| i32::from_le_bytes(value).into()),
+            _ => return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type I64 or I32")),
+        };
+        Ok((shape.clone(), decode(&stored.bytes(name)?)))
+    }
+
+    fn get(&self, name: &str, expected: impl FnOnce() -> String) -> Result<&Stored> {
+        self.tensors.get(name).ok_or_else(|| Error::file(&self.path, name, "no tensor of this name", expected()))
+    }
+}
+
+impl Stored {
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        match &self.source {
+            Source::Mapped(map, range) => Ok(Cow::Borrowed(&map[range.clone()])),
+            Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
+                .map(Cow::Owned)
+                .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("bin" | "pt" | "pth") => torch::open(path),
+        _ => safetensors::open(path),
+    }
+}
+
+pub(super) fn check_name(path: &Path, name: &str) -> Result<()> {
+    if name.len() > MAX_NAME {
+        let start: String = name.chars().take(40).collect();
+        let found = format!("a name of {} bytes", name.len());
+        return Err(Error::file(path, format!("{start}..."), found, format!("at most {MAX_NAME} bytes")));
+    }
+    Ok(())
+}
+
+pub(super) fn check_count(path: &Path, count: usize) -> Result<()> {
+    if count > MAX_TENSORS {
+        return Err(Error::file(path, "tensors", count, format!("at most {MAX_TENSORS}")));
+    }
+    Ok(())
+}
+
+fn decode<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().map(|value| read(*value)).collect()
+}

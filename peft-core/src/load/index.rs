@@ -1,0 +1,119 @@
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Component, Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+
+use super::checkpoint::Checkpoint;
+use crate::files::parse_json;
+use crate::{Error, Result};
+
+/// The entries of a JSON object, in order. A name that stands twice is an error; serde's own maps keep the last.
+pub(super) struct Unique<V>(pub(super) Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, text: &mut fmt::Formatter) -> fmt::Result {
+                text.write_str("an object with distinct names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut names = HashSet::new();
+                let mut entries = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, V>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format_args!("the name {name:?} twice")));
+                    }
+                    entries.push((name, value));
+                }
+                Ok(Unique(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+/// Which shard holds which tensor.
+pub(super) struct Index {
+    path: PathBuf,
+    shards: Vec<(String, String)>,
+}
+
+#[derive(serde::Deserialize)]
+struct IndexFile {
+    weight_map: Unique<String>,
+}
+
+/// Reads a shard index, whose shards can only be files of its own folder.
+pub(super) fn read(path: &Path) -> Result<Index> {
+    let file: IndexFile = parse_json(path, "an object whose weight_map gives each tensor's shard")?;
+    let index = Index { path: path.to_path_buf(), shards: file.weight_map.0 };
+    match index.shards.iter().find(|(_, shard)| !is_plain(shard)) {
+        Some((tensor, shard)) => Err(index.refuse(tensor, shard, "the plain name of a file beside the index")),
+        None => Ok(index),
+    }
+}
+
+impl Index {
+    /// The shards, each once, sorted.
+    pub(super) fn files(&self) -> BTreeSet<&str> {
+        self.shards.iter().map(|(_, shard)| shard.as_str()).collect()
+    }
+
+    /// The paths of the shards, each of which is there and inside the folder.
+    pub(super) fn paths(&self) -> Result<Vec<PathBuf>> {
+        // An index opened by its bare name lies in the current folder.
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let real = |path: &Path| path.canonicalize().map_err(Error::io("read", path));
+        let root = real(folder)?;
+        let first: BTreeMap<_, _> = self.shards.iter().rev().map(|(tensor, shard)| (shard, tensor)).collect();
+        let check = |(shard, tensor): (&String, &String)| {
+            let path = folder.join(shard);
+            if path.symlink_metadata().is_err() {
+                return Err(self.refuse(tensor, shard, "a file beside the index; this shard is missing"));
+            }
+            let target = real(&path)?;
+            if target.starts_with(&root) || hub_blobs(&root).is_some_and(|blobs| target.starts_with(blobs)) {
+                return Ok(path);
+            }
+            Err(self.refuse(tensor, shard, "a file of the folder; this one is a link that leaves it"))
+        };
+        first.into_iter().map(check).collect()
+    }
+
+    /// Checks that every tensor lies in the shard that the index names.
+    pub(super) fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        for (tensor, shard) in &self.shards {
+            let path = checkpoint.path_of(tensor);
+            if checkpoint.entry(tensor).is_none() || path.file_name() != Some(shard.as_ref()) {
+                let expected = format!("this tensor in the shard {shard}, where the index places it");
+                return Err(Error::file(&self.path, tensor, "no such tensor there", expected));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, tensor: &str, shard: &str, expected: &str) -> Error {
+        Error::file(&self.path, format!("weight_map.{tensor}"), format!("{shard:?}"), expected)
+    }
+}
+
+/// Whether a name can only mean a file of the folder it is looked up in.
+fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains(['/', '\\', '\0'])
+}
+
+/// The hub's cache keeps files under `blobs` and links to them from `snapshots/<revision>`.
+fn hub_blobs(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"))?;
+    Some(snapshots.parent()?.join("blobs"))
+}

@@ -1,0 +1,100 @@
+use std::path::{Path, PathBuf};
+
+use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, TruncationParams, truncate_encodings};
+
+use super::guard;
+use crate::files::read_file;
+use crate::{Error, Result};
+
+/// The largest tokenizer file that is read, in bytes.
+const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// A tokenizer as `tokenizer.json` describes it.
+///
+/// Truncation and padding that the file may ask for are ignored: [`encode`](Self::encode) truncates to the length it is
+/// given and never pads.
+pub struct Tokenizer {
+    path: PathBuf,
+    vocab: usize,
+    /// Without its post-processor, so that it gives back the plain tokens of one text.
+    inner: tokenizers::Tokenizer,
+    /// Adds the special tokens.
+    finish: Option<PostProcessorWrapper>,
+}
+
+/// The tokens of a text or of a pair of texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, all smaller than the vocabulary.
+    pub ids: Vec<u32>,
+    /// Segment of each token: 0 for the first text, 1 for the second where the model tells them apart.
+    pub types: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a model directory; `vocab` is the number of embeddings the model has.
+    pub fn from_dir(dir: &Path, vocab: usize) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        if !path.exists() {
+            let expected = "tokenizer.json, as the tokenizers library saves it";
+            return Err(Error::file(dir, "tokenizer", "none", expected));
+        }
+        let bytes = read_file(&path, MAX_TOKENIZER)?;
+        let expected = "a tokenizer as the tokenizers library saves it";
+        let (mut inner, last) = guard(&path, "tokenizer", expected, || {
+            let inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            let last = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+            Ok::<_, tokenizers::Error>((inner, last))
+        })?
+        .map_err(|error| Error::file(&path, "tokenizer", error, expected))?;
+        let Some((token, id)) = last else {
+            return Err(Error::file(&path, "vocab", "no tokens", "the vocabulary of the model"));
+        };
+        if id as usize >= vocab {
+            let expected = format!("ids below {vocab}, the vocabulary of the model");
+            return Err(Error::file(&path, "vocab", format!("id {id} for the token {token:?}"), expected));
+        }
+        inner.with_truncation(None).map_err(|error| Error::file(&path, "truncation", error, "none"))?;
+        inner.with_padding(None);
+        let finish = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        Ok(Tokenizer { path, vocab, inner, finish })
+    }
+
+    /// Encodes a text or a pair of texts with the special tokens of the model, in at most `max_length` tokens.
+    ///
+    /// Of a pair that is too long, the longer text is cut first. Texts are cut at the end.
+    pub fn encode(&self, a: &str, b: Option<&str>, max_length: usize) -> Result<Encoded> {
+        let special = self.finish.as_ref().map_or(0, |finish| finish.added_tokens(b.is_some()));
+        if special >= max_length {
+            let expected = format!("more than the {special} special tokens that the tokenizer adds");
+            return Err(Error::config("max_length", max_length, expected));
+        }
+        let expected = "a tokenizer that can encode every text";
+        let encoded = guard(&self.path, "tokenizer", expected, || self.run(a, b, max_length - special))?
+            .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
+        if let Some(id) = encoded.ids.iter().find(|id| **id as usize >= self.vocab) {
+            let expected = format!("ids below {}, the vocabulary of the model", self.vocab);
+            return Err(Error::file(&self.path, "post_processor", format!("id {id}"), expected));
+        }
+        if encoded.ids.len() > max_length {
+            let found = format!("{} tokens, more than it announces", encoded.ids.len());
+            return Err(Error::file(&self.path, "post_processor", found, format!("at most {max_length}")));
+        }
+        Ok(encoded)
+    }
+
+    fn run(&self, a: &str, b: Option<&str>, max_length: usize) -> tokenizers::Result<Encoded> {
+        let a = self.inner.encode_fast(a, false)?;
+        let b = b.map(|b| self.inner.encode_fast(b, false)).transpose()?;
+        let limit = TruncationParams { max_length, ..Default::default() };
+        let (a, b) = truncate_encodings(a, b, &limit)?;
+        let Some(finish) = &self.finish else {
+            let of_b = b.as_ref().map_or(&[][..], Encoding::get_ids);
+            let types = [vec![0; a.len()], vec![1; of_b.len()]].concat();
+            return Ok(Encoded { ids: [a.get_ids(), of_b].concat(), types });
+        };
+        let whole = finish.process(a, b, true)?;
+        Ok(Encoded { ids: whole.get_ids().to_vec(), types: whole.get_type_ids().to_vec() })
+    }
+}
