@@ -2,8 +2,13 @@
 
 mod adapter;
 mod batch;
+#[cfg(feature = "train")]
+pub mod data;
 mod error;
+pub mod files;
 mod hooks;
+#[cfg(any(feature = "load", feature = "tokenize"))]
+pub mod load;
 pub mod models;
 pub mod random;
 mod shape;
