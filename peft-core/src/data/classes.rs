@@ -1,8 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::Label;
-use crate::{Error, Result};
+use crate::{Error, Label, Result};
 
 /// The most classes a file may name; integer labels are below it.
 const MAX_CLASSES: usize = 1000;
@@ -45,7 +44,8 @@ impl Kind {
 
     pub(super) fn label(&self, path: &Path, label: &Written) -> Result<Option<Label>> {
         let Written { line, text } = label;
-        let fail = |expected: String| Err(Error::file(path, format!("line {line}, label"), format!("{text:?}"), expected));
+        let fail =
+            |expected: String| Err(Error::file(path, format!("line {line}, label"), format!("{text:?}"), expected));
         match self {
             Kind::Unlabelled => Ok(None),
             Kind::Classes(names) => match names.iter().position(|name| name == text) {
