@@ -26,7 +26,8 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 
 /// Reads a file of at most `limit` bytes.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let too_large = |size: u64| Error::file(path, "file size", format!("{size} bytes"), format!("at most {limit} bytes"));
+    let too_large =
+        |size: u64| Error::file(path, "file size", format!("{size} bytes"), format!("at most {limit} bytes"));
     let (file, size) = open_regular(path)?;
     if size > limit {
         return Err(too_large(size));

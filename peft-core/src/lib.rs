@@ -2,6 +2,8 @@
 
 mod adapter;
 mod batch;
+#[cfg(feature = "train")]
+pub mod data;
 mod device;
 mod error;
 pub mod files;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Component, Path, PathBuf};
@@ -61,7 +61,8 @@ pub(super) fn read(path: &Path) -> Result<Index> {
 
 impl Index {
     /// The shards, each once, sorted.
-    pub(super) fn files(&self) -> BTreeSet<&str> {
+    #[cfg(feature = "hub")]
+    pub(super) fn files(&self) -> std::collections::BTreeSet<&str> {
         self.shards.iter().map(|(_, shard)| shard.as_str()).collect()
     }
 

@@ -33,9 +33,12 @@ pub(super) fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
     check_tensors(path, header, map.len() - start)?;
 
     let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| match error {
-        SafeTensorError::InvalidOffset(name) => {
-            Error::file(path, name, "data_offsets that overlap or leave a hole", "the place where the tensor before ends")
-        }
+        SafeTensorError::InvalidOffset(name) => Error::file(
+            path,
+            name,
+            "data_offsets that overlap or leave a hole",
+            "the place where the tensor before ends",
+        ),
         SafeTensorError::MetadataIncompleteBuffer => {
             Error::file(path, "file size", format!("{size} bytes"), "the end of the file where the last tensor ends")
         }

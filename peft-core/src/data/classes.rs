@@ -1,0 +1,69 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::{Error, Label, Result};
+
+/// The most classes a file may name; integer labels are below it.
+const MAX_CLASSES: usize = 1000;
+
+/// What the labels of a file are.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// The file has none.
+    Unlabelled,
+    /// Names of classes; a label's class is the place of its name.
+    Classes(Vec<String>),
+    /// Numbers.
+    Values,
+}
+
+/// A label as it stands in the file.
+pub(super) struct Written {
+    pub(super) line: usize,
+    pub(super) text: String,
+}
+
+impl Kind {
+    /// All integers: the classes 0 to the largest. All numbers: values. Else: the distinct texts in sorted order.
+    pub(super) fn of(path: &Path, labels: &[Written]) -> Result<Self> {
+        if labels.iter().all(|label| label.text.parse::<i64>().is_ok()) {
+            let classes = labels.iter().map(|label| class(path, label)).collect::<Result<Vec<_>>>()?;
+            let count = classes.into_iter().max().map_or(0, |largest| largest + 1);
+            return Ok(Kind::Classes((0..count).map(|class| class.to_string()).collect()));
+        }
+        if labels.iter().all(|label| label.text.parse::<f32>().is_ok()) {
+            return Ok(Kind::Values);
+        }
+        let names: BTreeSet<&str> = labels.iter().map(|label| label.text.as_str()).collect();
+        if names.len() > MAX_CLASSES {
+            let expected = format!("at most {MAX_CLASSES} classes, or only numbers");
+            return Err(Error::file(path, "labels", format!("{} distinct texts", names.len()), expected));
+        }
+        Ok(Kind::Classes(names.into_iter().map(str::to_string).collect()))
+    }
+
+    pub(super) fn label(&self, path: &Path, label: &Written) -> Result<Option<Label>> {
+        let Written { line, text } = label;
+        let fail =
+            |expected: String| Err(Error::file(path, format!("line {line}, label"), format!("{text:?}"), expected));
+        match self {
+            Kind::Unlabelled => Ok(None),
+            Kind::Classes(names) => match names.iter().position(|name| name == text) {
+                Some(class) => Ok(Some(Label::Class(class))),
+                None => fail(format!("one of the classes {names:?}")),
+            },
+            Kind::Values => match text.parse::<f32>() {
+                Ok(value) if value.is_finite() => Ok(Some(Label::Value(value))),
+                _ => fail("a finite number".to_string()),
+            },
+        }
+    }
+}
+
+fn class(path: &Path, label: &Written) -> Result<usize> {
+    let class = label.text.parse::<usize>().ok().filter(|class| *class < MAX_CLASSES);
+    class.ok_or_else(|| {
+        let expected = format!("a class from 0 to {}; write a value with a decimal point", MAX_CLASSES - 1);
+        Error::file(path, format!("line {}, label", label.line), &label.text, expected)
+    })
+}

@@ -1,0 +1,8 @@
+//! Labelled examples from files: tab-separated, comma-separated or one JSON object a line.
+
+mod classes;
+mod labelled;
+mod row;
+mod table;
+
+pub use labelled::{Builder, Labelled};
