@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Creates a random adapter with HF PEFT, for this library to load.
+
+    make_adapter.py MODEL_DIR METHOD OUT_DIR      METHOD: lora, ia3, prompt or prefix
+
+All tensors are random and none is zero: also lora_B and the classification head, which come
+untrained otherwise. The outputs of the result can be checked with check_adapter.py.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+
+def config(method, args):
+    task = TaskType.SEQ_CLS
+    if method == "lora":
+        return LoraConfig(task_type=task, r=args.rank, lora_alpha=2 * args.rank, target_modules=["query", "value"])
+    if method == "ia3":
+        return IA3Config(task_type=task)
+    if method == "prompt":
+        return PromptTuningConfig(task_type=task, num_virtual_tokens=args.virtual_tokens)
+    return PrefixTuningConfig(task_type=task, num_virtual_tokens=args.virtual_tokens)
+
+
+@torch.no_grad()
+def randomize(model, seed):
+    """Noise of the size of the weights it is combined with, so that the outputs move but stay sane."""
+    gen = torch.Generator().manual_seed(seed)
+    word = model.get_input_embeddings().weight.std().item()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        noise = torch.randn(parameter.shape, generator=gen)
+        if "ia3_l" in name:
+            value = 1 + 0.3 * noise
+        elif "lora_" in name:
+            # A and B share the size evenly, so that B A has elements of about in_features ** -0.5.
+            width = parameter.shape[1] if "lora_A" in name else parameter.shape[0]
+            value = noise * 0.5 * width**-0.25
+        elif "prompt_encoder" in name:
+            prompt = parameter.shape[1] == model.get_input_embeddings().weight.shape[1]
+            value = noise * (word if prompt else 0.5)
+        else:  # the head
+            value = noise * (0.1 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
+        parameter.copy_(value)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("method", choices=["lora", "ia3", "prompt", "prefix"])
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--labels", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--virtual-tokens", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    base, report = AutoModelForSequenceClassification.from_pretrained(
+        args.model_dir, num_labels=args.labels, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    absent = sorted(key for key in report["missing_keys"] if not key.startswith("classifier."))
+    if absent:
+        sys.exit(f"the model folder lacks {absent}, which the adapter does not contain")
+    # The name of the base, not its place on this machine, goes into adapter_config.json.
+    base.name_or_path = base.config._name_or_path = args.model_dir.resolve().name
+    model = get_peft_model(base.float(), config(args.method, args))
+    randomize(model, args.seed)
+    model.save_pretrained(args.out_dir, save_embedding_layers=False)
+    (args.out_dir / "README.md").unlink(missing_ok=True)
+    print(f"{args.out_dir}: {args.method}, {model.get_nb_trainable_parameters()[0]} parameters")
+
+
+if __name__ == "__main__":
+    main()
