@@ -13,6 +13,7 @@ mod hooks;
 pub mod io;
 #[cfg(any(feature = "load", feature = "tokenize"))]
 pub mod load;
+pub mod loss;
 mod merge;
 mod method;
 pub mod models;

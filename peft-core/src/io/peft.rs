@@ -67,7 +67,7 @@ fn verify(dir: &Path, files: &BTreeMap<String, TensorData>) -> Result<()> {
     }
 }
 
-pub(super) fn transpose(data: TensorData) -> TensorData {
+pub(crate) fn transpose(data: TensorData) -> TensorData {
     let (rows, columns) = (data.shape()[0], data.shape()[1]);
     let old: Vec<f32> = data.iter::<f32>().collect();
     let new = (0..rows * columns).map(|i| old[(i % rows) * columns + i / rows]).collect();

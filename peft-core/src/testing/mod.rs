@@ -4,6 +4,7 @@
 pub mod conformance;
 pub mod equivalence;
 pub mod fixtures;
+pub mod golden;
 pub mod tolerances;
 
 pub use equivalence::{assert_close, difference};

@@ -268,7 +268,21 @@ impl Procedure for Lora {}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use peft_core::testing::golden::Case;
+
     use super::*;
 
     peft_core::conformance!(LoraConfig::new(3).with_alpha(5.0));
+
+    #[test]
+    fn equals_the_reference() {
+        let cases = [("lora", "roberta-classify"), ("lora-bert", "bert-classify"), ("lora-bias", "roberta-classify"),
+            ("lora-patterns", "roberta-classify")];
+        for (case, base) in cases {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+            Case::open(dir, base).check_method::<LoraConfig>();
+        }
+    }
 }

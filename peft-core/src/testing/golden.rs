@@ -1,0 +1,175 @@
+//! Comparing with files that `scripts/golden` wrote with Hugging Face transformers and PEFT.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ParamId};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{Tensor, TensorData};
+
+use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
+use super::{device, difference};
+use crate::load::Checkpoint;
+use crate::loss::task_loss;
+use crate::view::{Visit, tensors, visit};
+use crate::{Base, Batch, Example, Head, Label, Method, Trained, io, train::Optim};
+
+/// The directory of a golden model.
+pub fn model_dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Opens a golden model.
+///
+/// # Panics
+/// If it does not load.
+pub fn model(name: &str) -> io::Pretrained {
+    io::Pretrained::open(&model_dir(name).to_string_lossy(), &device()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The examples of an `inputs.safetensors`.
+///
+/// # Panics
+/// If it does not load.
+pub fn examples(path: &Path) -> Vec<Example> {
+    let file = Checkpoint::open_file(path).unwrap_or_else(|e| panic!("{e}"));
+    let rows = |name: &str| {
+        file.shape(name)?;
+        let (dims, values) = file.read_i64(name).unwrap_or_else(|e| panic!("{e}"));
+        Some(values.chunks(values.len() / dims[0]).map(<[i64]>::to_vec).collect::<Vec<_>>())
+    };
+    let ids = rows("input_ids").unwrap_or_else(|| panic!("{}: no input_ids", path.display()));
+    let (mask, types, labels) = (rows("attention_mask"), rows("token_type_ids"), rows("labels"));
+    let unsigned = |row: &[i64]| row.iter().map(|x| *x as u32).collect::<Vec<_>>();
+    (0..ids.len())
+        .map(|i| {
+            let real = mask.as_ref().map_or(ids[i].len(), |m| m[i].iter().filter(|x| **x == 1).count());
+            Example {
+                ids: unsigned(&ids[i][..real]),
+                mask: None,
+                types: types.as_ref().map(|t| unsigned(&t[i][..real])),
+                label: labels.as_ref().map(|l| Label::Class(l[i][0] as usize)),
+            }
+        })
+        .collect()
+}
+
+/// A case: a method's directory with `adapter`, `inputs.safetensors` and `expected.safetensors`.
+pub struct Case {
+    dir: PathBuf,
+    /// The base model.
+    pub base: Base,
+    batch: Batch,
+    labels: Vec<Label>,
+    expected: Checkpoint,
+}
+
+impl Case {
+    /// Opens the case in `dir` on a golden model.
+    ///
+    /// # Panics
+    /// If a file does not load.
+    pub fn open(dir: PathBuf, base: &str) -> Self {
+        let base = model(base).base;
+        let examples = examples(&dir.join("inputs.safetensors"));
+        let batch = Batch::new(&examples, base.shape().pad, base.device()).unwrap_or_else(|e| panic!("{e}"));
+        let labels = examples.iter().filter_map(|e| e.label).collect();
+        let expected = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap_or_else(|e| panic!("{e}"));
+        Case { dir, base, batch, labels, expected }
+    }
+
+    /// Loads the adapter that PEFT saved.
+    ///
+    /// # Panics
+    /// If it does not load.
+    pub fn load<M: Method>(&self) -> (M, Trained<M::Tuner>) {
+        io::peft::load(&self.dir.join("adapter"), &self.base).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn compare(&self, name: &str, found: TensorData, tolerance: Tolerance) {
+        let shape = self.expected.shape(name).unwrap_or_else(|| panic!("{name} is not expected")).to_vec();
+        let expected = self.expected.read_f32(name, &shape).unwrap_or_else(|e| panic!("{e}"));
+        let found = TensorData::new(found.iter::<f32>().collect::<Vec<_>>(), shape);
+        let differ = difference(&found, &expected);
+        assert!(differ <= tolerance.0, "{}: {name} differs by {differ}, allowed {tolerance:?}", self.dir.display());
+    }
+
+    fn logits<M: Module>(&self, trained: &Trained<M>) -> Tensor<3>
+    where
+        M: crate::Tuner,
+    {
+        trained.logits(&self.base, &self.batch).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Compares logits, loss, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` gives a tensor's
+    /// name in the file and whether it is transposed there. Tensors that the reference left out of `final` are not compared.
+    ///
+    /// # Panics
+    /// If one differs.
+    pub fn check<T: crate::Tuner>(&self, mut trained: Trained<T>, key: impl Fn(&str) -> (String, bool)) {
+        self.compare("logits", self.logits(&trained.valid()).into_data(), REFERENCE);
+        let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).build();
+        let mut optim = Optim::new(adamw);
+        let mut losses = vec![];
+        for step in 0..10 {
+            let logits = self.logits(&trained);
+            let loss = task_loss(logits, &self.labels).unwrap_or_else(|e| panic!("{e}")) / self.labels.len() as f32;
+            losses.push(loss.clone().into_scalar::<f32>());
+            let gradients = GradientsParams::from_grads(loss.backward(), &trained);
+            if step == 0 {
+                let named = named(&trained, &gradients);
+                assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
+                for (name, gradient) in named {
+                    self.compare_named("grad", &name, gradient, &key, REFERENCE);
+                }
+            }
+            trained = optim.step(trained, gradients, |_| 1e-2);
+        }
+        self.compare("losses", TensorData::new(losses, [10]), REFERENCE);
+        self.compare("logits_final", self.logits(&trained.valid()).into_data(), REFERENCE_TRAJECTORY);
+        for (name, value) in tensors(&trained) {
+            if self.expected.shape(&format!("final.{}", key(&name).0)).is_some() {
+                self.compare_named("final", &name, value, &key, REFERENCE_TRAJECTORY);
+            }
+        }
+    }
+
+    fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> (String, bool), t: Tolerance) {
+        let (file_name, transposed) = key(name);
+        let data = if transposed { io::peft::transpose(data) } else { data };
+        self.compare(&format!("{kind}.{file_name}"), data, t);
+    }
+
+    /// [`check`](Self::check) on the adapter that PEFT saved, with the method's own names.
+    ///
+    /// # Panics
+    /// If something differs.
+    pub fn check_method<M: Method>(&self) {
+        let (config, trained) = self.load::<M>();
+        let shape = self.base.shape();
+        self.check(trained, |name| match name.strip_prefix("head.") {
+            Some(head) => {
+                let (name, transposed) = Head::key(head, shape.architecture);
+                (format!("{}{name}", M::HEAD_PREFIX), transposed)
+            }
+            None => {
+                let key = config.key(name.trim_start_matches("tuner."), shape);
+                (key.name, key.transposed)
+            }
+        });
+    }
+}
+
+fn named<M: Module>(module: &M, gradients: &GradientsParams) -> BTreeMap<String, TensorData> {
+    struct Named<'a>(&'a GradientsParams, BTreeMap<String, TensorData>);
+    impl Visit for Named<'_> {
+        fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+            if let Some(gradient) = self.0.get::<D>(id) {
+                self.1.insert(name.to_string(), gradient.into_data());
+            }
+        }
+    }
+    let mut named = Named(gradients, BTreeMap::new());
+    visit(module, &mut named);
+    named.1
+}

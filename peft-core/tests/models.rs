@@ -1,0 +1,72 @@
+//! The backbone against transformers, and the facts that the design stands on.
+
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Tensor, TensorData};
+use peft_core::testing::{assert_close, difference, golden, tolerances::REFERENCE};
+use peft_core::{Bare, Batch, Trained, Tuner, io::Pretrained, load::Checkpoint, random::Random, testing};
+
+fn expected(model: &str, name: &str) -> TensorData {
+    let file = Checkpoint::open_file(&golden::model_dir(model).join("expected.safetensors")).unwrap();
+    file.read_f32(name, &file.shape(name).unwrap().to_vec()).unwrap()
+}
+
+/// Compares the rows of real tokens; the reference computes those of padding too.
+fn check(model: &str, files: &str) {
+    let Pretrained { base, head, .. } = golden::model(files);
+    let examples = golden::examples(&golden::model_dir(model).join("inputs.safetensors"));
+    let batch = Batch::new(&examples, base.shape().pad, base.device()).unwrap();
+    let hidden = Bare {}.run(&base, &batch).unwrap();
+    let compare = |found: Tensor<3>, name: &str| {
+        let found_width = found.dims()[2];
+        let wanted = expected(model, name);
+        let wanted: Tensor<3> = match found.dims()[1] {
+            1 => Tensor::<2>::from_data(wanted, base.device()).unsqueeze_dim(1),
+            _ => Tensor::from_data(wanted, base.device()),
+        };
+        for (i, example) in examples.iter().enumerate() {
+            let rows = example.ids.len().min(found.dims()[1]);
+            let cut = |t: &Tensor<3>| t.clone().slice([i..i + 1, 0..rows, 0..found_width]);
+            assert_close(cut(&found), cut(&wanted), REFERENCE, &format!("{files}: {name} of sequence {i}"));
+        }
+    };
+    compare(hidden.states, "hidden");
+    if let Some(head) = head {
+        let trained = Trained::new(Bare {}, head).unwrap().valid();
+        compare(trained.logits(&base, &batch).unwrap(), "logits");
+    } else {
+        assert_eq!(model, "bert-bare", "a head was expected");
+    }
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for model in ["roberta-classify", "roberta-regress", "roberta-mlm", "bert-classify", "bert-mlm", "bert-bare"] {
+        check(model, model);
+    }
+}
+
+#[test]
+fn every_form_of_checkpoint_loads() {
+    check("roberta-classify", "roberta-classify-sharded");
+    check("roberta-classify", "roberta-classify-bin");
+    check("bert-classify", "bert-old-names");
+}
+
+/// The first test of the design: a plain tensor is a constant to an autodiff one, whatever is computed with both.
+#[test]
+fn a_frozen_plain_tensor_costs_no_gradient() {
+    let plain = testing::device();
+    let w = Random::new(0, "w").normal_tensor([5, 7], 1.0, &plain);
+    let a = Param::from_tensor(Random::new(0, "a").normal_tensor([3, 5], 1.0, &plain.clone().autodiff()));
+    let y = a.val().matmul(w.clone());
+    assert!(y.is_autodiff() && !w.is_autodiff() && !w.matmul(Tensor::ones([7, 2], &plain)).is_autodiff());
+    let gradients = GradientsParams::from_grads((y.clone() * y).sum().backward(), &a);
+    assert_eq!(gradients.len(), 1);
+    // d/dA sum((A W)^2) = 2 A W W^T
+    let w = Random::new(0, "w").normal_tensor([5, 7], 1.0, &plain);
+    let expected = a.val().inner().matmul(w.clone()).matmul(w.transpose()) * 2.0;
+    let found = gradients.get::<2>(a.id).unwrap();
+    assert!(!found.is_autodiff());
+    assert!(difference(&found.into_data(), &expected.into_data()) < REFERENCE.0);
+}
