@@ -5,7 +5,7 @@ use burn::module::{Module, ModuleDisplay};
 use crate::{Base, Batch, Hidden, Hooks, Result};
 
 /// A module of trainable tensors that acts through hooks.
-pub trait Adapter: Module + ModuleDisplay {
+pub trait Adapter: Module + ModuleDisplay + Sync {
     /// Computes what this batch needs (nothing, for a method that is its own hooks), then lends the hooks for one run.
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R;
 }
@@ -49,7 +49,7 @@ impl<A: Adapter, B: Adapter> Adapter for (A, B) {
 /// # let side: Side = unimplemented!();
 /// tuner((side, peft_core::Bare {}));
 /// ```
-pub trait Tuner: Module + ModuleDisplay {
+pub trait Tuner: Module + ModuleDisplay + Sync {
     /// Final hidden states of a batch.
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
 }

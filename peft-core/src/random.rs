@@ -132,3 +132,12 @@ fn mix32(mut x: u32) -> u32 {
 pub(crate) fn hash(name: &str) -> u64 {
     mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
 }
+
+/// A hash of every bit of some bytes, to tell whether they changed.
+pub(crate) fn fingerprint(name: &str, bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(hash(name), |h, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        (h ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
+}

@@ -1,1 +1,3 @@
+//! The chores of the workspace.
+
 fn main() {}

@@ -64,6 +64,11 @@ impl Labelled {
         self.rows.is_empty()
     }
 
+    /// Whether the rows hold token ids instead of texts.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.rows.first().is_some_and(|row| matches!(row.input, Input::Tokens { .. }))
+    }
+
     /// Moves a `fraction` of the rows, from 0 to 1, to a second part. Which rows is a function of seed and row count
     /// only; both parts keep the order of the file and all its classes.
     pub fn split(self, fraction: f64, seed: u64) -> (Self, Self) {

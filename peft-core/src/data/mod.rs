@@ -1,8 +1,10 @@
 //! Labelled examples from files: tab-separated, comma-separated or one JSON object a line.
 
 mod classes;
+mod dataset;
 mod labelled;
 mod row;
 mod table;
 
+pub use dataset::Dataset;
 pub use labelled::{Builder, Labelled};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 
-use crate::{Attention, Batch, Hooks, Place, Result, Shape, Site, Slot, Weight, random::Random};
+use crate::{Attention, Batch, Error, Example, Hooks, Place, Result, Shape, Site, Slot, Weight, random::{Random, fingerprint}};
 
 /// A frozen backbone. Its tensors are plain (they never carry gradients), lie on one device and are shared by all clones.
 #[derive(Clone, Debug)]
@@ -114,6 +114,11 @@ impl Base {
         self
     }
 
+    /// The same base with the settings (not the sizes) of another shape.
+    pub(crate) fn with_shape(self, shape: Shape) -> Self {
+        Base { shape: Arc::new(shape), ..self }
+    }
+
     /// One tensor as files hold it.
     pub fn tensor_data(&self, place: &Place) -> TensorData {
         match place.slot {
@@ -127,16 +132,28 @@ impl Base {
 
     /// A hash of every bit of the base, to tell whether it changed.
     pub fn fingerprint(&self) -> u64 {
-        self.shape.places().iter().fold(0, |hash, place| {
-            let data = self.tensor_data(place);
-            let bytes = data.as_bytes();
-            let words = bytes.chunks(8).fold(crate::random::hash(&place.name), |h, chunk| {
-                let mut word = [0; 8];
-                word[..chunk.len()].copy_from_slice(chunk);
-                (h ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-            });
-            hash ^ words
-        })
+        let one = |place: &Place| fingerprint(&place.name, self.tensor_data(place).as_bytes());
+        self.shape.places().iter().fold(0, |all, place| all ^ one(place))
+    }
+
+    /// Pads examples to a batch on this device, refusing what the model cannot take.
+    pub fn batch(&self, examples: &[&Example]) -> Result<Batch> {
+        for example in examples {
+            let length = example.ids.len();
+            let wrong = |key: &str, found: String, expected: String| Err(Error::config(key, found, expected));
+            if let Some(id) = example.ids.iter().find(|id| **id as usize >= self.shape.vocab) {
+                return wrong("input_ids", id.to_string(), format!("ids below {}, the model's vocabulary", self.shape.vocab));
+            }
+            if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types) {
+                return wrong("token_type_ids", kind.to_string(), format!("types below {}", self.shape.types));
+            }
+            let masked = example.mask.as_ref().map_or(length, Vec::len);
+            let typed = example.types.as_ref().map_or(length, Vec::len);
+            if masked != length || typed != length {
+                return wrong("attention_mask, token_type_ids", format!("{masked}, {typed} long"), format!("{length}, as input_ids"));
+            }
+        }
+        Batch::new(examples.iter().copied(), self.shape.pad, &self.device)
     }
 
     /// Runs a batch through the frozen layers with `hooks` at their seams.

@@ -3,5 +3,30 @@
 mod optim;
 mod procedure;
 
+#[cfg(feature = "train")]
+mod check;
+#[cfg(feature = "train")]
+mod config;
+#[cfg(feature = "train")]
+pub mod metrics;
+#[cfg(feature = "train")]
+pub mod micro;
+#[cfg(feature = "train")]
+mod predict;
+#[cfg(feature = "train")]
+mod run;
+#[cfg(feature = "train")]
+mod trainer;
+
+#[cfg(feature = "train")]
+pub use config::{Length, Schedule, TrainConfig};
+#[cfg(feature = "train")]
+pub use micro::Workers;
 pub use optim::Optim;
+#[cfg(feature = "train")]
+pub use predict::{Logits, Metrics, argmax, evaluate, predict};
 pub use procedure::Procedure;
+#[cfg(feature = "train")]
+pub use run::{Run, StepReport};
+#[cfg(feature = "train")]
+pub use trainer::{Merged, Observer, Trainer, Tuned};

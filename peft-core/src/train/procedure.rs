@@ -8,7 +8,7 @@ use crate::{Base, Batch, Result, Tuner, random::Random, train::Optim};
 /// The steps of a training procedure, all of them nothing unless overridden.
 pub trait Procedure: Tuner + Sized {
     /// Before the first step: may look at batches of the data, may change the base.
-    fn prepare(self, base: Base, _data: &[Batch]) -> Result<(Self, Base)> {
+    fn prepare(self, base: Base, _data: &mut dyn Iterator<Item = Result<Batch>>) -> Result<(Self, Base)> {
         Ok((self, base))
     }
 

@@ -1,0 +1,51 @@
+use super::Labelled;
+use crate::io::Pretrained;
+use crate::{Error, Example, Label, Result};
+
+/// Labelled examples in the tokens of one model.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The examples.
+    pub examples: Vec<Example>,
+    /// The names of the classes, in order; empty for values.
+    pub classes: Vec<String>,
+}
+
+impl Dataset {
+    /// The number of outputs that a head needs: the classes, or 1 for values.
+    pub fn outputs(&self) -> Result<usize> {
+        match self.examples.first().and_then(|e| e.label) {
+            Some(Label::Class(_)) => Ok(self.classes.len().max(2)),
+            Some(Label::Value(_)) => Ok(1),
+            None => Err(Error::config("label", "nothing", "a label for every training example")),
+        }
+    }
+}
+
+impl Labelled {
+    /// The rows in the tokens of a model, cut to `max_length` (and to the model's positions). Texts need the feature
+    /// `tokenize` and the model's `tokenizer.json`.
+    pub fn prepare(&self, model: &Pretrained, max_length: usize) -> Result<Dataset> {
+        let shape = model.base.shape();
+        let max_length = max_length.min(shape.max_length());
+        let examples = if self.has_tokens() {
+            self.examples(shape.vocab, max_length)?
+        } else {
+            self.encode(model, max_length)?
+        };
+        Ok(Dataset { examples, classes: self.classes().to_vec() })
+    }
+
+    #[cfg(feature = "tokenize")]
+    fn encode(&self, model: &Pretrained, max_length: usize) -> Result<Vec<Example>> {
+        let dir = model.dir.as_deref().ok_or_else(|| {
+            Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer")
+        })?;
+        self.tokenize(&crate::load::Tokenizer::from_dir(dir, model.base.shape().vocab)?, max_length)
+    }
+
+    #[cfg(not(feature = "tokenize"))]
+    fn encode(&self, _model: &Pretrained, _max_length: usize) -> Result<Vec<Example>> {
+        Err(Error::config("data", "texts", "input_ids, or this program built with the feature `tokenize`"))
+    }
+}

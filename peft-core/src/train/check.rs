@@ -1,0 +1,39 @@
+//! What a run is checked for before its result is called one.
+
+use std::collections::BTreeMap;
+
+use crate::random::fingerprint;
+use crate::view::tensors;
+use crate::{Base, Error, Result, Trained, Tuner};
+
+/// How things were before the first step.
+pub(super) struct Before {
+    tensors: BTreeMap<String, u64>,
+    base: u64,
+}
+
+fn fingerprints<T: Tuner>(trained: &Trained<T>) -> BTreeMap<String, u64> {
+    tensors(trained).into_iter().map(|(name, data)| (name, fingerprint("", data.as_bytes()))).collect()
+}
+
+impl Before {
+    pub(super) fn of<T: Tuner>(trained: &Trained<T>, base: &Base) -> Self {
+        Before { tensors: fingerprints(trained), base: base.fingerprint() }
+    }
+
+    /// Every trainable tensor moved (in two steps or more: a factor may wait for another to leave 0), and the frozen base
+    /// did not, unless the method says that it changes it.
+    pub(super) fn check<T: Tuner>(&self, trained: &Trained<T>, base: &Base, steps: usize, changes_base: bool) -> Result<()> {
+        let still = |(name, now): &(String, u64)| self.tensors.get(name) == Some(now);
+        let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
+        if steps > 1 && !unmoved.is_empty() {
+            let detail = format!("{} did not move in {steps} steps", unmoved.join(", "));
+            return Err(Error::Check { what: "every trainable tensor moves", detail });
+        }
+        if !changes_base && base.fingerprint() != self.base {
+            let detail = "a frozen tensor has other bits than before the run".to_string();
+            return Err(Error::Check { what: "nothing frozen moves", detail });
+        }
+        Ok(())
+    }
+}

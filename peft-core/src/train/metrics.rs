@@ -1,0 +1,76 @@
+//! The metrics of GLUE, in exact definitions; each from 0 (or -1) to 1.
+
+/// The share of equal ones.
+pub fn accuracy(found: &[usize], gold: &[usize]) -> f64 {
+    found.iter().zip(gold).filter(|(a, b)| a == b).count() as f64 / gold.len() as f64
+}
+
+/// True positives, false positives, false negatives and true negatives of class 1.
+fn confusion(found: &[usize], gold: &[usize]) -> [f64; 4] {
+    let count = |f: bool, g: bool| found.iter().zip(gold).filter(|(a, b)| (**a == 1, **b == 1) == (f, g)).count() as f64;
+    [count(true, true), count(true, false), count(false, true), count(false, false)]
+}
+
+/// F1 of class 1: 2 TP / (2 TP + FP + FN); 0 if there is no positive at all.
+pub fn f1(found: &[usize], gold: &[usize]) -> f64 {
+    let [tp, fp, false_negatives, _] = confusion(found, gold);
+    ratio(2.0 * tp, 2.0 * tp + fp + false_negatives)
+}
+
+/// Matthews' correlation; 0 if a row or a column of the confusion matrix is empty.
+pub fn matthews(found: &[usize], gold: &[usize]) -> f64 {
+    let [tp, fp, false_negatives, tn] = confusion(found, gold);
+    let product = (tp + fp) * (tp + false_negatives) * (tn + fp) * (tn + false_negatives);
+    ratio(tp * tn - fp * false_negatives, product.sqrt())
+}
+
+/// Pearson's correlation; 0 if one side is constant.
+pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (mx, my) = (mean(x), mean(y));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(a, b)| f(a - mx, b - my)).sum::<f64>();
+    ratio(sum(&|a, b| a * b), (sum(&|a, _| a * a) * sum(&|_, b| b * b)).sqrt())
+}
+
+/// Spearman's correlation: Pearson's of the ranks, equal numbers sharing the mean of their ranks.
+pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+    pearson(&ranks(x), &ranks(y))
+}
+
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for group in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let rank = first as f64 + (group.len() - 1) as f64 / 2.0;
+        group.iter().for_each(|i| ranks[*i] = rank);
+        first += group.len();
+    }
+    ranks
+}
+
+fn ratio(numerator: f64, denominator: f64) -> f64 {
+    if denominator == 0.0 { 0.0 } else { numerator / denominator }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values worked out by hand from the definitions.
+    #[test]
+    fn small_cases() {
+        let (found, gold) = ([1, 0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 1, 0]);
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        near(accuracy(&found, &gold), 5.0 / 7.0);
+        near(f1(&found, &gold), 0.75);
+        near(matthews(&found, &gold), 5.0 / 12.0);
+        assert_eq!(matthews(&[1, 1], &[1, 0]), 0.0);
+        assert_eq!(f1(&[0, 0], &[0, 0]), 0.0);
+        let (x, y) = ([1.0, 2.0, 2.0, 4.0], [2.0, 1.0, 3.0, 5.0]);
+        near(pearson(&x, &y), 0.8143450710459553);
+        near(spearman(&x, &y), 0.632455532033676);
+        assert_eq!(pearson(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+    }
+}

@@ -1,0 +1,152 @@
+//! Micro-batches: a batch is cut by a rule that knows only the batch and the settings; each thread runs all of forward and
+//! backward on one piece, on leaves of its own, and the gradients are summed in the order of the pieces. Hence the same bits
+//! at any number of threads, and saved tensors for a few pieces only.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use burn::module::{Module, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::view::{Visit, visit};
+use crate::{Error, Example, Result};
+
+/// Cuts samples, given by their lengths, into pieces of at most `rows` rows (padding included; a longer sample is a piece of
+/// its own). Samples of like length come together.
+pub fn cut(lengths: &[usize], rows: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(lengths[*i]));
+    let mut pieces: Vec<Vec<usize>> = Vec::new();
+    for sample in order {
+        match pieces.last_mut() {
+            // The first sample of a piece is its longest.
+            Some(piece) if (piece.len() + 1) * lengths[piece[0]] <= rows => piece.push(sample),
+            _ => pieces.push(vec![sample]),
+        }
+    }
+    pieces
+}
+
+/// The lengths of examples.
+pub fn lengths(examples: &[&Example]) -> Vec<usize> {
+    examples.iter().map(|e| e.ids.len()).collect()
+}
+
+/// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.
+pub struct Workers(Vec<ThreadPool>);
+
+impl Workers {
+    /// This many.
+    pub fn new(threads: usize) -> Result<Self> {
+        let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
+        let pools = (0..threads).map(pool).collect::<Result<_, _>>();
+        pools.map(Workers).map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+    }
+
+    /// Runs `work` on each of `count` pieces and hands the results to `collect` in the order of the pieces. The first error,
+    /// in that order, is returned.
+    pub fn run<T: Send>(
+        &self,
+        count: usize,
+        work: impl Fn(usize) -> Result<T> + Sync,
+        collect: impl FnMut(T) + Send,
+    ) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let ordered = Mutex::new(Ordered { expected: 0, waiting: BTreeMap::new(), collect, error: None });
+        let job = || {
+            loop {
+                let piece = next.fetch_add(1, Ordering::Relaxed);
+                if piece >= count {
+                    break;
+                }
+                let result = work(piece);
+                let mut ordered = ordered.lock().unwrap_or_else(PoisonError::into_inner);
+                ordered.add(piece, result);
+                if ordered.error.is_some() {
+                    break;
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for pool in self.0.iter().take(count) {
+                scope.spawn(|| pool.install(job));
+            }
+        });
+        let ordered = ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ordered.error.map_or(Ok(()), Err)
+    }
+}
+
+struct Ordered<T, F> {
+    expected: usize,
+    waiting: BTreeMap<usize, Result<T>>,
+    collect: F,
+    error: Option<Error>,
+}
+
+impl<T, F: FnMut(T)> Ordered<T, F> {
+    fn add(&mut self, piece: usize, result: Result<T>) {
+        self.waiting.insert(piece, result);
+        while let Some(result) = self.waiting.remove(&self.expected) {
+            self.expected += 1;
+            match result {
+                Ok(value) if self.error.is_none() => (self.collect)(value),
+                Ok(_) => {}
+                Err(error) => {
+                    self.error.get_or_insert(error);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the gradients of `more` to those of `sum`, for the parameters of `module`.
+pub fn add<M: Module>(module: &M, sum: GradientsParams, more: GradientsParams) -> GradientsParams {
+    struct Add(GradientsParams, GradientsParams);
+    impl Visit for Add {
+        fn tensor<const D: usize>(&mut self, _: &str, id: ParamId, _: Tensor<D>) {
+            let total = match (self.0.remove::<D>(id), self.1.remove::<D>(id)) {
+                (Some(a), Some(b)) => a + b,
+                (Some(a), None) | (None, Some(a)) => a,
+                (None, None) => return,
+            };
+            self.0.register(id, total);
+        }
+    }
+    let mut add = Add(sum, more);
+    visit(module, &mut add);
+    add.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_keep_every_sample_and_the_bound() {
+        let lengths = [9, 5, 12, 7, 3, 40, 12, 1];
+        let pieces = cut(&lengths, 24);
+        let mut all: Vec<usize> = pieces.concat();
+        all.sort();
+        assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+        for piece in &pieces {
+            let longest = piece.iter().map(|i| lengths[*i]).max().unwrap();
+            assert!(piece.len() == 1 || piece.len() * longest <= 24, "{piece:?}");
+        }
+        assert_eq!(pieces[0], [5]);
+    }
+
+    #[test]
+    fn results_come_in_order_and_the_first_error_counts() {
+        let workers = Workers::new(3).unwrap();
+        let mut order = vec![];
+        workers.run(20, Ok, |i| order.push(i)).unwrap();
+        assert_eq!(order, (0..20).collect::<Vec<_>>());
+        let fail = |i| if i % 7 == 3 { Err(Error::config("piece", i, "another")) } else { Ok(i) };
+        let error = workers.run(20, fail, |_| {}).unwrap_err().to_string();
+        assert!(error.contains("piece: 3 "), "{error}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Logits of many examples, and what they are worth.
+
+use std::fmt;
+
+use burn::module::Module;
+
+use super::metrics::{accuracy, f1, matthews, pearson, spearman};
+use super::micro::Workers;
+use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
+
+/// The logits of one example: rows of outputs (one row from a classifier, one for each token from a masked-word head).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    /// Row after row.
+    pub values: Vec<f32>,
+    /// Numbers in a row.
+    pub outputs: usize,
+}
+
+/// The logits of each example, in order. Every example is run alone, so that its bits depend on nothing else.
+pub fn predict<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    examples: &[Example],
+    workers: &Workers,
+) -> Result<Vec<Logits>> {
+    let trained = trained.valid();
+    let one = |i: usize| {
+        let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
+        let outputs = logits.dims()[2];
+        let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        match values.iter().all(|x| x.is_finite()) {
+            true => Ok(Logits { values, outputs }),
+            false => Err(Error::Check { what: "prediction", detail: format!("example {i} has logits that are not finite") }),
+        }
+    };
+    let mut all = Vec::with_capacity(examples.len());
+    workers.run(examples.len(), one, |logits| all.push(logits))?;
+    Ok(all)
+}
+
+/// Metrics of a labelled set, by name: `accuracy`, `f1` and `matthews` for classes (the last two for two classes only),
+/// `pearson` and `spearman` for values; and the mean `loss`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics(pub Vec<(&'static str, f64)>);
+
+impl Metrics {
+    /// A metric by name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+    }
+}
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (name, value)) in self.0.iter().enumerate() {
+            write!(f, "{}{name} {value:.4}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares logits with the labels of their examples.
+pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
+    let missing = || Error::config("label", "nothing", "a label for every example that is evaluated");
+    let labels = examples.iter().map(|e| e.label.ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
+    let classes = |l: &Label| match l {
+        Label::Class(class) => Some(*class),
+        Label::Value(_) => None,
+    };
+    if let Some(gold) = labels.iter().map(classes).collect::<Option<Vec<usize>>>() {
+        let found: Vec<usize> = logits.iter().map(|l| argmax(&l.values)).collect();
+        let losses = logits.iter().zip(&gold).map(|(l, gold)| cross_entropy(&l.values, *gold));
+        let mut metrics = vec![("accuracy", accuracy(&found, &gold))];
+        if logits.iter().all(|l| l.outputs == 2) {
+            metrics.extend([("f1", f1(&found, &gold)), ("matthews", matthews(&found, &gold))]);
+        }
+        metrics.push(("loss", mean(losses, gold.len())));
+        return Ok(Metrics(metrics));
+    }
+    let value = |l: &Label| match l {
+        Label::Class(class) => *class as f64,
+        Label::Value(value) => f64::from(*value),
+    };
+    let gold: Vec<f64> = labels.iter().map(value).collect();
+    let found: Vec<f64> = logits.iter().map(|l| f64::from(l.values[0])).collect();
+    let losses = found.iter().zip(&gold).map(|(x, y)| (x - y).powi(2));
+    Ok(Metrics(vec![
+        ("pearson", pearson(&found, &gold)),
+        ("spearman", spearman(&found, &gold)),
+        ("loss", mean(losses, gold.len())),
+    ]))
+}
+
+/// The index of the largest number, the first of equal ones.
+pub fn argmax(values: &[f32]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
+}
+
+fn cross_entropy(logits: &[f32], gold: usize) -> f64 {
+    let largest = f64::from(logits[argmax(logits)]);
+    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - largest).exp()).sum();
+    logits.get(gold).map_or(f64::INFINITY, |x| largest + sum.ln() - f64::from(*x))
+}
+
+fn mean(values: impl Iterator<Item = f64>, n: usize) -> f64 {
+    values.sum::<f64>() / n as f64
+}

@@ -1,0 +1,171 @@
+//! A run: its state, and one step of it.
+
+use burn::module::{Module, ParamId};
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::Tensor;
+
+use super::micro::{Workers, add, cut, lengths};
+use super::{Optim, Procedure, TrainConfig};
+use crate::loss::task_loss;
+use crate::random::{Noise, Random};
+use crate::view::{Visit, visit};
+use crate::{Base, Error, Example, Label, Result, Trained};
+
+/// The state of a run between two steps. Everything else is a function of the settings and the step.
+pub struct Run<T: Procedure> {
+    /// What is trained.
+    pub trained: Trained<T>,
+    /// The base, which some procedures change.
+    pub base: Base,
+    /// The optimizer and its states.
+    pub optim: Optim,
+    /// Steps done.
+    pub step: usize,
+    config: TrainConfig,
+    pub(super) workers: Workers,
+}
+
+/// What a step tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// Of how many.
+    pub total: usize,
+    /// The mean loss of the batch, before the step.
+    pub loss: f64,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+    /// The norm of all gradients, before clipping.
+    pub grad_norm: f64,
+    /// Real tokens in the batch.
+    pub tokens: usize,
+}
+
+impl<T: Procedure> Run<T> {
+    /// Before the first step.
+    pub fn new(config: &TrainConfig, base: Base, trained: Trained<T>) -> Result<Self> {
+        config.check()?;
+        let adamw = AdamWConfig::new()
+            .with_beta_1(config.adam_beta1 as f32)
+            .with_beta_2(config.adam_beta2 as f32)
+            .with_epsilon(config.adam_epsilon as f32)
+            .with_weight_decay(config.weight_decay as f32);
+        let base = match config.dropout {
+            Some(p) => base.with_dropout(p),
+            None => base,
+        };
+        let (optim, workers) = (Optim::new(adamw.build()), Workers::new(config.threads)?);
+        Ok(Run { trained, base, optim, step: 0, config: config.clone(), workers })
+    }
+
+    /// One optimizer step on the samples that the settings choose for it.
+    pub fn step(&mut self, data: &[Example]) -> Result<StepReport> {
+        let (step, total) = (self.step, self.config.steps(data.len()));
+        let batch: Vec<&Example> = self.config.samples(step, data.len()).into_iter().map(|i| &data[i]).collect();
+        let mut random = Random::new(self.config.seed, &format!("sample of step {step}"));
+        let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };
+        let (loss, gradients) = self.gradients(&before, &batch)?;
+        let (gradients, grad_norm) = self.clip(&before, gradients, step + 1)?;
+        let factor = self.config.lr_scheduler_type.factor(step, self.config.warmup_steps, total);
+        let learning_rate = self.config.learning_rate * factor;
+        let mut trained = before.clone();
+        let gradients = trained.tuner.gradients(gradients, step + 1);
+        let trained = self.optim.step(trained, gradients, |_| learning_rate);
+        let (tuner, base) =
+            trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
+        self.trained = Trained { tuner, head: trained.head };
+        self.base = base;
+        self.step += 1;
+        let tokens = batch.iter().map(|e| e.ids.len()).sum();
+        Ok(StepReport { step: step + 1, total, loss, learning_rate, grad_norm, tokens })
+    }
+
+    /// The mean loss of a batch and its gradients.
+    fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
+        let rows = if trained.tuner.couples_samples() { usize::MAX } else { self.config.micro_rows };
+        let pieces = cut(&lengths(batch), rows);
+        let work = |piece: usize| {
+            let samples = &pieces[piece];
+            let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
+            let noise = Noise {
+                seed: self.config.seed,
+                step: self.step as u64,
+                samples: samples.iter().map(|i| *i as u32).collect(),
+            };
+            // Leaves of its own: a graph that shares them with another thread's would wait for it.
+            let leaves = trained.valid().train();
+            let logits = leaves.logits(&self.base, &self.base.batch(&examples)?.with_noise(noise))?;
+            let loss = task_loss(logits, &labels(&examples)?)? / batch.len() as f32;
+            let value = f64::from(loss.clone().into_scalar::<f32>());
+            Ok((value, GradientsParams::from_grads(loss.backward(), &leaves)))
+        };
+        let (mut loss, mut sum) = (0.0, GradientsParams::new());
+        self.workers.run(pieces.len(), work, |(value, gradients)| {
+            loss += value;
+            sum = add(trained, std::mem::take(&mut sum), gradients);
+        })?;
+        if let Some(penalty) = trained.tuner.penalty() {
+            loss += f64::from(penalty.clone().into_scalar::<f32>());
+            sum = add(trained, sum, GradientsParams::from_grads(penalty.backward(), trained));
+        }
+        if loss.is_finite() {
+            Ok((loss, sum))
+        } else {
+            let what = format!("the loss is {loss}; lower the learning rate, or look for extreme values in the data");
+            Err(Error::Training { step: self.step + 1, what })
+        }
+    }
+
+    /// Scales gradients down to the largest allowed norm over all tensors, as `clip_grad_norm_` of torch.
+    fn clip(&self, trained: &Trained<T>, gradients: GradientsParams, step: usize) -> Result<(GradientsParams, f64)> {
+        let mut norm = Norm { gradients, squares: 0.0, wrong: None };
+        visit(trained, &mut norm);
+        if let Some(name) = norm.wrong {
+            return Err(Error::Training { step, what: format!("the gradient of {name} is not finite") });
+        }
+        let (length, limit) = (norm.squares.sqrt(), self.config.max_grad_norm);
+        let factor = limit / (length + 1e-6);
+        if limit == 0.0 || factor >= 1.0 {
+            return Ok((norm.gradients, length));
+        }
+        let mut scale = Scale { gradients: norm.gradients, factor };
+        visit(trained, &mut scale);
+        Ok((scale.gradients, length))
+    }
+}
+
+fn labels(examples: &[&Example]) -> Result<Vec<Label>> {
+    let missing = || Error::config("label", "nothing", "a label for every training example");
+    examples.iter().map(|e| e.label.ok_or_else(missing)).collect()
+}
+
+struct Norm {
+    gradients: GradientsParams,
+    squares: f64,
+    wrong: Option<String>,
+}
+
+impl Visit for Norm {
+    fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+        let Some(gradient) = self.gradients.get::<D>(id) else { return };
+        let square = f64::from(gradient.powi_scalar(2).sum().into_scalar::<f32>());
+        if !square.is_finite() {
+            self.wrong.get_or_insert(name.to_string());
+        }
+        self.squares += square;
+    }
+}
+
+struct Scale {
+    gradients: GradientsParams,
+    factor: f64,
+}
+
+impl Visit for Scale {
+    fn tensor<const D: usize>(&mut self, _: &str, id: ParamId, _: Tensor<D>) {
+        if let Some(gradient) = self.gradients.remove::<D>(id) {
+            self.gradients.register(id, gradient * self.factor);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! From a model, a method's configuration and labelled data to a checked result.
+
+use std::path::Path;
+
+use burn::module::Module;
+
+use super::check::Before;
+use super::micro::Workers;
+use super::predict::{Logits, Metrics, evaluate, predict};
+use super::run::{Run, StepReport};
+use super::{Procedure, TrainConfig};
+use crate::data::Dataset;
+use crate::io::peft::{self, Labels};
+use crate::io::Pretrained;
+use crate::{Base, Error, Example, Head, Method, Result, Trained};
+
+/// Follows a run.
+pub trait Observer {
+    /// After each step.
+    fn step(&mut self, _report: &StepReport) -> Result<()> {
+        Ok(())
+    }
+
+    /// After each epoch (and the last step), if there is data to evaluate on.
+    fn evaluated(&mut self, _step: usize, _metrics: &Metrics) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Observer for () {}
+
+/// Trains methods with one set of settings.
+#[derive(Clone, Debug)]
+pub struct Trainer {
+    config: TrainConfig,
+}
+
+/// A trained method with its model.
+#[derive(Debug)]
+pub struct Tuned<'a, M: Method> {
+    model: &'a Pretrained,
+    /// The base as the run left it: the model's own, unless the method changes it.
+    pub base: Base,
+    /// The method's configuration.
+    pub config: M,
+    /// The method and head.
+    pub trained: Trained<M::Tuner>,
+    /// What is saved beside the tensors.
+    pub labels: Labels,
+    threads: usize,
+}
+
+impl Trainer {
+    /// With these settings.
+    pub fn new(config: TrainConfig) -> Self {
+        Trainer { config }
+    }
+
+    /// Starts the method on the model and trains it with a fresh head (or the model's own, if it has as many outputs).
+    pub fn fit<'a, M: Method>(&self, model: &'a Pretrained, method: M, data: &Dataset) -> Result<Tuned<'a, M>> {
+        let tuner = method.init(&model.base, self.config.seed)?;
+        let outputs = data.outputs()?;
+        let head = match &model.head {
+            Some(Head::Classifier(own)) if own.out.bias.val().dims()[0] == outputs => model.head.clone(),
+            _ => None,
+        };
+        let head = head.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed));
+        self.resume(model, method, Trained::new(tuner, head)?, data, None, &mut ())
+    }
+
+    /// Trains on from a given state, evaluating on other data after each epoch.
+    pub fn resume<'a, M: Method>(
+        &self,
+        model: &'a Pretrained,
+        method: M,
+        trained: Trained<M::Tuner>,
+        data: &Dataset,
+        evaluation: Option<&Dataset>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tuned<'a, M>> {
+        let steps = self.config.steps(data.examples.len());
+        let (trained, base) = self.run(&model.base, trained, &data.examples, steps, |run, report| {
+            observer.step(report)?;
+            let epoch = data.examples.len().div_ceil(self.config.batch_size);
+            match evaluation {
+                Some(evaluation) if run.step % epoch == 0 || run.step == steps => {
+                    let logits = run.predict(&evaluation.examples)?;
+                    observer.evaluated(run.step, &evaluate(&logits, &evaluation.examples)?)
+                }
+                _ => Ok(()),
+            }
+        })?;
+        let name = model.dir.as_ref().map(|d| d.to_string_lossy().into_owned()).unwrap_or_default();
+        let labels = Labels { base: name, classes: data.classes.clone() };
+        Ok(Tuned { model, base, config: method, trained, labels, threads: self.config.threads })
+    }
+
+    /// The run itself: prepare, steps, finish, checks.
+    pub fn run<T: Procedure>(
+        &self,
+        base: &Base,
+        trained: Trained<T>,
+        data: &[Example],
+        steps: usize,
+        mut after: impl FnMut(&Run<T>, &StepReport) -> Result<()>,
+    ) -> Result<(Trained<T>, Base)> {
+        if data.is_empty() {
+            return Err(Error::config("data", "no examples", "at least one"));
+        }
+        let before = Before::of(&trained, base);
+        let Trained { tuner, head } = trained;
+        let batches = data.chunks(self.config.batch_size).map(|c| base.batch(&c.iter().collect::<Vec<_>>()));
+        let (tuner, base) = tuner.prepare(base.clone(), &mut batches.into_iter())?;
+        let changes_base = tuner.changes_base();
+        let own_dropout = base.shape().clone();
+        let mut run = Run::new(&self.config, base, Trained { tuner, head })?;
+        while run.step < steps {
+            let report = run.step(data)?;
+            after(&run, &report)?;
+        }
+        let Run { trained: Trained { tuner, head }, base, .. } = run;
+        let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
+        let trained = Trained { tuner, head };
+        before.check(&trained, &base, steps, changes_base)?;
+        Ok((trained, base))
+    }
+}
+
+impl<T: Procedure> Run<T> {
+    /// Logits of examples with what is trained so far.
+    pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
+        predict(&self.base, &self.trained, examples, &self.workers)
+    }
+}
+
+impl<'a, M: Method> Tuned<'a, M> {
+    /// An adapter directory on its model.
+    pub fn load(dir: &Path, model: &'a Pretrained) -> Result<Self> {
+        let (config, trained) = peft::load::<M>(dir, &model.base)?;
+        let threads = TrainConfig::default().threads;
+        Ok(Tuned { model, base: model.base.clone(), config, trained, labels: peft::labels(dir)?, threads })
+    }
+
+    /// Logits of examples.
+    pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
+        predict(&self.base, &self.trained, examples, &Workers::new(self.threads)?)
+    }
+
+    /// Metrics on labelled data.
+    pub fn evaluate(&self, data: &Dataset) -> Result<Metrics> {
+        evaluate(&self.predict(&data.examples)?, &data.examples)
+    }
+
+    /// Trainable elements: of the method, and of the head.
+    pub fn trainable(&self) -> (usize, usize) {
+        (self.trained.tuner.num_params(), self.trained.head.num_params())
+    }
+
+    /// Writes the adapter directory, see [`peft::save`].
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        peft::save(dir.as_ref(), &self.config, &self.trained, self.base.shape(), &self.labels)
+    }
+
+    /// Folds the method into the base, and measures on `probe` how far the logits moved: an error above `max_difference`.
+    pub fn merge(&self, probe: &[Example], max_difference: f32) -> Result<Merged<'_>> {
+        let tuner = self.trained.tuner.clone().valid();
+        let merge = M::merge(&tuner)
+            .ok_or_else(|| Error::config("merge", M::NAME, "a method with a weight-space form (see `peft methods`)"))?;
+        let base = self.base.merged(merge);
+        let head = self.trained.head.clone();
+        let workers = Workers::new(self.threads)?;
+        let bare = Trained::new(crate::Bare {}, head.clone())?;
+        let (unmerged, merged) = (self.predict(probe)?, predict(&base, &bare, probe, &workers)?);
+        let both = unmerged.iter().zip(&merged).flat_map(|(a, b)| a.values.iter().zip(&b.values));
+        let difference = both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if difference > max_difference {
+            let detail = format!("the largest logit difference is {difference:e}, allowed {max_difference:e}");
+            return Err(Error::Check { what: "merged equals unmerged", detail });
+        }
+        Ok(Merged { model: self.model, base, head, difference, classes: self.labels.classes.clone() })
+    }
+}
+
+/// A model with a method folded in.
+#[derive(Debug)]
+pub struct Merged<'a> {
+    model: &'a Pretrained,
+    /// The merged base.
+    pub base: Base,
+    /// The trained head.
+    pub head: Head,
+    /// The largest difference of a logit on the probe batch.
+    pub difference: f32,
+    classes: Vec<String>,
+}
+
+impl Merged<'_> {
+    /// Writes a model directory that transformers loads.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        self.model.save(dir.as_ref(), &self.base, &self.head, &self.classes)
+    }
+}

@@ -1,0 +1,174 @@
+//! The training loop, driven with LoRA: equal bits at any number of threads, resumed in the middle, and faults caught.
+
+use burn::module::{Module, Param};
+use burn::optim::AdamWConfig;
+use burn::tensor::Tensor;
+use peft_core::data::Dataset;
+use peft_core::io::Pretrained;
+use peft_core::train::{Optim, Run, TrainConfig, Trainer};
+use peft_core::view::tensors;
+use peft_core::{
+    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Part, Procedure, Result, Site, Slot, Trained, testing,
+};
+use peft_reparam::{Lora, LoraConfig};
+
+fn base() -> Base {
+    testing::base("roberta-tiny", &testing::device())
+}
+
+/// Forty sequences whose class is whether a token below 50 comes first.
+fn data() -> Vec<Example> {
+    let mut random = peft_core::random::Random::new(1, "data");
+    let example = |i: usize| {
+        let mut ids: Vec<u32> = (0..4 + i % 9).map(|_| (4 + random.below(90)) as u32).collect();
+        ids[0] = if i % 2 == 0 { 5 } else { 90 };
+        Example { ids, label: Some(Label::Class(i % 2)), ..Default::default() }
+    };
+    (0..40).map(example).collect()
+}
+
+fn start(base: &Base) -> Trained<Lora> {
+    let lora = LoraConfig { lora_dropout: 0.1, ..LoraConfig::new(3) }.init(base, 0).unwrap();
+    Trained::new(lora, Head::classifier(base, 2, 0)).unwrap()
+}
+
+fn config() -> TrainConfig {
+    TrainConfig { micro_rows: 20, dropout: Some(0.1), ..TrainConfig::new(1e-2).with_batch_size(16).with_steps(6) }
+}
+
+fn run<T: Procedure>(config: TrainConfig, base: &Base, trained: Trained<T>) -> Result<(Trained<T>, Base)> {
+    let steps = config.steps(40);
+    Trainer::new(config).run(base, trained, &data(), steps, |_, _| Ok(()))
+}
+
+#[test]
+fn the_adapter_has_the_same_bits_at_any_number_of_threads() {
+    let base = base();
+    let trained = |threads| {
+        let (trained, _) = run(TrainConfig { threads, ..config() }, &base, start(&base)).unwrap();
+        trained.into_record().into_bytes().unwrap().to_vec()
+    };
+    let one = trained(1);
+    for threads in [2, 5] {
+        assert!(one == trained(threads), "{threads} threads");
+    }
+    let other_seed = run(TrainConfig { seed: 1, ..config() }, &base, start(&base)).unwrap().0;
+    assert!(one != other_seed.into_record().into_bytes().unwrap().to_vec(), "the seed does nothing");
+}
+
+#[test]
+fn a_run_taken_up_in_the_middle_ends_with_the_same_bits() {
+    let (base, data) = (base(), data());
+    let whole = run(config(), &base, start(&base)).unwrap().0;
+    let mut first = Run::new(&config(), base.clone(), start(&base)).unwrap();
+    for _ in 0..3 {
+        first.step(&data).unwrap();
+    }
+    let record = first.trained.clone().into_record().into_bytes().unwrap();
+    let state = first.optim.save(&first.trained);
+
+    let record = burn::store::ModuleRecord::from_bytes(record).unwrap();
+    let trained = start(&base).try_load_record(record).unwrap();
+    let mut second = Run::new(&config(), base, trained).unwrap();
+    let rule = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0).build();
+    second.optim = Optim::load(rule, &second.trained, state, second.base.device());
+    second.step = 3;
+    for _ in 0..3 {
+        second.step(&data).unwrap();
+    }
+    assert_eq!(tensors(&second.trained), tensors(&whole));
+}
+
+#[test]
+fn micro_batches_have_the_gradients_of_the_whole_batch() {
+    let (base, data) = (base(), data());
+    let step = |micro_rows| {
+        let mut run = Run::new(&TrainConfig { micro_rows, ..config() }, base.clone(), start(&base)).unwrap();
+        let report = run.step(&data).unwrap();
+        (report.loss, report.grad_norm)
+    };
+    let ((loss, norm), (whole_loss, whole_norm)) = (step(20), step(100_000));
+    let tolerance = f64::from(testing::tolerances::SAME_FUNCTION.0);
+    assert!((loss - whole_loss).abs() < tolerance && (norm / whole_norm - 1.0).abs() < tolerance);
+}
+
+#[test]
+fn the_program_of_the_readme() {
+    let model = Pretrained { base: base(), head: None, config: serde_json::json!({}), dir: None };
+    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()] };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = TrainConfig { dropout: Some(0.0), ..TrainConfig::new(1e-2).with_epochs(8).with_batch_size(8) };
+    let tuned = Trainer::new(settings).fit(&model, LoraConfig::new(4).with_alpha(8.0), &data).unwrap();
+    let metrics = tuned.evaluate(&data).unwrap();
+    assert!(metrics.get("accuracy").unwrap() > 0.9, "{metrics}");
+    tuned.save(folder.path().join("adapter")).unwrap();
+    assert!(tuned.save(folder.path().join("adapter")).unwrap_err().to_string().contains("new or empty"));
+    let merged = tuned.merge(&data.examples, 1e-3).unwrap();
+    assert!(merged.difference > 0.0);
+    merged.save(folder.path().join("merged")).unwrap();
+    let too_strict = tuned.merge(&data.examples, 1e-12).unwrap_err().to_string();
+    assert!(too_strict.contains("merged equals unmerged"), "{too_strict}");
+}
+
+#[test]
+fn bad_numbers_stop_a_run() {
+    let (base, mut data) = (base(), data());
+    let site = Site::encoder(0, Part::Query);
+    let broken = base.clone().with_vector(site, Slot::Bias, Tensor::full([24], f32::NAN, base.device()));
+    let message = run(config(), &broken, start(&base)).unwrap_err().to_string();
+    assert!(message.contains("step 1") && message.contains("loss is NaN"), "{message}");
+    data[3].label = None;
+    let message = Trainer::new(config()).run(&base, start(&base), &data, 6, |_, _| Ok(())).unwrap_err().to_string();
+    assert!(message.contains("label"), "{message}");
+    let message = Trainer::new(config()).run(&base, start(&base), &[], 6, |_, _| Ok(())).unwrap_err().to_string();
+    assert!(message.contains("no examples"), "{message}");
+}
+
+/// A method with a tensor that nothing uses, and one that touches the base behind the trainer's back.
+#[derive(Module, Debug)]
+struct Faulty {
+    lora: Lora,
+    unused: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    touches_base: bool,
+}
+
+impl Adapter for Faulty {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        self.lora.open(batch, f)
+    }
+}
+
+impl Procedure for Faulty {
+    fn after_step(self, base: Base, _: &mut Optim, _: &Self, step: usize) -> Result<(Self, Base)> {
+        let site = Site::encoder(1, Part::Up);
+        let bias = base.vector(site, Slot::Bias);
+        let base = if self.touches_base && step == 2 { base.with_vector(site, Slot::Bias, bias * 1.0001) } else { base };
+        Ok((self, base))
+    }
+}
+
+#[test]
+fn planted_faults_are_caught_at_the_end() {
+    let base = base();
+    let device = base.device().clone().autodiff();
+    let fault = |unused: bool, touches_base: bool| {
+        let lora = LoraConfig::new(3).init(&base, 0).unwrap();
+        let unused = unused.then(|| Param::from_tensor(Tensor::ones([3], &device)));
+        let tuner = Faulty { lora, unused, touches_base };
+        run(config(), &base, Trained::new(tuner, Head::classifier(&base, 2, 0)).unwrap())
+    };
+    assert!(fault(false, false).is_ok());
+    let unmoved = fault(true, false).unwrap_err();
+    assert!(matches!(unmoved, Error::Check { .. }) && unmoved.to_string().contains("tuner.unused"), "{unmoved}");
+    let moved = fault(false, true).unwrap_err();
+    assert!(matches!(moved, Error::Check { .. }) && moved.to_string().contains("frozen"), "{moved}");
+}
+
+#[test]
+fn a_parameter_in_two_places_is_refused() {
+    let base = base();
+    let lora = LoraConfig::new(3).init(&base, 0).unwrap();
+    let error = Trained::new((lora.clone(), lora), Head::classifier(&base, 2, 0)).unwrap_err().to_string();
+    assert!(error.contains("the same parameter as"), "{error}");
+}
