@@ -63,14 +63,25 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     scratch.commit().map_err(refused)
 }
 
+/// Whether [`write_directory`] will be able to make this directory, asked before the work that fills it.
+pub fn check_new_directory(path: &Path) -> Result<()> {
+    let probe = path.with_file_name(format!(".probe-{}", std::process::id()));
+    occupied(path)?;
+    std::fs::create_dir_all(&probe).and_then(|()| std::fs::remove_dir(&probe)).map_err(Error::io("create", path))
+}
+
+fn occupied(path: &Path) -> Result<()> {
+    let free = match path.read_dir() {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(_) => path.symlink_metadata().is_err(),
+    };
+    if free { Ok(()) } else { Err(Error::file(path, "directory", "something in its place", "a new or empty directory")) }
+}
+
 /// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that
 /// already holds something is left alone, with an error.
 pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    if let Ok(mut entries) = path.read_dir()
-        && entries.next().is_some()
-    {
-        return Err(Error::file(path, "directory", "something in it", "a new or empty directory"));
-    }
+    occupied(path)?;
     let name = path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))?;
     let aside = path.with_file_name(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
     let written = std::fs::create_dir_all(&aside)

@@ -94,6 +94,14 @@ impl Head {
         })
     }
 
+    /// The number of outputs of a classification head.
+    pub fn outputs(&self) -> Option<usize> {
+        match self {
+            Head::Classifier(head) => Some(head.out.bias.lazy_shape().num_elements()),
+            Head::MaskedLm(_) => None,
+        }
+    }
+
     /// Number of elements of a classification head with this many outputs.
     pub fn count(shape: &Shape, outputs: usize) -> usize {
         let dense = shape.hidden * shape.hidden + shape.hidden;

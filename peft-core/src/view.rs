@@ -82,6 +82,19 @@ pub fn tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     collect.0
 }
 
+/// The shapes of a module's tensors, by name, without reading their values.
+pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
+    struct Shapes(Vec<(String, Vec<usize>)>);
+    impl Visit for Shapes {
+        fn tensor<const D: usize>(&mut self, name: &str, _: ParamId, tensor: Tensor<D>) {
+            self.0.push((name.to_string(), tensor.dims().to_vec()));
+        }
+    }
+    let mut shapes = Shapes(vec![]);
+    visit(module, &mut shapes);
+    shapes.0
+}
+
 /// Something done with each tensor of a module.
 pub trait Visit {
     /// One tensor, its name and its id.

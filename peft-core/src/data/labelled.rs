@@ -32,6 +32,7 @@ pub struct Builder {
     pair: Option<String>,
     label: Option<String>,
     kind: Option<Kind>,
+    unlabelled: bool,
 }
 
 impl Labelled {
@@ -43,7 +44,7 @@ impl Labelled {
     /// have no label. Labels that all are integers are classes, other numbers are values, anything else names a class.
     pub fn open(path: &Path) -> Result<Builder> {
         let bytes = read_file(path, MAX_DATA)?;
-        Ok(Builder { path: path.to_path_buf(), bytes, text: None, pair: None, label: None, kind: None })
+        Ok(Builder { path: path.to_path_buf(), bytes, text: None, pair: None, label: None, kind: None, unlabelled: false })
     }
 
     /// The names of the classes, in the order of their numbers; empty for values and for rows without a label.
@@ -149,12 +150,17 @@ impl Builder {
         Builder { kind: Some(other.kind.clone()), ..self }
     }
 
+    /// Ignores labels, whatever they are.
+    pub fn without_label(self) -> Self {
+        Builder { unlabelled: true, ..self }
+    }
+
     /// Parses the rows.
     pub fn read(self) -> Result<Labelled> {
         let path = &self.path;
         let table = Table::parse(path, utf8(path, &self.bytes)?)?;
         let columns = Columns::choose(path, &table, self.text.as_deref(), self.pair.as_deref())?;
-        let label = label_column(path, &table, self.label.as_deref())?;
+        let label = if self.unlabelled { None } else { label_column(path, &table, self.label.as_deref())? };
 
         let (mut rows, mut labels) = (Vec::new(), Vec::new());
         for record in table.rows {

@@ -39,6 +39,17 @@ impl Pretrained {
         Self::open_dir(dir, device)
     }
 
+    /// The shape of a model, without its weights.
+    pub fn shape(name: &str) -> Result<Shape> {
+        match name.strip_prefix("shape:") {
+            Some(shape) => Shape::named(shape),
+            None => {
+                let path = PathBuf::from(name).join("config.json");
+                Shape::from_config(&read_json(&path)?, &path)
+            }
+        }
+    }
+
     fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
         let path = dir.join("config.json");
         let config = read_json(&path)?;

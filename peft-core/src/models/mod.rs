@@ -57,6 +57,24 @@ impl Base {
         Base::new(shape, device, draw).unwrap_or_else(|_: crate::Error| unreachable!("nothing here fails"))
     }
 
+    /// A backbone of zeros that takes no memory, however large the shape: for counting.
+    pub fn hollow(shape: Shape, device: &Device) -> Self {
+        let device = device.clone().inner();
+        let (shape, zero) = (Arc::new(shape), Tensor::<1>::zeros([1], &device));
+        let (mut weights, mut vectors) = (BTreeMap::new(), BTreeMap::new());
+        for place in shape.places() {
+            match place.dims[..] {
+                [rows, columns] => {
+                    weights.insert(place.site, Weight::Dense(zero.clone().expand([rows, columns])));
+                }
+                _ => {
+                    vectors.insert((place.site, place.slot), zero.clone().expand([place.count()]));
+                }
+            }
+        }
+        Base { shape, device, weights, vectors }
+    }
+
     fn set(&mut self, place: &Place, data: TensorData) {
         match place.slot {
             Slot::Weight => {

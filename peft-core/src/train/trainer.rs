@@ -56,16 +56,18 @@ impl Trainer {
         Trainer { config }
     }
 
-    /// Starts the method on the model and trains it with a fresh head (or the model's own, if it has as many outputs).
+    /// Trains the method from its start.
     pub fn fit<'a, M: Method>(&self, model: &'a Pretrained, method: M, data: &Dataset) -> Result<Tuned<'a, M>> {
+        let trained = self.start(model, &method, data)?;
+        self.resume(model, method, trained, data, None, &mut ())
+    }
+
+    /// The method's start, with a fresh head (or the model's own, if it has as many outputs as the data).
+    pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
         let tuner = method.init(&model.base, self.config.seed)?;
         let outputs = data.outputs()?;
-        let head = match &model.head {
-            Some(Head::Classifier(own)) if own.out.bias.val().dims()[0] == outputs => model.head.clone(),
-            _ => None,
-        };
-        let head = head.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed));
-        self.resume(model, method, Trained::new(tuner, head)?, data, None, &mut ())
+        let own = model.head.clone().filter(|head| head.outputs() == Some(outputs));
+        Trained::new(tuner, own.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed)))
     }
 
     /// Trains on from a given state, evaluating on other data after each epoch.
@@ -78,6 +80,11 @@ impl Trainer {
         evaluation: Option<&Dataset>,
         observer: &mut dyn Observer,
     ) -> Result<Tuned<'a, M>> {
+        let (found, outputs) = (trained.head.outputs(), data.outputs()?);
+        if found != Some(outputs) {
+            let found = found.map_or("a head for words".to_string(), |n| format!("a head with {n} outputs"));
+            return Err(Error::config("head", found, format!("{outputs} outputs, as the labels of the data")));
+        }
         let steps = self.config.steps(data.examples.len());
         let (trained, base) = self.run(&model.base, trained, &data.examples, steps, |run, report| {
             observer.step(report)?;

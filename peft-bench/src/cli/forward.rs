@@ -1,0 +1,48 @@
+//! `peft forward`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::tensor::TensorData;
+use clap::Args;
+use peft_core::data::Labelled;
+use peft_core::load::write_safetensors;
+use peft_core::{Result, io::Pretrained};
+
+use super::options::{ModelArgs, logits, threads};
+
+/// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft forward --model DIR --adapter out/lora --input examples.jsonl --output logits.safetensors\n\n\
+    Each line: {\"input_ids\": [0, 5, 2], \"attention_mask\": [1, 1, 1], \"token_type_ids\": [0, 0, 0]}, the last two optional.\n\
+    Writes f32 tensors logits.0, logits.1, .. in the order of the input.")]
+pub struct Forward {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// An adapter directory; without one the head of the model's checkpoint is used
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Examples, one JSON object a line
+    #[arg(long)]
+    input: PathBuf,
+    /// The file to write
+    #[arg(long)]
+    output: PathBuf,
+}
+
+impl Forward {
+    pub(super) fn run(self) -> Result<()> {
+        let model: Pretrained = self.model.open()?;
+        let rows = Labelled::open(&self.input)?.without_label().read()?;
+        let shape = model.base.shape();
+        let examples = rows.examples(shape.vocab, shape.max_length())?;
+        let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
+        let tensor = |(i, logits): (usize, peft_core::train::Logits)| {
+            let rows = logits.values.len() / logits.outputs;
+            let dims = if rows == 1 { vec![logits.outputs] } else { vec![rows, logits.outputs] };
+            (format!("logits.{i}"), TensorData::new(logits.values, dims))
+        };
+        let tensors: BTreeMap<String, TensorData> = logits.into_iter().enumerate().map(tensor).collect();
+        write_safetensors(&self.output, &tensors)
+    }
+}

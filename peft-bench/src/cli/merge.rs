@@ -1,0 +1,69 @@
+//! `peft merge`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use peft_core::data::Labelled;
+use peft_core::files::check_new_directory;
+use peft_core::io::{Pretrained, peft};
+use peft_core::random::Random;
+use peft_core::train::Tuned;
+use peft_core::{Example, Method, Result};
+
+use super::options::ModelArgs;
+use crate::registry::{WithMethod, by_peft_type};
+
+/// Fold an adapter into its model; writes a directory that transformers loads
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft merge --model DIR --adapter out/lora --output out/merged --max-difference 1e-4")]
+pub struct Merge {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The adapter directory
+    #[arg(long)]
+    adapter: PathBuf,
+    /// The directory to make
+    #[arg(long)]
+    output: PathBuf,
+    /// Refuse when a logit of the probe batch moves by more than this
+    #[arg(long, default_value_t = 1e-3)]
+    max_difference: f32,
+    /// Examples (JSONL with input_ids) to probe with; without a file, 16 random sequences
+    #[arg(long)]
+    probe: Option<PathBuf>,
+}
+
+impl WithMethod for (&Pretrained, &Merge) {
+    type Output = f32;
+    fn call<M: Method>(self) -> Result<f32> {
+        let (model, merge) = self;
+        let shape = model.base.shape();
+        let probe = match &merge.probe {
+            Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape.vocab, shape.max_length())?,
+            None => random_probe(shape.vocab, shape.max_length().min(32)),
+        };
+        let tuned = Tuned::<M>::load(&merge.adapter, model)?;
+        let merged = tuned.merge(&probe, merge.max_difference)?;
+        merged.save(&merge.output)?;
+        Ok(merged.difference)
+    }
+}
+
+fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
+    let mut random = Random::new(0, "probe");
+    let sequence = |i: usize| {
+        let length = 1 + (i * longest / 16).max(1).min(longest - 1);
+        Example { ids: (0..length).map(|_| random.below(vocab) as u32).collect(), ..Default::default() }
+    };
+    (0..16).map(sequence).collect()
+}
+
+impl Merge {
+    pub(super) fn run(self) -> Result<()> {
+        check_new_directory(&self.output)?;
+        let model = self.model.open()?;
+        let difference = by_peft_type(&peft::peft_type(&self.adapter)?, (&model, &self))?;
+        println!("{}: largest logit difference to the unmerged model {difference:e}", self.output.display());
+        Ok(())
+    }
+}

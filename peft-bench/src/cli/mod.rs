@@ -1,0 +1,55 @@
+//! The commands of `peft`, one file each.
+
+mod forward;
+mod inspect;
+mod merge;
+mod methods;
+mod options;
+mod params;
+mod predict;
+mod progress;
+mod train;
+
+use clap::{Parser, Subcommand};
+use peft_core::Result;
+
+/// Parameter-efficient fine-tuning: train a small adapter on a frozen model, use it, merge it.
+#[derive(Debug, Parser)]
+#[command(name = "peft", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the methods and their settings
+    Methods(methods::Methods),
+    /// Count trainable and total parameters, and say where they sit
+    Params(params::Params),
+    /// Train a method on labelled sentences
+    Train(Box<train::Train>),
+    /// Label texts with a trained adapter
+    Predict(predict::Predict),
+    /// Write the logits of examples given as token ids
+    Forward(forward::Forward),
+    /// Fold an adapter into its model
+    Merge(merge::Merge),
+    /// Say what a model or adapter directory holds
+    Inspect(inspect::Inspect),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Methods(command) => command.run(),
+            Command::Params(command) => command.run(),
+            Command::Train(command) => command.run(),
+            Command::Predict(command) => command.run(),
+            Command::Forward(command) => command.run(),
+            Command::Merge(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Options that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use peft_core::io::{Pretrained, peft};
+use peft_core::train::{Logits, Tuned, Workers, predict};
+use peft_core::{Bare, Error, Example, Head, Method, Result, Trained};
+
+use crate::registry::{WithMethod, by_peft_type};
+
+/// Which model, where.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A model directory (config.json, weights, tokenizer.json), or shape:NAME for random weights
+    #[arg(long)]
+    pub model: String,
+    /// Where to compute: flex, cpu, wgpu, cuda:0, tch, as far as they are compiled in
+    #[arg(long, default_value_t = peft_core::available().first().copied().unwrap_or("none").to_string())]
+    pub device: String,
+}
+
+impl ModelArgs {
+    /// Opens it.
+    pub fn open(&self) -> Result<Pretrained> {
+        Pretrained::open(&self.model, &peft_core::device(&self.device)?)
+    }
+}
+
+/// Logits of a model with the head of its checkpoint, or with an adapter.
+pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Vec<Logits>> {
+    struct WithAdapter<'a>(&'a Pretrained, PathBuf, &'a [Example]);
+    impl WithMethod for WithAdapter<'_> {
+        type Output = Vec<Logits>;
+        fn call<M: Method>(self) -> Result<Vec<Logits>> {
+            Tuned::<M>::load(&self.1, self.0)?.predict(self.2)
+        }
+    }
+    match adapter {
+        Some(dir) => by_peft_type(&peft::peft_type(dir)?, WithAdapter(model, dir.to_path_buf(), examples)),
+        None => {
+            let trained = Trained::new(Bare {}, own_head(model)?)?;
+            predict(&model.base, &trained, examples, &Workers::new(threads)?)
+        }
+    }
+}
+
+/// The head in the model's checkpoint.
+fn own_head(model: &Pretrained) -> Result<Head> {
+    model.head.clone().ok_or_else(|| {
+        let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
+        let name = Head::key("Classifier.out.bias", model.base.shape().architecture).0;
+        Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
+    })
+}
+
+/// All threads of the machine.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

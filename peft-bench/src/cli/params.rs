@@ -1,0 +1,103 @@
+//! `peft params`
+
+use clap::Args;
+use peft_core::io::{Pretrained, peft};
+use peft_core::{Base, Error, Head, Method, Result, Shape};
+use serde_json::json;
+
+use crate::registry::{WithMethod, by_name};
+
+/// Count trainable and total parameters, and say where they sit; allocates nothing of the model
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  peft params --model shape:roberta-large --method lora\n  \
+    peft params --model shape:roberta-base --method adapter --set bottleneck=64 --json\n  \
+    peft params --model DIR --method prefix-tuning --labels 3")]
+pub struct Params {
+    /// A model directory, or shape:NAME
+    #[arg(long)]
+    model: String,
+    /// The method (see `peft methods`)
+    #[arg(long)]
+    method: String,
+    /// A setting of the method, KEY=VALUE
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Outputs of the task head; 0 for none
+    #[arg(long, default_value_t = 2)]
+    labels: usize,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tensors of one kind: name with `*` for the layer, shape, how many.
+type Group = (String, Vec<usize>, usize);
+
+struct Count<'a>(Shape, &'a [String]);
+
+impl WithMethod for Count<'_> {
+    type Output = (usize, Vec<Group>);
+    fn call<M: Method>(self) -> Result<Self::Output> {
+        let Count(shape, settings) = self;
+        let method: M = peft::from_settings(settings)?;
+        let count = method.count(&shape)?;
+        let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
+        let tuner = method.init(&Base::hollow(shape, &device), 0)?;
+        let mut groups: Vec<Group> = Vec::new();
+        for (name, dims) in peft_core::view::shapes(&tuner) {
+            let words = name.split('.').map(|w| if w.parse::<usize>().is_ok() { "*" } else { w });
+            let name = words.collect::<Vec<_>>().join(".");
+            match groups.iter_mut().find(|(n, d, _)| *n == name && *d == dims) {
+                Some((_, _, times)) => *times += 1,
+                None => groups.push((name, dims, 1)),
+            }
+        }
+        let found: usize = groups.iter().map(|(_, dims, n)| n * dims.iter().product::<usize>()).sum();
+        if found == count {
+            Ok((count, groups))
+        } else {
+            let detail = format!("{found} elements, the closed form says {count}");
+            Err(Error::Check { what: "the closed form of the count", detail })
+        }
+    }
+}
+
+impl Params {
+    pub(super) fn run(self) -> Result<()> {
+        let shape = Pretrained::shape(&self.model)?;
+        let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels) };
+        let base = shape.count();
+        let (count, groups) = by_name(&self.method, Count(shape, &self.set))?;
+        let (trainable, total) = (count + head, base + head + if self.method == "full" { 0 } else { count });
+        let percent = 100.0 * trainable as f64 / total as f64;
+        if self.json {
+            let tensors: Vec<_> = groups
+                .iter()
+                .map(|(name, dims, n)| json!({"name": name, "shape": dims, "times": n}))
+                .collect();
+            let counts = json!({"method": count, "head": head, "trainable": trainable, "base": base, "total": total,
+                "percent": percent, "tensors": tensors});
+            println!("{counts}");
+            return Ok(());
+        }
+        for (name, dims, times) in &groups {
+            let elements = times * dims.iter().product::<usize>();
+            println!("{:46} {:>16} x {times:<4} {:>13}", name, format!("{dims:?}"), grouped(elements));
+        }
+        for (name, n) in [("method", count), ("head", head), ("trainable", trainable), ("base", base), ("total", total)] {
+            println!("{name:68} {:>13}", grouped(n));
+        }
+        println!("{:68} {percent:>12.4}%", "trainable share");
+        Ok(())
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let commas = |(i, c): (usize, char)| {
+        let comma = i > 0 && (digits.len() - i) % 3 == 0;
+        [comma.then_some(','), Some(c)].into_iter().flatten()
+    };
+    digits.chars().enumerate().flat_map(commas).collect()
+}

@@ -1,0 +1,81 @@
+//! `peft predict`
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use peft_core::io::peft;
+use peft_core::load::Tokenizer;
+use peft_core::train::argmax;
+use peft_core::{Error, Example, Result, io::Pretrained};
+use serde_json::json;
+
+use super::options::{ModelArgs, logits, threads};
+
+/// Label texts with a trained adapter; prints one JSON object a line
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  peft predict --model DIR --adapter out/lora --text 'a charming journey'\n  \
+    peft predict --model DIR --adapter out/lora --file lines.txt")]
+pub struct Predict {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// An adapter directory; without one the head of the model's checkpoint is used
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A text
+    #[arg(long, required_unless_present = "file")]
+    text: Vec<String>,
+    /// A file of texts, one a line
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// Tokens to which a text is cut
+    #[arg(long, default_value_t = 128)]
+    max_length: usize,
+}
+
+impl Predict {
+    pub(super) fn run(self) -> Result<()> {
+        let model: Pretrained = self.model.open()?;
+        let dir = model.dir.as_deref().ok_or_else(|| Error::config("--model", &self.model.model, "a directory with a tokenizer"))?;
+        let shape = model.base.shape();
+        let tokenizer = Tokenizer::from_dir(dir, shape.vocab)?;
+        let mut texts = self.text;
+        if let Some(path) = &self.file {
+            let bytes = peft_core::files::read_file(path, 1 << 30)?;
+            let content = String::from_utf8(bytes).map_err(|e| Error::file(path, "content", e, "UTF-8"))?;
+            texts.extend(content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
+        }
+        if texts.is_empty() {
+            return Err(Error::config("texts", "none", "at least one, by --text or --file"));
+        }
+        let example = |text: &String| {
+            let encoded = tokenizer.encode(text, None, self.max_length.min(shape.max_length()))?;
+            Ok(Example { ids: encoded.ids, types: Some(encoded.types), ..Default::default() })
+        };
+        let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
+        let classes = classes(&model, self.adapter.as_deref())?;
+        for (text, logits) in texts.iter().zip(logits(&model, self.adapter.as_deref(), &examples, threads())?) {
+            if logits.outputs == 1 {
+                println!("{}", json!({"text": text, "value": logits.values[0]}));
+                continue;
+            }
+            let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+            let scores: serde_json::Map<_, _> =
+                softmax(&logits.values).into_iter().enumerate().map(|(i, p)| (name(i), json!(p))).collect();
+            println!("{}", json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}));
+        }
+        Ok(())
+    }
+}
+
+/// The names of the classes: the adapter's, else the model's.
+fn classes(model: &Pretrained, adapter: Option<&Path>) -> Result<Vec<String>> {
+    let own = adapter.map(peft::labels).transpose()?.map(|labels| labels.classes);
+    Ok(own.filter(|classes| !classes.is_empty()).unwrap_or_else(|| model.classes()))
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits[argmax(logits)];
+    let powers: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.into_iter().map(|p| p / sum).collect()
+}

@@ -1,0 +1,72 @@
+//! Every method by name: how a program that learns the method from its user gets at the types.
+
+use peft_core::{Error, Method, Result};
+
+/// Something done with a method whose type is known only when the program runs.
+pub trait WithMethod {
+    /// What it gives.
+    type Output;
+    /// Does it.
+    fn call<M: Method>(self) -> Result<Self::Output>;
+}
+
+/// What the registry says of a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name in commands.
+    pub name: &'static str,
+    /// Its `peft_type` in files.
+    pub peft_type: &'static str,
+    /// Its family, which is also the crate it is in.
+    pub family: &'static str,
+}
+
+macro_rules! methods {
+    ($($config:ty: $family:literal,)*) => {
+        /// All of them.
+        pub const METHODS: &[Entry] = &[$(
+            Entry { name: <$config>::NAME, peft_type: <$config>::PEFT_TYPE, family: $family },
+        )*];
+
+        /// Calls `f` with the method of this name.
+        pub fn by_name<F: WithMethod>(name: &str, f: F) -> Result<F::Output> {
+            $(if name == <$config>::NAME { return f.call::<$config>(); })*
+            Err(unknown("method", name, METHODS.iter().map(|entry| entry.name)))
+        }
+
+        /// Calls `f` with the method of this `peft_type`.
+        pub fn by_peft_type<F: WithMethod>(peft_type: &str, f: F) -> Result<F::Output> {
+            $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
+            Err(unknown("peft_type", peft_type, METHODS.iter().map(|entry| entry.peft_type)))
+        }
+    };
+}
+
+methods! {
+    peft_partial::FullConfig: "partial",
+    peft_partial::LinearProbeConfig: "partial",
+    peft_partial::BitFitConfig: "partial",
+    peft_additive::SequentialConfig: "additive",
+    peft_additive::PromptTuningConfig: "additive",
+    peft_additive::PrefixTuningConfig: "additive",
+    peft_additive::Ia3Config: "additive",
+    peft_reparam::LoraConfig: "reparam",
+}
+
+fn unknown<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
+    Error::config(what, name, format!("one of {}", names.collect::<Vec<_>>().join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_types_are_unique() {
+        for (i, a) in METHODS.iter().enumerate() {
+            for b in &METHODS[i + 1..] {
+                assert!(a.name != b.name && a.peft_type != b.peft_type, "{a:?} {b:?}");
+            }
+        }
+    }
+}
