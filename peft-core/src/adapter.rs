@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleDisplay};
 
-use crate::{Base, Batch, Hidden, Hooks, Result};
+use crate::{Base, Batch, Hidden, Hooks, Merge, Procedure, Result};
 
 /// A module of trainable tensors that acts through hooks.
 pub trait Adapter: Module + ModuleDisplay + Sync {
@@ -28,6 +28,8 @@ pub struct Bare {}
 
 impl Hooks for Bare {}
 adapter!(Bare);
+impl Merge for Bare {}
+impl Procedure for Bare {}
 
 /// Two adapters at once: the first is the outer one.
 impl<A: Adapter, B: Adapter> Adapter for (A, B) {

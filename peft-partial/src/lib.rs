@@ -1,1 +1,51 @@
+//! Partial fine-tuning: some of the base's own numbers are trained. Beside them the two baselines of every table, which train
+//! all of them ([`FullConfig`]) and none ([`LinearProbeConfig`]).
+//!
+//! ```
+//! use peft_core::{Base, Batch, Example, Head, Method, Part, Shape, Trained};
+//! use peft_partial::BitFitConfig;
+//!
+//! # fn main() -> peft_core::Result<()> {
+//! let device = peft_core::device("flex")?;
+//! let base = Base::random(Shape::named("roberta-tiny")?, 0, &device);
+//! let config = BitFitConfig::new().with_parts([Part::Query, Part::Up]);
+//! let trained = Trained::new(config.init(&base, 0)?, Head::classifier(&base, 2, 0))?;
+//! let batch = Batch::new(&[Example { ids: vec![0, 17, 4, 2], ..Default::default() }], base.shape().pad, &device)?;
+//! assert_eq!(trained.logits(&base, &batch)?.dims(), [1, 1, 2]);
+//! assert_eq!(config.count(base.shape())?, 3 * (24 + 40)); // of 3 layers, one query and one up bias each
+//! # Ok(())
+//! # }
+//! ```
 
+pub mod bias_update;
+pub mod full;
+pub mod linear_probe;
+
+pub use bias_update::bitfit::{BitFit, BitFitConfig};
+pub use full::{Full, FullConfig};
+pub use linear_probe::LinearProbeConfig;
+
+#[cfg(test)]
+mod testing {
+    use peft_core::io::peft::{Labels, save};
+    use peft_core::testing::{base, device, fixtures::SHAPES};
+    use peft_core::{Head, Method, Place, Trained, load::Checkpoint, place_key, view::tensors};
+
+    /// Asserts that an untrained method is saved as the base's own tensors at the places that it trains, each under its
+    /// name in the checkpoint, and nothing else but the head.
+    pub fn assert_files_hold<M: Method>(config: &M, trains: impl Fn(&Place) -> bool) {
+        for name in SHAPES {
+            let base = base(name, &device());
+            let (shape, folder) = (base.shape(), tempfile::tempdir().unwrap());
+            let trained = Trained::new(config.init(&base, 0).unwrap(), Head::classifier(&base, 2, 0)).unwrap();
+            save(&folder.path().join("adapter"), config, &trained, shape, &Labels::default()).unwrap();
+            let file = Checkpoint::open_file(&folder.path().join("adapter/adapter_model.safetensors")).unwrap();
+            let places: Vec<Place> = shape.places().into_iter().filter(&trains).collect();
+            for place in &places {
+                let saved = file.read_f32(&place_key(shape, place).name, &place.file_dims()).unwrap();
+                assert!(saved == base.tensor_data(place), "{}", place.name);
+            }
+            assert_eq!(file.names().count(), places.len() + tensors(&trained.head).len());
+        }
+    }
+}

@@ -160,7 +160,8 @@ impl Case {
     }
 }
 
-fn named<M: Module>(module: &M, gradients: &GradientsParams) -> BTreeMap<String, TensorData> {
+/// The gradients of a module's tensors, by name.
+pub fn named<M: Module>(module: &M, gradients: &GradientsParams) -> BTreeMap<String, TensorData> {
     struct Named<'a>(&'a GradientsParams, BTreeMap<String, TensorData>);
     impl Visit for Named<'_> {
         fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {

@@ -1,0 +1,3 @@
+//! Bias update: only bias vectors are trained.
+
+pub mod bitfit;

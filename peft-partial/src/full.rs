@@ -1,0 +1,185 @@
+//! # Full fine-tuning                       family: none; the baseline that all others are measured against
+//! h = W' x + b'                            W', b' = the base's W, b, all of them trained
+//! Paper: Devlin et al., 2019, arXiv:1810.04805, section 3.2.   Reference: huggingface/transformers, any model.
+//! Trains: every weight, table, bias and gain of the base.      Merges: yes, by overwriting.
+//! Identities: the base at init, bit for bit; merged == unmerged, bit for bit; its gradient of any tensor is the one that every partial method sees of that tensor.
+//! Differs from the paper: nothing.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    Base, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, Site, SiteMap, Slot, Weight, adapter, place_key,
+    split_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// The configuration of full fine-tuning: there is nothing to configure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FullConfig {}
+
+/// A trainable copy of every tensor of a base. It takes the place of the base's own, so that in a tuple it belongs to the
+/// inside: `(Lora, Full)`.
+#[derive(Module, Debug)]
+pub struct Full {
+    /// Matrices `[in, out]` and tables `[rows, hidden]`.
+    weights: SiteMap<Param<Tensor<2>>>,
+    /// Of the normalizations, `[hidden]`.
+    gains: SiteMap<Param<Tensor<1>>>,
+    /// Of the linear maps and the normalizations, `[out]`.
+    biases: SiteMap<Param<Tensor<1>>>,
+}
+
+impl Method for FullConfig {
+    const NAME: &'static str = "full";
+    const PEFT_TYPE: &'static str = "FULL";
+    type Tuner = Full;
+
+    fn init(&self, base: &Base, _seed: u64) -> Result<Full> {
+        let sites = |slot| base.shape().places().into_iter().filter(move |p| p.slot == slot).map(|p| p.site);
+        let weight = |site| (site, Param::from_tensor(Tensor::from_inner(base.weight(site).dense())));
+        let vector = |slot| move |site| (site, Param::from_tensor(Tensor::from_inner(base.vector(site, slot))));
+        Ok(Full {
+            weights: sites(Slot::Weight).map(weight).collect(),
+            gains: sites(Slot::Gain).map(vector(Slot::Gain)).collect(),
+            biases: sites(Slot::Bias).map(vector(Slot::Bias)).collect(),
+        })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        Ok(shape.count())
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        let (field, site, _) = split_name(name);
+        let slot = match field {
+            "weights" => Slot::Weight,
+            "gains" => Slot::Gain,
+            _ => Slot::Bias,
+        };
+        let here = |place: &Place| place.site == site && place.slot == slot;
+        let place = shape.places().into_iter().find(here).expect("every tensor is a copy of the base's at its place");
+        place_key(shape, &place)
+    }
+
+    fn merge(tuner: &Full) -> Option<&dyn Merge> {
+        Some(tuner)
+    }
+}
+
+impl Full {
+    fn vectors(&self, slot: Slot) -> &SiteMap<Param<Tensor<1>>> {
+        if slot == Slot::Gain { &self.gains } else { &self.biases }
+    }
+}
+
+impl Hooks for Full {
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        Merge::weight(self, site, &w).map_or(w, Weight::Dense)
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        Merge::vector(self, site, slot, &v).unwrap_or(v)
+    }
+}
+
+adapter!(Full);
+
+impl Merge for Full {
+    fn weight(&self, site: Site, _w: &Weight) -> Option<Tensor<2>> {
+        self.weights.get(site).map(Param::val)
+    }
+
+    fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
+        self.vectors(slot).get(site).map(Param::val)
+    }
+}
+
+impl Procedure for Full {}
+
+#[cfg(test)]
+mod tests {
+    use burn::optim::GradientsParams;
+    use peft_core::random::Random;
+    use peft_core::testing::tolerances::FINITE_DIFFERENCE;
+    use peft_core::testing::{base, batch, conformance::loss, device, fixtures::SHAPES, golden::named, randomized};
+    use peft_core::view::{Rewrite, view};
+    use peft_core::{Bare, Head, Tuner};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::assert_files_hold;
+
+    peft_core::conformance!(FullConfig::default());
+
+    #[test]
+    fn counts_are_the_published_ones() {
+        for (name, backbone, with_head) in
+            [("roberta-base", 124_055_040, 124_647_170), ("roberta-large", 354_310_144, 355_361_794)]
+        {
+            let shape = Shape::named(name).unwrap();
+            assert_eq!(FullConfig::default().count(&shape).unwrap(), backbone);
+            assert_eq!(backbone + Head::count(&shape, 2), with_head, "{name}");
+        }
+    }
+
+    #[test]
+    fn files_hold_the_whole_checkpoint() {
+        assert_files_hold(&FullConfig::default(), |_| true);
+    }
+
+    /// `t + step * direction` with a random direction.
+    struct Along {
+        seed: u64,
+        step: f64,
+    }
+
+    impl Rewrite for Along {
+        fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
+            let t = t.inner();
+            let direction = Random::new(self.seed, name).normal_tensor(t.dims(), 1.0, &t.device());
+            t + direction * self.step
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn merging_keeps_every_bit(seed: u64) {
+            for name in SHAPES {
+                let base = base(name, &device());
+                let full = randomized(&FullConfig::default().init(&base, 0).unwrap(), seed).valid();
+                let (merged, batch) = (base.merged(&full), batch(&base));
+                let unmerged = full.run(&base, &batch).unwrap().states.into_data();
+                prop_assert_eq!(Bare {}.run(&merged, &batch).unwrap().states.into_data(), unmerged);
+                prop_assert_ne!(base.fingerprint(), merged.fingerprint());
+            }
+        }
+
+        #[test]
+        fn gradients_agree_with_central_differences(seed: u64) {
+            for name in SHAPES {
+                let base = base(name, &device());
+                let full = randomized(&FullConfig::default().init(&base, 0).unwrap(), seed);
+                let at = |step| {
+                    let moved = view(&full, &mut Along { seed, step });
+                    f64::from(loss(moved.run(&base, &batch(&base)).unwrap()).into_scalar::<f32>())
+                };
+                let step = 1e-4;
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                let gradients = loss(full.run(&base, &batch(&base)).unwrap()).backward();
+                let (mut slope, mut norm) = (0.0, 0.0f64);
+                for (name, gradient) in named(&full, &GradientsParams::from_grads(gradients, &full)) {
+                    let mut direction = Random::new(seed, &name);
+                    for g in gradient.iter::<f64>() {
+                        slope += g * direction.normal();
+                        norm += g * g;
+                    }
+                }
+                let error = (difference - slope).abs() / norm.sqrt();
+                prop_assert!(error <= f64::from(FINITE_DIFFERENCE.0), "{}: {} against {}", name, slope, difference);
+            }
+        }
+    }
+}
