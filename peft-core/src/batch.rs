@@ -60,8 +60,10 @@ impl Batch {
             all
         };
         let ids = padded(&|e| e.ids.iter().map(|id| *id as i32).collect(), pad as i32);
-        let types = padded(&|e| e.types.as_ref().map_or(vec![0; e.ids.len()], |t| t.iter().map(|t| *t as i32).collect()), 0);
-        let real = padded(&|e| e.mask.as_ref().map_or(vec![1; e.ids.len()], |m| m.iter().map(|m| i32::from(*m)).collect()), 0);
+        let types =
+            padded(&|e| e.types.as_ref().map_or(vec![0; e.ids.len()], |t| t.iter().map(|t| *t as i32).collect()), 0);
+        let real =
+            padded(&|e| e.mask.as_ref().map_or(vec![1; e.ids.len()], |m| m.iter().map(|m| i32::from(*m)).collect()), 0);
         let tensor = |values: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(values, size), device);
         Ok(Batch {
             ids: tensor(ids),

@@ -75,7 +75,11 @@ fn occupied(path: &Path) -> Result<()> {
         Ok(mut entries) => entries.next().is_none(),
         Err(_) => path.symlink_metadata().is_err(),
     };
-    if free { Ok(()) } else { Err(Error::file(path, "directory", "something in its place", "a new or empty directory")) }
+    if free {
+        Ok(())
+    } else {
+        Err(Error::file(path, "directory", "something in its place", "a new or empty directory"))
+    }
 }
 
 /// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that

@@ -123,7 +123,6 @@ impl<H: Hooks + ?Sized> Hooks for &H {
     }
 }
 
-
 /// Two methods at once: the first is the outer one.
 impl<A: Hooks, B: Hooks> Hooks for (A, B) {
     fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {

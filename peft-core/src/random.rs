@@ -46,7 +46,13 @@ impl Random {
     }
 
     /// A tensor of uniform numbers in `[low, high)`.
-    pub fn uniform_tensor<const D: usize>(mut self, dims: [usize; D], low: f64, high: f64, device: &Device) -> Tensor<D> {
+    pub fn uniform_tensor<const D: usize>(
+        mut self,
+        dims: [usize; D],
+        low: f64,
+        high: f64,
+        device: &Device,
+    ) -> Tensor<D> {
         fill(dims, || low + (high - low) * self.unit(), device)
     }
 
@@ -105,7 +111,9 @@ impl Noise {
             let sample_key = mix(key ^ u64::from(*sample));
             for row in 0..rows {
                 let row_key = mix32(sample_key as u32 ^ mix32((sample_key >> 32) as u32 ^ row_name(row)));
-                kept.extend((0..channels as u32).map(|c| if mix32(row_key.wrapping_add(c)) >= least { scale } else { 0.0 }));
+                kept.extend(
+                    (0..channels as u32).map(|c| if mix32(row_key.wrapping_add(c)) >= least { scale } else { 0.0 }),
+                );
             }
         }
         let mask = Tensor::<D>::from_data(TensorData::new(kept, dims), &x.device().inner());

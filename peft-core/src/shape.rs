@@ -133,16 +133,15 @@ impl Shape {
 
     /// Reads a Hugging Face `config.json`, refusing what this library does not compute.
     pub fn from_config(config: &Value, path: &Path) -> Result<Self> {
-        let number = |key: &str, default: Option<usize>, allowed: std::ops::RangeInclusive<usize>| match config.get(key) {
+        let number = |key: &str, default: Option<usize>, allowed: std::ops::RangeInclusive<usize>| match config.get(key)
+        {
             None | Some(Value::Null) if default.is_some() => Ok(default.unwrap_or_default()),
-            value => value
-                .and_then(Value::as_u64)
-                .map(|n| n as usize)
-                .filter(|n| allowed.contains(n))
-                .ok_or_else(|| {
+            value => {
+                value.and_then(Value::as_u64).map(|n| n as usize).filter(|n| allowed.contains(n)).ok_or_else(|| {
                     let expected = format!("an integer from {} to {}", allowed.start(), allowed.end());
                     Error::file(path, key, show(value), expected)
-                }),
+                })
+            }
         };
         let real = |key: &str, default: f64, allowed: std::ops::Range<f64>| match config.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -158,7 +157,9 @@ impl Shape {
         let (architecture, pad) = match config.get("model_type").and_then(Value::as_str) {
             Some("bert") => (Architecture::Bert, 0),
             Some("roberta") => (Architecture::Roberta, 1),
-            _ => return Err(Error::file(path, "model_type", show(config.get("model_type")), "\"bert\" or \"roberta\"")),
+            _ => {
+                return Err(Error::file(path, "model_type", show(config.get("model_type")), "\"bert\" or \"roberta\""));
+            }
         };
         only("hidden_act", "gelu", "gelu")?;
         only("position_embedding_type", "absolute", "absolute")?;

@@ -3,9 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, ops::BitOr, str::FromStr};
 
-use burn::module::{
-    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
-};
+use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,8 @@ use peft_core::io::Pretrained;
 use peft_core::train::{Optim, Run, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Part, Procedure, Result, Site, Slot, Trained, testing,
+    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Part, Procedure, Result, Site, Slot, Trained,
+    testing,
 };
 use peft_reparam::{Lora, LoraConfig};
 
@@ -143,7 +144,8 @@ impl Procedure for Faulty {
     fn after_step(self, base: Base, _: &mut Optim, _: &Self, step: usize) -> Result<(Self, Base)> {
         let site = Site::encoder(1, Part::Up);
         let bias = base.vector(site, Slot::Bias);
-        let base = if self.touches_base && step == 2 { base.with_vector(site, Slot::Bias, bias * 1.0001) } else { base };
+        let base =
+            if self.touches_base && step == 2 { base.with_vector(site, Slot::Bias, bias * 1.0001) } else { base };
         Ok((self, base))
     }
 }

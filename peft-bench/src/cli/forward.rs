@@ -13,9 +13,11 @@ use super::options::{ModelArgs, logits, threads};
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  peft forward --model DIR --adapter out/lora --input examples.jsonl --output logits.safetensors\n\n\
+#[command(
+    after_help = "Example:\n  peft forward --model DIR --adapter out/lora --input examples.jsonl --output logits.safetensors\n\n\
     Each line: {\"input_ids\": [0, 5, 2], \"attention_mask\": [1, 1, 1], \"token_type_ids\": [0, 0, 0]}, the last two optional.\n\
-    Writes f32 tensors logits.0, logits.1, .. in the order of the input.")]
+    Writes f32 tensors logits.0, logits.1, .. in the order of the input."
+)]
 pub struct Forward {
     #[command(flatten)]
     model: ModelArgs,

@@ -9,6 +9,8 @@ use peft_core::load::Checkpoint;
 use peft_core::{Error, Result};
 use serde_json::{Value, json};
 
+use super::options::print;
+
 /// Say what a model or adapter directory holds
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft inspect out/lora")]
@@ -36,18 +38,21 @@ impl Inspect {
         let entries: Vec<_> = file.names().filter_map(|name| file.entry(name).map(|entry| (name, entry))).collect();
         let count: usize = entries.iter().map(|(_, entry)| entry.shape.iter().product::<usize>()).sum();
         if self.json {
-            let tensor = |(name, e): &(&str, &peft_core::load::Entry)| json!({"name": name, "shape": e.shape, "dtype": e.dtype});
+            let tensor =
+                |(name, e): &(&str, &peft_core::load::Entry)| json!({"name": name, "shape": e.shape, "dtype": e.dtype});
             let tensors: Vec<Value> = entries.iter().map(tensor).collect();
-            println!("{}", json!({"kind": kind, "config": config, "parameters": count, "tensors": tensors}));
+            print(json!({"kind": kind, "config": config, "parameters": count, "tensors": tensors}))?;
             return Ok(());
         }
-        println!("{kind} with {count} parameters in {} tensors", entries.len());
-        let set = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && *value != json!({}) && *value != json!([]);
+        print(format_args!("{kind} with {count} parameters in {} tensors", entries.len()))?;
+        let set = |value: &Value| {
+            !matches!(value, Value::Null | Value::Bool(false)) && *value != json!({}) && *value != json!([])
+        };
         for (key, value) in config.as_object().into_iter().flatten().filter(|(_, value)| set(value)) {
-            println!("  {key}: {value}");
+            print(format_args!("  {key}: {value}"))?;
         }
         for (name, entry) in entries {
-            println!("  {name} {:?} {}", entry.shape, entry.dtype);
+            print(format_args!("  {name} {:?} {}", entry.shape, entry.dtype))?;
         }
         Ok(())
     }

@@ -10,12 +10,14 @@ use peft_core::random::Random;
 use peft_core::train::Tuned;
 use peft_core::{Example, Method, Result};
 
-use super::options::ModelArgs;
+use super::options::{ModelArgs, print};
 use crate::registry::{WithMethod, by_peft_type};
 
 /// Fold an adapter into its model; writes a directory that transformers loads
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  peft merge --model DIR --adapter out/lora --output out/merged --max-difference 1e-4")]
+#[command(
+    after_help = "Example:\n  peft merge --model DIR --adapter out/lora --output out/merged --max-difference 1e-4"
+)]
 pub struct Merge {
     #[command(flatten)]
     model: ModelArgs,
@@ -63,7 +65,10 @@ impl Merge {
         check_new_directory(&self.output)?;
         let model = self.model.open()?;
         let difference = by_peft_type(&peft::peft_type(&self.adapter)?, (&model, &self))?;
-        println!("{}: largest logit difference to the unmerged model {difference:e}", self.output.display());
+        print(format_args!(
+            "{}: largest logit difference to the unmerged model {difference:e}",
+            self.output.display()
+        ))?;
         Ok(())
     }
 }

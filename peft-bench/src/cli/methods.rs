@@ -4,6 +4,7 @@ use clap::Args;
 use peft_core::{Method, Result};
 use serde_json::{Value, json};
 
+use super::options::print;
 use crate::registry::{METHODS, WithMethod, by_name};
 
 /// List the methods and their settings
@@ -31,12 +32,12 @@ impl Methods {
             if self.json {
                 let line = json!({"name": entry.name, "peft_type": entry.peft_type, "family": entry.family,
                     "settings": settings});
-                println!("{line}");
+                print(line)?;
                 continue;
             }
-            println!("{:14} {:20} {}", entry.name, entry.peft_type, entry.family);
+            print(format_args!("{:14} {:20} {}", entry.name, entry.peft_type, entry.family))?;
             for (key, value) in settings.as_object().into_iter().flatten() {
-                println!("    --set {key}={value}");
+                print(format_args!("    --set {key}={value}"))?;
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Options that several commands share.
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -51,6 +53,14 @@ fn own_head(model: &Pretrained) -> Result<Head> {
         let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
         let name = Head::key("Classifier.out.bias", model.base.shape().architecture).0;
         Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
+    })
+}
+
+/// Writes a line to standard output. A reader that has gone away ends the program in silence, as it does any other.
+pub fn print(line: impl Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(|source| match source.kind() {
+        ErrorKind::BrokenPipe => std::process::exit(0),
+        _ => Error::Io { action: "write", path: "standard output".into(), source },
     })
 }
 

@@ -5,6 +5,7 @@ use peft_core::io::{Pretrained, peft};
 use peft_core::{Base, Error, Head, Method, Result, Shape};
 use serde_json::json;
 
+use super::options::print;
 use crate::registry::{WithMethod, by_name};
 
 /// Count trainable and total parameters, and say where they sit; allocates nothing of the model
@@ -71,23 +72,22 @@ impl Params {
         let (trainable, total) = (count + head, base + head + if self.method == "full" { 0 } else { count });
         let percent = 100.0 * trainable as f64 / total as f64;
         if self.json {
-            let tensors: Vec<_> = groups
-                .iter()
-                .map(|(name, dims, n)| json!({"name": name, "shape": dims, "times": n}))
-                .collect();
+            let tensors: Vec<_> =
+                groups.iter().map(|(name, dims, n)| json!({"name": name, "shape": dims, "times": n})).collect();
             let counts = json!({"method": count, "head": head, "trainable": trainable, "base": base, "total": total,
                 "percent": percent, "tensors": tensors});
-            println!("{counts}");
+            print(counts)?;
             return Ok(());
         }
         for (name, dims, times) in &groups {
             let elements = times * dims.iter().product::<usize>();
-            println!("{:46} {:>16} x {times:<4} {:>13}", name, format!("{dims:?}"), grouped(elements));
+            print(format_args!("{:46} {:>16} x {times:<4} {:>13}", name, format!("{dims:?}"), grouped(elements)))?;
         }
-        for (name, n) in [("method", count), ("head", head), ("trainable", trainable), ("base", base), ("total", total)] {
-            println!("{name:68} {:>13}", grouped(n));
+        for (name, n) in [("method", count), ("head", head), ("trainable", trainable), ("base", base), ("total", total)]
+        {
+            print(format_args!("{name:68} {:>13}", grouped(n)))?;
         }
-        println!("{:68} {percent:>12.4}%", "trainable share");
+        print(format_args!("{:68} {percent:>12.4}%", "trainable share"))?;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use peft_core::train::argmax;
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, logits, threads};
+use super::options::{ModelArgs, logits, print, threads};
 
 /// Label texts with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]
@@ -35,7 +35,10 @@ pub struct Predict {
 impl Predict {
     pub(super) fn run(self) -> Result<()> {
         let model: Pretrained = self.model.open()?;
-        let dir = model.dir.as_deref().ok_or_else(|| Error::config("--model", &self.model.model, "a directory with a tokenizer"))?;
+        let dir = model
+            .dir
+            .as_deref()
+            .ok_or_else(|| Error::config("--model", &self.model.model, "a directory with a tokenizer"))?;
         let shape = model.base.shape();
         let tokenizer = Tokenizer::from_dir(dir, shape.vocab)?;
         let mut texts = self.text;
@@ -55,13 +58,13 @@ impl Predict {
         let classes = classes(&model, self.adapter.as_deref())?;
         for (text, logits) in texts.iter().zip(logits(&model, self.adapter.as_deref(), &examples, threads())?) {
             if logits.outputs == 1 {
-                println!("{}", json!({"text": text, "value": logits.values[0]}));
+                print(json!({"text": text, "value": logits.values[0]}))?;
                 continue;
             }
             let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
             let scores: serde_json::Map<_, _> =
                 softmax(&logits.values).into_iter().enumerate().map(|(i, p)| (name(i), json!(p))).collect();
-            println!("{}", json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}));
+            print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
         }
         Ok(())
     }

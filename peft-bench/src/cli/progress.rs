@@ -41,8 +41,9 @@ impl Progress {
 
     fn write(&mut self, line: &Value) -> Result<()> {
         match &mut self.log {
-            Some((path, file)) => writeln!(file, "{line}")
-                .map_err(|source| Error::Io { action: "write", path: path.clone(), source }),
+            Some((path, file)) => {
+                writeln!(file, "{line}").map_err(|source| Error::Io { action: "write", path: path.clone(), source })
+            }
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use peft_core::train::{Length, Schedule, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Method, Result, Trained};
 use serde_json::json;
 
-use super::options::{ModelArgs, threads};
+use super::options::{ModelArgs, print, threads};
 use super::progress::Progress;
 use crate::registry::{WithMethod, by_name, by_peft_type};
 use crate::tasks::Task;
@@ -208,7 +208,7 @@ impl WithMethod for Job<'_> {
             "seconds": started.elapsed().as_secs_f64(), "tokens_per_second": progress.tokens_per_second(),
             "peak_bytes": peak_bytes(), "metrics": metrics,
         });
-        println!("{summary}");
+        print(summary)?;
         Ok(())
     }
 }

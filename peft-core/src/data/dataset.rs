@@ -28,19 +28,17 @@ impl Labelled {
     pub fn prepare(&self, model: &Pretrained, max_length: usize) -> Result<Dataset> {
         let shape = model.base.shape();
         let max_length = max_length.min(shape.max_length());
-        let examples = if self.has_tokens() {
-            self.examples(shape.vocab, max_length)?
-        } else {
-            self.encode(model, max_length)?
-        };
+        let examples =
+            if self.has_tokens() { self.examples(shape.vocab, max_length)? } else { self.encode(model, max_length)? };
         Ok(Dataset { examples, classes: self.classes().to_vec() })
     }
 
     #[cfg(feature = "tokenize")]
     fn encode(&self, model: &Pretrained, max_length: usize) -> Result<Vec<Example>> {
-        let dir = model.dir.as_deref().ok_or_else(|| {
-            Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer")
-        })?;
+        let dir = model
+            .dir
+            .as_deref()
+            .ok_or_else(|| Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer"))?;
         self.tokenize(&crate::load::Tokenizer::from_dir(dir, model.base.shape().vocab)?, max_length)
     }
 

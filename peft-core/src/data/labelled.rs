@@ -44,7 +44,15 @@ impl Labelled {
     /// have no label. Labels that all are integers are classes, other numbers are values, anything else names a class.
     pub fn open(path: &Path) -> Result<Builder> {
         let bytes = read_file(path, MAX_DATA)?;
-        Ok(Builder { path: path.to_path_buf(), bytes, text: None, pair: None, label: None, kind: None, unlabelled: false })
+        Ok(Builder {
+            path: path.to_path_buf(),
+            bytes,
+            text: None,
+            pair: None,
+            label: None,
+            kind: None,
+            unlabelled: false,
+        })
     }
 
     /// The names of the classes, in the order of their numbers; empty for values and for rows without a label.

@@ -23,8 +23,15 @@ const LABELS: [&str; 5] = ["label", "labels", "score", "gold_label", "Quality"];
 pub(super) enum Input {
     // Only the tokenizer takes the texts.
     #[cfg_attr(not(feature = "tokenize"), expect(dead_code))]
-    Text { a: String, b: Option<String> },
-    Tokens { ids: Vec<u32>, mask: Option<Vec<bool>>, types: Option<Vec<u32>> },
+    Text {
+        a: String,
+        b: Option<String>,
+    },
+    Tokens {
+        ids: Vec<u32>,
+        mask: Option<Vec<bool>>,
+        types: Option<Vec<u32>>,
+    },
 }
 
 /// A row that was read.

@@ -25,7 +25,10 @@ const DESCRIPTIVE: [&str; 13] = [
 
 /// Fields that change nothing at this value (beside null, false and empty ones).
 fn is_default(key: &str, value: &Value) -> bool {
-    matches!((key, value.as_str(), value.as_u64()), ("megatron_core", Some("megatron.core"), _) | ("qalora_group_size", ..))
+    matches!(
+        (key, value.as_str(), value.as_u64()),
+        ("megatron_core", Some("megatron.core"), _) | ("qalora_group_size", ..)
+    )
 }
 
 fn is_off(value: &Value) -> bool {
@@ -71,7 +74,12 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
             }
         } else if !DESCRIPTIVE.contains(&key.as_str()) && !is_off(&value) && !is_default(&key, &value) {
             let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::file(path, key, value, format!("null or false, or one of the fields of {}: {known}", M::NAME)));
+            return Err(Error::file(
+                path,
+                key,
+                value,
+                format!("null or false, or one of the fields of {}: {known}", M::NAME),
+            ));
         }
     }
     parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a field of {}", M::NAME)))
@@ -117,7 +125,11 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
             setting.split_once('=').ok_or_else(|| Error::config("--set", setting, "KEY=VALUE, such as r=8"))?;
         let Some(default) = own.get(key) else {
             let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::config(format!("--set {key}"), text, format!("one of the keys of {}: {known}", M::NAME)));
+            return Err(Error::config(
+                format!("--set {key}"),
+                text,
+                format!("one of the keys of {}: {known}", M::NAME),
+            ));
         };
         let list = |text: &str| json!(text.split(',').map(str::trim).collect::<Vec<_>>());
         let value = match serde_json::from_str(text) {
@@ -134,5 +146,6 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
         };
         fields.insert(key.to_string(), value);
     }
-    parse(fields).map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
+    parse(fields)
+        .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
 }

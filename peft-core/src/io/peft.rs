@@ -8,8 +8,8 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-pub use super::config::{from_settings, peft_type};
 use super::config;
+pub use super::config::{from_settings, peft_type};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
@@ -34,7 +34,10 @@ pub fn save<M: Method>(
 ) -> Result<()> {
     let files = to_files::<M>(config, trained, shape);
     if let Some((name, _)) = files.iter().find(|(_, data)| data.iter::<f32>().any(|x| !x.is_finite())) {
-        return Err(Error::Check { what: "saving the adapter", detail: format!("{name} holds a number that is not finite") });
+        return Err(Error::Check {
+            what: "saving the adapter",
+            detail: format!("{name} holds a number that is not finite"),
+        });
     }
     let head: &[&str] = match trained.head {
         Head::Classifier(_) => &["classifier", "score"],
@@ -119,7 +122,9 @@ impl Taker {
         let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
         match self.file.names().find(|name| !self.taken.contains(*name) && !copy(name)) {
             None => Ok(()),
-            Some(name) => Err(Error::file(self.file.path_of(name), name, "a tensor that nothing uses", "no such tensor")),
+            Some(name) => {
+                Err(Error::file(self.file.path_of(name), name, "a tensor that nothing uses", "no such tensor"))
+            }
         }
     }
 }

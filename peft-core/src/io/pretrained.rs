@@ -104,9 +104,8 @@ impl Pretrained {
         match head {
             Head::Classifier(classifier) => {
                 let outputs = classifier.out.bias.val().dims()[0];
-                let names: Vec<String> = (0..outputs)
-                    .map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}")))
-                    .collect();
+                let names: Vec<String> =
+                    (0..outputs).map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"))).collect();
                 config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
                 config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
                 config["label2id"] = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();

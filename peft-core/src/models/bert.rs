@@ -11,7 +11,13 @@ pub(crate) fn places(shape: &Shape) -> Vec<Place> {
     let vector = |site, slot, length, name| Place { site, slot, dims: vec![length], transposed: false, name };
     let table = |part, rows, word: &str| {
         let name = format!("embeddings.{word}_embeddings.weight");
-        vec![Place { site: Site::encoder(0, part), slot: Slot::Weight, dims: vec![rows, hidden], transposed: false, name }]
+        vec![Place {
+            site: Site::encoder(0, part),
+            slot: Slot::Weight,
+            dims: vec![rows, hidden],
+            transposed: false,
+            name,
+        }]
     };
     let norm = |site, module: String| {
         vec![

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 
-use crate::{Attention, Batch, Error, Example, Hooks, Place, Result, Shape, Site, Slot, Weight, random::{Random, fingerprint}};
+use crate::{
+    Attention, Batch, Error, Example, Hooks, Place, Result, Shape, Site, Slot, Weight,
+    random::{Random, fingerprint},
+};
 
 /// A frozen backbone. Its tensors are plain (they never carry gradients), lie on one device and are shared by all clones.
 #[derive(Clone, Debug)]
@@ -34,8 +37,7 @@ impl Base {
     /// A backbone of this shape whose tensors come from `tensor`.
     pub fn new(shape: Shape, device: &Device, mut tensor: impl FnMut(&Place) -> Result<TensorData>) -> Result<Self> {
         let device = device.clone().inner();
-        let mut base =
-            Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new() };
+        let mut base = Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new() };
         for place in base.shape.clone().places() {
             let data = tensor(&place)?;
             base.set(&place, data);
@@ -160,7 +162,11 @@ impl Base {
             let length = example.ids.len();
             let wrong = |key: &str, found: String, expected: String| Err(Error::config(key, found, expected));
             if let Some(id) = example.ids.iter().find(|id| **id as usize >= self.shape.vocab) {
-                return wrong("input_ids", id.to_string(), format!("ids below {}, the model's vocabulary", self.shape.vocab));
+                return wrong(
+                    "input_ids",
+                    id.to_string(),
+                    format!("ids below {}, the model's vocabulary", self.shape.vocab),
+                );
             }
             if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types) {
                 return wrong("token_type_ids", kind.to_string(), format!("types below {}", self.shape.types));
@@ -168,7 +174,11 @@ impl Base {
             let masked = example.mask.as_ref().map_or(length, Vec::len);
             let typed = example.types.as_ref().map_or(length, Vec::len);
             if masked != length || typed != length {
-                return wrong("attention_mask, token_type_ids", format!("{masked}, {typed} long"), format!("{length}, as input_ids"));
+                return wrong(
+                    "attention_mask, token_type_ids",
+                    format!("{masked}, {typed} long"),
+                    format!("{length}, as input_ids"),
+                );
             }
         }
         Batch::new(examples.iter().copied(), self.shape.pad, &self.device)

@@ -134,7 +134,14 @@ impl Case {
         }
     }
 
-    fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> (String, bool), t: Tolerance) {
+    fn compare_named(
+        &self,
+        kind: &str,
+        name: &str,
+        data: TensorData,
+        key: &impl Fn(&str) -> (String, bool),
+        t: Tolerance,
+    ) {
         let (file_name, transposed) = key(name);
         let data = if transposed { io::peft::transpose(data) } else { data };
         self.compare(&format!("{kind}.{file_name}"), data, t);

@@ -23,7 +23,13 @@ impl Before {
 
     /// Every trainable tensor moved (in two steps or more: a factor may wait for another to leave 0), and the frozen base
     /// did not, unless the method says that it changes it.
-    pub(super) fn check<T: Tuner>(&self, trained: &Trained<T>, base: &Base, steps: usize, changes_base: bool) -> Result<()> {
+    pub(super) fn check<T: Tuner>(
+        &self,
+        trained: &Trained<T>,
+        base: &Base,
+        steps: usize,
+        changes_base: bool,
+    ) -> Result<()> {
         let still = |(name, now): &(String, u64)| self.tensors.get(name) == Some(now);
         let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
         if steps > 1 && !unmoved.is_empty() {

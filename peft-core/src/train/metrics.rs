@@ -7,7 +7,8 @@ pub fn accuracy(found: &[usize], gold: &[usize]) -> f64 {
 
 /// True positives, false positives, false negatives and true negatives of class 1.
 fn confusion(found: &[usize], gold: &[usize]) -> [f64; 4] {
-    let count = |f: bool, g: bool| found.iter().zip(gold).filter(|(a, b)| (**a == 1, **b == 1) == (f, g)).count() as f64;
+    let count =
+        |f: bool, g: bool| found.iter().zip(gold).filter(|(a, b)| (**a == 1, **b == 1) == (f, g)).count() as f64;
     [count(true, true), count(true, false), count(false, true), count(false, false)]
 }
 

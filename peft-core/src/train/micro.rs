@@ -43,7 +43,9 @@ impl Workers {
     pub fn new(threads: usize) -> Result<Self> {
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
         let pools = (0..threads).map(pool).collect::<Result<_, _>>();
-        pools.map(Workers).map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+        pools
+            .map(Workers)
+            .map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
     }
 
     /// Runs `work` on each of `count` pieces and hands the results to `collect` in the order of the pieces. The first error,

@@ -31,7 +31,9 @@ pub fn predict<T: Tuner>(
         let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
         match values.iter().all(|x| x.is_finite()) {
             true => Ok(Logits { values, outputs }),
-            false => Err(Error::Check { what: "prediction", detail: format!("example {i} has logits that are not finite") }),
+            false => {
+                Err(Error::Check { what: "prediction", detail: format!("example {i} has logits that are not finite") })
+            }
         }
     };
     let mut all = Vec::with_capacity(examples.len());

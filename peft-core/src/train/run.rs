@@ -72,8 +72,7 @@ impl<T: Procedure> Run<T> {
         let mut trained = before.clone();
         let gradients = trained.tuner.gradients(gradients, step + 1);
         let trained = self.optim.step(trained, gradients, |_| learning_rate);
-        let (tuner, base) =
-            trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
+        let (tuner, base) = trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
         self.trained = Trained { tuner, head: trained.head };
         self.base = base;
         self.step += 1;

@@ -10,8 +10,8 @@ use super::predict::{Logits, Metrics, evaluate, predict};
 use super::run::{Run, StepReport};
 use super::{Procedure, TrainConfig};
 use crate::data::Dataset;
-use crate::io::peft::{self, Labels};
 use crate::io::Pretrained;
+use crate::io::peft::{self, Labels};
 use crate::{Base, Error, Example, Head, Method, Result, Trained};
 
 /// Follows a run.

@@ -11,7 +11,9 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
-    Slot, Weight, file_path, random::{Noise, Random}, split_name,
+    Slot, Weight, file_path,
+    random::{Noise, Random},
+    split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +109,8 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(Error::config("lora_dropout", self.lora_dropout, "a number from 0 to below 1"));
         }
-        let (ranks, alphas) = (patterns("rank_pattern", &self.rank_pattern)?, patterns("alpha_pattern", &self.alpha_pattern)?);
+        let (ranks, alphas) =
+            (patterns("rank_pattern", &self.rank_pattern)?, patterns("alpha_pattern", &self.alpha_pattern)?);
         let plan = |site| {
             let path = shape.module_path(site).unwrap_or_default();
             let rank = first_match(&ranks, &path).unwrap_or(self.r);
@@ -184,14 +187,16 @@ impl Method for LoraConfig {
             let b = Tensor::zeros([rank, columns], &device);
             (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), scale })
         });
-        let biases = self.biases(shape)?.into_iter().map(|site| {
-            (site, Param::from_tensor(Tensor::from_inner(base.vector(site, Slot::Bias))))
-        });
+        let biases = self
+            .biases(shape)?
+            .into_iter()
+            .map(|site| (site, Param::from_tensor(Tensor::from_inner(base.vector(site, Slot::Bias)))));
         Ok(Lora { factors: factors.collect(), biases: biases.collect(), dropout: self.lora_dropout })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| r * shape.linear_dims(site).iter().sum::<usize>());
+        let factors =
+            self.plan(shape)?.into_iter().map(|(site, r, _)| r * shape.linear_dims(site).iter().sum::<usize>());
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         Ok(factors.sum::<usize>() + biases.sum::<usize>())
     }
@@ -278,8 +283,12 @@ mod tests {
 
     #[test]
     fn equals_the_reference() {
-        let cases = [("lora", "roberta-classify"), ("lora-bert", "bert-classify"), ("lora-bias", "roberta-classify"),
-            ("lora-patterns", "roberta-classify")];
+        let cases = [
+            ("lora", "roberta-classify"),
+            ("lora-bert", "bert-classify"),
+            ("lora-bias", "roberta-classify"),
+            ("lora-patterns", "roberta-classify"),
+        ];
         for (case, base) in cases {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<LoraConfig>();
