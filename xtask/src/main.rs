@@ -1,3 +1,38 @@
 //! The chores of the workspace.
 
-fn main() {}
+mod backends;
+mod card;
+mod examples;
+mod interop;
+mod methods;
+mod shell;
+mod test;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+The chores of the workspace.
+
+    cargo xtask test [ARGS]         every test; ARGS go to the test runner
+    cargo xtask backends [NAMES]    the conformance suite on flex, wgpu, tch (flex if none is named)
+    cargo xtask methods [--check]   writes METHODS.md from the cards of the methods, or checks that it is up to date
+    cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
+    cargo xtask interop             exchanges adapters and merged models with transformers and PEFT (python3)";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["test", rest @ ..] => test::run(rest),
+        ["backends", names @ ..] => backends::run(names),
+        ["methods"] => methods::write(),
+        ["methods", "--check"] => methods::check(),
+        ["examples", names @ ..] => examples::run(names),
+        ["interop"] => interop::run(),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(())
+        }
+        other => bail!("no chore `{}`\n\n{HELP}", other.join(" ")),
+    }
+}

@@ -3,7 +3,7 @@
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::{Base, Batch, Result, Tuner, random::Random, train::Optim};
+use crate::{Adapter, Base, Batch, Result, Tuner, random::Random, train::Optim};
 
 /// The steps of a training procedure, all of them nothing unless overridden.
 pub trait Procedure: Tuner + Sized {
@@ -45,5 +45,51 @@ pub trait Procedure: Tuner + Sized {
     /// After the last step.
     fn finish(self, base: Base) -> Result<(Self, Base)> {
         Ok((self, base))
+    }
+}
+
+/// Two methods at once, each with its own steps: the first before the second.
+impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
+    fn prepare(self, base: Base, data: &mut dyn Iterator<Item = Result<Batch>>) -> Result<(Self, Base)> {
+        let mut seen = Vec::new();
+        let (first, base) = self.0.prepare(base, &mut data.inspect(|batch| seen.extend(batch.as_ref().ok().cloned())))?;
+        let (second, base) = self.1.prepare(base, &mut seen.into_iter().map(Ok).chain(data))?;
+        Ok(((first, second), base))
+    }
+
+    fn sample(self, random: &mut Random) -> Self {
+        (self.0.sample(random), self.1.sample(random))
+    }
+
+    fn couples_samples(&self) -> bool {
+        self.0.couples_samples() || self.1.couples_samples()
+    }
+
+    fn penalty(&self) -> Option<Tensor<1>> {
+        match (self.0.penalty(), self.1.penalty()) {
+            (Some(first), Some(second)) => Some(first + second),
+            (first, second) => first.or(second),
+        }
+    }
+
+    fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {
+        let gradients = self.0.gradients(gradients, step);
+        self.1.gradients(gradients, step)
+    }
+
+    fn changes_base(&self) -> bool {
+        self.0.changes_base() || self.1.changes_base()
+    }
+
+    fn after_step(self, base: Base, optim: &mut Optim, before: &Self, step: usize) -> Result<(Self, Base)> {
+        let (first, base) = self.0.after_step(base, optim, &before.0, step)?;
+        let (second, base) = self.1.after_step(base, optim, &before.1, step)?;
+        Ok(((first, second), base))
+    }
+
+    fn finish(self, base: Base) -> Result<(Self, Base)> {
+        let (first, base) = self.0.finish(base)?;
+        let (second, base) = self.1.finish(base)?;
+        Ok(((first, second), base))
     }
 }

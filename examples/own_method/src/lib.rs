@@ -1,0 +1,79 @@
+//! # Shift                                  family: of one's own
+//! h = W x + b + s                          s: [d_out] = 0
+//!
+//! A whole method, outside of the library: what it trains, how it acts, how it merges, what files call it. The library
+//! trains, saves and loads it like its own, and `peft_core::conformance!` puts it to the same test.
+
+use burn::{module::{Module, Param}, tensor::Tensor};
+use peft_core::{
+    Base, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, file_path, split_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// Where biases are shifted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShiftConfig {
+    /// The linear maps.
+    pub target_modules: Sites,
+}
+
+impl Default for ShiftConfig {
+    fn default() -> Self {
+        ShiftConfig { target_modules: Part::Query | Part::Value }
+    }
+}
+
+/// One trainable vector a site.
+#[derive(Module, Debug)]
+pub struct Shift {
+    shifts: SiteMap<Param<Tensor<1>>>,
+}
+
+impl Method for ShiftConfig {
+    const NAME: &'static str = "shift";
+    const PEFT_TYPE: &'static str = "SHIFT";
+    type Tuner = Shift;
+
+    fn init(&self, base: &Base, _seed: u64) -> Result<Shift> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let zero = |site| (site, Param::from_tensor(Tensor::zeros([shape.linear_dims(site)[1]], &device)));
+        Ok(Shift { shifts: self.target_modules.resolve(shape)?.into_iter().map(zero).collect() })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        Ok(self.target_modules.resolve(shape)?.into_iter().map(|site| shape.linear_dims(site)[1]).sum())
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        Key::plain(format!("{}.shift", file_path(shape, split_name(name).1)))
+    }
+
+    fn for_files(&self, shape: &Shape) -> Result<Self> {
+        Ok(ShiftConfig { target_modules: self.target_modules.by_name(shape)? })
+    }
+
+    fn merge(tuner: &Shift) -> Option<&dyn Merge> {
+        Some(tuner)
+    }
+}
+
+impl Hooks for Shift {
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        Merge::vector(self, site, slot, &v).unwrap_or(v)
+    }
+}
+
+impl Merge for Shift {
+    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
+        self.shifts.get(site).filter(|_| slot == Slot::Bias).map(|shift| v.clone() + shift.val())
+    }
+}
+
+impl Procedure for Shift {}
+peft_core::adapter!(Shift);
+
+#[cfg(test)]
+mod tests {
+    peft_core::conformance!(super::ShiftConfig::default());
+}

@@ -1,0 +1,169 @@
+//! The card at the head of a method's file, and the tests that go with it.
+
+use anyhow::{Result, anyhow, bail};
+
+/// What a method's file says of it, field by field.
+#[derive(Debug, PartialEq)]
+pub struct Card {
+    pub name: String,
+    pub family: String,
+    pub formula: Vec<String>,
+    pub paper: String,
+    pub reference: String,
+    pub trains: String,
+    pub merges: String,
+    pub identities: Vec<String>,
+    pub differs: String,
+}
+
+/// The fields after the formula, in their order.
+const FIELDS: [&str; 6] = ["Paper:", "Reference:", "Trains:", "Merges:", "Identities:", "Differs from the paper:"];
+
+impl Card {
+    /// Reads the card of a file; `None` if the file is no method's.
+    pub fn parse(source: &str) -> Result<Option<Card>> {
+        let lines: Vec<&str> = source.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+        let title = lines.first().and_then(|line| line.strip_prefix("# ")).and_then(|line| line.split_once("family:"));
+        let Some((name, family)) = title else {
+            return if source.contains("impl Method for ") {
+                bail!("no card, `//! # NAME   family: ..`")
+            } else {
+                Ok(None)
+            };
+        };
+        let text = lines[1..].join("\n");
+        let start = |field: &str| text.find(field).ok_or_else(|| anyhow!("the card has no `{field}`"));
+        let starts = FIELDS.iter().map(|field| start(field)).collect::<Result<Vec<_>>>()?;
+        if !starts.is_sorted() {
+            bail!("the fields of the card are not in the order {}", FIELDS.join(", "));
+        }
+        let ends = starts.iter().copied().skip(1).chain([text.len()]);
+        let values = FIELDS.iter().zip(starts.iter().zip(ends)).map(|(field, (start, end))| {
+            let words: Vec<&str> = text[start + field.len()..end].split_whitespace().collect();
+            if words.is_empty() { bail!("the card says nothing after `{field}`") } else { Ok(words.join(" ")) }
+        });
+        let formula: Vec<String> = text[..starts[0]].lines().map(str::to_string).collect();
+        if formula.iter().all(String::is_empty) {
+            bail!("the card has no formula between its title and `Paper:`");
+        }
+        let [paper, reference, trains, merges, identities, differs] =
+            values.collect::<Result<Vec<_>>>()?.try_into().map_err(|_| anyhow!("as many values as fields"))?;
+        let identities = identities.trim_end_matches('.').split("; ").map(str::to_string).collect();
+        let (name, family) = (name.trim().to_string(), family.trim().to_string());
+        Ok(Some(Card { name, family, formula, paper, reference, trains, merges, identities, differs }))
+    }
+}
+
+/// A use of the conformance suite: the configuration, and the skipped properties with their reasons.
+#[derive(Debug, PartialEq)]
+pub struct Conformance {
+    pub config: String,
+    pub skipped: Vec<(String, String)>,
+}
+
+/// The uses of the conformance suite in a file.
+pub fn conformance(source: &str) -> Vec<Conformance> {
+    let uses = source.split("conformance!(").skip(1).filter_map(|rest| rest.split_once(");"));
+    uses.map(|(inside, _)| {
+        let inside = inside.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (config, skips) = inside.split_once(", skip(").unwrap_or((&inside, ""));
+        // A reason stands between quotes, its property before the colon in front of them.
+        let words: Vec<&str> = skips.split('"').collect();
+        let pairs = words.chunks_exact(2);
+        let skip = |pair: &[&str]| (pair[0].trim_matches([' ', ',', ':']).to_string(), pair[1].to_string());
+        Conformance { config: config.trim_end_matches(',').to_string(), skipped: pairs.map(skip).collect() }
+    })
+    .collect()
+}
+
+/// The tests in a file: names and whole texts. A test ends where a line closes it at its own indentation.
+pub fn tests(source: &str) -> Vec<(String, String)> {
+    let lines: Vec<&str> = source.lines().collect();
+    let attributes = (0..lines.len()).filter(|i| lines[*i].trim() == "#[test]");
+    attributes
+        .filter_map(|attribute| {
+            let indentation = &lines[attribute][..lines[attribute].len() - "#[test]".len()];
+            let first = (attribute..lines.len()).find(|i| lines[*i].trim_start().starts_with("fn "))?;
+            let last = (first..lines.len()).find(|i| lines[*i].strip_prefix(indentation) == Some("}"))?;
+            let name = lines[first].trim_start().trim_start_matches("fn ").split('(').next()?;
+            Some((name.to_string(), lines[first..=last].join("\n")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    const FILE: &str = r#"//! # LoRA      family: reparameterized / low-rank decomposition
+//! h = W x + s B A x      A: [d_in, r]
+//! s = alpha / r
+//! Paper: Hu et al., 2021, eq. 3.   Reference: peft
+//! Trains: r (d_in + d_out) per site.      Merges: yes.
+//! Identities: zero at init; merged == unmerged;
+//! alpha -> c alpha is B -> c B.
+//! Differs from the paper: nothing.
+
+impl Method for LoraConfig {}
+
+mod tests {
+    peft_core::conformance!(
+        LoraConfig::new(3).with_alpha(5.0),
+        skip(C1: "it starts (somehow) elsewhere", C3: "no, never")
+    );
+    mod more {
+        peft_core::conformance!(LoraConfig::new(2));
+    }
+
+    #[test]
+    fn equals_the_reference() {
+        if true {
+        }
+    }
+
+    proptest! {
+        /// Doc.
+        #[test]
+        fn scales(c in 0.0..1.0) {
+            LoraConfig::new(3);
+        }
+    }
+}
+"#;
+
+    #[test]
+    fn a_card_is_read() {
+        let card = Card::parse(FILE).unwrap().unwrap();
+        assert_eq!((card.name.as_str(), card.family.as_str()), ("LoRA", "reparameterized / low-rank decomposition"));
+        assert_eq!(card.formula, ["h = W x + s B A x      A: [d_in, r]", "s = alpha / r", ""]);
+        assert_eq!((card.paper.as_str(), card.reference.as_str()), ("Hu et al., 2021, eq. 3.", "peft"));
+        assert_eq!((card.trains.as_str(), card.merges.as_str()), ("r (d_in + d_out) per site.", "yes."));
+        assert_eq!(card.identities, ["zero at init", "merged == unmerged", "alpha -> c alpha is B -> c B"]);
+        assert_eq!(card.differs, "nothing.");
+    }
+
+    #[test]
+    fn an_incomplete_card_is_an_error() {
+        for field in FIELDS {
+            let message = Card::parse(&FILE.replace(field, "")).unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
+        assert!(Card::parse(&FILE.replace("nothing.", "")).unwrap_err().to_string().contains("Differs"));
+        assert!(Card::parse("//! Some file.\nimpl Method for LoraConfig {}").is_err());
+        assert_eq!(Card::parse("//! Some file.").unwrap(), None);
+    }
+
+    #[test]
+    fn tests_are_found() {
+        let skip = |property: &str, reason: &str| (property.to_string(), reason.to_string());
+        let (config, skipped) = (
+            "LoraConfig::new(3).with_alpha(5.0)".to_string(),
+            vec![skip("C1", "it starts (somehow) elsewhere"), skip("C3", "no, never")],
+        );
+        let second = Conformance { config: "LoraConfig::new(2)".into(), skipped: vec![] };
+        assert_eq!(conformance(FILE), [Conformance { config, skipped }, second]);
+        let tests = tests(FILE);
+        assert_eq!(tests.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["equals_the_reference", "scales"]);
+        assert!(tests[1].1.contains("LoraConfig") && !tests[0].1.contains("LoraConfig"));
+    }
+}

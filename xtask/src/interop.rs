@@ -1,0 +1,71 @@
+//! Exchange with Hugging Face transformers and PEFT: what either side writes, the other reads and computes the same with.
+//! Needs a python3 with the packages of `scripts/golden/requirements.txt`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::shell::{cargo, root, run as run_command};
+
+/// Tiny models with random weights, one of each architecture.
+const MODELS: [&str; 2] = ["roberta-classify", "bert-classify"];
+/// The methods that PEFT has too, and whether they merge.
+const METHODS: [(&str, bool); 4] = [("lora", true), ("ia3", true), ("prompt", false), ("prefix", false)];
+
+/// `cargo xtask interop`.
+pub fn run() -> Result<()> {
+    let out = root().join("target/interop");
+    if out.exists() {
+        fs::remove_dir_all(&out)?;
+    }
+    for model in MODELS {
+        for (method, merges) in METHODS {
+            let out = out.join(model).join(method);
+            fs::create_dir_all(&out)?;
+            exchange(&root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
+        }
+    }
+    println!("what PEFT and this library write for each other gives the same logits");
+    Ok(())
+}
+
+/// An adapter of PEFT's, one of ours, and ours merged.
+fn exchange(model: &Path, method: &str, merges: bool, out: &Path) -> Result<()> {
+    let [theirs, ours, merged] = ["theirs", "ours", "merged"].map(|name| out.join(name));
+    python("make_adapter.py", &[model.as_ref(), method.as_ref(), theirs.as_ref()])?;
+    compare(model, Some(&theirs), out)?;
+    let settings = ["--method", method, "--epochs", "1", "--lr", "1e-2", "--data", "examples/tokens.jsonl"];
+    peft("train", model, &[("--output", &ours)], &settings)?;
+    compare(model, Some(&ours), out)?;
+    if merges {
+        peft("merge", model, &[("--adapter", &ours), ("--output", &merged)], &[])?;
+        compare(&merged, None, out)?;
+    }
+    Ok(())
+}
+
+/// Our logits against those of the reference.
+fn compare(model: &Path, adapter: Option<&Path>, out: &Path) -> Result<()> {
+    let (input, logits) = (root().join("examples/tokens.jsonl"), out.join("logits.safetensors"));
+    let paths = [("--input", input.as_path()), ("--output", &logits)];
+    let adapter_path = adapter.map(|adapter| ("--adapter", adapter));
+    peft("forward", model, &paths.into_iter().chain(adapter_path).collect::<Vec<_>>(), &[])?;
+    let (first, second) = adapter.map_or(("--no-adapter".as_ref(), model), |adapter| (model, adapter));
+    python("check_adapter.py", &[first.as_ref(), second.as_ref(), input.as_ref(), logits.as_ref()])
+}
+
+fn peft(command: &str, model: &Path, paths: &[(&str, &Path)], settings: &[&str]) -> Result<()> {
+    let mut cargo = cargo(["run", "--quiet", "--package", "peft-bench", "--bin", "peft", "--", command, "--model"]);
+    cargo.arg(model).args(settings);
+    for (option, path) in paths {
+        cargo.arg(option).arg(path);
+    }
+    run_command(&mut cargo)
+}
+
+fn python(script: &str, args: &[&OsStr]) -> Result<()> {
+    run_command(Command::new("python3").arg(root().join("scripts/interop").join(script)).args(args))
+}

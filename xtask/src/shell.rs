@@ -1,0 +1,51 @@
+//! Running commands at the root of the workspace.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// The root of the workspace.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+}
+
+/// The cargo that runs this chore, with arguments.
+pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// How a command reads in messages.
+pub fn text(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| text(command))?;
+    if status.success() { Ok(()) } else { bail!("`{}` failed: {status}", text(command)) }
+}
+
+/// What a command that must succeed writes to its standard output.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| text(command))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", text(command), output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Runs a command, handing over each line of its standard output; whether it succeeded.
+pub fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| text(command))?;
+    let stdout = child.stdout.take().expect("it was piped");
+    for each in BufReader::new(stdout).lines() {
+        line(&each?);
+    }
+    Ok(child.wait()?.success())
+}
