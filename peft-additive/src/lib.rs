@@ -1,1 +1,5 @@
+//! Additive fine-tuning: new trainable parameters beside the frozen ones.
 
+pub mod prompts;
+
+pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};
