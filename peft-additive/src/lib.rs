@@ -2,4 +2,5 @@
 
 pub mod prompts;
 
+pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

@@ -1,5 +1,6 @@
 //! Soft prompt-based fine-tuning.
 
+pub mod prefix_tuning;
 pub mod prompt_tuning;
 
 use peft_core::{Error, Result, Shape};
