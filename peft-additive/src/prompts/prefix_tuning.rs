@@ -1,0 +1,284 @@
+//! # Prefix tuning                          family: additive / soft prompt-based
+//! head = softmax(q [Pk; K]^T / sqrt(d_h)) [Pv; V]     one row of M: key and value of layer 0, of layer 1, ..
+//! M = P, or M = tanh(P W1 + b1) W2 + b2               P: [l, 2 L d], or P: [l, d], W1: [d, h], W2: [h, 2 L d]
+//! Paper: Li and Liang, 2021, arXiv:2101.00190, sections 4.2 and 4.3.   Reference: huggingface/peft tuners/prefix_tuning
+//! Trains: 2 L l d, or l d + (d + 1) h + (h + 1) 2 L d.      Merges: no, the rows are in the softmax.
+//! Identities: head = (1 - g) head(K, V) + g head(Pk, Pv), g the share of the prefix in the softmax; the order of the rows does not matter; a row r times is that row with its score + ln r; projected == flat with M; no layers == the frozen model on positions shifted by l.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. Dropout on M is not offered.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, activation};
+use peft_core::{
+    Adapter, Affine, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Procedure, Result, Sequence, Shape, Site,
+    Stack, random::Random,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{check_length, derived};
+
+/// The configuration of prefix tuning, in the names of PEFT's `PrefixTuningConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixTuningConfig {
+    /// Number of virtual tokens.
+    pub num_virtual_tokens: usize,
+    /// Whether keys and values are computed from fewer numbers by two linear maps.
+    pub prefix_projection: bool,
+    /// Width between the two linear maps; the model's, if absent.
+    pub encoder_hidden_size: Option<usize>,
+}
+
+impl Default for PrefixTuningConfig {
+    /// 20 virtual tokens without projection.
+    fn default() -> Self {
+        PrefixTuningConfig { num_virtual_tokens: 20, prefix_projection: false, encoder_hidden_size: None }
+    }
+}
+
+impl PrefixTuningConfig {
+    /// This many virtual tokens, without projection.
+    pub fn new(num_virtual_tokens: usize) -> Self {
+        PrefixTuningConfig { num_virtual_tokens, ..Default::default() }
+    }
+
+    /// With a projection through this width.
+    pub fn with_projection(mut self, width: usize) -> Self {
+        (self.prefix_projection, self.encoder_hidden_size) = (true, Some(width));
+        self
+    }
+
+    /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
+    fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
+        check_length(self.num_virtual_tokens, shape)?;
+        let width = self.encoder_hidden_size.unwrap_or(shape.hidden);
+        if width == 0 {
+            return Err(Error::config("encoder_hidden_size", width, "at least 1, or null for the model's width"));
+        }
+        Ok(match self.prefix_projection {
+            true => ([self.num_virtual_tokens, shape.hidden], Some(width)),
+            false => ([self.num_virtual_tokens, flat_width(shape)], None),
+        })
+    }
+}
+
+/// A key and a value for each layer.
+fn flat_width(shape: &Shape) -> usize {
+    2 * shape.layers * shape.hidden
+}
+
+/// Keys and values in front of those of every self-attention.
+#[derive(Module, Debug)]
+pub struct PrefixTuning {
+    /// `[virtual tokens, 2 layers hidden]`, or `[virtual tokens, hidden]` in front of a projection.
+    embedding: Param<Tensor<2>>,
+    projection: Option<Projection>,
+    #[module(skip)]
+    heads: usize,
+    #[module(skip)]
+    layers: usize,
+}
+
+/// What keys and values are computed by.
+#[derive(Module, Debug)]
+pub struct Projection {
+    /// `[hidden, width]`.
+    pub inner: Affine,
+    /// `[width, 2 layers hidden]`.
+    pub outer: Affine,
+}
+
+impl PrefixTuning {
+    /// All keys and values, `[virtual tokens, 2 layers hidden]`.
+    fn flat(&self) -> Tensor<2> {
+        match &self.projection {
+            None => self.embedding.val(),
+            Some(p) => p.outer.forward(activation::tanh(p.inner.forward(self.embedding.val()))),
+        }
+    }
+}
+
+/// As torch starts a linear map: weight and bias uniform within `1 / sqrt(rows)`.
+fn torch_linear([rows, columns]: [usize; 2], seed: u64, name: &str, device: &Device) -> Affine {
+    let bound = 1.0 / (rows as f64).sqrt();
+    let random = |leaf| Random::new(seed, &format!("prefix_tuning.{name}.{leaf}"));
+    Affine {
+        weight: Param::from_tensor(random("weight").uniform_tensor([rows, columns], -bound, bound, device)),
+        bias: Param::from_tensor(random("bias").uniform_tensor([columns], -bound, bound, device)),
+    }
+}
+
+impl Method for PrefixTuningConfig {
+    const NAME: &'static str = "prefix";
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+    const HEAD_PREFIX: &'static str = "base_model.";
+    type Tuner = PrefixTuning;
+
+    fn init(&self, base: &Base, seed: u64) -> Result<PrefixTuning> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let (dims, width) = self.plan(shape)?;
+        let embedding = Random::new(seed, "prefix_tuning.embedding").normal_tensor(dims, 1.0, &device);
+        let projection = width.map(|width| Projection {
+            inner: torch_linear([shape.hidden, width], seed, "inner", &device),
+            outer: torch_linear([width, flat_width(shape)], seed, "outer", &device),
+        });
+        Ok(PrefixTuning {
+            embedding: Param::from_tensor(embedding),
+            projection,
+            heads: shape.heads,
+            layers: shape.layers,
+        })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        let ([rows, columns], width) = self.plan(shape)?;
+        let projection = width.map_or(0, |h| (shape.hidden + 1) * h + (h + 1) * flat_width(shape));
+        Ok(rows * columns + projection)
+    }
+
+    /// Files hold the flat form only, which has one tensor.
+    fn key(&self, _name: &str, _shape: &Shape) -> Key {
+        Key::plain("prompt_embeddings")
+    }
+
+    fn derived(&self, shape: &Shape) -> Map<String, Value> {
+        derived(shape)
+    }
+
+    fn to_saved(tuner: PrefixTuning) -> PrefixTuning {
+        let flat = Param::initialized(tuner.embedding.id, tuner.flat());
+        PrefixTuning { embedding: flat, projection: None, ..tuner }
+    }
+
+    fn for_loading(&self, base: &Base) -> Result<PrefixTuning> {
+        PrefixTuningConfig { prefix_projection: false, ..self.clone() }.init(base, 0)
+    }
+}
+
+/// A prefix during one run.
+struct Opened {
+    /// Keys and values in turn, `[2 layers, heads, virtual tokens, head width]`.
+    entries: Tensor<4>,
+}
+
+impl Hooks for Opened {
+    /// The tokens' positions come after those of the prefix, which itself has none.
+    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
+        Sequence { offset: x.offset + self.entries.dims()[2], ..x }
+    }
+
+    fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
+        let ([_, heads, n, width], batch) = (self.entries.dims(), a.key.dims()[0]);
+        let prepend = |entry: usize, x: Tensor<4>| {
+            let front = self.entries.clone().narrow(0, 2 * site.layer + entry, 1).expand([batch, heads, n, width]);
+            Tensor::cat(vec![front, x], 2)
+        };
+        next(Attention { key: prepend(0, a.key), value: prepend(1, a.value), mask: a.mask.extend(n), ..a })
+    }
+}
+
+impl Adapter for PrefixTuning {
+    fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        let flat = self.flat();
+        let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
+        let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);
+        f(&Opened { entries: split.permute([1, 2, 0, 3]) })
+    }
+}
+
+impl Procedure for PrefixTuning {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+
+    use peft_core::load::Checkpoint;
+    use peft_core::testing::{base, device, golden::Case};
+    use peft_core::view::{tensors, with_values};
+    use peft_core::{Head, Trained};
+
+    use super::*;
+
+    mod flat {
+        use super::*;
+        peft_core::conformance!(
+            PrefixTuningConfig::new(5),
+            skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
+        );
+    }
+
+    mod projected {
+        use super::*;
+        peft_core::conformance!(
+            PrefixTuningConfig::new(5).with_projection(11),
+            skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
+        );
+    }
+
+    fn golden(case: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+    }
+
+    #[test]
+    fn equals_the_reference() {
+        for (case, base) in [("prefix", "roberta-classify"), ("prefix-bert", "bert-classify")] {
+            Case::open(golden(case), base).check_method::<PrefixTuningConfig>();
+        }
+    }
+
+    #[test]
+    fn equals_the_reference_with_a_projection() {
+        let case = Case::open(golden("prefix-projection"), "roberta-classify");
+        let (config, loaded) = case.load::<PrefixTuningConfig>();
+        let file = Checkpoint::open_file(&golden("prefix-projection").join("projection.safetensors")).unwrap();
+        let key = |name: &str| {
+            let (name, transposed) = match name {
+                "tuner.embedding" => ("embedding.weight", false),
+                "tuner.projection.inner.weight" => ("transform.0.weight", true),
+                "tuner.projection.inner.bias" => ("transform.0.bias", false),
+                "tuner.projection.outer.weight" => ("transform.2.weight", true),
+                "tuner.projection.outer.bias" => ("transform.2.bias", false),
+                head => {
+                    let (name, transposed) = Head::key(&head["head.".len()..], case.base.shape().architecture);
+                    return (format!("base_model.{name}"), transposed);
+                }
+            };
+            (name.to_string(), transposed)
+        };
+        let fresh = Trained::new(config.init(&case.base, 0).unwrap(), loaded.head).unwrap();
+        let mut values = BTreeMap::new();
+        for name in tensors(&fresh).into_keys().filter(|name| name.starts_with("tuner.")) {
+            let (file_name, transposed) = key(&name);
+            let data = file.read_f32(&file_name, file.shape(&file_name).unwrap()).unwrap();
+            let stored = |data| Tensor::<2>::from_data(data, case.base.device());
+            values.insert(name, if transposed { stored(data).transpose().into_data() } else { data });
+        }
+        case.check(with_values(fresh, &values).unwrap(), key);
+    }
+
+    #[test]
+    fn has_as_many_parameters_as_the_survey_says() {
+        for (shape, total) in [("roberta-base", 960_770), ("roberta-large", 2_034_690)] {
+            let shape = Shape::named(shape).unwrap();
+            assert_eq!(PrefixTuningConfig::default().count(&shape).unwrap() + Head::count(&shape, 2), total);
+        }
+        let shape = Shape::named("roberta-base").unwrap();
+        let projected = PrefixTuningConfig { prefix_projection: true, ..Default::default() };
+        assert_eq!(projected.count(&shape).unwrap(), 14_780_160);
+        assert_eq!(projected.with_projection(512).count(&shape).unwrap(), 9_864_704);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let base = base("bert-tiny", &device());
+        for (config, words) in [
+            (PrefixTuningConfig::new(0), ["num_virtual_tokens", "0", "1 to 39"]),
+            (PrefixTuningConfig::new(40), ["num_virtual_tokens", "40", "1 to 39"]),
+            (PrefixTuningConfig::new(3).with_projection(0), ["encoder_hidden_size", "0", "at least 1"]),
+        ] {
+            let message = config.init(&base, 0).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the methods are equal to, on random states, both architectures and a padded batch.
+
+mod prefix_tuning;
+mod prompt_tuning;
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use peft_core::testing::{base, device, fixtures::SHAPES};
+use peft_core::{Base, Batch, Tuner, view::with_values};
+
+/// The models that every identity is tested on.
+fn bases() -> Vec<Base> {
+    SHAPES.iter().map(|shape| base(shape, &device())).collect()
+}
+
+/// Final hidden states `[batch, rows, hidden]`, without autodiff.
+fn run(tuner: &impl Tuner, base: &Base, batch: &Batch) -> Tensor<3> {
+    tuner.valid().run(base, batch).unwrap().states
+}
+
+/// States with zeros in the rows of padding.
+fn real(states: Tensor<3>, batch: &Batch) -> Tensor<3> {
+    let padding = batch.padding.clone().expect("a padded batch");
+    states.clone().mask_fill(padding.unsqueeze_dim::<3>(2).expand(states.dims()), 0.0)
+}
+
+/// The module with another value in one of its tensors.
+fn with<M: Module, const D: usize>(module: M, name: &str, value: Tensor<D>) -> M {
+    let names = peft_core::view::tensors(&module);
+    assert!(names.contains_key(name), "no tensor {name} among {:?}", names.keys());
+    with_values(module, &BTreeMap::from([(name.to_string(), value.into_data())])).unwrap()
+}
+
+/// `x` with these entries of a dimension, in this order.
+fn pick<const D: usize>(x: Tensor<D>, dim: usize, entries: &[usize]) -> Tensor<D> {
+    Tensor::cat(entries.iter().map(|i| x.clone().narrow(dim, *i, 1)).collect(), dim)
+}
