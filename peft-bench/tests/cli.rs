@@ -108,7 +108,8 @@ fn train_forward_merge_and_inspect_agree() {
     let [a, b] = [&logits, &merged_logits].map(|path| Checkpoint::open_file(Path::new(path)).unwrap());
     assert_eq!(a.names().count(), 20);
     for name in a.names() {
-        let difference = peft_core::testing::difference(&a.read_f32(name, &[2]).unwrap(), &b.read_f32(name, &[2]).unwrap());
+        let difference =
+            peft_core::testing::difference(&a.read_f32(name, &[2]).unwrap(), &b.read_f32(name, &[2]).unwrap());
         assert!(difference < peft_core::testing::tolerances::MERGED.0, "{name}: {difference}");
     }
     assert!(succeed(&["inspect", &adapter]).contains("lora_A.weight [4, 24]"));
@@ -125,7 +126,8 @@ fn train_forward_merge_and_inspect_agree() {
 #[test]
 fn forward_of_a_word_model_gives_a_row_for_each_token() {
     let folder = Folder::new();
-    let rows = "{\"input_ids\": [5, 6, 7], \"attention_mask\": [1, 1, 1]}\n{\"input_ids\": [8], \"attention_mask\": [1]}\n";
+    let rows =
+        "{\"input_ids\": [5, 6, 7], \"attention_mask\": [1, 1, 1]}\n{\"input_ids\": [8], \"attention_mask\": [1]}\n";
     let (input, output) = (folder.write("in.jsonl", rows), folder.path("out"));
     succeed(&["forward", "--model", &model("roberta-mlm"), "--input", &input, "--output", &output]);
     let file = Checkpoint::open_file(Path::new(&output)).unwrap();
@@ -138,8 +140,8 @@ fn params_are_those_of_the_survey() {
     for (method, settings, labels, base, large) in [
         ("full", "", "2", 124_647_170, 355_361_794),
         ("adapter", adapter_s, "0", 7_414_464, 19_768_704),
-        ("prompt-tuning", "", "2", 607_490, 1_072_130),
-        ("prefix-tuning", "", "2", 960_770, 2_034_690),
+        ("prompt", "", "2", 607_490, 1_072_130),
+        ("prefix", "", "2", 960_770, 2_034_690),
         ("ia3", "", "2", 656_642, 1_223_682),
         ("bitfit", "", "2", 694_274, 1_323_010),
         ("lora", "", "2", 887_042, 1_838_082),
@@ -164,10 +166,10 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method lora --set target_modules=q_proj", &["q_proj", "matches nothing", "attention.self.query"]),
         ("--method lora --set target_modules=query,w2", &["w2", "matches nothing"]),
         ("--method lara", &["lara", "one of", "lora"]),
-        ("--method prompt-tuning --set num_virtual_tokens=0", &["num_virtual_tokens", "0"]),
-        ("--method prompt-tuning --set num_virtual_tokens=40", &["num_virtual_tokens", "40"]),
+        ("--method prompt --set num_virtual_tokens=0", &["num_virtual_tokens", "0"]),
+        ("--method prompt --set num_virtual_tokens=40", &["num_virtual_tokens", "40"]),
         ("--method lora --lr=-1", &["learning_rate", "-1"]),
-        ("--method lora --lr 1e30", &["step 2", "not finite"]),
+        ("--method lora --lr 1e30", &["step 2"]),
         ("--method lora --batch-size 0", &["batch_size", "0"]),
         ("--method lora --device gpu", &["gpu", "flex"]),
         ("--method lora --warmup=-3", &["--warmup", "-3"]),
@@ -191,7 +193,11 @@ fn bad_data_is_named_by_file_and_line() {
     let too_long = format!("{{\"input_ids\": {:?}, \"label\": 1}}\n", vec![5; 60]);
     for (name, content, words) in [
         ("empty.jsonl", "", &["empty.jsonl"][..]),
-        ("ids.jsonl", "{\"input_ids\": [5], \"label\": 0}\n{\"input_ids\": [97], \"label\": 1}\n", &["line 2", "below 97"]),
+        (
+            "ids.jsonl",
+            "{\"input_ids\": [5], \"label\": 0}\n{\"input_ids\": [97], \"label\": 1}\n",
+            &["line 2", "below 97"],
+        ),
         ("nan.tsv", "sentence\tlabel\na\tNaN\nb\t0.5\n", &["nan.tsv", "line 2"]),
         ("column.csv", "words,label\na,1\n", &["column.csv", "words"]),
         ("none.jsonl", "{\"input_ids\": [5]}\n", &["label"]),

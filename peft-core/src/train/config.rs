@@ -145,7 +145,7 @@ impl TrainConfig {
         positive("threads", self.threads)?;
         positive("micro_rows", self.micro_rows)?;
         positive("max_length", self.max_length)?;
-        between("learning_rate", self.learning_rate, 0.0, 1e6)?;
+        between("learning_rate", self.learning_rate, 0.0, f64::MAX)?;
         between("weight_decay", self.weight_decay, 0.0, 1e6)?;
         between("adam_beta1", self.adam_beta1, 0.0, 1.0)?;
         between("adam_beta2", self.adam_beta2, 0.0, 1.0)?;

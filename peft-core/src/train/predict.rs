@@ -8,13 +8,13 @@ use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
 use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
 
-/// The logits of one example: rows of outputs (one row from a classifier, one for each token from a masked-word head).
+/// The logits of one example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     /// Row after row.
     pub values: Vec<f32>,
-    /// Numbers in a row.
-    pub outputs: usize,
+    /// `[classes]` from a classifier, `[tokens, vocab]` from a masked-word head.
+    pub dims: Vec<usize>,
 }
 
 /// The logits of each example, in order. Every example is run alone, so that its bits depend on nothing else.
@@ -27,10 +27,11 @@ pub fn predict<T: Tuner>(
     let trained = trained.valid();
     let one = |i: usize| {
         let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
-        let outputs = logits.dims()[2];
+        let [_, rows, outputs] = logits.dims();
+        let dims = if trained.head.outputs().is_some() { vec![outputs] } else { vec![rows, outputs] };
         let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
         match values.iter().all(|x| x.is_finite()) {
-            true => Ok(Logits { values, outputs }),
+            true => Ok(Logits { values, dims }),
             false => {
                 Err(Error::Check { what: "prediction", detail: format!("example {i} has logits that are not finite") })
             }
@@ -74,7 +75,7 @@ pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
         let found: Vec<usize> = logits.iter().map(|l| argmax(&l.values)).collect();
         let losses = logits.iter().zip(&gold).map(|(l, gold)| cross_entropy(&l.values, *gold));
         let mut metrics = vec![("accuracy", accuracy(&found, &gold))];
-        if logits.iter().all(|l| l.outputs == 2) {
+        if logits.iter().all(|l| l.dims == [2]) {
             metrics.extend([("f1", f1(&found, &gold)), ("matthews", matthews(&found, &gold))]);
         }
         metrics.push(("loss", mean(losses, gold.len())));

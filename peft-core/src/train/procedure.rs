@@ -52,7 +52,8 @@ pub trait Procedure: Tuner + Sized {
 impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
     fn prepare(self, base: Base, data: &mut dyn Iterator<Item = Result<Batch>>) -> Result<(Self, Base)> {
         let mut seen = Vec::new();
-        let (first, base) = self.0.prepare(base, &mut data.inspect(|batch| seen.extend(batch.as_ref().ok().cloned())))?;
+        let (first, base) =
+            self.0.prepare(base, &mut data.inspect(|batch| seen.extend(batch.as_ref().ok().cloned())))?;
         let (second, base) = self.1.prepare(base, &mut seen.into_iter().map(Ok).chain(data))?;
         Ok(((first, second), base))
     }
