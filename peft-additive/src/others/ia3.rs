@@ -1,0 +1,204 @@
+//! # (IA)^3                                 family: additive / others
+//! y = (x W + b) * l, or in feed-forward modules y = (x * l) W + b        l: [d_out] = 1, or [d_in] = 1
+//! Paper: Liu et al., 2022, arXiv:2205.05638, section 3.3.   Reference: huggingface/peft tuners/ia3
+//! Trains: d_out per site, d_in per feed-forward site.       Merges: yes.
+//! Identities: one at init; merged == unmerged; two in a row == their product; (c l_v, l_o / c) for the value's output and the attention output's input; l_k on the key == l_k on the query; an input's l is a LoRA of the rank of l - 1.
+//! Differs from the paper: by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. Weight decay would pull l to 0, not to 1: leave it out.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::{
+    Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, Weight,
+    adapter, file_path, split_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// The configuration of (IA)^3, in the names of PEFT's `IA3Config`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ia3Config {
+    /// Where.
+    pub target_modules: Sites,
+    /// Those of them whose input is scaled, not their output.
+    pub feedforward_modules: Sites,
+}
+
+impl Default for Ia3Config {
+    /// PEFT's for BERT and RoBERTa: key, value, and the inputs of both output projections of a layer.
+    fn default() -> Self {
+        let names = |names: &[&str]| Sites::Names(names.iter().map(|name| name.to_string()).collect());
+        Ia3Config {
+            target_modules: names(&["key", "value", "output.dense"]),
+            feedforward_modules: names(&["output.dense"]),
+        }
+    }
+}
+
+impl Ia3Config {
+    /// PEFT's sites, see [`default`](Self::default).
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The paper's sites: key, value, and the inner activations of the feed-forward network.
+    pub fn paper() -> Self {
+        Ia3Config { target_modules: Part::Key | Part::Value | Part::Down, feedforward_modules: Part::Down.into() }
+    }
+
+    /// On these linear maps, of which `feedforward` have their input scaled.
+    pub fn with_sites(mut self, sites: impl Into<Sites>, feedforward: impl Into<Sites>) -> Self {
+        (self.target_modules, self.feedforward_modules) = (sites.into(), feedforward.into());
+        self
+    }
+
+    /// The sites whose output is scaled, and those whose input is.
+    fn plan(&self, shape: &Shape) -> Result<(Vec<Site>, Vec<Site>)> {
+        let targets = self.target_modules.resolve(shape)?;
+        let inputs = match &self.feedforward_modules {
+            Sites::Parts(none) if none.is_empty() => vec![],
+            sites => sites.resolve(shape)?,
+        };
+        if let Some(site) = inputs.iter().find(|site| !targets.contains(site)) {
+            let path = shape.module_path(*site).unwrap_or_default();
+            return Err(Error::config("feedforward_modules", path, "a subset of target_modules"));
+        }
+        Ok((targets.into_iter().filter(|site| !inputs.contains(site)).collect(), inputs))
+    }
+}
+
+/// Factors of activations at some sites.
+#[derive(Module, Debug)]
+pub struct Ia3 {
+    /// `[d_out, 1]` each.
+    outputs: SiteMap<Param<Tensor<2>>>,
+    /// `[1, d_in]` each.
+    inputs: SiteMap<Param<Tensor<2>>>,
+}
+
+impl Method for Ia3Config {
+    const NAME: &'static str = "ia3";
+    const PEFT_TYPE: &'static str = "IA3";
+    type Tuner = Ia3;
+
+    fn init(&self, base: &Base, _seed: u64) -> Result<Ia3> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let ones = |dims: [usize; 2]| Param::from_tensor(Tensor::ones(dims, &device));
+        let (outputs, inputs) = self.plan(shape)?;
+        let output = |site| (site, ones([shape.linear_dims(site)[1], 1]));
+        let input = |site| (site, ones([1, shape.linear_dims(site)[0]]));
+        Ok(Ia3 { outputs: outputs.into_iter().map(output).collect(), inputs: inputs.into_iter().map(input).collect() })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        let (outputs, inputs) = self.plan(shape)?;
+        let widths = |sites: Vec<Site>, end: usize| sites.into_iter().map(move |site| shape.linear_dims(site)[end]);
+        Ok(widths(outputs, 1).chain(widths(inputs, 0)).sum())
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        let (_, site, _) = split_name(name);
+        Key::plain(format!("{}.ia3_l", file_path(shape, site)))
+    }
+
+    fn for_files(&self, shape: &Shape) -> Result<Self> {
+        Ok(Ia3Config {
+            target_modules: self.target_modules.by_name(shape)?,
+            feedforward_modules: self.feedforward_modules.by_name(shape)?,
+        })
+    }
+
+    fn merge(tuner: &Ia3) -> Option<&dyn Merge> {
+        Some(tuner)
+    }
+}
+
+impl Hooks for Ia3 {
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        match (self.inputs.get(site), self.outputs.get(site)) {
+            (Some(l), _) => next(x * l.val().unsqueeze()),
+            (_, Some(l)) => next(x) * l.val().transpose().unsqueeze(),
+            _ => next(x),
+        }
+    }
+}
+
+adapter!(Ia3);
+
+impl Merge for Ia3 {
+    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        let w = w.dense();
+        let l = match (self.inputs.get(site), self.outputs.get(site)) {
+            (None, None) => return None,
+            (Some(l), _) | (_, Some(l)) => l.val().transpose().to_device(&w.device()),
+        };
+        // [d_in, 1] scales rows, [1, d_out] columns.
+        Some(w * l)
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
+        let l = self.outputs.get(site).filter(|_| slot == Slot::Bias)?;
+        Some(v.clone() * l.val().squeeze_dim::<1>(1).to_device(&v.device()))
+    }
+}
+
+impl Procedure for Ia3 {}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use peft_core::testing::{base, device, golden::Case};
+    use peft_core::{Head, Shape};
+
+    use super::*;
+
+    mod peft {
+        use super::*;
+        peft_core::conformance!(Ia3Config::new());
+    }
+
+    mod paper {
+        use super::*;
+        peft_core::conformance!(Ia3Config::paper());
+    }
+
+    mod every_output {
+        use super::*;
+        peft_core::conformance!(Ia3Config::new().with_sites(Sites::Pattern("all-linear".into()), Sites::Parts(vec![])));
+    }
+
+    #[test]
+    fn equals_the_reference() {
+        for (case, base) in [("ia3", "roberta-classify"), ("ia3-bert", "bert-classify")] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+            Case::open(dir, base).check_method::<Ia3Config>();
+        }
+    }
+
+    #[test]
+    fn has_as_many_parameters_as_the_survey_says() {
+        for (shape, total, paper) in [("roberta-base", 656_642, 55_296), ("roberta-large", 1_223_682, 147_456)] {
+            let shape = Shape::named(shape).unwrap();
+            assert_eq!(Ia3Config::new().count(&shape).unwrap() + Head::count(&shape, 2), total);
+            assert_eq!(Ia3Config::paper().count(&shape).unwrap(), paper);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let base = base("roberta-tiny", &device());
+        let names = |name: &str| Sites::Names(vec![name.into()]);
+        for (config, words) in [
+            (
+                Ia3Config::new().with_sites(Part::Key | Part::Value, Part::Up),
+                ["feedforward_modules", "layer.0.intermediate.dense", "a subset of target_modules"],
+            ),
+            (Ia3Config::new().with_sites(names("k_proj"), Sites::Parts(vec![])), ["k_proj", "matches nothing", "key"]),
+            (Ia3Config::new().with_sites(Part::Key, names("wo")), ["wo", "matches nothing", "key"]),
+            (Ia3Config::new().with_sites(Sites::Parts(vec![]), Part::Key), ["\"\"", "matches nothing", "key"]),
+        ] {
+            let message = config.init(&base, 0).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+}

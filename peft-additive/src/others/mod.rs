@@ -1,0 +1,3 @@
+//! Neither adapters nor soft prompts.
+
+pub mod ia3;
