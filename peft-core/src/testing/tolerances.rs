@@ -16,3 +16,5 @@ pub const REFERENCE_TRAJECTORY: Tolerance = Tolerance(2e-4);
 pub const TWO_BACKENDS: Tolerance = Tolerance(1e-4);
 /// Gradients by automatic differentiation against central differences in f32, relative to the largest.
 pub const FINITE_DIFFERENCE: Tolerance = Tolerance(2e-2);
+/// The mean of random draws against its expectation, in standard errors of the mean.
+pub const STANDARD_ERRORS: Tolerance = Tolerance(4.5);

@@ -5,16 +5,16 @@
 //! Identities: zero at init; merged == unmerged; alpha -> c alpha is B -> c B; (A R, R^-1 B) for invertible R; rank r1 + r2 is the sum of two; rsLoRA at alpha is LoRA at alpha sqrt(r).
 //! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian.
 
-use std::collections::BTreeMap;
-
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use indexmap::IndexMap;
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
     Slot, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// Which biases of the base are trained beside the factors.
@@ -46,10 +46,10 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Biases trained beside the factors.
     pub bias: BiasMode,
-    /// Ranks of modules whose path ends in a match of the key.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Alphas of modules whose path ends in a match of the key.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Ranks of modules whose path ends in a match of the key; of several keys the first counts.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Alphas of modules whose path ends in a match of the key; of several keys the first counts.
+    pub alpha_pattern: IndexMap<String, f64>,
 }
 
 impl Default for LoraConfig {
@@ -62,8 +62,8 @@ impl Default for LoraConfig {
             target_modules: Part::Query | Part::Value,
             use_rslora: false,
             bias: BiasMode::None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
         }
     }
 }
@@ -109,12 +109,13 @@ impl LoraConfig {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(Error::config("lora_dropout", self.lora_dropout, "a number from 0 to below 1"));
         }
-        let (ranks, alphas) =
-            (patterns("rank_pattern", &self.rank_pattern)?, patterns("alpha_pattern", &self.alpha_pattern)?);
-        let plan = |site| {
-            let path = shape.module_path(site).unwrap_or_default();
-            let rank = first_match(&ranks, &path).unwrap_or(self.r);
-            let alpha = first_match(&alphas, &path).unwrap_or(self.lora_alpha);
+        let adapted = self.target_modules.resolve(shape)?;
+        let paths: Vec<String> = adapted.iter().filter_map(|site| shape.module_path(*site)).collect();
+        let ranks = patterns("rank_pattern", &self.rank_pattern, &paths)?;
+        let alphas = patterns("alpha_pattern", &self.alpha_pattern, &paths)?;
+        let plan = |(site, path): (Site, &String)| {
+            let rank = first_match(&ranks, path).unwrap_or(self.r);
+            let alpha = first_match(&alphas, path).unwrap_or(self.lora_alpha);
             let [rows, columns] = shape.linear_dims(site);
             if rank == 0 || rank > rows.min(columns) {
                 return Err(Error::config(format!("r at {path}"), rank, format!("1 to {}", rows.min(columns))));
@@ -125,7 +126,7 @@ impl LoraConfig {
             let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             Ok((site, rank, alpha / divisor))
         };
-        self.target_modules.resolve(shape)?.into_iter().map(plan).collect()
+        adapted.into_iter().zip(&paths).map(plan).collect()
     }
 
     /// The trained biases of the base.
@@ -140,16 +141,21 @@ impl LoraConfig {
     }
 }
 
-/// Patterns as PEFT matches them: `^(.*\.)?(key)$` on the module path.
-fn patterns<T: Copy>(setting: &str, map: &BTreeMap<String, T>) -> Result<Vec<(regex::Regex, T)>> {
-    let compile = |(key, value): (&String, &T)| match regex::Regex::new(&format!(r"^(.*\.)?({key})$")) {
-        Ok(regex) => Ok((regex, *value)),
-        Err(error) => Err(Error::config(setting, key, format!("a regular expression ({error})"))),
+/// Patterns as PEFT matches them, `^(.*\.)?(key)$` on the module path. One that matches none of these paths is an error.
+fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Regex, T)>> {
+    let compile = |(key, value): (&String, &T)| {
+        let regex = Regex::new(&format!(r"^(.*\.)?({key})$"))
+            .map_err(|error| Error::config(setting, key, format!("a regular expression ({error})")))?;
+        if paths.iter().any(|path| regex.is_match(path)) {
+            return Ok((regex, *value));
+        }
+        let some = paths[..paths.len().min(6)].join(", ");
+        Err(Error::config(setting, key, format!("a match of the end of an adapted module's path, such as {some}")))
     };
     map.iter().map(compile).collect()
 }
 
-fn first_match<T: Copy>(patterns: &[(regex::Regex, T)], path: &str) -> Option<T> {
+fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
 }
 
