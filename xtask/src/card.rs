@@ -135,7 +135,7 @@ mod tests {
     fn a_card_is_read() {
         let card = Card::parse(FILE).unwrap().unwrap();
         assert_eq!((card.name.as_str(), card.family.as_str()), ("LoRA", "reparameterized / low-rank decomposition"));
-        assert_eq!(card.formula, ["h = W x + s B A x      A: [d_in, r]", "s = alpha / r", ""]);
+        assert_eq!(card.formula, ["h = W x + s B A x      A: [d_in, r]", "s = alpha / r"]);
         assert_eq!((card.paper.as_str(), card.reference.as_str()), ("Hu et al., 2021, eq. 3.", "peft"));
         assert_eq!((card.trains.as_str(), card.merges.as_str()), ("r (d_in + d_out) per site.", "yes."));
         assert_eq!(card.identities, ["zero at init", "merged == unmerged", "alpha -> c alpha is B -> c B"]);
