@@ -49,7 +49,7 @@ methods! {
     //peft_additive::SequentialConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
-    //peft_additive::Ia3Config: "additive",
+    peft_additive::Ia3Config: "additive",
     peft_reparam::LoraConfig: "reparam",
 }
 
