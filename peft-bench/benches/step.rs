@@ -3,6 +3,8 @@
 //!
 //! `PEFT_BENCH_SHAPE` names another shape than minilm-l6.
 
+#![expect(missing_docs, reason = "criterion_group! makes an undocumented function")]
+
 use std::hint::black_box;
 
 use burn::module::Module;

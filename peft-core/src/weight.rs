@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, module};
 
 /// A matrix `[in, out]` (or a table `[rows, hidden]`) in whatever form it is stored.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "dense is the common case; a box would be one more hop on each product")]
 pub enum Weight {
     /// As a tensor.
     Dense(Tensor<2>),

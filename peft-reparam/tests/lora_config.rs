@@ -116,7 +116,10 @@ fn what_cannot_be_is_refused_by_name() {
         (patterns(&[("query", 2), ("key", 3)], &[]), ["rank_pattern", "key", modules]),
         (patterns(&[], &[("uery", 2.0)]), ["alpha_pattern", "uery", modules]),
         (patterns(&[("layer.1.attention.self.query", 0)], &[]), ["r at roberta.encoder.layer.1", "0", "1 to 24"]),
-        (patterns(&[], &[("value", -0.0)]), ["lora_alpha at roberta.encoder.layer.0.attention.self.value", "0", "finite"]),
+        (
+            patterns(&[], &[("value", -0.0)]),
+            ["lora_alpha at roberta.encoder.layer.0.attention.self.value", "0", "finite"],
+        ),
     ] {
         let base = base("roberta-tiny", &device());
         let message = config.init(&base, 0).unwrap_err().to_string();

@@ -30,7 +30,8 @@ struct Setting {
 
 impl Setting {
     fn new((rows, columns, rank, alpha, seed): (usize, usize, usize, f64, u64)) -> Self {
-        let shape = Shape { layers: 1, hidden: rows, heads: 1, intermediate: columns, ..Shape::named("roberta-tiny").unwrap() };
+        let shape =
+            Shape { layers: 1, hidden: rows, heads: 1, intermediate: columns, ..Shape::named("roberta-tiny").unwrap() };
         let base = Base::random(shape, seed, &device());
         let weight = Random::new(seed, "w").normal_tensor([rows, columns], 0.5, base.device());
         let base = base.with_weight(UP, Weight::Dense(weight));
@@ -288,7 +289,8 @@ fn dropout_is_right_on_average() {
     let s = Setting::new((7, 11, 3, 2.0, 1));
     let lora = s.lora(&s.config().with_dropout(0.3), s.factors()).valid();
     let draws = 500;
-    let (mut sum, mut squares) = (Tensor::zeros([3, 4, 11], s.base.device()), Tensor::zeros([3, 4, 11], s.base.device()));
+    let (mut sum, mut squares) =
+        (Tensor::zeros([3, 4, 11], s.base.device()), Tensor::zeros([3, 4, 11], s.base.device()));
     let expected = s.output(&lora, s.input());
     for step in 0..draws {
         let batch = batch(3, &s.base).with_noise(Noise { seed: 9, step, samples: [0, 1, 2].into() });

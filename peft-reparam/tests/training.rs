@@ -22,7 +22,7 @@ fn data() -> Vec<Example> {
     let mut random = peft_core::random::Random::new(1, "data");
     let example = |i: usize| {
         let mut ids: Vec<u32> = (0..4 + i % 9).map(|_| (4 + random.below(90)) as u32).collect();
-        ids[0] = if i % 2 == 0 { 5 } else { 90 };
+        ids[0] = if i.is_multiple_of(2) { 5 } else { 90 };
         Example { ids, label: Some(Label::Class(i % 2)), ..Default::default() }
     };
     (0..40).map(example).collect()

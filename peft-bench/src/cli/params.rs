@@ -96,7 +96,7 @@ impl Params {
 fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let commas = |(i, c): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i) % 3 == 0;
+        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
         [comma.then_some(','), Some(c)].into_iter().flatten()
     };
     digits.chars().enumerate().flat_map(commas).collect()

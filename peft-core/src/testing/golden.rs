@@ -94,10 +94,7 @@ impl Case {
         assert!(differ <= tolerance.0, "{}: {name} differs by {differ}, allowed {tolerance:?}", self.dir.display());
     }
 
-    fn logits<M: Module>(&self, trained: &Trained<M>) -> Tensor<3>
-    where
-        M: crate::Tuner,
-    {
+    fn logits<T: crate::Tuner>(&self, trained: &Trained<T>) -> Tensor<3> {
         trained.logits(&self.base, &self.batch).unwrap_or_else(|e| panic!("{e}"))
     }
 
