@@ -1,5 +1,5 @@
 //! # (IA)^3                                 family: additive / others
-//! y = (x W + b) * l, or in feed-forward modules y = (x * l) W + b        l: [d_out] = 1, or [d_in] = 1
+//! y = (x W + b) * l, or in feed-forward modules y = (x * l) W + b        l: (d_out,) or (d_in,), = 1
 //! Paper: Liu et al., 2022, arXiv:2205.05638, section 3.3.   Reference: huggingface/peft tuners/ia3
 //! Trains: d_out per site, d_in per feed-forward site.       Merges: yes.
 //! Identities: one at init; merged == unmerged; two in a row == their product; (c l_v, l_o / c) for the value's output and the attention output's input; l_k on the key == l_k on the query; an input's l is a LoRA of the rank of l - 1.
