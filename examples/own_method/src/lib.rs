@@ -75,5 +75,7 @@ peft_core::adapter!(Shift);
 
 #[cfg(test)]
 mod tests {
-    peft_core::conformance!(super::ShiftConfig::default());
+    use super::*;
+
+    peft_core::conformance!(ShiftConfig::default());
 }

@@ -6,11 +6,13 @@ use peft_core::{Adapter, Batch, Head, Hooks, Method, Procedure, Trained, data::L
 use peft_reparam::LoraConfig;
 
 #[derive(Module, Debug)]
-struct Sparse<A: Module>(A);
+struct Sparse<A: Module> {
+    inner: A,
+}
 
 impl<A: Adapter> Adapter for Sparse<A> {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        view(&self.0, &mut Half).open(batch, f) // gradients flow through the view into what is kept
+        view(&self.inner, &mut Half).open(batch, f) // gradients flow through the view into what is kept
     }
 }
 impl<A: Adapter> Procedure for Sparse<A> {}
@@ -28,7 +30,7 @@ fn main() -> peft_core::Result<()> {
     let model = Pretrained::open(&model, &peft_core::device("flex")?)?; // frozen, shared, never copied
     let (train, test) = Labelled::open("../tokens.jsonl".as_ref())?.read()?.split(0.25, 0);
     let (train, test) = (train.prepare(&model, 128)?.examples, test.prepare(&model, 128)?.examples);
-    let sparse = Sparse(LoraConfig::new(4).init(&model.base, 0)?);
+    let sparse = Sparse { inner: LoraConfig::new(4).init(&model.base, 0)? };
     let trained = Trained::new(sparse, Head::classifier(&model.base, 2, 0))?;
     let trainer = Trainer::new(TrainConfig::new(1e-2).with_steps(48).with_batch_size(8));
     let (trained, base) = trainer.run(&model.base, trained, &train, 48, |_, _| Ok(()))?;
