@@ -1,4 +1,4 @@
-//! The program `peft`: its commands, its registry of methods, and the tasks it knows.
+#![doc = include_str!("../../README.md")]
 
 pub mod cli;
 pub mod registry;

@@ -226,6 +226,13 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     names(&train(&folder.path("full")), &["full", "new or empty"]);
     let forward = ["forward", "--model", &model, "--input", &data, "--output", "/proc/nowhere"];
     names(&fail(&forward), &["cannot write /proc/nowhere"]);
+    // A disk that is full.
+    let output = folder.path("out");
+    names(
+        &fail(&[&start[..], &["--output", &output, "--log", "/dev/full"]].concat()),
+        &["cannot write /dev/full", "No space"],
+    );
+    folder.holds(&["data.jsonl", "full"]);
 }
 
 fn edit(path: PathBuf, change: &dyn Fn(&mut Value)) {

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 
 use crate::{Adapter, Attention, Batch, Hooks, Next, Sequence, Site, Slot, Stack, Weight};
 
-/// An adapter that acts in some layers only. Below the lowest of them nothing is differentiated.
+/// An adapter that acts in some layers only. Below the lowest of them nothing is differentiated. What it holds for other layers
+/// gets no gradient, which the trainer would refuse: start it with sites of these layers only.
 #[derive(Module, Debug)]
 pub struct Within<A: Module> {
     inner: A,

@@ -186,3 +186,22 @@ pub fn labels(dir: &Path) -> Result<Labels> {
     serde_json::from_value(read_json(&path)?)
         .map_err(|e| Error::file(&path, "content", e, "an object with `base` and `classes`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_holds_something_else_is_caught() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = |values: [f32; 2]| TensorData::new(values.to_vec(), [2]);
+        let written = BTreeMap::from([("a".to_string(), tensor([1.0, 2.0])), ("b".to_string(), tensor([3.0, 4.0]))]);
+        let check = |files: &BTreeMap<String, TensorData>| verify(folder.path(), files).map_err(|e| e.to_string());
+        write_safetensors(&folder.path().join("adapter_model.safetensors"), &written).unwrap();
+        assert_eq!(check(&written), Ok(()));
+        let mut other = written.clone();
+        other.insert("b".into(), tensor([3.0, f32::from_bits(4f32.to_bits() + 1)]));
+        assert!(check(&other).unwrap_err().contains("b differs"));
+        assert!(check(&BTreeMap::from([("a".to_string(), tensor([1.0, 2.0]))])).unwrap_err().contains("2 tensors"));
+    }
+}

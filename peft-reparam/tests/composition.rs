@@ -1,0 +1,87 @@
+//! Adapters inside one another and inside some layers only.
+
+use std::cell::RefCell;
+
+use burn::module::Module;
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+use peft_core::testing::{assert_close, base, batch, device, randomized, tolerances::SAME_FUNCTION};
+use peft_core::{
+    Adapter, Bare, Base, Batch, Hooks, Method, Next, Packed, Part, Sequence, Site, Sites, Tuner, Weight, Within,
+};
+use peft_reparam::{Lora, LoraConfig};
+
+fn lora(base: &Base, sites: impl Into<Sites>, seed: u64) -> Lora {
+    randomized(&LoraConfig::new(2).with_alpha(3.0).with_sites(sites).init(base, seed).unwrap(), seed)
+}
+
+fn states(tuner: &impl Tuner, base: &Base, batch: &Batch) -> Tensor<3> {
+    tuner.run(base, batch).unwrap().states
+}
+
+/// Records what goes into each layer.
+#[derive(Default)]
+struct Tap(RefCell<Vec<Tensor<3>>>);
+
+impl Hooks for Tap {
+    fn layer(&self, _: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        self.0.borrow_mut().push(x.hidden.clone());
+        next(x)
+    }
+}
+
+#[test]
+fn below_the_lowest_layer_nothing_is_differentiated() {
+    let base = base("roberta-tiny", &device());
+    let batch = batch(&base);
+    let upper = Within::new(lora(&base, Part::Query | Part::Value, 1), 2..3);
+    let tap = Tap::default();
+    let hidden = upper.open(&batch, |hooks| base.forward(&batch, &(hooks, &tap)).unwrap());
+    let inputs: Vec<bool> = tap.0.borrow().iter().map(Tensor::is_autodiff).collect();
+    assert_eq!((inputs, hidden.states.is_autodiff()), (vec![false; 3], true));
+    let gradients = GradientsParams::from_grads((hidden.states.clone() * hidden.states).mean().backward(), &upper);
+    assert_eq!(gradients.len(), 4, "two factors of query and value in one of three layers");
+}
+
+#[test]
+fn in_all_layers_it_is_the_adapter_and_in_none_the_base() {
+    let base = base("bert-tiny", &device());
+    let (lora, batch) = (lora(&base, Part::Query | Part::Down, 1).valid(), batch(&base));
+    let bits = |tuner: &Within<Lora>| states(tuner, &base, &batch).into_data();
+    assert_eq!(bits(&Within::new(lora.clone(), 0..2)), states(&lora, &base, &batch).into_data());
+    assert_eq!(bits(&Within::new(lora.clone(), 0..0)), states(&Bare {}, &base, &batch).into_data());
+    assert_ne!(bits(&Within::new(lora.clone(), 1..2)), states(&lora, &base, &batch).into_data());
+}
+
+#[test]
+fn adapters_at_different_sites_commute_and_nest() {
+    let base = base("roberta-tiny", &device());
+    let (a, b, batch) = (lora(&base, Part::Query, 1).valid(), lora(&base, Part::Up, 2).valid(), batch(&base));
+    let (ab, ba) = (states(&(a.clone(), b.clone()), &base, &batch), states(&(b.clone(), a.clone()), &base, &batch));
+    assert_eq!(ab.clone().into_data(), ba.into_data());
+    let nested = Within::new((Bare {}, (a, Within::new(b, 0..3))), 0..3);
+    assert_eq!(states(&nested, &base, &batch).into_data(), ab.into_data());
+}
+
+/// A weight stored otherwise: here as its transpose.
+#[derive(Debug)]
+struct Transposed(Tensor<2>);
+
+impl Packed for Transposed {
+    fn dense(&self) -> Tensor<2> {
+        self.0.clone().transpose()
+    }
+}
+
+#[test]
+fn hooks_do_not_see_how_a_weight_is_stored() {
+    let base = base("roberta-tiny", &device());
+    let (lora, batch) = (lora(&base, Part::Query | Part::Value, 1), batch(&base));
+    let packed = base.shape().linears().into_iter().fold(base.clone(), |packed, (site, _)| {
+        let stored = Transposed(base.weight(site).dense().transpose());
+        packed.with_weight(site, Weight::Packed(std::sync::Arc::new(stored)))
+    });
+    assert_close(states(&lora, &packed, &batch), states(&lora, &base, &batch), SAME_FUNCTION, "a packed base");
+    let merged = |base: &Base| states(&Bare {}, &base.merged(&lora.valid()), &batch);
+    assert_close(merged(&packed), merged(&base), SAME_FUNCTION, "merged into a packed base");
+}
