@@ -1,8 +1,21 @@
 //! Additive fine-tuning: new trainable parameters beside the frozen ones.
+//!
+//! ```
+//! use peft_additive::{Ia3Config, PrefixTuningConfig, SequentialConfig};
+//! use peft_core::{Method, Shape};
+//!
+//! let shape = Shape::named("roberta-base")?;
+//! assert_eq!(SequentialConfig::survey().count(&shape)?, 7_414_464);
+//! assert_eq!(PrefixTuningConfig::new(20).count(&shape)?, 368_640);
+//! assert_eq!(Ia3Config::paper().count(&shape)?, 55_296);
+//! # Ok::<(), peft_core::Error>(())
+//! ```
 
+pub mod adapters;
 pub mod others;
 pub mod prompts;
 
+pub use adapters::sequential::{Activation, Bottleneck, Init, Placement, Sequential, SequentialConfig};
 pub use others::ia3::{Ia3, Ia3Config};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

@@ -46,7 +46,7 @@ methods! {
     peft_partial::FullConfig: "partial",
     peft_partial::LinearProbeConfig: "partial",
     peft_partial::BitFitConfig: "partial",
-    //peft_additive::SequentialConfig: "additive",
+    peft_additive::SequentialConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",

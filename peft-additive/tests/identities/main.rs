@@ -3,6 +3,7 @@
 mod ia3;
 mod prefix_tuning;
 mod prompt_tuning;
+mod sequential;
 
 use std::collections::BTreeMap;
 

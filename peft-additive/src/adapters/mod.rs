@@ -1,0 +1,3 @@
+//! Adapter-based fine-tuning.
+
+pub mod sequential;

@@ -1,0 +1,417 @@
+//! # Sequential adapter                     family: additive / adapter-based
+//! h' = h + act(h Wd + bd) Wu + bu          Wd: [d, m], Wu: [m, d], h the output of a sub-layer, before its residual addition
+//! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN its own
+//! Paper: Houlsby et al., 2019, arXiv:1902.00751, section 2.1.   Reference: google-research/adapter-bert; adapter-hub `DoubleSeqBnConfig`, `SeqBnConfig`
+//! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no; with act = identity, after the sub-layer, yes.
+//! Identities: zero at init with `zero_up`; the order of the bottleneck's units does not matter; Wu = 0, bu = 0 is the base; Wu = 0 adds bu to the output projection's bias; act = identity folds into the output projection.
+//! Differs from the paper: nothing by default; `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use peft_core::{
+    Affine, Base, Error, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site,
+    SiteMap, Slot, Weight, adapter, file_path, place_key, random::Random, split_name,
+};
+use serde::{Deserialize, Serialize};
+
+/// Where in a layer the adapters are, and what they read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// After attention and after the feed-forward network, each on the sub-layer's own output.
+    #[default]
+    Houlsby,
+    /// After the feed-forward network only, on its normalized sum with the residual.
+    Pfeiffer,
+}
+
+/// The non-linearity between the two maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// The official code's.
+    #[default]
+    Gelu,
+    /// The survey's.
+    Relu,
+    /// AdapterHub's.
+    Swish,
+    /// None: the adapter is a linear map.
+    Identity,
+}
+
+/// What the adapters start from; biases start at 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Both matrices normal with standard deviation `init_std`, cut off at twice that.
+    #[default]
+    NearIdentity,
+    /// The same, but the second matrix 0: the model is unchanged, to the bit.
+    ZeroUp,
+}
+
+/// The configuration of sequential adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SequentialConfig {
+    /// Width m of the bottleneck.
+    pub bottleneck: usize,
+    /// Where.
+    pub placement: Placement,
+    /// Between the maps.
+    pub activation: Activation,
+    /// The start.
+    pub init: Init,
+    /// Standard deviation of the start.
+    pub init_std: f64,
+    /// Whether all layer normalizations of the model are trained too.
+    pub train_layernorm: bool,
+    /// Sub-layers whose adapter begins with a layer normalization of its own.
+    pub inner_norm: Vec<Part>,
+}
+
+impl Default for SequentialConfig {
+    /// The paper's: width 64.
+    fn default() -> Self {
+        SequentialConfig {
+            bottleneck: 64,
+            placement: Placement::Houlsby,
+            activation: Activation::Gelu,
+            init: Init::NearIdentity,
+            init_std: 1e-3,
+            train_layernorm: true,
+            inner_norm: vec![],
+        }
+    }
+}
+
+impl SequentialConfig {
+    /// The paper's form with a bottleneck of this width.
+    pub fn houlsby(bottleneck: usize) -> Self {
+        SequentialConfig { bottleneck, ..Default::default() }
+    }
+
+    /// AdapterHub's `seq_bn` form with a bottleneck of this width: one adapter a layer, the normalizations frozen.
+    pub fn pfeiffer(bottleneck: usize) -> Self {
+        let (placement, activation) = (Placement::Pfeiffer, Activation::Relu);
+        SequentialConfig { bottleneck, placement, activation, train_layernorm: false, ..Default::default() }
+    }
+
+    /// The form that fits the survey's parameter counts: width 200, a normalization inside the adapter after attention.
+    pub fn survey() -> Self {
+        let (activation, inner_norm) = (Activation::Relu, vec![Part::SelfAttention]);
+        SequentialConfig { bottleneck: 200, activation, train_layernorm: false, inner_norm, ..Default::default() }
+    }
+
+    /// With this non-linearity.
+    pub fn with_activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// From this start.
+    pub fn with_init(mut self, init: Init) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// The sub-layers with an adapter; refuses settings that cannot be.
+    fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
+        if self.bottleneck == 0 {
+            return Err(Error::config("bottleneck", 0, "at least 1"));
+        }
+        if !(0.0..1e3).contains(&self.init_std) {
+            return Err(Error::config("init_std", self.init_std, "a number from 0 to below 1000"));
+        }
+        let parts: &[Part] = match self.placement {
+            Placement::Houlsby => &[Part::SelfAttention, Part::FeedForward],
+            Placement::Pfeiffer => &[Part::FeedForward],
+        };
+        if let Some(part) = self.inner_norm.iter().find(|part| !parts.contains(part)) {
+            let allowed: Vec<&str> = parts.iter().map(|part| part.name()).collect();
+            return Err(Error::config("inner_norm", part.name(), allowed.join(", ")));
+        }
+        Ok((0..shape.layers).flat_map(|layer| parts.iter().map(move |part| Site::encoder(layer, *part))).collect())
+    }
+
+    /// The trained gains and biases of the model's normalizations.
+    fn norms(&self, shape: &Shape) -> Vec<Place> {
+        let norms = [Part::NormEmbedding, Part::NormAttention, Part::NormFeedForward];
+        let trained = |place: &Place| self.train_layernorm && norms.contains(&place.site.part);
+        shape.places().into_iter().filter(trained).collect()
+    }
+}
+
+/// Adapters after sub-layers.
+#[derive(Module, Debug)]
+pub struct Sequential {
+    adapters: SiteMap<Bottleneck>,
+    gains: SiteMap<Param<Tensor<1>>>,
+    biases: SiteMap<Param<Tensor<1>>>,
+    /// The frozen gain and bias that each adapter reads through; empty where it reads the sub-layer's own output.
+    #[module(skip)]
+    through: Vec<(Site, [Tensor<1>; 2])>,
+    #[module(skip)]
+    activation: Activation,
+    #[module(skip)]
+    eps: f64,
+}
+
+/// The maps of one adapter.
+#[derive(Module, Debug)]
+pub struct Bottleneck {
+    /// In front of the maps, where asked for.
+    norm: Option<Norm>,
+    /// `[d, m]`.
+    down: Affine,
+    /// `[m, d]`.
+    up: Affine,
+}
+
+impl Method for SequentialConfig {
+    const NAME: &'static str = "adapter";
+    const PEFT_TYPE: &'static str = "SEQUENTIAL_ADAPTER";
+    type Tuner = Sequential;
+
+    fn init(&self, base: &Base, seed: u64) -> Result<Sequential> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let vector = |value: f64, n: usize| Param::from_tensor(Tensor::full([n], value, &device));
+        let affine = |name: String, dims: [usize; 2], std| {
+            let weight = Param::from_tensor(truncated_normal(Random::new(seed, &name), dims, std, &device));
+            Affine { weight, bias: vector(0.0, dims[1]) }
+        };
+        let (d, m) = (shape.hidden, self.bottleneck);
+        let up_std = if self.init == Init::ZeroUp { 0.0 } else { self.init_std };
+        let bottleneck = |site: Site| Bottleneck {
+            norm: self.inner_norm.contains(&site.part).then(|| Norm { gain: vector(1.0, d), bias: vector(0.0, d) }),
+            down: affine(format!("sequential.{site}.down"), [d, m], self.init_std),
+            up: affine(format!("sequential.{site}.up"), [m, d], up_std),
+        };
+        let sites = self.plan(shape)?;
+        let trained = |slot: Slot| -> SiteMap<Param<Tensor<1>>> {
+            let places = self.norms(shape).into_iter().filter(|place| place.slot == slot);
+            let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
+            places.map(|place| (place.site, start(place.site))).collect()
+        };
+        let through = match self.placement {
+            Placement::Houlsby => vec![],
+            Placement::Pfeiffer => sites.iter().map(|site| (*site, frozen_norm(base, *site))).collect(),
+        };
+        Ok(Sequential {
+            adapters: sites.into_iter().map(|site| (site, bottleneck(site))).collect(),
+            gains: trained(Slot::Gain),
+            biases: trained(Slot::Bias),
+            through,
+            activation: self.activation,
+            eps: shape.eps,
+        })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        let (d, m) = (shape.hidden, self.bottleneck);
+        let inner = |site: Site| if self.inner_norm.contains(&site.part) { 2 * d } else { 0 };
+        let adapters: usize = self.plan(shape)?.into_iter().map(|site| 2 * d * m + m + d + inner(site)).sum();
+        let norms = if self.train_layernorm { (2 * shape.layers + 1) * 2 * d } else { 0 };
+        Ok(adapters + norms)
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        let (field, site, leaf) = split_name(name);
+        let slot = match field {
+            "gains" => Slot::Gain,
+            "biases" => Slot::Bias,
+            _ => {
+                let path = file_path(shape, projection(site));
+                let path = path.trim_end_matches(".dense");
+                return match leaf {
+                    "down.weight" => Key::transposed(format!("{path}.adapter_down.weight")),
+                    "up.weight" => Key::transposed(format!("{path}.adapter_up.weight")),
+                    "norm.gain" => Key::plain(format!("{path}.adapter_norm_before.weight")),
+                    "norm.bias" => Key::plain(format!("{path}.adapter_norm_before.bias")),
+                    _ => Key::plain(format!("{path}.adapter_{leaf}")),
+                };
+            }
+        };
+        let places = shape.places();
+        let place = places.iter().find(|place| place.site == site && place.slot == slot);
+        place_key(shape, place.expect("the trained normalizations are places of the model"))
+    }
+
+    fn merge(tuner: &Sequential) -> Option<&dyn Merge> {
+        let linear = tuner.activation == Activation::Identity && tuner.through.is_empty();
+        let bare = tuner.adapters.iter().all(|(_, adapter)| adapter.norm.is_none());
+        if linear && bare { Some(tuner) } else { None }
+    }
+}
+
+/// Normal numbers with this standard deviation, none beyond twice that.
+fn truncated_normal(mut random: Random, dims: [usize; 2], std: f64, device: &Device) -> Tensor<2> {
+    let mut draw = || {
+        loop {
+            let x = random.normal();
+            if x.abs() <= 2.0 {
+                return (x * std) as f32;
+            }
+        }
+    };
+    let values: Vec<f32> = (0..dims[0] * dims[1]).map(|_| draw()).collect();
+    Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+/// The normalization after the feed-forward network of a site's layer.
+fn frozen_norm(base: &Base, site: Site) -> [Tensor<1>; 2] {
+    let norm = Site { part: Part::NormFeedForward, ..site };
+    [base.vector(norm, Slot::Gain), base.vector(norm, Slot::Bias)]
+}
+
+/// The linear map at the end of a sub-layer.
+fn projection(site: Site) -> Site {
+    Site { part: if site.part == Part::SelfAttention { Part::Output } else { Part::Down }, ..site }
+}
+
+impl Bottleneck {
+    /// act(x Wd + bd) Wu + bu.
+    fn forward(&self, x: Tensor<3>, act: Activation, eps: f64) -> Tensor<3> {
+        let x = match &self.norm {
+            Some(norm) => module::layer_norm(x, norm.gain.val(), Some(norm.bias.val()), eps),
+            None => x,
+        };
+        let inner = self.down.forward(x);
+        self.up.forward(match act {
+            Activation::Gelu => activation::gelu(inner),
+            Activation::Relu => activation::relu(inner),
+            Activation::Swish => activation::silu(inner),
+            Activation::Identity => inner,
+        })
+    }
+}
+
+impl Hooks for Sequential {
+    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        let Some(adapter) = self.adapters.get(site) else { return next(x) };
+        let residual = x.hidden.clone();
+        let output = next(x);
+        let read = match self.through.iter().find(|(place, _)| *place == site) {
+            Some((_, [gain, bias])) => {
+                module::layer_norm(output.clone() + residual, gain.clone(), Some(bias.clone()), self.eps)
+            }
+            None => output.clone(),
+        };
+        output + adapter.forward(read, self.activation, self.eps)
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        let trained = match slot {
+            Slot::Gain => self.gains.get(site),
+            _ => self.biases.get(site),
+        };
+        trained.map_or(v, Param::val)
+    }
+}
+
+adapter!(Sequential);
+
+impl Sequential {
+    /// The adapter that follows a linear map.
+    fn after(&self, site: Site) -> Option<&Bottleneck> {
+        self.adapters.iter().find(|(place, _)| projection(*place) == site).map(|(_, adapter)| adapter)
+    }
+}
+
+/// Without a non-linearity: W (I + Wd Wu), b (I + Wd Wu) + bd Wu + bu.
+impl Merge for Sequential {
+    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        let Bottleneck { down, up, .. } = self.after(site)?;
+        let w = w.dense();
+        Some(w.clone() + w.matmul(down.weight.val()).matmul(up.weight.val()))
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
+        match (slot, self.after(site)) {
+            (Slot::Bias, Some(Bottleneck { down, up, .. })) => {
+                let row = v.clone().unsqueeze::<2>();
+                Some((row.clone() + up.forward(down.forward(row))).squeeze_dim(0))
+            }
+            (Slot::Gain, _) => self.gains.get(site).map(Param::val),
+            _ => self.biases.get(site).map(Param::val),
+        }
+    }
+}
+
+impl Procedure for Sequential {}
+
+#[cfg(test)]
+mod tests {
+    use peft_core::testing::{base, device};
+
+    use super::*;
+
+    mod houlsby {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::houlsby(5).with_init(Init::ZeroUp),
+            skip(C3: "the non-linearity stands between the output projection and the residual")
+        );
+    }
+
+    mod near_identity {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::houlsby(5),
+            skip(C1: "near identity only", C3: "the non-linearity stands between the output projection and the residual")
+        );
+    }
+
+    mod pfeiffer {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::pfeiffer(5).with_activation(Activation::Swish).with_init(Init::ZeroUp),
+            skip(C3: "the non-linearity stands between the output projection and the residual")
+        );
+    }
+
+    mod inner_norm {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig { bottleneck: 5, init: Init::ZeroUp, ..SequentialConfig::survey() },
+            skip(C3: "the non-linearity stands between the output projection and the residual")
+        );
+    }
+
+    mod identity {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::houlsby(5).with_activation(Activation::Identity).with_init(Init::ZeroUp)
+        );
+    }
+
+    #[test]
+    fn has_as_many_parameters_as_paper_and_survey_say() {
+        let [base, large] = ["roberta-base", "roberta-large"].map(|name| Shape::named(name).unwrap());
+        let frozen = |config: SequentialConfig| SequentialConfig { train_layernorm: false, ..config };
+        assert_eq!(SequentialConfig::houlsby(64).count(&base).unwrap(), 2_417_664);
+        assert_eq!(frozen(SequentialConfig::houlsby(64)).count(&base).unwrap(), 2_379_264);
+        assert_eq!(SequentialConfig::pfeiffer(48).count(&base).unwrap(), 894_528);
+        assert_eq!(SequentialConfig::survey().count(&base).unwrap(), 7_414_464);
+        assert_eq!(SequentialConfig::survey().count(&large).unwrap(), 19_768_704);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let base = base("roberta-tiny", &device());
+        let good = SequentialConfig::default();
+        for (config, words) in [
+            (SequentialConfig::houlsby(0), ["bottleneck", "0", "at least 1"]),
+            (SequentialConfig { init_std: f64::NAN, ..good.clone() }, ["init_std", "NaN", "1000"]),
+            (SequentialConfig { inner_norm: vec![Part::Query], ..good }, ["inner_norm", "query", "self_attention"]),
+            (
+                SequentialConfig { inner_norm: vec![Part::SelfAttention], ..SequentialConfig::pfeiffer(4) },
+                ["inner_norm", "self_attention", "feed_forward"],
+            ),
+        ] {
+            let message = config.init(&base, 0).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+}
