@@ -114,6 +114,7 @@ fn what_cannot_be_is_refused_by_name() {
         (pattern("query"), ["site pattern", "query", modules]),
         (patterns(&[("query", 2), ("*", 3)], &[]), ["rank_pattern", "*", "regular expression"]),
         (patterns(&[("query", 2), ("key", 3)], &[]), ["rank_pattern", "key", modules]),
+        (patterns(&[("layer.1.attention.self", 2)], &[]), ["rank_pattern", "layer.1.attention.self", modules]),
         (patterns(&[], &[("uery", 2.0)]), ["alpha_pattern", "uery", modules]),
         (patterns(&[("layer.1.attention.self.query", 0)], &[]), ["r at roberta.encoder.layer.1", "0", "1 to 24"]),
         (
