@@ -41,12 +41,12 @@ fn folders(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn example(folder: &Path) -> Result<String> {
-    // The workspace's versions, so that nothing is resolved, fetched or compiled a second time.
+    // The workspace's versions and profiles, so that no dependency is resolved, fetched or compiled a second time.
     fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock"))?;
     let crates = isolated(folder)?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let cargo = |args: &[&str]| {
-        let mut command = cargo(args);
+        let mut command = cargo(["--config", "../../Cargo.toml"].iter().chain(args));
         command.current_dir(folder).env("CARGO_TARGET_DIR", &target);
         command
     };
