@@ -144,6 +144,7 @@ fn params_are_those_of_the_survey() {
         ("prefix", "", "2", 960_770, 2_034_690),
         ("ia3", "", "2", 656_642, 1_223_682),
         ("bitfit", "", "2", 694_274, 1_323_010),
+        ("bitfit", "parts=query", "0", 9_216, 24_576),
         ("lora", "", "2", 887_042, 1_838_082),
     ] {
         for (model, expected) in [("shape:roberta-base", base), ("shape:roberta-large", large)] {

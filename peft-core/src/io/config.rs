@@ -137,9 +137,11 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
             Err(_) if default.is_array() || text.contains(',') => list(text),
             Err(_) => json!(text),
         };
-        // A single name where a list is the default is a list of one.
-        let value = match (default, &value) {
-            (Value::Array(_), Value::String(word)) if word.chars().all(|c| c.is_alphanumeric() || "._".contains(c)) => {
+        // A single name where a list is the default, or where no text is taken, is a list of one.
+        let plain = |word: &str| word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
+        let alone = |value: &Value| parse::<M>(Map::from_iter([(key.to_string(), value.clone())])).is_ok();
+        let value = match &value {
+            Value::String(word) if plain(word) && (default.is_array() || default.is_null() && !alone(&value)) => {
                 list(word)
             }
             _ => value,
