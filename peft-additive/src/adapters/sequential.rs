@@ -1,10 +1,10 @@
 //! # Sequential adapter                     family: additive / adapter-based
 //! h' = h + act(h Wd + bd) Wu + bu          Wd: [d, m], Wu: [m, d], h the output of a sub-layer, before its residual addition
-//! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN its own
+//! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN the model's after it
 //! Paper: Houlsby et al., 2019, arXiv:1902.00751, section 2.1.   Reference: google-research/adapter-bert; adapter-hub `DoubleSeqBnConfig`, `SeqBnConfig`
-//! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no; with act = identity, after the sub-layer, yes.
-//! Identities: zero at init with `zero_up`; the order of the bottleneck's units does not matter; Wu = 0, bu = 0 is the base; Wu = 0 adds bu to the output projection's bias; act = identity folds into the output projection.
-//! Differs from the paper: nothing by default; `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
+//! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no, unless act = identity and no normalization is in front.
+//! Identities: the base at init with `zero_up`; the order of the bottleneck's units does not matter; Wu = 0, bu = 0 is the base, but for trained normalizations; Wu = 0 adds bu to the output projection's bias; act = identity folds into the output projection; trained normalizations are those of another base.
+//! Differs from the paper: GELU is exact, the official code's is the approximation by tanh. `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
@@ -32,9 +32,9 @@ pub enum Activation {
     /// The official code's.
     #[default]
     Gelu,
-    /// The survey's.
+    /// The survey's, and AdapterHub's for [`Placement::Pfeiffer`].
     Relu,
-    /// AdapterHub's.
+    /// AdapterHub's for [`Placement::Houlsby`].
     Swish,
     /// None: the adapter is a linear map.
     Identity,
@@ -67,7 +67,7 @@ pub struct SequentialConfig {
     pub init_std: f64,
     /// Whether all layer normalizations of the model are trained too.
     pub train_layernorm: bool,
-    /// Sub-layers whose adapter begins with a layer normalization of its own.
+    /// Sub-layers whose adapter begins with a layer normalization of its own, with the model's epsilon.
     pub inner_norm: Vec<Part>,
 }
 
@@ -92,7 +92,8 @@ impl SequentialConfig {
         SequentialConfig { bottleneck, ..Default::default() }
     }
 
-    /// AdapterHub's `seq_bn` form with a bottleneck of this width: one adapter a layer, the normalizations frozen.
+    /// AdapterHub's `seq_bn` form with a bottleneck of this width: one adapter a layer, the normalizations frozen. The start is
+    /// the paper's; AdapterHub's is normal with standard deviation 0.02.
     pub fn pfeiffer(bottleneck: usize) -> Self {
         let (placement, activation) = (Placement::Pfeiffer, Activation::Relu);
         SequentialConfig { bottleneck, placement, activation, train_layernorm: false, ..Default::default() }
@@ -102,6 +103,18 @@ impl SequentialConfig {
     pub fn survey() -> Self {
         let (activation, inner_norm) = (Activation::Relu, vec![Part::SelfAttention]);
         SequentialConfig { bottleneck: 200, activation, train_layernorm: false, inner_norm, ..Default::default() }
+    }
+
+    /// With a bottleneck of this width.
+    pub fn with_bottleneck(mut self, width: usize) -> Self {
+        self.bottleneck = width;
+        self
+    }
+
+    /// In these places.
+    pub fn with_placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
     }
 
     /// With this non-linearity.
@@ -116,13 +129,35 @@ impl SequentialConfig {
         self
     }
 
+    /// From numbers of this standard deviation.
+    pub fn with_init_std(mut self, std: f64) -> Self {
+        self.init_std = std;
+        self
+    }
+
+    /// With the model's layer normalizations trained too, or frozen.
+    pub fn with_train_layernorm(mut self, train: bool) -> Self {
+        self.train_layernorm = train;
+        self
+    }
+
+    /// With a layer normalization in front of the adapters of these sub-layers.
+    pub fn with_inner_norm(mut self, sublayers: impl IntoIterator<Item = Part>) -> Self {
+        self.inner_norm = sublayers.into_iter().collect();
+        self
+    }
+
     /// The sub-layers with an adapter; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
-        if self.bottleneck == 0 {
-            return Err(Error::config("bottleneck", 0, "at least 1"));
+        // Without an upper bound a file's number could ask for any amount of memory before its tensors are looked at.
+        let most = 16 * shape.hidden;
+        if !(1..=most).contains(&self.bottleneck) {
+            let expected = format!("1 to {most}, 16 times the model's width");
+            return Err(Error::config("bottleneck", self.bottleneck, expected));
         }
-        if !(0.0..1e3).contains(&self.init_std) {
-            return Err(Error::config("init_std", self.init_std, "a number from 0 to below 1000"));
+        // From 0 no matrix would ever move: the gradient of each is a product with the other.
+        if !(self.init_std > 0.0 && self.init_std <= 1.0) {
+            return Err(Error::config("init_std", self.init_std, "a number above 0, at most 1"));
         }
         let parts: &[Part] = match self.placement {
             Placement::Houlsby => &[Part::SelfAttention, Part::FeedForward],
@@ -147,11 +182,13 @@ impl SequentialConfig {
 #[derive(Module, Debug)]
 pub struct Sequential {
     adapters: SiteMap<Bottleneck>,
+    /// Of the model's normalizations, `[d]` each.
     gains: SiteMap<Param<Tensor<1>>>,
+    /// Of the model's normalizations, `[d]` each.
     biases: SiteMap<Param<Tensor<1>>>,
-    /// The frozen gain and bias that each adapter reads through; empty where it reads the sub-layer's own output.
+    /// The base's gain and bias, `[d]` each, that an adapter reads through; none where it reads the sub-layer's own output.
     #[module(skip)]
-    through: Vec<(Site, [Tensor<1>; 2])>,
+    through: SiteMap<[Tensor<1>; 2]>,
     #[module(skip)]
     activation: Activation,
     #[module(skip)]
@@ -161,11 +198,11 @@ pub struct Sequential {
 /// The maps of one adapter.
 #[derive(Module, Debug)]
 pub struct Bottleneck {
-    /// In front of the maps, where asked for.
+    /// In front of the maps, where asked for; gain and bias `[d]`.
     norm: Option<Norm>,
-    /// `[d, m]`.
+    /// Weight `[d, m]`, bias `[m]`.
     down: Affine,
-    /// `[m, d]`.
+    /// Weight `[m, d]`, bias `[d]`.
     up: Affine,
 }
 
@@ -177,16 +214,19 @@ impl Method for SequentialConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Sequential> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let vector = |value: f64, n: usize| Param::from_tensor(Tensor::full([n], value, &device));
-        let affine = |name: String, dims: [usize; 2], std| {
-            let weight = Param::from_tensor(truncated_normal(Random::new(seed, &name), dims, std, &device));
-            Affine { weight, bias: vector(0.0, dims[1]) }
+        let affine =
+            |weight: Tensor<2>| Affine { bias: vector(0.0, weight.dims()[1]), weight: Param::from_tensor(weight) };
+        let draw = |site: Site, map: &str, dims| {
+            truncated_normal(Random::new(seed, &format!("sequential.{site}.{map}")), dims, self.init_std, &device)
         };
         let (d, m) = (shape.hidden, self.bottleneck);
-        let up_std = if self.init == Init::ZeroUp { 0.0 } else { self.init_std };
         let bottleneck = |site: Site| Bottleneck {
             norm: self.inner_norm.contains(&site.part).then(|| Norm { gain: vector(1.0, d), bias: vector(0.0, d) }),
-            down: affine(format!("sequential.{site}.down"), [d, m], self.init_std),
-            up: affine(format!("sequential.{site}.up"), [m, d], up_std),
+            down: affine(draw(site, "down", [d, m])),
+            up: affine(match self.init {
+                Init::NearIdentity => draw(site, "up", [m, d]),
+                Init::ZeroUp => Tensor::zeros([m, d], &device),
+            }),
         };
         let sites = self.plan(shape)?;
         let trained = |slot: Slot| -> SiteMap<Param<Tensor<1>>> {
@@ -194,15 +234,13 @@ impl Method for SequentialConfig {
             let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
             places.map(|place| (place.site, start(place.site))).collect()
         };
-        let through = match self.placement {
-            Placement::Houlsby => vec![],
-            Placement::Pfeiffer => sites.iter().map(|site| (*site, frozen_norm(base, *site))).collect(),
-        };
+        let through = |site: Site| [Slot::Gain, Slot::Bias].map(|slot| base.vector(norm_after(site), slot));
+        let reading = sites.iter().filter(|_| self.placement == Placement::Pfeiffer);
         Ok(Sequential {
-            adapters: sites.into_iter().map(|site| (site, bottleneck(site))).collect(),
+            adapters: sites.iter().map(|site| (*site, bottleneck(*site))).collect(),
             gains: trained(Slot::Gain),
             biases: trained(Slot::Bias),
-            through,
+            through: reading.map(|site| (*site, through(*site))).collect(),
             activation: self.activation,
             eps: shape.eps,
         })
@@ -259,10 +297,9 @@ fn truncated_normal(mut random: Random, dims: [usize; 2], std: f64, device: &Dev
     Tensor::from_data(TensorData::new(values, dims), device)
 }
 
-/// The normalization after the feed-forward network of a site's layer.
-fn frozen_norm(base: &Base, site: Site) -> [Tensor<1>; 2] {
-    let norm = Site { part: Part::NormFeedForward, ..site };
-    [base.vector(norm, Slot::Gain), base.vector(norm, Slot::Bias)]
+/// The model's normalization after the feed-forward network of a site's layer.
+fn norm_after(site: Site) -> Site {
+    Site { part: Part::NormFeedForward, ..site }
 }
 
 /// The linear map at the end of a sub-layer.
@@ -292,9 +329,12 @@ impl Hooks for Sequential {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
         let residual = x.hidden.clone();
         let output = next(x);
-        let read = match self.through.iter().find(|(place, _)| *place == site) {
-            Some((_, [gain, bias])) => {
-                module::layer_norm(output.clone() + residual, gain.clone(), Some(bias.clone()), self.eps)
+        let read = match self.through.get(site) {
+            Some([gain, bias]) => {
+                // As trained, where it is.
+                let gain = Hooks::vector(self, norm_after(site), Slot::Gain, gain.clone());
+                let bias = Hooks::vector(self, norm_after(site), Slot::Bias, bias.clone());
+                module::layer_norm(output.clone() + residual, gain, Some(bias), self.eps)
             }
             None => output.clone(),
         };
@@ -343,7 +383,10 @@ impl Procedure for Sequential {}
 
 #[cfg(test)]
 mod tests {
+    use peft_core::io::peft::from_settings;
+    use peft_core::testing::tolerances::STANDARD_ERRORS;
     use peft_core::testing::{base, device};
+    use peft_core::view::shapes;
 
     use super::*;
 
@@ -371,10 +414,21 @@ mod tests {
         );
     }
 
+    mod pfeiffer_with_trained_norms {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::pfeiffer(5).with_train_layernorm(true).with_inner_norm([Part::FeedForward]),
+            skip(
+                C1: "near identity only",
+                C3: "the non-linearity stands between the output projection and the residual"
+            )
+        );
+    }
+
     mod inner_norm {
         use super::*;
         peft_core::conformance!(
-            SequentialConfig { bottleneck: 5, init: Init::ZeroUp, ..SequentialConfig::survey() },
+            SequentialConfig::survey().with_bottleneck(5).with_init(Init::ZeroUp),
             skip(C3: "the non-linearity stands between the output projection and the residual")
         );
     }
@@ -389,12 +443,57 @@ mod tests {
     #[test]
     fn has_as_many_parameters_as_paper_and_survey_say() {
         let [base, large] = ["roberta-base", "roberta-large"].map(|name| Shape::named(name).unwrap());
-        let frozen = |config: SequentialConfig| SequentialConfig { train_layernorm: false, ..config };
         assert_eq!(SequentialConfig::houlsby(64).count(&base).unwrap(), 2_417_664);
-        assert_eq!(frozen(SequentialConfig::houlsby(64)).count(&base).unwrap(), 2_379_264);
+        assert_eq!(SequentialConfig::houlsby(64).with_train_layernorm(false).count(&base).unwrap(), 2_379_264);
         assert_eq!(SequentialConfig::pfeiffer(48).count(&base).unwrap(), 894_528);
         assert_eq!(SequentialConfig::survey().count(&base).unwrap(), 7_414_464);
         assert_eq!(SequentialConfig::survey().count(&large).unwrap(), 19_768_704);
+    }
+
+    /// Names and shapes as in a state of torch.
+    #[test]
+    fn files_call_the_tensors_of_an_adapter_by_its_sub_layer() {
+        let base = base("roberta-tiny", &device());
+        let config = SequentialConfig::survey().with_bottleneck(5).with_train_layernorm(true);
+        let named = |(name, mut dims): (String, Vec<usize>)| {
+            let key = config.key(&name, base.shape());
+            if key.transposed {
+                dims.reverse();
+            }
+            let path = key.name.strip_prefix("base_model.model.roberta.").map(str::to_string);
+            (path.unwrap_or_else(|| panic!("{}", key.name)), dims)
+        };
+        let all: Vec<_> = shapes(&config.init(&base, 0).unwrap()).into_iter().map(named).collect();
+        let at = |start: &str| -> Vec<(&str, &[usize])> {
+            let mut found: Vec<_> =
+                all.iter().filter_map(|(name, dims)| Some((name.strip_prefix(start)?, &dims[..]))).collect();
+            found.sort();
+            found
+        };
+        let maps = [("down.bias", &[5][..]), ("down.weight", &[5, 24]), ("up.bias", &[24]), ("up.weight", &[24, 5])];
+        assert_eq!(at("encoder.layer.1.output.adapter_"), maps);
+        let norm = [("norm_before.bias", &[24][..]), ("norm_before.weight", &[24])];
+        assert_eq!(at("encoder.layer.1.attention.output.adapter_"), [&maps[..2], &norm, &maps[2..]].concat());
+        let norm = [("bias", &[24][..]), ("weight", &[24])];
+        for path in ["embeddings", "encoder.layer.1.attention.output", "encoder.layer.1.output"] {
+            assert_eq!(at(&format!("{path}.LayerNorm.")), norm);
+        }
+        assert_eq!(all.len(), 3 * (4 + 6) + 7 * 2);
+    }
+
+    /// Of numbers cut off at twice their standard deviation, the squares have a mean of 1 - 4 phi(2) / (2 Phi(2) - 1).
+    #[test]
+    fn the_start_is_cut_off_at_two_standard_deviations() {
+        let (std, dims) = (1e-3, [24, 300]);
+        let drawn = truncated_normal(Random::new(3, "start"), dims, std, &device()).into_data();
+        let squares: Vec<f64> = drawn.iter::<f32>().map(|x| (f64::from(x) / std).powi(2)).collect();
+        let mean = |of: &dyn Fn(&f64) -> f64| squares.iter().map(of).sum::<f64>() / squares.len() as f64;
+        let square = mean(&|x| *x);
+        let error = (mean(&|x| (x - square).powi(2)) / squares.len() as f64).sqrt();
+        let expected = 1.0 - 4.0 * 0.053_990_966_5 / 0.954_499_736_1;
+        assert!(((square - expected) / error).abs() <= f64::from(STANDARD_ERRORS.0), "{square} +- {error}");
+        let largest = squares.iter().fold(0.0f64, |largest, x| largest.max(*x)).sqrt();
+        assert!((1.9..2.0 + f64::from(f32::EPSILON)).contains(&largest), "{largest}");
     }
 
     #[test]
@@ -402,16 +501,60 @@ mod tests {
         let base = base("roberta-tiny", &device());
         let good = SequentialConfig::default();
         for (config, words) in [
-            (SequentialConfig::houlsby(0), ["bottleneck", "0", "at least 1"]),
-            (SequentialConfig { init_std: f64::NAN, ..good.clone() }, ["init_std", "NaN", "1000"]),
-            (SequentialConfig { inner_norm: vec![Part::Query], ..good }, ["inner_norm", "query", "self_attention"]),
+            (SequentialConfig::houlsby(0), ["bottleneck", "0", "1 to 384"]),
+            (SequentialConfig::houlsby(385), ["bottleneck", "385", "1 to 384"]),
+            (SequentialConfig::houlsby(usize::MAX), ["bottleneck", "18446744073709551615", "1 to 384"]),
+            (good.clone().with_init_std(f64::NAN), ["init_std", "NaN", "above 0, at most 1"]),
+            (good.clone().with_init_std(0.0).with_init(Init::ZeroUp), ["init_std", "0", "above 0, at most 1"]),
+            (good.with_inner_norm([Part::Query]), ["inner_norm", "query", "self_attention, feed_forward"]),
             (
-                SequentialConfig { inner_norm: vec![Part::SelfAttention], ..SequentialConfig::pfeiffer(4) },
-                ["inner_norm", "self_attention", "feed_forward"],
+                SequentialConfig::pfeiffer(4).with_inner_norm([Part::SelfAttention]),
+                ["inner_norm", "self_attention", "expected feed_forward"],
             ),
         ] {
-            let message = config.init(&base, 0).unwrap_err().to_string();
-            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            for message in [config.init(&base, 0).unwrap_err(), config.count(base.shape()).unwrap_err()] {
+                let message = message.to_string();
+                assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_linear_map_of_the_output_merges() {
+        let base = base("roberta-tiny", &device());
+        let merges = |config: SequentialConfig| SequentialConfig::merge(&config.init(&base, 0).unwrap()).is_some();
+        let linear = SequentialConfig::houlsby(5).with_activation(Activation::Identity);
+        assert!(merges(linear.clone()));
+        assert!(!merges(linear.clone().with_inner_norm([Part::FeedForward])));
+        assert!(!merges(linear.clone().with_placement(Placement::Pfeiffer)));
+        for act in [Activation::Gelu, Activation::Relu, Activation::Swish] {
+            assert!(!merges(linear.clone().with_activation(act)), "{act:?}");
+        }
+    }
+
+    #[test]
+    fn settings_are_read_as_words() {
+        let read = |words: &str| {
+            let words: Vec<String> = words.split_whitespace().map(str::to_string).collect();
+            from_settings::<SequentialConfig>(&words)
+        };
+        let survey = "bottleneck=200 activation=relu inner_norm=self_attention train_layernorm=false";
+        assert_eq!(read(survey).unwrap(), SequentialConfig::survey());
+        let words =
+            "placement=pfeiffer activation=swish init=zero_up init_std=0.02 inner_norm=self_attention,feed_forward";
+        let config = SequentialConfig::default()
+            .with_placement(Placement::Pfeiffer)
+            .with_activation(Activation::Swish)
+            .with_init(Init::ZeroUp)
+            .with_init_std(0.02)
+            .with_inner_norm([Part::SelfAttention, Part::FeedForward]);
+        assert_eq!(read(words).unwrap(), config);
+        for (word, allowed) in
+            [("inner_norm=attn", "self_attention"), ("placement=parallel", "pfeiffer"), ("activation=tanh", "swish")]
+        {
+            let (key, value) = word.split_once('=').unwrap();
+            let message = read(word).unwrap_err().to_string();
+            assert!([key, value, allowed].iter().all(|part| message.contains(part)), "{message}");
         }
     }
 }

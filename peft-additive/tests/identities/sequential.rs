@@ -1,17 +1,18 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use peft_additive::{Activation, Init, Sequential, SequentialConfig};
+use peft_additive::{Activation, Init, Placement, Sequential, SequentialConfig};
 use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION};
 use peft_core::testing::{assert_close, batch, randomized};
-use peft_core::view::{Rewrite, tensors, view};
-use peft_core::{Bare, Base, Method, Part, Slot};
+use peft_core::view::{Rewrite, tensors, view, with_values};
+use peft_core::{Adapter, Bare, Base, Method, Part, Sequence, Site, Slot, random::Random};
 use proptest::prelude::*;
 
 use crate::{bases, pick, run};
 
-fn configs() -> [SequentialConfig; 3] {
-    let inner = SequentialConfig { bottleneck: 7, ..SequentialConfig::survey() };
-    [SequentialConfig::houlsby(7), SequentialConfig::pfeiffer(7), inner]
+fn configs() -> [SequentialConfig; 4] {
+    let (pfeiffer, survey) = (SequentialConfig::pfeiffer(7), SequentialConfig::survey().with_bottleneck(7));
+    let all = pfeiffer.clone().with_train_layernorm(true).with_inner_norm([Part::FeedForward]);
+    [SequentialConfig::houlsby(7), pfeiffer, survey, all]
 }
 
 fn random(config: &SequentialConfig, base: &Base, seed: u64) -> Sequential {
@@ -44,14 +45,98 @@ impl Rewrite for ZeroUp {
     }
 }
 
+/// A layer normalization by its definition.
+fn normalize(x: Tensor<3>, gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
+    let centered = x.clone() - x.mean_dim(2);
+    let deviation = (centered.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
+    centered / deviation * gain.unsqueeze() + bias.unsqueeze()
+}
+
+/// A non-linearity by its definition.
+fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
+    match activation {
+        Activation::Gelu => x.clone() * ((x / 2f64.sqrt()).erf() + 1.0) / 2.0,
+        Activation::Relu => x.clamp_min(0.0),
+        Activation::Swish => x.clone() / (x.neg().exp() + 1.0),
+        Activation::Identity => x,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// The card's equations, worked out from the tensors: u + act(n Wd + bd) Wu + bu, where n is u or, in Pfeiffer's place, its
+    /// normalized sum with the input, and normalized once more where the adapter has a normalization of its own.
+    #[test]
+    fn an_adapter_is_its_equation(seed: u64, layer in 0..2usize) {
+        use Activation::*;
+        for base in bases() {
+            for (config, act) in configs().into_iter().flat_map(|c: SequentialConfig| [Gelu, Relu, Swish, Identity].map(|a| (c.clone(), a))) {
+                let pfeiffer = config.placement == Placement::Pfeiffer;
+                let adapter = random(&config.with_activation(act), &base, seed).valid();
+                let own = tensors(&adapter);
+                let vector = |name: String| Some(Tensor::<1>::from_data(own.get(&name)?.clone(), base.device()));
+                for part in [Part::SelfAttention, Part::FeedForward] {
+                    let (site, norm) = (Site::encoder(layer, part), Site::encoder(layer, Part::NormFeedForward));
+                    let draw = |name| Random::new(seed, name).normal_tensor([2, 5, 24], 1.0, base.device());
+                    let (x, u): (Tensor<3>, Tensor<3>) = (draw("x"), draw("u"));
+                    let input = Sequence { hidden: x.clone(), mask: Default::default(), prompt: 0, offset: 0 };
+                    let found = adapter.open(&batch(&base), |hooks| hooks.sublayer(site, input, &|_| u.clone()));
+                    let matrix = |map| {
+                        let data = own.get(&format!("adapters.{site}.{map}.weight"))?.clone();
+                        Some(Tensor::<2>::from_data(data, base.device()).unsqueeze::<3>())
+                    };
+                    let (Some(down), Some(up)) = (matrix("down"), matrix("up")) else {
+                        prop_assert!(pfeiffer && part == Part::SelfAttention);
+                        prop_assert_eq!(found.into_data(), u.into_data());
+                        continue;
+                    };
+                    let bias = |map| vector(format!("adapters.{site}.{map}.bias")).unwrap().unsqueeze::<3>();
+                    let mut n = u.clone();
+                    if pfeiffer {
+                        let gain = vector(format!("gains.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Gain));
+                        let shift = vector(format!("biases.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Bias));
+                        n = normalize(n + x, gain, shift, base.shape().eps);
+                    }
+                    if let Some(gain) = vector(format!("adapters.{site}.norm.gain")) {
+                        n = normalize(n, gain, vector(format!("adapters.{site}.norm.bias")).unwrap(), base.shape().eps);
+                    }
+                    let expected = u + activate(n.matmul(down) + bias("down"), act).matmul(up) + bias("up");
+                    assert_close(found, expected, SAME_FUNCTION, &format!("{act:?} at {site}"));
+                }
+            }
+        }
+    }
+
+    /// Trained normalizations are those of a base that has them, to the bit, also where an adapter reads through one.
+    #[test]
+    fn trained_normalizations_are_those_of_another_base(seed: u64) {
+        for base in bases() {
+            let both = |config: SequentialConfig| [true, false].map(|train| config.clone().with_train_layernorm(train));
+            for [trained, frozen] in configs().map(both) {
+                let trained = random(&trained, &base, seed);
+                let own = tensors(&trained);
+                let (mut other, mut replaced) = (base.clone(), 0);
+                for place in base.shape().places() {
+                    let field = if place.slot == Slot::Gain { "gains" } else { "biases" };
+                    if let Some(data) = own.get(&format!("{field}.{}", place.site)).filter(|_| place.slot != Slot::Weight) {
+                        other = other.with_vector(place.site, place.slot, Tensor::from_data(data.clone(), base.device()));
+                        replaced += 1;
+                    }
+                }
+                prop_assert_eq!(replaced, 2 * (2 * base.shape().layers + 1));
+                let frozen = with_values(frozen.init(&other, 0).unwrap(), &own).unwrap();
+                let batch = batch(&base);
+                prop_assert_eq!(run(&trained, &base, &batch).into_data(), run(&frozen, &other, &batch).into_data());
+            }
+        }
+    }
 
     /// The bottleneck's units have no order.
     #[test]
     fn the_order_of_the_units_does_not_matter(seed: u64) {
         for base in bases() {
-            for config in configs() {
+            for config in configs().map(|config: SequentialConfig| config.with_train_layernorm(true)) {
                 let adapter = random(&config, &base, seed);
                 let permuted = view(&adapter.valid(), &mut Permute(&[3, 0, 6, 1, 5, 2, 4]));
                 prop_assert_ne!(tensors(&adapter), tensors(&permuted));
@@ -65,7 +150,7 @@ proptest! {
     #[test]
     fn a_second_map_of_zeros_is_the_base(seed: u64) {
         for base in bases() {
-            for config in configs().map(|config| SequentialConfig { train_layernorm: false, ..config }) {
+            for config in configs().map(|config: SequentialConfig| config.with_train_layernorm(false)) {
                 let adapter = random(&config, &base, seed).valid();
                 let silent = view(&adapter, &mut ZeroUp { bias: true });
                 let batch = batch(&base);
@@ -81,7 +166,7 @@ proptest! {
     #[test]
     fn the_second_bias_alone_shifts_the_output_projection(seed: u64) {
         for base in bases() {
-            let config = SequentialConfig { train_layernorm: false, ..SequentialConfig::houlsby(7) };
+            let config = SequentialConfig::houlsby(7).with_train_layernorm(false);
             let shift = view(&random(&config, &base, seed).valid(), &mut ZeroUp { bias: false });
             let shifts = tensors(&shift);
             let shifted = base.shape().places().into_iter().filter(|p| p.slot == Slot::Bias).fold(base.clone(), |base, p| {
@@ -103,7 +188,7 @@ proptest! {
     #[test]
     fn a_linear_adapter_folds_into_the_output_projection(seed: u64) {
         for base in bases() {
-            let config = SequentialConfig { train_layernorm: false, ..SequentialConfig::houlsby(7) };
+            let config = SequentialConfig::houlsby(7).with_train_layernorm(false);
             let adapter = random(&config.with_activation(Activation::Identity), &base, seed).valid();
             let own = tensors(&adapter);
             let folded = base.shape().linears().into_iter().fold(base.clone(), |base, (site, _)| {
