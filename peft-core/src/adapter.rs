@@ -39,17 +39,30 @@ impl<A: Adapter, B: Adapter> Adapter for (A, B) {
 }
 
 /// A way to run the base with something trainable. Every adapter is one; a network beside the base is one without being an
-/// adapter, and hence cannot be composed:
+/// adapter:
 ///
-/// ```compile_fail,E0277
-/// # use peft_core::{Adapter, Tuner, Base, Batch, Hidden, Result};
-/// # #[derive(burn::module::Module, Debug)] struct Side { w: burn::nn::Linear }
+/// ```
+/// # use peft_core::{Tuner, Base, Batch, Hidden, Result};
+/// #[derive(burn::module::Module, Debug)]
+/// struct Side {}
 /// impl Tuner for Side {
 ///     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> { base.forward(batch, &()) }
 /// }
 /// fn tuner(_: impl Tuner) {}
-/// # let side: Side = unimplemented!();
-/// tuner((side, peft_core::Bare {}));
+/// tuner(Side {});
+/// ```
+///
+/// and hence cannot be composed:
+///
+/// ```compile_fail,E0277
+/// # use peft_core::{Bare, Tuner, Base, Batch, Hidden, Result};
+/// # #[derive(burn::module::Module, Debug)]
+/// # struct Side {}
+/// # impl Tuner for Side {
+/// #     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> { base.forward(batch, &()) }
+/// # }
+/// # fn tuner(_: impl Tuner) {}
+/// tuner((Side {}, Bare {}));
 /// ```
 pub trait Tuner: Module + ModuleDisplay + Sync {
     /// Final hidden states of a batch.
