@@ -1,5 +1,6 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
+mod composition;
 mod ia3;
 mod prefix_tuning;
 mod prompt_tuning;
