@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::reproduce::MODEL;
-use crate::shell::{cargo, root, run as run_command};
+use crate::shell::{program, root, run as run_command};
 
 /// Tiny models with random weights, one of each architecture.
 const MODELS: [&str; 2] = ["roberta-classify", "bert-classify"];
@@ -67,12 +67,12 @@ fn compare(model: &Path, adapter: Option<&Path>, out: &Path) -> Result<()> {
 }
 
 fn peft(command: &str, model: &Path, paths: &[(&str, &Path)], settings: &[&str]) -> Result<()> {
-    let mut cargo = cargo(["run", "--quiet", "--package", "peft-bench", "--bin", "peft", "--", command, "--model"]);
-    cargo.arg(model).args(settings);
+    let mut peft = Command::new(program()?);
+    peft.arg(command).arg("--model").arg(model).args(settings);
     for (option, path) in paths {
-        cargo.arg(option).arg(path);
+        peft.arg(option).arg(path);
     }
-    run_command(&mut cargo)
+    run_command(&mut peft)
 }
 
 fn python(script: &str, args: &[&OsStr]) -> Result<()> {

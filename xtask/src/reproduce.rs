@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::shell::{cargo, output, root};
+use crate::shell::{output, program, root};
 
 const HELP: &str = "\
 cargo xtask reproduce [--model DIR] [--steps N] [--only METHOD,..]
@@ -44,7 +44,7 @@ pub fn run(args: &[&str]) -> Result<()> {
             _ => bail!("unknown argument {arg}\n\n{HELP}"),
         }
     }
-    let peft = build()?;
+    let peft = program()?;
     let dir = root().join("target/reproduce");
     fs::create_dir_all(&dir)?;
     let model = match model {
@@ -131,17 +131,6 @@ fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data
     ensure!(differ == 0, "{differ} of {} labels changed by merging", sentences.len());
     println!("{}: the same label on all {} sentences as with the adapter", merged.display(), sentences.len());
     Ok(())
-}
-
-/// Builds the program, as the tests do, and says where it is.
-fn build() -> Result<PathBuf> {
-    let messages =
-        output(&mut cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]))?;
-    let executable = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "peft").then(|| message["executable"].as_str().map(PathBuf::from))?
-    };
-    messages.lines().find_map(executable).context("cargo built no program `peft`")
 }
 
 /// Downloads a package and unpacks it, once.

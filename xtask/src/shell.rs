@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {
@@ -38,6 +39,17 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("`{}` failed: {}", text(command), output.status);
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Builds the program `peft`, one way for all chores so that nothing is compiled twice, and says where it is.
+pub fn program() -> Result<PathBuf> {
+    let messages =
+        output(&mut cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]))?;
+    let executable = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == "peft").then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    messages.lines().find_map(executable).context("cargo built no program `peft`")
 }
 
 /// Runs a command, handing over each line of its standard output; whether it succeeded.

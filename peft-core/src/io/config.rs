@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{Error, Method, Result, Shape, files::read_json};
 
 /// Fields that say nothing about the computation.
-const DESCRIPTIVE: [&str; 13] = [
+const DESCRIPTIVE: [&str; 14] = [
     "peft_type",
     "task_type",
     "base_model_name_or_path",
@@ -18,6 +18,7 @@ const DESCRIPTIVE: [&str; 13] = [
     "modules_to_save",
     "init_lora_weights",
     "init_ia3_weights",
+    "init_weights",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
     "tokenizer_name_or_path",
