@@ -134,7 +134,7 @@ fn merge_and_compare(peft: &Path, dir: &Path, model: &Path, adapter: &Path, data
 }
 
 /// Builds the program, as the tests do, and says where it is.
-fn build() -> Result<PathBuf> {
+pub fn build() -> Result<PathBuf> {
     let messages =
         output(&mut cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]))?;
     let executable = |line: &str| {
