@@ -18,7 +18,7 @@ const METHODS: [(&str, bool); 4] = [("lora", true), ("ia3", true), ("prompt", fa
 
 /// `cargo xtask interop`.
 pub fn run() -> Result<()> {
-    let out = root().join("target/interop");
+    let (peft, out) = (program()?, root().join("target/interop"));
     if out.exists() {
         fs::remove_dir_all(&out)?;
     }
@@ -26,14 +26,14 @@ pub fn run() -> Result<()> {
         for (method, merges) in METHODS {
             let out = out.join(model).join(method);
             fs::create_dir_all(&out)?;
-            exchange(&root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
+            exchange(&peft, &root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
         }
     }
     let real = root().join("target/reproduce");
     let (model, lora, merged) = (real.join(MODEL), real.join("lora"), real.join("merged"));
     if lora.exists() && merged.exists() {
-        compare(&model, Some(&lora), &out)?;
-        compare(&merged, None, &out)?;
+        compare(&peft, &model, Some(&lora), &out)?;
+        compare(&peft, &merged, None, &out)?;
     } else {
         println!("the real adapter is not there to be exchanged; `cargo xtask reproduce` makes it");
     }
@@ -42,37 +42,39 @@ pub fn run() -> Result<()> {
 }
 
 /// An adapter of PEFT's, one of ours, and ours merged.
-fn exchange(model: &Path, method: &str, merges: bool, out: &Path) -> Result<()> {
+fn exchange(peft: &Path, model: &Path, method: &str, merges: bool, out: &Path) -> Result<()> {
     let [theirs, ours, merged] = ["theirs", "ours", "merged"].map(|name| out.join(name));
     python("make_adapter.py", &[model.as_ref(), method.as_ref(), theirs.as_ref()])?;
-    compare(model, Some(&theirs), out)?;
-    let settings = ["--method", method, "--epochs", "1", "--lr", "1e-2", "--data", "examples/tokens.jsonl"];
-    peft("train", model, &[("--output", &ours)], &settings)?;
-    compare(model, Some(&ours), out)?;
+    compare(peft, model, Some(&theirs), out)?;
+    // Long enough that the adapter moves the logits by far more than a comparison allows.
+    let settings = ["--method", method, "--epochs", "10", "--batch-size", "8", "--lr", "2e-2"];
+    let data = root().join("examples/tokens.jsonl");
+    run_peft(peft, "train", model, &[("--data", &data), ("--output", &ours)], &settings)?;
+    compare(peft, model, Some(&ours), out)?;
     if merges {
-        peft("merge", model, &[("--adapter", &ours), ("--output", &merged)], &[])?;
-        compare(&merged, None, out)?;
+        run_peft(peft, "merge", model, &[("--adapter", &ours), ("--output", &merged)], &[])?;
+        compare(peft, &merged, None, out)?;
     }
     Ok(())
 }
 
 /// Our logits against those of the reference.
-fn compare(model: &Path, adapter: Option<&Path>, out: &Path) -> Result<()> {
+fn compare(peft: &Path, model: &Path, adapter: Option<&Path>, out: &Path) -> Result<()> {
     let (input, logits) = (root().join("examples/tokens.jsonl"), out.join("logits.safetensors"));
     let paths = [("--input", input.as_path()), ("--output", &logits)];
     let adapter_path = adapter.map(|adapter| ("--adapter", adapter));
-    peft("forward", model, &paths.into_iter().chain(adapter_path).collect::<Vec<_>>(), &[])?;
+    run_peft(peft, "forward", model, &paths.into_iter().chain(adapter_path).collect::<Vec<_>>(), &[])?;
     let (first, second) = adapter.map_or(("--no-adapter".as_ref(), model), |adapter| (model, adapter));
     python("check_adapter.py", &[first.as_ref(), second.as_ref(), input.as_ref(), logits.as_ref()])
 }
 
-fn peft(command: &str, model: &Path, paths: &[(&str, &Path)], settings: &[&str]) -> Result<()> {
-    let mut peft = Command::new(program()?);
-    peft.arg(command).arg("--model").arg(model).args(settings);
+fn run_peft(peft: &Path, command: &str, model: &Path, paths: &[(&str, &Path)], settings: &[&str]) -> Result<()> {
+    let mut command_line = Command::new(peft);
+    command_line.args([command, "--model"]).arg(model).args(settings);
     for (option, path) in paths {
-        peft.arg(option).arg(path);
+        command_line.arg(option).arg(path);
     }
-    run_command(&mut peft)
+    run_command(&mut command_line)
 }
 
 fn python(script: &str, args: &[&OsStr]) -> Result<()> {
