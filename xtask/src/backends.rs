@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 use crate::shell::{cargo, lines, output};
 use crate::test::Counts;
 
+/// The crates with methods.
+pub const METHOD_CRATES: [&str; 5] = ["peft-additive", "peft-partial", "peft-reparam", "peft-hybrid", "peft-unified"];
+
 /// What a backend's run found.
 #[derive(Default)]
 struct Findings {
@@ -53,12 +56,13 @@ pub fn run(names: &[&str]) -> Result<()> {
     if failed { bail!("the backends do not all conform") } else { Ok(()) }
 }
 
-/// One process a crate, so that kernels are compiled once for all tests. The whole workspace, as for `cargo xtask test`: a
-/// part of it would have other features in crates below burn, which would then be compiled again. Flex is compiled in, too.
+/// One process a crate, so that kernels are compiled once for all tests; flex is compiled in beside each backend.
 fn command(backend: &str) -> Result<Command> {
-    let mut command = cargo(["test", "--workspace", "--tests", "--no-fail-fast"]);
-    command.args(["--features", &format!("peft-core/{backend}"), "conformance::", "--", "--show-output"]);
-    command.env("PEFT_DEVICE", backend);
+    let mut command = cargo(["test", "--tests", "--no-fail-fast"]);
+    for name in METHOD_CRATES {
+        command.args(["--package", name, "--features", &format!("{name}/{backend}")]);
+    }
+    command.args(["conformance::", "--", "--show-output"]).env("PEFT_DEVICE", backend);
     match backend {
         "flex" | "wgpu" => {}
         "tch" => libtorch(&mut command)?,

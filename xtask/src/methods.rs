@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::backends::METHOD_CRATES;
 use crate::card::{Card, Conformance, conformance, tests};
 use crate::shell::root;
-
-/// The crates with methods.
-const METHOD_CRATES: [&str; 5] = ["peft-additive", "peft-partial", "peft-reparam", "peft-hybrid", "peft-unified"];
 
 /// A method's card, its file, and its tests as METHODS.md lists them.
 struct Entry {
