@@ -5,6 +5,7 @@ use burn::tensor::Device;
 use crate::{Error, Result};
 
 /// The device called `flex`, `cpu`, `wgpu`, `cuda`, `cuda:1`, `tch` or `tch:cuda:0`, if its backend is compiled in.
+#[cfg_attr(feature = "tch", expect(deprecated, reason = "burn 0.22 still ships libtorch, and means to drop it"))]
 pub fn device(name: &str) -> Result<Device> {
     let missing = || Error::config("device", name, format!("one of {}", available().join(", ")));
     let (kind, index) = match name.split_once(':') {
