@@ -135,6 +135,7 @@ impl Base {
     }
 
     /// The same base with the settings (not the sizes) of another shape.
+    #[cfg(feature = "train")]
     pub(crate) fn with_shape(self, shape: Shape) -> Self {
         Base { shape: Arc::new(shape), ..self }
     }
