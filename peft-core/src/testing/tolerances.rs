@@ -4,8 +4,8 @@
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance(pub f32);
 
-/// The same function by two routes of f32 operations on one device (a softmax of its own on each).
-pub const SAME_FUNCTION: Tolerance = Tolerance(1e-5);
+/// The same function by two routes of f32 operations on one device, through a few layers (some 200 roundings of numbers up to 3).
+pub const SAME_FUNCTION: Tolerance = Tolerance(3e-5);
 /// A weight-space form against an activation-space form.
 pub const MERGED: Tolerance = Tolerance(5e-5);
 /// Against logits, losses and gradients of a reference implementation.
