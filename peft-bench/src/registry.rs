@@ -1,5 +1,8 @@
 //! Every method by name: how a program that learns the method from its user gets at the types.
 
+use std::path::Path;
+
+use peft_core::io::peft;
 use peft_core::{Error, Method, Result};
 
 /// Something done with a method whose type is known only when the program runs.
@@ -31,13 +34,15 @@ macro_rules! methods {
         /// Calls `f` with the method of this name.
         pub fn by_name<F: WithMethod>(name: &str, f: F) -> Result<F::Output> {
             $(if name == <$config>::NAME { return f.call::<$config>(); })*
-            Err(unknown("method", name, METHODS.iter().map(|entry| entry.name)))
+            Err(Error::config("method", name, one_of(|entry| entry.name)))
         }
 
-        /// Calls `f` with the method of this `peft_type`.
-        pub fn by_peft_type<F: WithMethod>(peft_type: &str, f: F) -> Result<F::Output> {
+        /// Calls `f` with the method of an adapter directory.
+        pub fn by_peft_type<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
+            let peft_type = peft::peft_type(adapter)?;
             $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
-            Err(unknown("peft_type", peft_type, METHODS.iter().map(|entry| entry.peft_type)))
+            let known = one_of(|entry| entry.peft_type);
+            Err(Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, known))
         }
     };
 }
@@ -53,8 +58,8 @@ methods! {
     peft_reparam::LoraConfig: "reparam",
 }
 
-fn unknown<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
-    Error::config(what, name, format!("one of {}", names.collect::<Vec<_>>().join(", ")))
+fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {
+    format!("one of {}", METHODS.iter().map(name).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

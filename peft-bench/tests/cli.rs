@@ -121,6 +121,71 @@ fn train_forward_merge_and_inspect_agree() {
     let merge = ["merge", "--model", &model, "--adapter", &adapter, "--output", &refused, "--max-difference", "1e-12"];
     names(&fail(&merge), &["merged equals unmerged", "1e-12"]);
     assert!(!Path::new(&refused).exists());
+    for bound in ["nan", "-1"] {
+        names(&fail(&[&merge[..7], &[&format!("--max-difference={bound}")]].concat()), &["--max-difference", "from 0"]);
+    }
+}
+
+#[test]
+fn training_goes_on_with_the_classes_of_the_adapter() {
+    let folder = Folder::new();
+    let (model, first, second) = (model("roberta-classify"), folder.path("first"), folder.path("second"));
+    let data = |name: &str, labels: [&str; 2]| {
+        let line =
+            |i: usize| json!({"input_ids": [10 + 60 * (i % 2), 7, 9], "label": labels[i % 2]}).to_string() + "\n";
+        folder.write(name, &(0..8).map(line).collect::<String>())
+    };
+    let classes = |adapter: &str| {
+        let text = fs::read_to_string(Path::new(adapter).join("labels.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["classes"].clone()
+    };
+    let train = |start: &[&str], data: &str, output: &str| {
+        let end = ["--model", &model, "--data", data, "--steps", "2", "--output", output];
+        [&["train"], start, &end].concat().into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    run(train(&["--method", "lora"], &data("a.jsonl", ["cold", "warm"]), &first));
+    assert_eq!(classes(&first), json!(["cold", "warm"]));
+    run(train(&["--adapter", &first], &data("b.jsonl", ["warm", "warm"]), &second));
+    assert_eq!(classes(&second), json!(["cold", "warm"]));
+    let other = train(&["--adapter", &first], &data("c.jsonl", ["warm", "hot"]), &folder.path("third"));
+    names(&fail(&other.iter().map(String::as_str).collect::<Vec<_>>()), &["c.jsonl", "hot", "cold"]);
+}
+
+#[test]
+fn texts_leave_room_for_virtual_tokens() {
+    let folder = Folder::new();
+    let (model, data) = (
+        model("roberta-classify"),
+        folder.write("long.jsonl", &{
+            let line = |i: usize| json!({"input_ids": vec![5 + i; 30], "label": i % 2}).to_string() + "\n";
+            (0..4).map(line).collect::<String>()
+        }),
+    );
+    let start = ["train", "--model", &model, "--data", &data, "--steps", "2", "--method", "prefix"];
+    let output = folder.path("out");
+    let error = fail(&[&start[..], &["--set", "num_virtual_tokens=9", "--output", &output]].concat());
+    names(&error, &["long.jsonl", "line 1", "30", "at most 29"]);
+    succeed(&[&start[..], &["--set", "num_virtual_tokens=8", "--output", &output]].concat());
+}
+
+#[test]
+fn a_model_of_random_weights_merges_into_one_that_loads() {
+    let folder = Folder::new();
+    let (data, adapter, merged) = (folder.data(), folder.path("lora"), folder.path("merged"));
+    let train = ["train", "--model", "shape:bert-tiny", "--method", "lora", "--data", &data, "--steps", "2"];
+    succeed(&[&train[..], &["--output", &adapter]].concat());
+    succeed(&["merge", "--model", "shape:bert-tiny", "--adapter", &adapter, "--output", &merged]);
+    succeed(&["forward", "--model", &merged, "--input", &data, "--output", &folder.path("logits")]);
+}
+
+#[test]
+fn a_classifier_needs_the_pooler_of_its_model() {
+    let folder = Folder::new();
+    let copy = folder.copy(&golden("peft-core", "bert-mlm")).to_string_lossy().into_owned();
+    let (data, output) = (folder.data(), folder.path("out"));
+    let train = ["train", "--model", &copy, "--method", "lora", "--data", &data, "--steps", "2", "--output", &output];
+    names(&fail(&train), &["pooler.dense.weight", "no such tensor"]);
 }
 
 #[test]
@@ -170,10 +235,14 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method prompt --set num_virtual_tokens=0", &["num_virtual_tokens", "0"]),
         ("--method prompt --set num_virtual_tokens=40", &["num_virtual_tokens", "40"]),
         ("--method lora --lr=-1", &["learning_rate", "-1"]),
-        ("--method lora --lr 1e30", &["check failed", "did not move"]),
+        ("--method lora --lr 1e30", &["learning_rate", "below 1000000"]),
         ("--method lora --batch-size 0", &["batch_size", "0"]),
         ("--method lora --device gpu", &["gpu", "flex"]),
         ("--method lora --warmup=-3", &["--warmup", "-3"]),
+        ("--method lora --set r=4 --set r=2", &["--set r", "twice"]),
+        ("--method lora --lr nan", &["learning_rate", "NaN", "below 1000000"]),
+        ("--method lora --batch-size 99999999999999999", &["batch_size", "1000000000"]),
+        ("--method lora --set target_modules=all-quadratic", &["all-quadratic", "matches nothing"]),
         ("--method lora --data missing.jsonl", &["missing.jsonl", "No such file"]),
         ("--method lora --task imdb", &["imdb", "sst2"]),
     ] {
@@ -222,6 +291,8 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     names(&train(&folder.path("data.jsonl")), &["data.jsonl", "new or empty"]);
     names(&train(&folder.path("data.jsonl/out")), &["data.jsonl/out"]);
     names(&train("/proc/nowhere/out"), &["cannot create /proc/nowhere/out"]);
+    names(&train("."), &["output", "the name of a directory"]);
+    names(&fail(&[&start[..], &["--lr=-1", "--output", &folder.path("new/folder/out")]].concat()), &["learning_rate"]);
     fs::create_dir(folder.path("full")).unwrap();
     fs::write(folder.path("full/file"), "").unwrap();
     names(&train(&folder.path("full")), &["full", "new or empty"]);
@@ -271,6 +342,9 @@ fn damaged_models_are_named_by_file_and_key() {
     names(&config("hidden_size", json!(1e18)), &["config.json", "hidden_size", "65536"]);
     names(&config("intermediate_size", json!(41)), &["intermediate.dense", "[40, 24]", "[41, 24]"]);
     names(&config("num_hidden_layers", json!(4)), &["encoder.layer.3.", "model.safetensors"]);
+    names(&config("num_hidden_layers", json!(2)), &["encoder.layer.2.", "nothing uses", "2 layers"]);
+    let twice = |dir: &Path| fs::write(dir.join("config.json"), r#"{"vocab_size": 3, "vocab_size": 4}"#).unwrap();
+    names(&damaged(&twice), &["config.json", "vocab_size", "twice"]);
     names(&damaged(&|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()), &["weights", "model.safetensors"]);
     let truncate = |dir: &Path| {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();
@@ -293,9 +367,11 @@ fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
         damaged(&|dir| edit(dir.join("adapter_config.json"), &|config| config[key] = value.clone()))
     };
     names(&config("use_dora", json!(true)), &["adapter_config.json", "use_dora", "true"]);
+    names(&config("init_lora_weights", json!("pissa")), &["adapter_config.json", "init_lora_weights", "pissa"]);
+    names(&config("rank_pattern", json!({"(": 2})), &["adapter_config.json", "rank_pattern", "regular expression"]);
     names(&config("some_new_thing", json!(3)), &["adapter_config.json", "some_new_thing"]);
     names(&config("r", json!(4)), &["lora_A.weight", "[3, 24]", "[4, 24]"]);
-    names(&config("peft_type", json!("LOHA")), &["peft_type", "LOHA", "LORA"]);
+    names(&config("peft_type", json!("LOHA")), &["adapter_config.json", "peft_type", "LOHA", "LORA"]);
     names(&config("target_modules", json!(["query"])), &["value.lora_A.weight", "nothing uses"]);
     names(&config("target_modules", json!(["query", "value", "key"])), &["key.lora_A.weight"]);
     names(&damaged(&|dir| fs::remove_file(dir.join("adapter_model.safetensors")).unwrap()), &["adapter_model"]);

@@ -96,6 +96,17 @@ impl Error {
         }
     }
 
+    /// The same, said of the file that the setting stands in.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Error::Config { key, found, expected } => Error::file(path, key, found, expected),
+            Error::NoSite { pattern, allowed } => {
+                Error::file(path, "site pattern", format!("{pattern:?}"), format!("a match among {allowed}"))
+            }
+            other => other,
+        }
+    }
+
     /// A setting has a value that cannot be.
     pub fn config(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Config { key: key.into(), found: found.to_string(), expected: expected.into() }

@@ -1,12 +1,14 @@
 //! Whole files: read under a size limit, written all or nothing.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
 use burn_pack::AtomicFile;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
@@ -41,9 +43,61 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a JSON file of at most [`MAX_JSON`] bytes; the error names the line and column.
+/// Reads a JSON file of at most [`MAX_JSON`] bytes; the error names the line and column. A key that stands twice in one
+/// object is an error.
 pub fn read_json(path: &Path) -> Result<Value> {
-    parse_json(path, "valid JSON")
+    parse_json::<Distinct>(path, "valid JSON").map(|Distinct(value)| value)
+}
+
+/// A JSON value whose objects have each key once; of equal keys `serde_json` would take the last in silence.
+pub(crate) struct Distinct(pub(crate) Value);
+
+impl<'de> Deserialize<'de> for Distinct {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Distinct;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+            fn visit_unit<E>(self) -> Result<Distinct, E> {
+                Ok(Distinct(Value::Null))
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Distinct, E> {
+                Ok(Distinct(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Distinct, E> {
+                Ok(Distinct(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Distinct, E> {
+                Ok(Distinct(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Distinct, E> {
+                Ok(Distinct(value.into()))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Distinct, E> {
+                Ok(Distinct(value.into()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Distinct, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Distinct(item)) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(Distinct(Value::Array(list)))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Distinct, A::Error> {
+                let mut map = Map::new();
+                while let Some((key, Distinct(value))) = entries.next_entry::<String, _>()? {
+                    if map.contains_key(&key) {
+                        return Err(A::Error::custom(format!("the key {key:?} stands twice")));
+                    }
+                    map.insert(key, value);
+                }
+                Ok(Distinct(Value::Object(map)))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
 }
 
 /// Like [`read_json`], into a type of its own.
@@ -65,9 +119,15 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Whether [`write_directory`] will be able to make this directory, asked before the work that fills it.
 pub fn check_new_directory(path: &Path) -> Result<()> {
-    let probe = path.with_file_name(format!(".probe-{}", std::process::id()));
+    name(path)?;
     occupied(path)?;
-    std::fs::create_dir_all(&probe).and_then(|()| std::fs::remove_dir(&probe)).map_err(Error::io("create", path))
+    let folder = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    let probe = folder.join(format!(".probe-{}", std::process::id()));
+    std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe)).map_err(Error::io("create", path))
+}
+
+fn name(path: &Path) -> Result<&std::ffi::OsStr> {
+    path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))
 }
 
 fn occupied(path: &Path) -> Result<()> {
@@ -86,8 +146,7 @@ fn occupied(path: &Path) -> Result<()> {
 /// already holds something is left alone, with an error.
 pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     occupied(path)?;
-    let name = path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))?;
-    let aside = path.with_file_name(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+    let aside = path.with_file_name(format!(".{}.partial-{}", name(path)?.to_string_lossy(), std::process::id()));
     let written = std::fs::create_dir_all(&aside)
         .map_err(Error::io("create", path))
         .and_then(|()| fill(&aside))

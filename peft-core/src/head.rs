@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation, module};
 
-use crate::{Architecture, Base, Batch, Hidden, Result, Shape, Tuner, random::Random};
+use crate::{Architecture, Base, Batch, Error, Hidden, Result, Shape, Tuner, random::Random};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -54,8 +54,6 @@ pub struct Classifier {
     pub dense: Option<Affine>,
     /// The last layer, `[hidden, classes]`.
     pub out: Affine,
-    #[module(skip)]
-    dropout: f64,
 }
 
 /// Dense, GELU, LayerNorm, then the transposed word table and a bias.
@@ -67,8 +65,6 @@ pub struct MaskedLm {
     pub norm: Norm,
     /// One for each word.
     pub bias: Param<Tensor<1>>,
-    #[module(skip)]
-    eps: f64,
 }
 
 impl Head {
@@ -79,7 +75,7 @@ impl Head {
             Affine::init([shape.hidden, columns], 0.02, Random::new(seed, &format!("classifier.{name}")), &device)
         };
         let dense = (shape.architecture == Architecture::Roberta).then(|| affine("dense", shape.hidden));
-        Head::Classifier(Classifier { dense, out: affine("out", outputs), dropout: shape.classifier_dropout })
+        Head::Classifier(Classifier { dense, out: affine("out", outputs) })
     }
 
     /// A fresh masked-word head, on the base's device with autodiff.
@@ -90,7 +86,6 @@ impl Head {
             dense: Affine::init([shape.hidden; 2], 0.02, Random::new(seed, "lm_head.dense"), &device),
             norm: Norm { gain: vector(1.0, shape.hidden), bias: vector(0.0, shape.hidden) },
             bias: vector(0.0, shape.vocab),
-            eps: shape.eps,
         })
     }
 
@@ -110,13 +105,10 @@ impl Head {
     }
 
     /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, vocab]` from a masked-word head.
-    ///
-    /// # Panics
-    /// If a head for a pooled output is put on a base without a pooler.
-    pub fn logits(&self, hidden: Hidden, batch: &Batch) -> Tensor<3> {
+    pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
-            Head::Classifier(head) => head.logits(hidden, batch),
-            Head::MaskedLm(head) => head.logits(hidden),
+            Head::Classifier(head) => head.logits(hidden, shape, batch),
+            Head::MaskedLm(head) => Ok(head.logits(hidden, shape)),
         }
     }
 
@@ -143,28 +135,33 @@ impl Head {
 
 impl Classifier {
     /// The first position, a prompt's if there is one: as in transformers and PEFT.
-    fn logits(&self, hidden: Hidden, batch: &Batch) -> Tensor<3> {
+    fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         let drop = |x: Tensor<3>, place| match &batch.noise {
-            Some(noise) => noise.dropout(x, self.dropout, place),
+            Some(noise) => noise.dropout(x, shape.classifier_dropout, place),
             None => x,
+        };
+        let no_pooler = || {
+            let expected =
+                "a model with a pooler (a checkpoint saved for masked words has none), as BERT's classifier needs";
+            Error::config("pooler.dense.weight", "no such tensor in the model", expected)
         };
         let x = match &self.dense {
             Some(dense) => {
                 let first = drop(hidden.states.narrow(1, 0, 1), "classifier.dense");
                 activation::tanh(dense.forward(first))
             }
-            None => hidden.pooled.expect("a base with a pooler").unsqueeze_dim(1),
+            None => hidden.pooled.ok_or_else(no_pooler)?.unsqueeze_dim(1),
         };
-        self.out.forward(drop(x, "classifier.out"))
+        Ok(self.out.forward(drop(x, "classifier.out")))
     }
 }
 
 impl MaskedLm {
-    fn logits(&self, hidden: Hidden) -> Tensor<3> {
+    fn logits(&self, hidden: Hidden, shape: &Shape) -> Tensor<3> {
         let [_, rows, _] = hidden.states.dims();
         let tokens = hidden.states.narrow(1, hidden.prompt, rows - hidden.prompt);
         let x = activation::gelu(self.dense.forward(tokens));
-        let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), self.eps);
+        let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), shape.eps);
         module::linear(x, hidden.words.transpose(), Some(self.bias.val()))
     }
 }
@@ -186,6 +183,6 @@ impl<T: Tuner> Trained<T> {
 
     /// Logits of a batch, see [`Head::logits`].
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
-        Ok(self.head.logits(self.tuner.run(base, batch)?, batch))
+        self.head.logits(self.tuner.run(base, batch)?, base.shape(), batch)
     }
 }

@@ -52,7 +52,7 @@ impl Mask {
         Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }) }
     }
 
-    /// Attention scores `[batch, heads, queries, keys]` with the unseen keys at the least finite value.
+    /// Attention scores `[batch, heads, queries, keys]` with the unseen keys at half the least finite value, which no sum can push to infinity.
     pub fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
         match &self.padding {
             None => scores,

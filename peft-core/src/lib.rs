@@ -37,7 +37,7 @@ pub use merge::Merge;
 pub use method::{Key, Method, file_path, place_key, split_name};
 pub use models::{Base, Hidden};
 pub use shape::{Architecture, Place, Shape, Slot};
-pub use site::{Part, Site, SiteMap, Sites, Stack};
+pub use site::{Part, Site, SiteMap, Sites, Stack, regex};
 pub use train::Procedure;
 pub use weight::{Packed, Weight};
 pub use within::Within;

@@ -13,6 +13,8 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     const NAME: &'static str;
     /// The `peft_type` in files.
     const PEFT_TYPE: &'static str;
+    /// Whether its tensors come on top of the model's; otherwise each takes the place of one of them.
+    const ADDS: bool = true;
     /// What stands before a head's name in files.
     const HEAD_PREFIX: &'static str = "base_model.model.";
 
@@ -24,6 +26,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
+
+    /// How many positions of a sequence its virtual tokens take.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
 
     /// What files call the tensor that records call `name`.
     fn key(&self, name: &str, shape: &Shape) -> Key;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Error, Result, Site, models};
 
@@ -193,6 +193,27 @@ impl Shape {
         })
     }
 
+    /// A Hugging Face `config.json` of this shape; [`from_config`](Self::from_config) reads it back.
+    pub fn to_config(&self) -> Value {
+        let roberta = self.architecture == Architecture::Roberta;
+        json!({
+            "model_type": if roberta { "roberta" } else { "bert" },
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.hidden,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate,
+            "hidden_act": "gelu",
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.positions,
+            "type_vocab_size": self.types,
+            "layer_norm_eps": self.eps,
+            "pad_token_id": self.pad,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.attention_dropout,
+            "classifier_dropout": self.classifier_dropout,
+        })
+    }
+
     /// The same shape with another dropout probability everywhere.
     pub fn with_dropout(mut self, p: f64) -> Self {
         (self.dropout, self.attention_dropout, self.classifier_dropout) = (p, p, p);
@@ -277,6 +298,14 @@ mod tests {
             ("minilm-l6", 22_713_216),
         ] {
             assert_eq!(Shape::named(name).unwrap().count(), count, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_config_is_read_back() {
+        for name in ["roberta-base", "minilm-l6"] {
+            let shape = Shape { attention_dropout: 0.2, ..Shape::named(name).unwrap() };
+            assert_eq!(Shape::from_config(&shape.to_config(), Path::new("config.json")).unwrap(), shape);
         }
     }
 

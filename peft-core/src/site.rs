@@ -197,8 +197,16 @@ impl Sites {
 
 /// A regular expression that must match the whole path, as Python's `re.fullmatch`.
 pub(crate) fn full_match(pattern: &str) -> Result<regex::Regex> {
-    regex::Regex::new(&format!("^(?:{pattern})$"))
-        .map_err(|e| Error::config("site pattern", pattern, format!("a regular expression ({e})")))
+    regex("site pattern", pattern, &format!("^(?:{pattern})$"))
+}
+
+/// A regular expression made from the `pattern` of a `setting`.
+pub fn regex(setting: &str, pattern: &str, expression: &str) -> Result<regex::Regex> {
+    regex::Regex::new(expression).map_err(|error| {
+        // The lines before the last draw the expression.
+        let reason = error.to_string().lines().last().unwrap_or_default().to_string();
+        Error::config(setting, pattern, format!("a regular expression ({reason})"))
+    })
 }
 
 impl From<Part> for Sites {

@@ -33,6 +33,7 @@ pub struct Full {
 impl Method for FullConfig {
     const NAME: &'static str = "full";
     const PEFT_TYPE: &'static str = "FULL";
+    const ADDS: bool = false;
     type Tuner = Full;
 
     fn init(&self, base: &Base, _seed: u64) -> Result<Full> {

@@ -127,6 +127,10 @@ fn what_cannot_be_is_refused_by_name() {
         assert!(told.iter().all(|word| message.contains(word)), "{told:?}: {message}");
         assert_eq!(config.count(base.shape()).unwrap_err().to_string(), message);
     }
+    let sites = |text: &str| from_settings::<LoraConfig>(&[format!("target_modules={text}")]).unwrap().target_modules;
+    assert_eq!(sites("all-linear"), Sites::Pattern("all-linear".into()));
+    assert_eq!(sites(".*query"), Sites::Pattern(".*query".into()));
+    assert_eq!(sites("query"), sites("[\"query\"]"));
     let message = from_settings::<LoraConfig>(&["rank=8".into()]).unwrap_err().to_string();
     assert!(message.contains("rank") && message.contains("lora_alpha"), "{message}");
 }

@@ -81,6 +81,24 @@ fn a_run_taken_up_in_the_middle_ends_with_the_same_bits() {
 }
 
 #[test]
+fn the_dropout_of_the_settings_is_that_of_the_head_too() {
+    let (base, data) = (base(), data());
+    let loss = |seed| {
+        let settings = TrainConfig { dropout: Some(0.0), seed, shuffle: false, ..config() };
+        let trained = Trained::new(peft_core::Bare {}, Head::classifier(&base, 2, 0)).unwrap();
+        Run::new(&settings, base.clone(), trained).unwrap().step(&data).unwrap().loss
+    };
+    assert_eq!(loss(0), loss(1));
+}
+
+#[test]
+fn a_step_without_a_learning_rate_moves_nothing_and_is_no_fault() {
+    let base = base();
+    let settings = TrainConfig { warmup_steps: 1, ..config().with_steps(2) };
+    assert!(run(settings, &base, start(&base)).is_ok());
+}
+
+#[test]
 fn micro_batches_have_the_gradients_of_the_whole_batch() {
     let (base, data) = (base(), data());
     let step = |micro_rows| {

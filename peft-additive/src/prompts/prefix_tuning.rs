@@ -141,6 +141,10 @@ impl Method for PrefixTuningConfig {
         Key::plain("prompt_embeddings")
     }
 
+    fn virtual_tokens(&self) -> usize {
+        self.num_virtual_tokens
+    }
+
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
         derived(shape)
     }

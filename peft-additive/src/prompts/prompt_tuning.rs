@@ -104,6 +104,10 @@ impl Method for PromptTuningConfig {
         })
     }
 
+    fn virtual_tokens(&self) -> usize {
+        self.num_virtual_tokens
+    }
+
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
         derived(shape)
     }

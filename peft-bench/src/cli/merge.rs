@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use peft_core::data::Labelled;
 use peft_core::files::check_new_directory;
-use peft_core::io::{Pretrained, peft};
+use peft_core::io::Pretrained;
 use peft_core::random::Random;
 use peft_core::train::Tuned;
-use peft_core::{Example, Method, Result};
+use peft_core::{Error, Example, Method, Result};
 
 use super::options::{ModelArgs, print};
 use crate::registry::{WithMethod, by_peft_type};
@@ -63,8 +63,11 @@ fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
 impl Merge {
     pub(super) fn run(self) -> Result<()> {
         check_new_directory(&self.output)?;
+        if !(self.max_difference.is_finite() && self.max_difference >= 0.0) {
+            return Err(Error::config("--max-difference", self.max_difference, "a number from 0"));
+        }
         let model = self.model.open()?;
-        let difference = by_peft_type(&peft::peft_type(&self.adapter)?, (&model, &self))?;
+        let difference = by_peft_type(&self.adapter, (&model, &self))?;
         print(format_args!(
             "{}: largest logit difference to the unmerged model {difference:e}",
             self.output.display()

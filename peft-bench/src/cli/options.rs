@@ -2,12 +2,12 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
-use peft_core::{Bare, Error, Example, Head, Method, Result, Trained};
+use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
 
 use crate::registry::{WithMethod, by_peft_type};
 
@@ -31,20 +31,33 @@ impl ModelArgs {
 
 /// Logits of a model with the head of its checkpoint, or with an adapter.
 pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Vec<Logits>> {
-    struct WithAdapter<'a>(&'a Pretrained, PathBuf, &'a [Example]);
+    struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example]);
     impl WithMethod for WithAdapter<'_> {
         type Output = Vec<Logits>;
         fn call<M: Method>(self) -> Result<Vec<Logits>> {
-            Tuned::<M>::load(&self.1, self.0)?.predict(self.2)
+            Tuned::<M>::load(self.1, self.0)?.predict(self.2)
         }
     }
     match adapter {
-        Some(dir) => by_peft_type(&peft::peft_type(dir)?, WithAdapter(model, dir.to_path_buf(), examples)),
+        Some(dir) => by_peft_type(dir, WithAdapter(model, dir, examples)),
         None => {
             let trained = Trained::new(Bare {}, own_head(model)?)?;
             predict(&model.base, &trained, examples, &Workers::new(threads)?)
         }
     }
+}
+
+/// The longest sequence of tokens that a model takes beside an adapter's virtual tokens.
+pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
+    struct VirtualTokens<'a>(&'a Path, &'a Shape);
+    impl WithMethod for VirtualTokens<'_> {
+        type Output = usize;
+        fn call<M: Method>(self) -> Result<usize> {
+            Ok(peft::config::<M>(self.0, self.1)?.virtual_tokens())
+        }
+    }
+    let virtual_tokens = adapter.map_or(Ok(0), |dir| by_peft_type(dir, VirtualTokens(dir, shape)))?;
+    Ok(shape.max_length().saturating_sub(virtual_tokens))
 }
 
 /// The head in the model's checkpoint.

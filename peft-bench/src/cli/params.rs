@@ -24,8 +24,8 @@ pub struct Params {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Outputs of the task head; 0 for none
-    #[arg(long, default_value_t = 2)]
-    labels: usize,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    labels: u32,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -37,7 +37,8 @@ type Group = (String, Vec<usize>, usize);
 struct Count<'a>(Shape, &'a [String]);
 
 impl WithMethod for Count<'_> {
-    type Output = (usize, Vec<Group>);
+    /// Elements, whether they come on top of the model's, and where they sit.
+    type Output = (usize, bool, Vec<Group>);
     fn call<M: Method>(self) -> Result<Self::Output> {
         let Count(shape, settings) = self;
         let method: M = peft::from_settings(settings)?;
@@ -55,7 +56,7 @@ impl WithMethod for Count<'_> {
         }
         let found: usize = groups.iter().map(|(_, dims, n)| n * dims.iter().product::<usize>()).sum();
         if found == count {
-            Ok((count, groups))
+            Ok((count, M::ADDS, groups))
         } else {
             let detail = format!("{found} elements, the closed form says {count}");
             Err(Error::Check { what: "the closed form of the count", detail })
@@ -66,10 +67,10 @@ impl WithMethod for Count<'_> {
 impl Params {
     pub(super) fn run(self) -> Result<()> {
         let shape = Pretrained::shape(&self.model)?;
-        let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels) };
+        let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels as usize) };
         let base = shape.count();
-        let (count, groups) = by_name(&self.method, Count(shape, &self.set))?;
-        let (trainable, total) = (count + head, base + head + if self.method == "full" { 0 } else { count });
+        let (count, adds, groups) = by_name(&self.method, Count(shape, &self.set))?;
+        let (trainable, total) = (count + head, base + head + if adds { count } else { 0 });
         let percent = 100.0 * trainable as f64 / total as f64;
         if self.json {
             let tensors: Vec<_> =

@@ -9,7 +9,7 @@ use peft_core::train::argmax;
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, logits, print, threads};
+use super::options::{ModelArgs, logits, max_length, print, threads};
 
 /// Label texts with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]
@@ -50,8 +50,9 @@ impl Predict {
         if texts.is_empty() {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
         }
+        let longest = self.max_length.min(max_length(shape, self.adapter.as_deref())?);
         let example = |text: &String| {
-            let encoded = tokenizer.encode(text, None, self.max_length.min(shape.max_length()))?;
+            let encoded = tokenizer.encode(text, None, longest)?;
             Ok(Example { ids: encoded.ids, types: Some(encoded.types), ..Default::default() })
         };
         let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;

@@ -112,16 +112,16 @@ impl Train {
     pub(super) fn run(self) -> Result<()> {
         check_new_directory(&self.output)?;
         let model = self.model.open()?;
-        let (data, eval) = self.read(&model)?;
         match (&self.adapter, &self.method) {
-            (Some(dir), _) => by_peft_type(&peft::peft_type(dir)?, Job { args: &self, model: &model, data, eval }),
-            (_, Some(name)) => by_name(name, Job { args: &self, model: &model, data, eval }),
+            (Some(dir), _) => by_peft_type(dir, Job { args: &self, model: &model }),
+            (_, Some(name)) => by_name(name, Job { args: &self, model: &model }),
             (None, None) => Err(Error::config("start", "nothing", "--adapter or --method")),
         }
     }
 
-    fn read(&self, model: &Pretrained) -> Result<(Dataset, Option<Dataset>)> {
-        let (train, eval) = match (&self.task, &self.eval) {
+    /// The data to train on and to evaluate on.
+    fn read(&self) -> Result<(Labelled, Option<Labelled>)> {
+        Ok(match (&self.task, &self.eval) {
             (Some(task), _) => {
                 let (train, dev) = Task::named(task)?.read(&self.data)?;
                 (train, Some(dev))
@@ -132,9 +132,7 @@ impl Train {
                 (train, Some(eval))
             }
             (None, None) => (Labelled::open(&self.data)?.read()?, None),
-        };
-        let eval = eval.map(|eval| eval.prepare(model, self.max_length)).transpose()?;
-        Ok((train.prepare(model, self.max_length)?, eval))
+        })
     }
 
     fn config(&self, samples: usize) -> Result<TrainConfig> {
@@ -174,24 +172,56 @@ impl Train {
 struct Job<'a> {
     args: &'a Train,
     model: &'a Pretrained,
-    data: Dataset,
-    eval: Option<Dataset>,
+}
+
+impl Job<'_> {
+    /// The data in the model's tokens, with room for a method's virtual tokens.
+    fn data<M: Method>(&self, method: &M) -> Result<(Dataset, Option<Dataset>)> {
+        let room = self.model.base.shape().max_length().saturating_sub(method.virtual_tokens());
+        let prepare = |data: Labelled| data.prepare(self.model, self.args.max_length.min(room));
+        let (data, eval) = self.args.read()?;
+        Ok((prepare(data)?, eval.map(prepare).transpose()?))
+    }
+}
+
+/// Data with its classes in the order of a head's, if all of them are among those.
+fn with_classes(data: &Dataset, eval: &Option<Dataset>, names: &[String]) -> Option<(Dataset, Option<Dataset>)> {
+    let eval = match eval {
+        Some(eval) => Some(eval.clone().with_classes(names)?),
+        None => None,
+    };
+    Some((data.clone().with_classes(names)?, eval))
 }
 
 impl WithMethod for Job<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
-        let Job { args, model, data, eval } = self;
+        let Job { args, model } = self;
+        let method: M = match &args.adapter {
+            Some(dir) => peft::config(dir, model.base.shape())?,
+            None => peft::from_settings(&args.set)?,
+        };
+        // An impossible configuration is told before anything is read for it.
+        method.count(model.base.shape())?;
+        let (mut data, mut eval) = self.data(&method)?;
+        let head_classes = match &args.adapter {
+            Some(dir) => peft::labels(dir)?.classes,
+            None => model.classes(),
+        };
+        match with_classes(&data, &eval, &head_classes) {
+            Some(both) => (data, eval) = both,
+            None if args.adapter.is_some() && !head_classes.is_empty() => {
+                let expected = format!("classes of the adapter: {head_classes:?}");
+                return Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected));
+            }
+            None => {}
+        }
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         let trainer = Trainer::new(config);
-        let (method, trained): (M, Trained<M::Tuner>) = match &args.adapter {
-            Some(dir) => peft::load(dir, &model.base)?,
-            None => {
-                let method = peft::from_settings(&args.set)?;
-                let trained = trainer.start(model, &method, &data)?;
-                (method, trained)
-            }
+        let trained: Trained<M::Tuner> = match &args.adapter {
+            Some(dir) => peft::load::<M>(dir, &model.base)?.1,
+            None => trainer.start(model, &method, &data)?,
         };
         let mut progress = Progress::new(steps, args.log.as_deref())?;
         let started = std::time::Instant::now();

@@ -12,6 +12,27 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// The same data with its classes numbered as in `names`, those of a head. `None` if a class is not among them.
+    /// Classes that the data itself writes as numbers are taken as they are.
+    pub fn with_classes(mut self, names: &[String]) -> Option<Self> {
+        if self.classes.is_empty() {
+            return Some(self);
+        }
+        let numbers = self.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
+        let place = |name: &String| names.iter().position(|other| other == name);
+        let places: Vec<usize> = match numbers && self.classes.len() <= names.len() {
+            true => (0..self.classes.len()).collect(),
+            false => self.classes.iter().map(place).collect::<Option<_>>()?,
+        };
+        for example in &mut self.examples {
+            if let Some(Label::Class(class)) = &mut example.label {
+                *class = places[*class];
+            }
+        }
+        self.classes = names.to_vec();
+        Some(self)
+    }
+
     /// The number of outputs that a head needs: the classes, or 1 for values.
     pub fn outputs(&self) -> Result<usize> {
         match self.examples.first().and_then(|e| e.label) {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{Error, Method, Result, Shape, files::read_json};
 
 /// Fields that say nothing about the computation.
-const DESCRIPTIVE: [&str; 14] = [
+const DESCRIPTIVE: [&str; 13] = [
     "peft_type",
     "task_type",
     "base_model_name_or_path",
@@ -16,7 +16,6 @@ const DESCRIPTIVE: [&str; 14] = [
     "auto_mapping",
     "peft_version",
     "modules_to_save",
-    "init_lora_weights",
     "init_ia3_weights",
     "init_weights",
     "prompt_tuning_init",
@@ -26,10 +25,14 @@ const DESCRIPTIVE: [&str; 14] = [
 
 /// Fields that change nothing at this value (beside null, false and empty ones).
 fn is_default(key: &str, value: &Value) -> bool {
-    matches!(
-        (key, value.as_str(), value.as_u64()),
-        ("megatron_core", Some("megatron.core"), _) | ("qalora_group_size", ..)
-    )
+    match (key, value) {
+        // The other ways to start (PiSSA, OLoRA, CorDA, LoftQ) also change the base, which the adapter's files do not hold.
+        ("init_lora_weights", Value::String(way)) => ["gaussian", "orthogonal", "eva"].contains(&way.as_str()),
+        ("init_lora_weights", value) => value.is_boolean(),
+        ("megatron_core", value) => value == "megatron.core",
+        ("qalora_group_size", _) => true,
+        _ => false,
+    }
 }
 
 fn is_off(value: &Value) -> bool {
@@ -83,7 +86,7 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
             ));
         }
     }
-    parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a field of {}", M::NAME)))
+    parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a value that {} takes", M::NAME)))
 }
 
 /// A configuration from fields of its own; the error is the key and what is wrong.
@@ -132,22 +135,17 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
                 format!("one of the keys of {}: {known}", M::NAME),
             ));
         };
-        let list = |text: &str| json!(text.split(',').map(str::trim).collect::<Vec<_>>());
-        let value = match serde_json::from_str(text) {
-            Ok(value) => value,
-            Err(_) if default.is_array() || text.contains(',') => list(text),
-            Err(_) => json!(text),
-        };
-        // A single name where a list is the default, or where no text is taken, is a list of one.
-        let plain = |word: &str| word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
-        let alone = |value: &Value| parse::<M>(Map::from_iter([(key.to_string(), value.clone())])).is_ok();
-        let value = match &value {
-            Value::String(word) if plain(word) && (default.is_array() || default.is_null() && !alone(&value)) => {
-                list(word)
-            }
-            _ => value,
-        };
-        fields.insert(key.to_string(), value);
+        // Names are a list where there are several, a list is the default, or there is no default and no text is taken.
+        // Anything else, such as a pattern, is a text.
+        let words: Vec<&str> = text.split(',').map(str::trim).collect();
+        let plain = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
+        let text_taken = || parse::<M>(Map::from_iter([(key.to_string(), json!(text))])).is_ok();
+        let list =
+            words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && !text_taken());
+        let value = serde_json::from_str(text).unwrap_or_else(|_| if list { json!(words) } else { json!(text) });
+        if fields.insert(key.to_string(), value).is_some() {
+            return Err(Error::config(format!("--set {key}"), "given twice", "each key once"));
+        }
     }
     parse(fields)
         .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))

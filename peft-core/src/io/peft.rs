@@ -154,14 +154,20 @@ pub(crate) fn read_head(file: Checkpoint, prefix: &str, base: &Base) -> Result<(
     Ok((head, taker.taken))
 }
 
+/// The configuration of an adapter directory, for a model of this shape.
+pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+    config::read(dir, shape)
+}
+
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote.
 pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
     let shape = base.shape();
-    let config: M = config::read(dir, shape)?;
+    let config: M = config(dir, shape)?;
     let file = dir.join("adapter_model.safetensors");
     let file = if file.exists() { file } else { dir.join("adapter_model.bin") };
     let mut taker = Taker { file: Checkpoint::open_file(&file)?, taken: BTreeSet::new() };
-    let tuner = taker.fill(config.for_loading(base)?, |name| {
+    let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
+    let tuner = taker.fill(tuner, |name| {
         let key = config.key(name, shape);
         (key.name, key.transposed)
     })?;

@@ -1,6 +1,6 @@
 //! A model directory in the layout of Hugging Face transformers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, TensorData};
@@ -19,7 +19,7 @@ pub struct Pretrained {
     pub base: Base,
     /// The head in the checkpoint, if there is one.
     pub head: Option<Head>,
-    /// `config.json`; null for a shape's random weights.
+    /// `config.json`, or what it would be for a shape's random weights.
     pub config: Value,
     /// The directory; none for a shape's random weights.
     pub dir: Option<PathBuf>,
@@ -30,13 +30,15 @@ impl Pretrained {
     /// id of a model on a hub.
     pub fn open(name: &str, device: &Device) -> Result<Self> {
         if let Some(shape) = name.strip_prefix("shape:") {
-            let base = Base::random(Shape::named(shape)?, 0, device);
-            return Ok(Pretrained { base, head: None, config: Value::Null, dir: None });
+            return Ok(Self::random(Shape::named(shape)?, 0, device));
         }
-        let dir = PathBuf::from(name);
-        #[cfg(feature = "hub")]
-        let dir = if dir.exists() { dir } else { crate::load::hub::fetch(name)? };
-        Self::open_dir(dir, device)
+        Self::open_dir(directory(name)?, device)
+    }
+
+    /// A model of this shape with random weights.
+    pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
+        let config = shape.to_config();
+        Pretrained { base: Base::random(shape, seed, device), head: None, config, dir: None }
     }
 
     /// The shape of a model, without its weights.
@@ -44,7 +46,7 @@ impl Pretrained {
         match name.strip_prefix("shape:") {
             Some(shape) => Shape::named(shape),
             None => {
-                let path = PathBuf::from(name).join("config.json");
+                let path = directory(name)?.join("config.json");
                 Shape::from_config(&read_json(&path)?, &path)
             }
         }
@@ -58,21 +60,34 @@ impl Pretrained {
         let prefix = find_prefix(&file, &shape)?;
         // A BERT for masked words is saved without the pooler.
         shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+        let mut taken = BTreeSet::new();
         let base = Base::new(shape, device, |place| {
             let name = format!("{prefix}{}", place.name);
             let old = format!("{prefix}{}", old_name(&place.name));
             let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
-            file.read_f32(&name, &place.file_dims())
+            let data = file.read_f32(&name, &place.file_dims());
+            taken.insert(name);
+            data
         })?;
+        // Heads of other tasks may be there. A layer that the forward would leave out may not.
+        let backbone = |name: &&str| {
+            let inner = name.strip_prefix(&prefix).unwrap_or_default();
+            ["encoder.", "embeddings."].iter().any(|part| inner.starts_with(part)) && !inner.ends_with("position_ids")
+        };
+        if let Some(name) = file.names().filter(backbone).find(|name| !taken.contains(*name)) {
+            let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
+            return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
+        }
         let (head, _) = read_head(file, "", &base)?;
         Ok(Pretrained { base, head, config, dir: Some(dir) })
     }
 
-    /// The names of the classes in `config.json`, in order; empty if it names none.
+    /// The names of the head's classes, in order, as in `config.json` or, as in transformers, `LABEL_0`, `LABEL_1` and so on;
+    /// empty without a head for classes.
     pub fn classes(&self) -> Vec<String> {
-        let names = self.config.get("id2label").and_then(Value::as_object);
-        let class = |i: usize| names?.get(&i.to_string())?.as_str().map(str::to_string);
-        (0..).map_while(class).collect()
+        let count = self.head.as_ref().and_then(Head::outputs).filter(|outputs| *outputs > 1).unwrap_or(0);
+        let name = |i: usize| self.config.get("id2label")?.get(i.to_string())?.as_str().map(str::to_string);
+        (0..count).map(|i| name(i).unwrap_or_else(|| format!("LABEL_{i}"))).collect()
     }
 
     /// Writes a model directory that transformers loads: `base` with `head`, the other files copied.
@@ -101,6 +116,12 @@ impl Pretrained {
     fn config_with(&self, head: &Head, classes: &[String]) -> Value {
         let family = if self.base.shape().prefix() == "bert." { "Bert" } else { "Roberta" };
         let mut config = self.config.clone();
+        // Weights are written as f32, whatever they were.
+        for key in ["dtype", "torch_dtype"] {
+            if config.get(key).is_some() {
+                config[key] = json!("float32");
+            }
+        }
         match head {
             Head::Classifier(classifier) => {
                 let outputs = classifier.out.bias.val().dims()[0];
@@ -121,6 +142,14 @@ impl Base {
     pub fn from_pretrained(name: &str, device: &Device) -> Result<Self> {
         Ok(Pretrained::open(name, device)?.base)
     }
+}
+
+/// The directory of this name, else (with the feature `hub`) that of the hub's model of this name.
+fn directory(name: &str) -> Result<PathBuf> {
+    let dir = PathBuf::from(name);
+    #[cfg(feature = "hub")]
+    let dir = if dir.exists() { dir } else { crate::load::hub::fetch(name)? };
+    Ok(dir)
 }
 
 /// Names start with the model's prefix, with another's (a task of its own may have wrapped it), or with none.

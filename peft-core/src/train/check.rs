@@ -21,8 +21,8 @@ impl Before {
         Before { tensors: fingerprints(trained), base: base.fingerprint() }
     }
 
-    /// Every trainable tensor moved (in two steps or more: a factor may wait for another to leave 0), and the frozen base
-    /// did not, unless the method says that it changes it.
+    /// Every trainable tensor moved, and the frozen base did not, unless the method says that it changes it. `steps` are
+    /// those with a learning rate above 0: there must be two, since a factor may wait for another to leave 0.
     pub(super) fn check<T: Tuner>(
         &self,
         trained: &Trained<T>,

@@ -48,7 +48,7 @@ pub struct TrainConfig {
     pub length: Length,
     /// Sequences in a step.
     pub batch_size: usize,
-    /// AdamW's decoupled weight decay.
+    /// Decoupled weight decay, on every trainable tensor (transformers' `Trainer` leaves out biases and normalizations).
     pub weight_decay: f64,
     /// AdamW's decay of the first moment.
     pub adam_beta1: f64,
@@ -127,8 +127,10 @@ impl TrainConfig {
 
     /// Refuses values that cannot be.
     pub fn check(&self) -> Result<()> {
-        let positive = |key: &str, value: usize| {
-            if value == 0 { Err(Error::config(key, value, "at least 1")) } else { Ok(()) }
+        // Counts whose products are far from the largest number.
+        let count = |key: &str, value: usize| match value {
+            1..=1_000_000_000 => Ok(()),
+            _ => Err(Error::config(key, value, "1 to 1000000000")),
         };
         let between = |key: &str, value: f64, low: f64, high: f64| {
             if (low..high).contains(&value) {
@@ -138,19 +140,19 @@ impl TrainConfig {
             }
         };
         match self.length {
-            Length::Steps(n) => positive("steps", n)?,
-            Length::Epochs(n) => positive("epochs", n)?,
+            Length::Steps(n) => count("steps", n)?,
+            Length::Epochs(n) => count("epochs", n)?,
         }
-        positive("batch_size", self.batch_size)?;
-        positive("threads", self.threads)?;
-        positive("micro_rows", self.micro_rows)?;
-        positive("max_length", self.max_length)?;
-        between("learning_rate", self.learning_rate, 0.0, f64::MAX)?;
+        count("batch_size", self.batch_size)?;
+        count("threads", self.threads)?;
+        count("micro_rows", self.micro_rows)?;
+        count("max_length", self.max_length)?;
+        between("learning_rate", self.learning_rate, 0.0, 1e6)?;
         between("weight_decay", self.weight_decay, 0.0, 1e6)?;
         between("adam_beta1", self.adam_beta1, 0.0, 1.0)?;
         between("adam_beta2", self.adam_beta2, 0.0, 1.0)?;
         between("adam_epsilon", self.adam_epsilon, 0.0, 1.0)?;
-        between("max_grad_norm", self.max_grad_norm, 0.0, f64::MAX)?;
+        between("max_grad_norm", self.max_grad_norm, 0.0, 1e12)?;
         between("dropout", self.dropout.unwrap_or(0.0), 0.0, 1.0)
     }
 
@@ -160,6 +162,12 @@ impl TrainConfig {
             Length::Steps(steps) => steps,
             Length::Epochs(epochs) => samples.div_ceil(self.batch_size) * epochs,
         }
+    }
+
+    /// How many of the first `steps` steps have a learning rate above 0.
+    pub(super) fn moving_steps(&self, steps: usize) -> usize {
+        let rate = |step| self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, steps);
+        (0..steps).filter(|step| rate(*step) > 0.0).count()
     }
 
     /// The samples of a step (from 0): a function of the settings and the number of samples alone.

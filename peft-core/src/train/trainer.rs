@@ -62,11 +62,13 @@ impl Trainer {
         self.resume(model, method, trained, data, None, &mut ())
     }
 
-    /// The method's start, with a fresh head (or the model's own, if it has as many outputs as the data).
+    /// The method's start, with a fresh head, or the model's own if it is for the classes of the data (see
+    /// [`Dataset::with_classes`]) or, like the data, for a value.
     pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
         let tuner = method.init(&model.base, self.config.seed)?;
         let outputs = data.outputs()?;
-        let own = model.head.clone().filter(|head| head.outputs() == Some(outputs));
+        let same = |head: &Head| head.outputs() == Some(outputs) && (outputs == 1 || model.classes() == data.classes);
+        let own = model.head.clone().filter(same);
         Trained::new(tuner, own.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed)))
     }
 
@@ -128,7 +130,7 @@ impl Trainer {
         let Run { trained: Trained { tuner, head }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
         let trained = Trained { tuner, head };
-        before.check(&trained, &base, steps, changes_base)?;
+        before.check(&trained, &base, self.config.moving_steps(steps), changes_base)?;
         Ok((trained, base))
     }
 }

@@ -60,6 +60,7 @@ pub struct BitFit {
 impl Method for BitFitConfig {
     const NAME: &'static str = "bitfit";
     const PEFT_TYPE: &'static str = "BITFIT";
+    const ADDS: bool = false;
     type Tuner = BitFit;
 
     /// The base's values, not differences from 0: weight decay pulls the biases themselves, as in the reference.

@@ -12,7 +12,7 @@ use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
     Slot, Weight, file_path,
     random::{Noise, Random},
-    split_name,
+    regex, split_name,
 };
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -144,8 +144,7 @@ impl LoraConfig {
 /// Patterns as PEFT matches them, `^(.*\.)?(key)$` on the module path. One that matches none of these paths is an error.
 fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Regex, T)>> {
     let compile = |(key, value): (&String, &T)| {
-        let regex = Regex::new(&format!(r"^(.*\.)?({key})$"))
-            .map_err(|error| Error::config(setting, key, format!("a regular expression ({error})")))?;
+        let regex = regex(setting, key, &format!(r"^(.*\.)?({key})$"))?;
         if paths.iter().any(|path| regex.is_match(path)) {
             return Ok((regex, *value));
         }
