@@ -31,7 +31,7 @@ fn examples(vocab: usize) -> Vec<Example> {
 /// Forward and backward of the whole batch, on all threads of the tensor library.
 fn whole(base: &Base, trained: &Trained<Lora>, data: &[Example]) -> GradientsParams {
     let examples: Vec<&Example> = data.iter().collect();
-    let labels: Vec<Label> = data.iter().filter_map(|e| e.label).collect();
+    let labels: Vec<&Label> = data.iter().filter_map(|e| e.label.as_ref()).collect();
     let noise = Noise { seed: 0, step: 0, samples: (0..SEQUENCES as u32).collect() };
     let leaves = trained.valid().train();
     let batch = base.batch(&examples).expect("a batch that fits").with_noise(noise);

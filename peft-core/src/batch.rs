@@ -7,12 +7,14 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use crate::{Error, Mask, Result, random::Noise};
 
 /// The label of an example.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Label {
     /// One of several classes.
     Class(usize),
     /// A number, for regression.
     Value(f32),
+    /// The word at each token, or [`loss::IGNORED`](crate::loss::IGNORED) where none is to be predicted.
+    Words(Arc<[i32]>),
 }
 
 /// One example, already tokenized.

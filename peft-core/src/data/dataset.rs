@@ -35,9 +35,10 @@ impl Dataset {
 
     /// The number of outputs that a head needs: the classes, or 1 for values.
     pub fn outputs(&self) -> Result<usize> {
-        match self.examples.first().and_then(|e| e.label) {
+        match self.examples.first().and_then(|e| e.label.as_ref()) {
             Some(Label::Class(_)) => Ok(self.classes.len().max(2)),
             Some(Label::Value(_)) => Ok(1),
+            Some(Label::Words(_)) => Err(Error::config("label", "words", "classes or values")),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }
     }

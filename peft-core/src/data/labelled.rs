@@ -106,7 +106,7 @@ impl Labelled {
             if encoded.ids.is_empty() {
                 return Err(self.wrong(row, "a text without tokens", "at least one token"));
             }
-            Ok(Example { ids: encoded.ids, mask: None, types: Some(encoded.types), label: row.label })
+            Ok(Example { ids: encoded.ids, mask: None, types: Some(encoded.types), label: row.label.clone() })
         };
         // Collected before the first error is looked for, so that it is always that of the first bad row.
         let examples: Vec<Result<Example>> = self.rows.par_iter().map(example).collect();
@@ -126,7 +126,7 @@ impl Labelled {
             if ids.len() > max_length {
                 return Err(self.wrong(row, format!("{} input_ids", ids.len()), format!("at most {max_length}")));
             }
-            Ok(Example { ids: ids.clone(), mask: mask.clone(), types: types.clone(), label: row.label })
+            Ok(Example { ids: ids.clone(), mask: mask.clone(), types: types.clone(), label: row.label.clone() })
         };
         self.rows.iter().map(example).collect()
     }

@@ -73,7 +73,7 @@ impl Case {
         let base = model(base).base;
         let examples = examples(&dir.join("inputs.safetensors"));
         let batch = Batch::new(&examples, base.shape().pad, base.device()).unwrap_or_else(|e| panic!("{e}"));
-        let labels = examples.iter().filter_map(|e| e.label).collect();
+        let labels = examples.iter().filter_map(|e| e.label.clone()).collect();
         let expected = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap_or_else(|e| panic!("{e}"));
         Case { dir, base, batch, labels, expected }
     }
@@ -110,7 +110,8 @@ impl Case {
         let mut losses = vec![];
         for step in 0..10 {
             let logits = self.logits(&trained);
-            let loss = task_loss(logits, &self.labels).unwrap_or_else(|e| panic!("{e}")) / self.labels.len() as f32;
+            let labels: Vec<&Label> = self.labels.iter().collect();
+            let loss = task_loss(logits, &labels).unwrap_or_else(|e| panic!("{e}")) / self.labels.len() as f32;
             losses.push(loss.clone().into_scalar::<f32>());
             let gradients = GradientsParams::from_grads(loss.backward(), &trained);
             if step == 0 {

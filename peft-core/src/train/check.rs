@@ -21,6 +21,11 @@ impl Before {
         Before { tensors: fingerprints(trained), base: base.fingerprint() }
     }
 
+    /// A hash of it all.
+    pub(super) fn identity(&self) -> String {
+        format!("{:016x}", fingerprint(&self.base.to_string(), format!("{:?}", self.tensors).as_bytes()))
+    }
+
     /// Every trainable tensor moved, and the frozen base did not, unless the method says that it changes it. `steps` are
     /// those with a learning rate above 0: there must be two, since a factor may wait for another to leave 0.
     pub(super) fn check<T: Tuner>(

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::Random;
 use crate::{Error, Result};
 
 /// How the learning rate changes over a run.
@@ -13,6 +14,8 @@ pub enum Schedule {
     /// Falls to 0 after the warm-up.
     #[default]
     Linear,
+    /// Falls to 0 as half a cosine wave after the warm-up.
+    Cosine,
 }
 
 impl Schedule {
@@ -21,11 +24,26 @@ impl Schedule {
         if step < warmup {
             return step as f64 / warmup as f64;
         }
+        let left = total.saturating_sub(step) as f64 / total.saturating_sub(warmup).max(1) as f64;
         match self {
             Schedule::Constant => 1.0,
-            Schedule::Linear => total.saturating_sub(step) as f64 / total.saturating_sub(warmup).max(1) as f64,
+            Schedule::Linear => left,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * (1.0 - left)).cos()),
         }
     }
+}
+
+/// The update rule, by the names of transformers' `optim`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rule {
+    /// AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+    #[default]
+    #[serde(rename = "adamw_torch")]
+    AdamW,
+    /// Adafactor (Shazeer and Stern, 2018, arXiv:1804.04235) with the learning rate as given: neither relative steps nor
+    /// scaling by the parameter, as transformers' `Trainer` uses it.
+    #[serde(rename = "adafactor")]
+    Adafactor,
 }
 
 /// How long a run is.
@@ -46,8 +64,12 @@ pub struct TrainConfig {
     pub learning_rate: f64,
     /// How long.
     pub length: Length,
-    /// Sequences in a step.
+    /// Sequences in a batch.
     pub batch_size: usize,
+    /// Batches whose gradients make one step.
+    pub gradient_accumulation_steps: usize,
+    /// The update rule.
+    pub optim: Rule,
     /// Decoupled weight decay, on every trainable tensor (transformers' `Trainer` leaves out biases and normalizations).
     pub weight_decay: f64,
     /// AdamW's decay of the first moment.
@@ -66,6 +88,16 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Whether the order of the samples is drawn anew for each epoch; otherwise batches go round the data in order.
     pub shuffle: bool,
+    /// Whether sequences of like length come into one batch (with `shuffle`).
+    pub group_by_length: bool,
+    /// Evaluate every so many steps; after each epoch, if absent.
+    pub eval_steps: Option<usize>,
+    /// Whether the result is the state of the best evaluation instead of the last.
+    pub load_best_model_at_end: bool,
+    /// What the best is judged by: `loss` (lower is better) or another metric (higher is better).
+    pub metric_for_best_model: String,
+    /// Stop after so many evaluations without a better one.
+    pub early_stopping_patience: Option<usize>,
     /// Threads, each with a micro-batch of its own. Changes no bit of the result.
     pub threads: usize,
     /// Rows (tokens and padding) of a micro-batch.
@@ -82,6 +114,8 @@ impl Default for TrainConfig {
             learning_rate: 1e-3,
             length: Length::Epochs(3),
             batch_size: 32,
+            gradient_accumulation_steps: 1,
+            optim: Rule::AdamW,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -91,6 +125,11 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             seed: 0,
             shuffle: true,
+            group_by_length: false,
+            eval_steps: None,
+            load_best_model_at_end: false,
+            metric_for_best_model: "loss".into(),
+            early_stopping_patience: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             micro_rows: 256,
             dropout: None,
@@ -144,6 +183,9 @@ impl TrainConfig {
             Length::Epochs(n) => count("epochs", n)?,
         }
         count("batch_size", self.batch_size)?;
+        count("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
+        count("eval_steps", self.eval_steps.unwrap_or(1))?;
+        count("early_stopping_patience", self.early_stopping_patience.unwrap_or(1))?;
         count("threads", self.threads)?;
         count("micro_rows", self.micro_rows)?;
         count("max_length", self.max_length)?;
@@ -160,25 +202,70 @@ impl TrainConfig {
     pub fn steps(&self, samples: usize) -> usize {
         match self.length {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => samples.div_ceil(self.batch_size) * epochs,
+            Length::Epochs(epochs) => self.epoch(samples) * epochs,
         }
     }
 
-    /// How many of the first `steps` steps have a learning rate above 0.
-    pub(super) fn moving_steps(&self, steps: usize) -> usize {
-        let rate = |step| self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, steps);
-        (0..steps).filter(|step| rate(*step) > 0.0).count()
+    /// The number of optimizer steps of one epoch.
+    pub fn epoch(&self, samples: usize) -> usize {
+        samples.div_ceil(self.sequences())
     }
 
-    /// The samples of a step (from 0): a function of the settings and the number of samples alone.
-    pub fn samples(&self, step: usize, samples: usize) -> Vec<usize> {
-        if !self.shuffle {
-            return (0..self.batch_size).map(|i| (step * self.batch_size + i) % samples).collect();
+    /// Sequences in a step.
+    fn sequences(&self) -> usize {
+        self.batch_size.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// How many of the first `done` of `total` steps have a learning rate above 0.
+    pub(super) fn moving_steps(&self, done: usize, total: usize) -> usize {
+        let rate = |step| self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, total);
+        (0..done).filter(|step| rate(*step) > 0.0).count()
+    }
+}
+
+/// Which samples a step takes: a function of the settings, the lengths of the samples and the step alone.
+pub(super) struct Order {
+    config: TrainConfig,
+    lengths: Vec<usize>,
+    /// The last epoch that was asked for, and its order.
+    epoch: Option<(usize, Vec<usize>)>,
+}
+
+impl Order {
+    pub(super) fn new(config: &TrainConfig, lengths: Vec<usize>) -> Self {
+        Order { config: config.clone(), lengths, epoch: None }
+    }
+
+    /// The samples of a step, counted from 0. Without shuffling batches go round the data.
+    pub(super) fn samples(&mut self, step: usize) -> Vec<usize> {
+        let (count, size) = (self.lengths.len(), self.config.sequences());
+        if !self.config.shuffle {
+            return (0..size).map(|i| (step * size + i) % count).collect();
         }
-        let per_epoch = samples.div_ceil(self.batch_size);
-        let (epoch, first) = (step / per_epoch, step % per_epoch * self.batch_size);
-        let order = crate::random::Random::new(self.seed, &format!("order of epoch {epoch}")).permutation(samples);
-        order[first..samples.min(first + self.batch_size)].to_vec()
+        let steps = self.config.epoch(count);
+        let (epoch, first) = (step / steps, step % steps * size);
+        let order = match self.epoch.take() {
+            Some((drawn, order)) if drawn == epoch => order,
+            _ => self.draw(epoch),
+        };
+        let samples = order[first..count.min(first + size)].to_vec();
+        self.epoch = Some((epoch, order));
+        samples
+    }
+
+    /// The order of an epoch. Grouped by length as in transformers: groups of 50 batches (fewer where the data is small),
+    /// each sorted from long to short.
+    fn draw(&self, epoch: usize) -> Vec<usize> {
+        let random = Random::new(self.config.seed, &format!("order of epoch {epoch}"));
+        let mut order = random.permutation(self.lengths.len());
+        if self.config.group_by_length {
+            let batch = self.config.batch_size;
+            let batches = (order.len() / batch.saturating_mul(4)).clamp(1, 50);
+            for group in order.chunks_mut(batch.saturating_mul(batches)) {
+                group.sort_by_key(|sample| std::cmp::Reverse(self.lengths[*sample]));
+            }
+        }
+        order
     }
 }
 
@@ -193,18 +280,48 @@ mod tests {
         assert_eq!(linear, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]);
         let constant: Vec<f64> = (0..4).map(|step| Schedule::Constant.factor(step, 2, 6)).collect();
         assert_eq!(constant, [0.0, 0.5, 1.0, 1.0]);
+        // get_cosine_schedule_with_warmup(2, 6).
+        let cosine: Vec<f64> = (1..7).map(|step| Schedule::Cosine.factor(step, 2, 6)).collect();
+        let expected = [0.5, 1.0, 0.8535533905932737, 0.5, 0.14644660940672627, 0.0];
+        assert!(cosine.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15), "{cosine:?}");
     }
 
     #[test]
     fn an_epoch_visits_every_sample_once() {
         let config = TrainConfig::new(1e-3).with_batch_size(4);
-        let mut seen: Vec<usize> = (0..3).flat_map(|step| config.samples(step, 10)).collect();
-        let second: Vec<usize> = (3..6).flat_map(|step| config.samples(step, 10)).collect();
+        let mut order = Order::new(&config, vec![1; 10]);
+        let mut seen: Vec<usize> = (0..3).flat_map(|step| order.samples(step)).collect();
+        let second: Vec<usize> = (3..6).flat_map(|step| order.samples(step)).collect();
         assert_ne!(seen, second);
+        // What was drawn before changes nothing.
+        assert_eq!(order.samples(1), seen[4..8]);
         seen.sort();
         assert_eq!(seen, (0..10).collect::<Vec<_>>());
-        let in_order = TrainConfig { shuffle: false, ..config };
-        assert_eq!(in_order.samples(2, 10), [8, 9, 0, 1]);
+        let in_order = TrainConfig { shuffle: false, ..config.clone() };
+        assert_eq!(Order::new(&in_order, vec![1; 10]).samples(2), [8, 9, 0, 1]);
+        let accumulated = TrainConfig { gradient_accumulation_steps: 2, ..config };
+        assert_eq!(Order::new(&accumulated, vec![1; 10]).samples(0), [order.samples(0), order.samples(1)].concat());
+        assert_eq!(accumulated.steps(10), 6);
+    }
+
+    #[test]
+    fn batches_grouped_by_length_are_of_like_length() {
+        let config = TrainConfig { group_by_length: true, ..TrainConfig::new(1e-3).with_batch_size(4) };
+        let lengths: Vec<usize> = (0..64).map(|i| 1 + i * 7 % 31).collect();
+        let spread = |config: &TrainConfig| {
+            let mut order = Order::new(config, lengths.clone());
+            let batches: Vec<Vec<usize>> = (0..16).map(|step| order.samples(step)).collect();
+            let mut all = batches.concat();
+            all.sort();
+            assert_eq!(all, (0..64).collect::<Vec<_>>());
+            let range = |batch: &Vec<usize>| {
+                let lengths = batch.iter().map(|i| lengths[*i]);
+                lengths.clone().max().unwrap() - lengths.min().unwrap()
+            };
+            batches.iter().map(range).sum::<usize>()
+        };
+        let shuffled = TrainConfig { group_by_length: false, ..config.clone() };
+        assert!(spread(&config) * 2 < spread(&shuffled));
     }
 
     #[test]

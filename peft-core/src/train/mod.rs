@@ -6,6 +6,8 @@ mod procedure;
 #[cfg(feature = "train")]
 mod check;
 #[cfg(feature = "train")]
+mod checkpoint;
+#[cfg(feature = "train")]
 mod config;
 #[cfg(feature = "train")]
 pub mod metrics;
@@ -19,7 +21,9 @@ mod run;
 mod trainer;
 
 #[cfg(feature = "train")]
-pub use config::{Length, Schedule, TrainConfig};
+pub use checkpoint::Checkpoints;
+#[cfg(feature = "train")]
+pub use config::{Length, Rule, Schedule, TrainConfig};
 #[cfg(feature = "train")]
 pub use micro::Workers;
 pub use optim::Optim;

@@ -89,8 +89,8 @@ impl Optim {
         save.1
     }
 
-    /// The states that [`save`](Self::save) gave, for a module with the same names.
-    pub fn load<M: Module>(rule: impl Optimizer, module: &M, saved: StateSink, device: &Device) -> Self {
+    /// The same rule with the states that [`save`](Self::save) gave, for a module with the same names.
+    pub fn load<M: Module>(&self, module: &M, saved: StateSink, device: &Device) -> Self {
         struct Load<'a>(Optim, StateSource, &'a Device);
         impl Visit for Load<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
@@ -103,7 +103,7 @@ impl Optim {
         for (name, data) in saved.tensors {
             source.insert_tensor(name, data);
         }
-        let mut load = Load(Optim::new(rule), source, device);
+        let mut load = Load(Optim { rule: self.rule.clone(), states: BTreeMap::new() }, source, device);
         visit(module, &mut load);
         load.0
     }

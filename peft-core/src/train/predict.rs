@@ -66,12 +66,12 @@ impl fmt::Display for Metrics {
 /// Compares logits with the labels of their examples.
 pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
     let missing = || Error::config("label", "nothing", "a label for every example that is evaluated");
-    let labels = examples.iter().map(|e| e.label.ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
-    let classes = |l: &Label| match l {
+    let labels = examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
+    let class = |l: &&Label| match l {
         Label::Class(class) => Some(*class),
-        Label::Value(_) => None,
+        Label::Value(_) | Label::Words(_) => None,
     };
-    if let Some(gold) = labels.iter().map(classes).collect::<Option<Vec<usize>>>() {
+    if let Some(gold) = labels.iter().map(class).collect::<Option<Vec<usize>>>() {
         let found: Vec<usize> = logits.iter().map(|l| argmax(&l.values)).collect();
         let losses = logits.iter().zip(&gold).map(|(l, gold)| cross_entropy(&l.values, *gold));
         let mut metrics = vec![("accuracy", accuracy(&found, &gold))];
@@ -81,11 +81,11 @@ pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
         metrics.push(("loss", mean(losses, gold.len())));
         return Ok(Metrics(metrics));
     }
-    let value = |l: &Label| match l {
-        Label::Class(class) => *class as f64,
-        Label::Value(value) => f64::from(*value),
+    let value = |l: &&Label| match l {
+        Label::Value(value) => Ok(f64::from(*value)),
+        other => Err(Error::config("label", format!("{other:?}"), "only classes or only values")),
     };
-    let gold: Vec<f64> = labels.iter().map(value).collect();
+    let gold = labels.iter().map(value).collect::<Result<Vec<f64>>>()?;
     let found: Vec<f64> = logits.iter().map(|l| f64::from(l.values[0])).collect();
     let losses = found.iter().zip(&gold).map(|(x, y)| (x - y).powi(2));
     Ok(Metrics(vec![

@@ -1,12 +1,13 @@
 //! A run: its state, and one step of it.
 
 use burn::module::{Module, ParamId};
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::{AdafactorConfig, AdamWConfig, GradientsParams};
 use burn::tensor::Tensor;
 
 use super::micro::{Workers, add, cut, lengths};
-use super::{Optim, Procedure, TrainConfig};
-use crate::loss::task_loss;
+use super::config::Order;
+use super::{Optim, Procedure, Rule, TrainConfig};
+use crate::loss::{targets, task_loss};
 use crate::random::{Noise, Random};
 use crate::view::{Visit, visit};
 use crate::{Base, Error, Example, Label, Result, Trained};
@@ -22,6 +23,7 @@ pub struct Run<T: Procedure> {
     /// Steps done.
     pub step: usize,
     config: TrainConfig,
+    order: Option<Order>,
     pub(super) workers: Workers,
 }
 
@@ -46,23 +48,33 @@ impl<T: Procedure> Run<T> {
     /// Before the first step.
     pub fn new(config: &TrainConfig, base: Base, trained: Trained<T>) -> Result<Self> {
         config.check()?;
-        let adamw = AdamWConfig::new()
-            .with_beta_1(config.adam_beta1 as f32)
-            .with_beta_2(config.adam_beta2 as f32)
-            .with_epsilon(config.adam_epsilon as f32)
-            .with_weight_decay(config.weight_decay as f32);
+        let optim = match config.optim {
+            Rule::AdamW => {
+                let adamw = AdamWConfig::new()
+                    .with_beta_1(config.adam_beta1 as f32)
+                    .with_beta_2(config.adam_beta2 as f32)
+                    .with_epsilon(config.adam_epsilon as f32);
+                Optim::new(adamw.with_weight_decay(config.weight_decay as f32).build())
+            }
+            Rule::Adafactor => {
+                let adafactor = AdafactorConfig::new().with_relative_step(false).with_scale_parameter(false);
+                Optim::new(adafactor.with_weight_decay(config.weight_decay as f32).build())
+            }
+        };
         let base = match config.dropout {
             Some(p) => base.with_dropout(p),
             None => base,
         };
-        let (optim, workers) = (Optim::new(adamw.build()), Workers::new(config.threads)?);
-        Ok(Run { trained, base, optim, step: 0, config: config.clone(), workers })
+        let workers = Workers::new(config.threads)?;
+        Ok(Run { trained, base, optim, step: 0, config: config.clone(), order: None, workers })
     }
 
-    /// One optimizer step on the samples that the settings choose for it.
+    /// One optimizer step on the samples that the settings choose for it. The data must be the same in each.
     pub fn step(&mut self, data: &[Example]) -> Result<StepReport> {
         let (step, total) = (self.step, self.config.steps(data.len()));
-        let batch: Vec<&Example> = self.config.samples(step, data.len()).into_iter().map(|i| &data[i]).collect();
+        let lengths = || data.iter().map(|example| example.ids.len()).collect();
+        let order = self.order.get_or_insert_with(|| Order::new(&self.config, lengths()));
+        let batch: Vec<&Example> = order.samples(step).into_iter().map(|i| &data[i]).collect();
         let mut random = Random::new(self.config.seed, &format!("sample of step {step}"));
         let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };
         let (loss, gradients) = self.gradients(&before, &batch)?;
@@ -82,8 +94,17 @@ impl<T: Procedure> Run<T> {
 
     /// The mean loss of a batch and its gradients.
     fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
-        let rows = if trained.tuner.couples_samples() { usize::MAX } else { self.config.micro_rows };
-        let pieces = cut(&lengths(batch), rows);
+        let all = labels(batch)?;
+        let count = targets(all);
+        if count == 0 {
+            let what = "no label in the batch counts: every word of it is ignored".to_string();
+            return Err(Error::Training { step: self.step + 1, what });
+        }
+        // Samples that are coupled stay together, in the batches of the accumulation.
+        let pieces = match trained.tuner.couples_samples() {
+            true => (0..batch.len()).collect::<Vec<_>>().chunks(self.config.batch_size).map(<[_]>::to_vec).collect(),
+            false => cut(&lengths(batch), self.config.micro_rows),
+        };
         let work = |piece: usize| {
             let samples = &pieces[piece];
             let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
@@ -95,7 +116,7 @@ impl<T: Procedure> Run<T> {
             // Leaves of its own: a graph that shares them with another thread's would wait for it.
             let leaves = trained.valid().train();
             let logits = leaves.logits(&self.base, &self.base.batch(&examples)?.with_noise(noise))?;
-            let loss = task_loss(logits, &labels(&examples)?)? / batch.len() as f32;
+            let loss = task_loss(logits, &labels(&examples)?)? / count as f32;
             let value = f64::from(loss.clone().into_scalar::<f32>());
             Ok((value, GradientsParams::from_grads(loss.backward(), &leaves)))
         };
@@ -134,9 +155,9 @@ impl<T: Procedure> Run<T> {
     }
 }
 
-fn labels(examples: &[&Example]) -> Result<Vec<Label>> {
+fn labels<'a>(examples: &[&'a Example]) -> Result<Vec<&'a Label>> {
     let missing = || Error::config("label", "nothing", "a label for every training example");
-    examples.iter().map(|e| e.label.ok_or_else(missing)).collect()
+    examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect()
 }
 
 struct Norm {

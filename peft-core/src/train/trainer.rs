@@ -3,25 +3,34 @@
 use std::path::Path;
 
 use burn::module::Module;
+use serde_json::{Value, json};
 
 use super::check::Before;
+use super::checkpoint::{Best, Store};
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, evaluate, predict};
 use super::run::{Run, StepReport};
-use super::{Procedure, TrainConfig};
+use super::{Checkpoints, Procedure, TrainConfig};
 use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
+use crate::random::fingerprint;
+use crate::view::{tensors, with_values};
 use crate::{Base, Error, Example, Head, Method, Result, Trained};
 
 /// Follows a run.
 pub trait Observer {
+    /// Before the first step, or with the number of steps done when a run is taken up; `notes` say what was skipped.
+    fn start(&mut self, _done: usize, _notes: &[String]) -> Result<()> {
+        Ok(())
+    }
+
     /// After each step.
     fn step(&mut self, _report: &StepReport) -> Result<()> {
         Ok(())
     }
 
-    /// After each epoch (and the last step), if there is data to evaluate on.
+    /// After each evaluation, and after the last step, if there is data to evaluate on.
     fn evaluated(&mut self, _step: usize, _metrics: &Metrics) -> Result<()> {
         Ok(())
     }
@@ -33,6 +42,7 @@ impl Observer for () {}
 #[derive(Clone, Debug)]
 pub struct Trainer {
     config: TrainConfig,
+    checkpoints: Option<Checkpoints>,
 }
 
 /// A trained method with its model.
@@ -53,13 +63,18 @@ pub struct Tuned<'a, M: Method> {
 impl Trainer {
     /// With these settings.
     pub fn new(config: TrainConfig) -> Self {
-        Trainer { config }
+        Trainer { config, checkpoints: None }
+    }
+
+    /// With checkpoints from which a run can be taken up.
+    pub fn with_checkpoints(self, checkpoints: Checkpoints) -> Self {
+        Trainer { checkpoints: Some(checkpoints), ..self }
     }
 
     /// Trains the method from its start.
     pub fn fit<'a, M: Method>(&self, model: &'a Pretrained, method: M, data: &Dataset) -> Result<Tuned<'a, M>> {
         let trained = self.start(model, &method, data)?;
-        self.resume(model, method, trained, data, None, &mut ())
+        self.train(model, method, trained, data, None, &mut ())
     }
 
     /// The method's start, with a fresh head, or the model's own if it is for the classes of the data (see
@@ -72,8 +87,8 @@ impl Trainer {
         Trained::new(tuner, own.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed)))
     }
 
-    /// Trains on from a given state, evaluating on other data after each epoch.
-    pub fn resume<'a, M: Method>(
+    /// Trains on from a given state, evaluating on other data.
+    pub fn train<'a, M: Method>(
         &self,
         model: &'a Pretrained,
         method: M,
@@ -87,18 +102,8 @@ impl Trainer {
             let found = found.map_or("a head for words".to_string(), |n| format!("a head with {n} outputs"));
             return Err(Error::config("head", found, format!("{outputs} outputs, as the labels of the data")));
         }
-        let steps = self.config.steps(data.examples.len());
-        let (trained, base) = self.run(&model.base, trained, &data.examples, steps, |run, report| {
-            observer.step(report)?;
-            let epoch = data.examples.len().div_ceil(self.config.batch_size);
-            match evaluation {
-                Some(evaluation) if run.step % epoch == 0 || run.step == steps => {
-                    let logits = run.predict(&evaluation.examples)?;
-                    observer.evaluated(run.step, &evaluate(&logits, &evaluation.examples)?)
-                }
-                _ => Ok(()),
-            }
-        })?;
+        let evaluation = evaluation.map(|data| data.examples.as_slice());
+        let (trained, base) = self.run(&model.base, trained, &data.examples, evaluation, observer)?;
         let name = model.dir.as_ref().map(|d| d.to_string_lossy().into_owned()).unwrap_or_default();
         let labels = Labels { base: name, classes: data.classes.clone() };
         Ok(Tuned { model, base, config: method, trained, labels, threads: self.config.threads })
@@ -110,28 +115,97 @@ impl Trainer {
         base: &Base,
         trained: Trained<T>,
         data: &[Example],
-        steps: usize,
-        mut after: impl FnMut(&Run<T>, &StepReport) -> Result<()>,
+        evaluation: Option<&[Example]>,
+        observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
-        if data.is_empty() {
+        if data.is_empty() || evaluation.is_some_and(<[_]>::is_empty) {
             return Err(Error::config("data", "no examples", "at least one"));
         }
+        self.config.check()?;
         let before = Before::of(&trained, base);
+        let store = |checkpoints| Store::open(checkpoints, self.identity(&before, data, evaluation));
+        let mut store = self.checkpoints.as_ref().map(store).transpose()?;
+        let result = self.steps(&before, base, trained, data, evaluation, &mut store, observer);
+        match (store, &result) {
+            (Some(store), Ok(_)) => store.finish()?,
+            (Some(store), Err(_)) => store.abandon(),
+            (None, _) => {}
+        }
+        result
+    }
+
+    /// What decides every bit of a run. The number of threads does not.
+    fn identity(&self, before: &Before, data: &[Example], evaluation: Option<&[Example]>) -> Value {
+        let hash = |data: &[Example]| format!("{:016x}", fingerprint("", format!("{data:?}").as_bytes()));
+        let settings = TrainConfig { threads: 1, ..self.config.clone() };
+        json!({"settings": settings, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
+    }
+
+    #[expect(clippy::too_many_arguments)]
+    fn steps<T: Procedure>(
+        &self,
+        before: &Before,
+        base: &Base,
+        trained: Trained<T>,
+        data: &[Example],
+        evaluation: Option<&[Example]>,
+        store: &mut Option<Store>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trained<T>, Base)> {
+        let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
-        let batches = data.chunks(self.config.batch_size).map(|c| base.batch(&c.iter().collect::<Vec<_>>()));
+        let batches = data.chunks(config.batch_size).map(|c| base.batch(&c.iter().collect::<Vec<_>>()));
         let (tuner, base) = tuner.prepare(base.clone(), &mut batches.into_iter())?;
         let changes_base = tuner.changes_base();
+        if changes_base && store.is_some() {
+            let expected = "none: this method changes the base, which checkpoints do not hold";
+            return Err(Error::config("checkpoints", "a directory", expected));
+        }
         let own_dropout = base.shape().clone();
-        let mut run = Run::new(&self.config, base, Trained { tuner, head })?;
-        while run.step < steps {
+        let mut run = Run::new(config, base, Trained { tuner, head })?;
+        let (mut best, notes) = store.as_ref().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
+        observer.start(run.step, &notes)?;
+        let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
+        let tired = |best: &Best| config.early_stopping_patience.is_some_and(|patience| best.stale >= patience);
+        while run.step < total && !tired(&best) {
             let report = run.step(data)?;
-            after(&run, &report)?;
+            observer.step(&report)?;
+            if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
+                let metrics = evaluate(&run.predict(examples)?, examples)?;
+                observer.evaluated(run.step, &metrics)?;
+                self.compare(&mut best, &run, &metrics)?;
+            }
+            if let Some(store) = store.as_mut().filter(|store| store.due(run.step)) {
+                store.save(&run, &best)?;
+            }
+        }
+        let mut done = run.step;
+        if let Some((step, _)) = best.found.filter(|_| config.load_best_model_at_end) {
+            run.trained = with_values(run.trained, &best.tensors)?;
+            done = step;
         }
         let Run { trained: Trained { tuner, head }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
         let trained = Trained { tuner, head };
-        before.check(&trained, &base, self.config.moving_steps(steps), changes_base)?;
+        before.check(&trained, &base, config.moving_steps(done, total), changes_base)?;
         Ok((trained, base))
+    }
+
+    /// Keeps the state of the run if it is the best so far.
+    fn compare<T: Procedure>(&self, best: &mut Best, run: &Run<T>, metrics: &Metrics) -> Result<()> {
+        if !self.config.load_best_model_at_end && self.config.early_stopping_patience.is_none() {
+            return Ok(());
+        }
+        let name = &self.config.metric_for_best_model;
+        let known = || metrics.0.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let value = metrics.get(name).ok_or_else(|| Error::config("metric_for_best_model", name, known()))?;
+        let better = |old: f64| if name == "loss" { value < old } else { value > old };
+        if best.found.is_none_or(|(_, old)| better(old)) {
+            *best = Best { found: Some((run.step, value)), stale: 0, tensors: tensors(&run.trained) };
+        } else {
+            best.stale += 1;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,252 @@
+//! Checkpoints of a run: each a directory written aside and renamed, a manifest of hashes last, so that a run that was killed at
+//! any moment is taken up from the newest one that verifies, and ends with the bits of a run that was not.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::optim::StateSink;
+use burn::tensor::TensorData;
+use burn_pack::Scalar;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Procedure, Run};
+use crate::files::{read_file, read_json, write_directory, write_file};
+use crate::load::{Checkpoint, write_safetensors};
+use crate::view::{tensors, with_values};
+use crate::{Error, Result};
+
+/// How long a run goes on without a checkpoint where no number of steps is given.
+const INTERVAL: Duration = Duration::from_secs(20);
+const STATE: &str = "state.json";
+const TRAINED: &str = "trained.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const BEST: &str = "best.safetensors";
+const MANIFEST: &str = "manifest.json";
+
+/// Where a run saves its state, and how often.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    /// A directory of its own, removed when the run is done.
+    pub dir: PathBuf,
+    /// After every so many steps; every 20 seconds, if absent.
+    pub every: Option<usize>,
+    /// Whether to take up what is there; otherwise it is an error if there is something.
+    pub resume: bool,
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Best {
+    /// The step after which it was, and its value.
+    pub(super) found: Option<(usize, f64)>,
+    /// Evaluations since.
+    pub(super) stale: usize,
+    #[serde(skip)]
+    pub(super) tensors: BTreeMap<String, TensorData>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    step: usize,
+    /// What must be the same in the run that takes this up.
+    run: Value,
+    best: Best,
+    scalars: BTreeMap<String, Number>,
+}
+
+/// A scalar of an optimizer's state.
+#[derive(Serialize, Deserialize)]
+enum Number {
+    Int(i64),
+    UInt(u64),
+    Float(f64),
+    Bool(bool),
+}
+
+/// The checkpoints of one run; no other process has them while this lives.
+pub(super) struct Store {
+    dir: PathBuf,
+    every: Option<usize>,
+    run: Value,
+    saved: Instant,
+    lock: File,
+}
+
+impl Store {
+    /// Takes the directory for a run that `run` describes.
+    pub(super) fn open(checkpoints: &Checkpoints, run: Value) -> Result<Self> {
+        let Checkpoints { dir, every, resume } = checkpoints.clone();
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(Error::io("create", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(&dir, "lock", "another run that writes here", "one run for each output"));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        }
+        let store = Store { dir, every, run, saved: Instant::now(), lock };
+        match store.steps()?.first() {
+            Some(step) if !resume => {
+                let expected = "none: go on from it (--resume), or remove the directory";
+                Err(Error::file(&store.dir, "checkpoints", format!("one after step {step}"), expected))
+            }
+            _ => Ok(store),
+        }
+    }
+
+    /// The steps of all checkpoints, the last first.
+    fn steps(&self) -> Result<Vec<usize>> {
+        let mut steps = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
+            let name = entry.map_err(Error::io("read", &self.dir))?.file_name();
+            steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<usize>().ok()));
+        }
+        steps.sort_by_key(|step| std::cmp::Reverse(*step));
+        Ok(steps)
+    }
+
+    fn path(&self, step: usize) -> PathBuf {
+        self.dir.join(format!("step-{step}"))
+    }
+
+    /// Whether it is time for the next one.
+    pub(super) fn due(&self, step: usize) -> bool {
+        self.every.map_or(self.saved.elapsed() >= INTERVAL, |every| step.is_multiple_of(every))
+    }
+
+    /// Saves the state of a run, and removes all checkpoints but the last two.
+    pub(super) fn save<T: Procedure>(&mut self, run: &Run<T>, best: &Best) -> Result<()> {
+        let states = run.optim.save(&run.trained);
+        let scalars = states.scalars.into_iter().map(|(name, scalar)| (name, scalar.into())).collect();
+        let state = State { step: run.step, run: self.run.clone(), best: best.clone(), scalars };
+        let json = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_else(|e| unreachable!("plain data: {e}"));
+        write_directory(&self.path(run.step), |dir| {
+            write_safetensors(&dir.join(TRAINED), &tensors(&run.trained))?;
+            write_safetensors(&dir.join(OPTIMIZER), &states.tensors.into_iter().collect())?;
+            write_safetensors(&dir.join(BEST), &best.tensors)?;
+            write_file(&dir.join(STATE), &json(serde_json::to_vec_pretty(&state)))?;
+            write_file(&dir.join(MANIFEST), &json(serde_json::to_vec_pretty(&hashes(dir)?)))
+        })?;
+        for old in self.steps()?.into_iter().skip(2) {
+            let path = self.path(old);
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Brings a run to the state of the newest checkpoint that verifies; says why each newer one was skipped. A checkpoint
+    /// of another run is an error.
+    pub(super) fn load<T: Procedure>(&self, run: &mut Run<T>) -> Result<(Best, Vec<String>)> {
+        let mut skipped = Vec::new();
+        for step in self.steps()? {
+            let path = self.path(step);
+            match verify(&path) {
+                Ok(()) => return Ok((self.restore(&path, run)?, skipped)),
+                Err(error) => skipped.push(format!("skipped a damaged checkpoint: {error}")),
+            }
+        }
+        Ok((Best::default(), skipped))
+    }
+
+    fn restore<T: Procedure>(&self, path: &Path, run: &mut Run<T>) -> Result<Best> {
+        let state: State = parse(&path.join(STATE))?;
+        same(&path.join(STATE), "run", &state.run, &self.run)?;
+        run.trained = with_values(run.trained.clone(), &read(&path.join(TRAINED))?)?;
+        let states = StateSink {
+            tensors: read(&path.join(OPTIMIZER))?.into_iter().collect(),
+            scalars: state.scalars.into_iter().map(|(name, number)| (name, number.into())).collect(),
+        };
+        run.optim = run.optim.load(&run.trained, states, run.base.device());
+        run.step = state.step;
+        Ok(Best { tensors: read(&path.join(BEST))?, ..state.best })
+    }
+
+    /// Removes everything: the run is done.
+    pub(super) fn finish(self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+    }
+
+    /// The run has failed: what can be taken up stays.
+    pub(super) fn abandon(self) {
+        if self.steps().is_ok_and(|steps| steps.is_empty()) {
+            // The run's own error is the one to report.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+        drop(self.lock);
+    }
+}
+
+/// What stands in one of these files is compared with what must.
+fn same(path: &Path, key: &str, found: &Value, expected: &Value) -> Result<()> {
+    match (found, expected) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter().try_for_each(|(key, value)| same(path, key, value, &b[key]))
+        }
+        _ if found == expected => Ok(()),
+        _ => Err(Error::file(path, key, found, format!("{expected}, as in the run that takes it up"))),
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_value(read_json(path)?).map_err(|e| Error::file(path, "content", e, "the state of a run"))
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
+    let file = Checkpoint::open_file(path)?;
+    let tensor = |name: &str| {
+        let dims = file.shape(name).unwrap_or_default().to_vec();
+        Ok((name.to_string(), file.read_f32(name, &dims)?))
+    };
+    file.names().map(tensor).collect()
+}
+
+/// The SHA-256 of every file of a directory but the manifest.
+fn hashes(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let hash = |name: &str| {
+        let digest = Sha256::digest(read_file(&dir.join(name), u64::MAX - 1)?);
+        Ok((name.to_string(), digest.iter().map(|byte| format!("{byte:02x}")).collect()))
+    };
+    [STATE, TRAINED, OPTIMIZER, BEST].into_iter().map(hash).collect()
+}
+
+fn verify(dir: &Path) -> Result<()> {
+    let path = dir.join(MANIFEST);
+    let expected: BTreeMap<String, String> = parse(&path)?;
+    let found = hashes(dir)?;
+    match found.iter().find(|(name, hash)| expected.get(*name) != Some(hash)) {
+        None => Ok(()),
+        Some((name, hash)) => {
+            let expected = expected.get(name).map_or("no such file", String::as_str);
+            Err(Error::file(dir.join(name), "SHA-256", hash, expected))
+        }
+    }
+}
+
+impl From<Scalar> for Number {
+    fn from(scalar: Scalar) -> Self {
+        match scalar {
+            Scalar::Int(n) => Number::Int(n),
+            Scalar::UInt(n) => Number::UInt(n),
+            Scalar::Float(x) => Number::Float(x),
+            Scalar::Bool(b) => Number::Bool(b),
+        }
+    }
+}
+
+impl From<Number> for Scalar {
+    fn from(number: Number) -> Self {
+        match number {
+            Number::Int(n) => Scalar::Int(n),
+            Number::UInt(n) => Scalar::UInt(n),
+            Number::Float(x) => Scalar::Float(x),
+            Number::Bool(b) => Scalar::Bool(b),
+        }
+    }
+}
