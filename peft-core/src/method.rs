@@ -25,6 +25,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
 
+    /// The most tokens of a sequence that it runs with on this model: prompts and prefixes take some positions.
+    fn room(&self, shape: &Shape) -> Result<usize> {
+        Ok(shape.max_length())
+    }
+
     /// What files call the tensor that records call `name`.
     fn key(&self, name: &str, shape: &Shape) -> Key;
 

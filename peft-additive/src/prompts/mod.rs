@@ -17,11 +17,11 @@ fn derived(shape: &Shape) -> Map<String, Value> {
     fields.into_iter().map(|(key, value)| (key.to_string(), value.into())).collect()
 }
 
-/// Virtual tokens take up positions of the model; at least one must be left.
-fn check_length(num_virtual_tokens: usize, shape: &Shape) -> Result<()> {
+/// Virtual tokens take up positions of the model; tells how many are left, at least one.
+fn room(num_virtual_tokens: usize, shape: &Shape) -> Result<usize> {
     let most = shape.max_length() - 1;
     if (1..=most).contains(&num_virtual_tokens) {
-        Ok(())
+        Ok(shape.max_length() - num_virtual_tokens)
     } else {
         let expected = format!("1 to {most}: the model has {} positions, virtual tokens included", most + 1);
         Err(Error::config("num_virtual_tokens", num_virtual_tokens, expected))

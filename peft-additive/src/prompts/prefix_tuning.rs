@@ -15,7 +15,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{check_length, derived};
+use super::{derived, room};
 
 /// The configuration of prefix tuning, in the names of PEFT's `PrefixTuningConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ impl PrefixTuningConfig {
 
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
-        check_length(self.num_virtual_tokens, shape)?;
+        room(self.num_virtual_tokens, shape)?;
         let width = self.encoder_hidden_size.unwrap_or(shape.hidden);
         if width == 0 {
             return Err(Error::config("encoder_hidden_size", width, "at least 1, or null for the model's width"));
@@ -134,6 +134,10 @@ impl Method for PrefixTuningConfig {
         let ([rows, columns], width) = self.plan(shape)?;
         let projection = width.map_or(0, |h| (shape.hidden + 1) * h + (h + 1) * flat_width(shape));
         Ok(rows * columns + projection)
+    }
+
+    fn room(&self, shape: &Shape) -> Result<usize> {
+        room(self.num_virtual_tokens, shape)
     }
 
     /// Files hold the flat form only, which has one tensor.

@@ -13,7 +13,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{check_length, derived};
+use super::{derived, room};
 
 /// How the virtual tokens start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ impl Method for PromptTuningConfig {
 
     fn init(&self, base: &Base, seed: u64) -> Result<PromptTuning> {
         let (n, shape) = (self.num_virtual_tokens, base.shape());
-        check_length(n, shape)?;
+        room(n, shape)?;
         let mut random = Random::new(seed, "prompt_tuning.prompt_embeddings");
         let rows = match self.prompt_tuning_init {
             PromptInit::Random => random.normal_tensor([n, shape.hidden], 1.0, base.device()),
@@ -88,8 +88,12 @@ impl Method for PromptTuningConfig {
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        check_length(self.num_virtual_tokens, shape)?;
+        room(self.num_virtual_tokens, shape)?;
         Ok(self.num_virtual_tokens * shape.hidden)
+    }
+
+    fn room(&self, shape: &Shape) -> Result<usize> {
+        room(self.num_virtual_tokens, shape)
     }
 
     fn key(&self, name: &str, _shape: &Shape) -> Key {

@@ -10,7 +10,7 @@ use peft_core::load::write_safetensors;
 use peft_core::train::Logits;
 use peft_core::{Result, io::Pretrained};
 
-use super::options::{ModelArgs, logits, threads};
+use super::options::{ModelArgs, logits, room, threads};
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]
@@ -37,8 +37,8 @@ impl Forward {
     pub(super) fn run(self) -> Result<()> {
         let model: Pretrained = self.model.open()?;
         let rows = Labelled::open(&self.input)?.without_label().read()?;
-        let shape = model.base.shape();
-        let examples = rows.examples(shape.vocab, shape.max_length())?;
+        let room = room(&model, self.adapter.as_deref(), None)?;
+        let examples = rows.examples(model.base.shape(), room)?;
         let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
         let tensor =
             |(i, logits): (usize, Logits)| (format!("logits.{i}"), TensorData::new(logits.values, logits.dims));

@@ -5,11 +5,12 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use peft_core::data::{Builder, Labelled};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
-use peft_core::{Bare, Error, Example, Head, Method, Result, Trained};
+use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
 
-use crate::registry::{WithMethod, by_peft_type};
+use crate::registry::{WithMethod, by_name, by_peft_type};
 
 /// Which model, where.
 #[derive(Debug, Args)]
@@ -26,6 +27,46 @@ impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         Pretrained::open(&self.model, &peft_core::device(&self.device)?)
+    }
+}
+
+/// Which columns of a data file hold what.
+#[derive(Debug, Args)]
+pub struct ColumnArgs {
+    /// The column of the text, or of the first text of a pair [default: by the usual names]
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    text_column: Option<String>,
+    /// The column of the second text
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    pair_column: Option<String>,
+    /// The column of the label
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    label_column: Option<String>,
+    /// The names of all columns, for a .tsv or .csv without a header line
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "task")]
+    columns: Vec<String>,
+}
+
+impl ColumnArgs {
+    /// Tells them to the reader of a file.
+    pub fn of(&self, mut builder: Builder) -> Builder {
+        if let Some(name) = &self.text_column {
+            builder = builder.text(name);
+        }
+        if let Some(name) = &self.pair_column {
+            builder = builder.pair(name);
+        }
+        if let Some(name) = &self.label_column {
+            builder = builder.label(name);
+        }
+        if self.columns.is_empty() { builder } else { builder.columns(&self.columns) }
+    }
+}
+
+/// Says on standard error which rows of a file were left out.
+pub fn warn_of_broken_rows(rows: &Labelled) {
+    for row in rows.broken_rows() {
+        eprintln!("left out: {row}");
     }
 }
 
@@ -47,8 +88,30 @@ pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], 
     }
 }
 
+/// The most tokens that an example may have with a method: one in an adapter directory, or one by name with settings.
+pub fn room(model: &Pretrained, adapter: Option<&Path>, method: Option<(&str, &[String])>) -> Result<usize> {
+    struct Room<'a>(&'a Shape, Option<&'a Path>, &'a [String]);
+    impl WithMethod for Room<'_> {
+        type Output = usize;
+        fn call<M: Method>(self) -> Result<usize> {
+            let Room(shape, adapter, settings) = self;
+            let config: M = match adapter {
+                Some(dir) => peft::config(dir, shape)?,
+                None => peft::from_settings(settings)?,
+            };
+            config.room(shape)
+        }
+    }
+    let shape = model.base.shape();
+    match (adapter, method) {
+        (Some(dir), _) => by_peft_type(&peft::peft_type(dir)?, Room(shape, adapter, &[])),
+        (None, Some((name, settings))) => by_name(name, Room(shape, None, settings)),
+        (None, None) => Ok(shape.max_length()),
+    }
+}
+
 /// The head in the model's checkpoint.
-fn own_head(model: &Pretrained) -> Result<Head> {
+pub fn own_head(model: &Pretrained) -> Result<Head> {
     model.head.clone().ok_or_else(|| {
         let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
         let name = Head::key("Classifier.out.bias", model.base.shape().architecture).0;

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use peft_core::files::read_text;
 use peft_core::io::peft;
 use peft_core::load::Tokenizer;
 use peft_core::train::argmax;
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, logits, print, threads};
+use super::options::{ModelArgs, logits, print, room, threads};
 
 /// Label texts with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]
@@ -43,15 +44,14 @@ impl Predict {
         let tokenizer = Tokenizer::from_dir(dir, shape.vocab)?;
         let mut texts = self.text;
         if let Some(path) = &self.file {
-            let bytes = peft_core::files::read_file(path, 1 << 30)?;
-            let content = String::from_utf8(bytes).map_err(|e| Error::file(path, "content", e, "UTF-8"))?;
-            texts.extend(content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
+            texts.extend(lines(path)?);
         }
         if texts.is_empty() {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
         }
+        let max_length = self.max_length.min(room(&model, self.adapter.as_deref(), None)?);
         let example = |text: &String| {
-            let encoded = tokenizer.encode(text, None, self.max_length.min(shape.max_length()))?;
+            let encoded = tokenizer.encode(text, None, max_length)?;
             Ok(Example { ids: encoded.ids, types: Some(encoded.types), ..Default::default() })
         };
         let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
@@ -67,6 +67,15 @@ impl Predict {
             print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
         }
         Ok(())
+    }
+}
+
+/// The lines of a file. A blank one is refused, so that there is a line of output for each line of input.
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let content = read_text(path, 1 << 30)?;
+    match content.lines().position(|line| line.trim().is_empty()) {
+        Some(blank) => Err(Error::file(path, format!("line {}", blank + 1), "a blank line", "a text in every line")),
+        None => Ok(content.lines().map(str::to_string).collect()),
     }
 }
 

@@ -177,6 +177,11 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
     Ok((config, Trained::new(tuner, head)?))
 }
 
+/// The method's configuration in an adapter directory.
+pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+    config::read(dir, shape)
+}
+
 /// What the directory says of its base and classes; nothing, if PEFT wrote it.
 pub fn labels(dir: &Path) -> Result<Labels> {
     let path = dir.join("labels.json");
