@@ -1,5 +1,6 @@
 //! The commands of `peft`, one file each.
 
+mod eval;
 mod forward;
 mod inspect;
 mod merge;
@@ -29,6 +30,8 @@ enum Command {
     Params(params::Params),
     /// Train a method on labelled sentences
     Train(Box<train::Train>),
+    /// Measure a model or an adapter on labelled data
+    Eval(eval::Eval),
     /// Label texts with a trained adapter
     Predict(predict::Predict),
     /// Write the logits of examples given as token ids
@@ -46,6 +49,7 @@ impl Cli {
             Command::Methods(command) => command.run(),
             Command::Params(command) => command.run(),
             Command::Train(command) => command.run(),
+            Command::Eval(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Forward(command) => command.run(),
             Command::Merge(command) => command.run(),

@@ -1,6 +1,6 @@
 //! `peft train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
@@ -10,7 +10,7 @@ use peft_core::train::{Length, Schedule, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Method, Result, Trained};
 use serde_json::json;
 
-use super::options::{ModelArgs, print, threads};
+use super::options::{ColumnArgs, ModelArgs, print, room, threads, warn_of_broken_rows};
 use super::progress::Progress;
 use crate::registry::{WithMethod, by_name, by_peft_type};
 use crate::tasks::Task;
@@ -35,7 +35,7 @@ pub struct Train {
     /// A setting of the method, KEY=VALUE
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// A task: sst2, mrpc, stsb; --data is then its directory
+    /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; --data is then its directory, or GLUE's
     #[arg(long)]
     task: Option<String>,
     /// Labelled examples: .tsv, .csv or .jsonl, or a task's directory
@@ -44,6 +44,8 @@ pub struct Train {
     /// Labelled examples to evaluate on after each epoch; a task brings its own
     #[arg(long, conflicts_with = "task")]
     eval: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
     /// The directory to make
     #[arg(long)]
     output: PathBuf,
@@ -126,15 +128,18 @@ impl Train {
                 let (train, dev) = Task::named(task)?.read(&self.data)?;
                 (train, Some(dev))
             }
-            (None, Some(eval)) => {
-                let train = Labelled::open(&self.data)?.read()?;
-                let eval = Labelled::open(eval)?.like(&train).read()?;
-                (train, Some(eval))
+            (None, eval) => {
+                let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
+                let train = open(&self.data)?.read()?;
+                let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
+                (train, eval)
             }
-            (None, None) => (Labelled::open(&self.data)?.read()?, None),
         };
-        let eval = eval.map(|eval| eval.prepare(model, self.max_length)).transpose()?;
-        Ok((train.prepare(model, self.max_length)?, eval))
+        [Some(&train), eval.as_ref()].into_iter().flatten().for_each(warn_of_broken_rows);
+        let method = self.method.as_deref().map(|name| (name, &self.set[..]));
+        let max_length = self.max_length.min(room(model, self.adapter.as_deref(), method)?);
+        let eval = eval.map(|eval| eval.prepare(model, max_length)).transpose()?;
+        Ok((train.prepare(model, max_length)?, eval))
     }
 
     fn config(&self, samples: usize) -> Result<TrainConfig> {
