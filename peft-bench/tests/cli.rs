@@ -153,6 +153,49 @@ fn training_goes_on_with_the_classes_of_the_adapter() {
 }
 
 #[test]
+fn the_settings_that_a_run_saves_repeat_it() {
+    let folder = Folder::new();
+    let (data, first, second) = (folder.data(), folder.path("first"), folder.path("second"));
+    let mut train = vec!["train", "--model", "shape:bert-tiny", "--method", "lora", "--data", &data, "--eval", &data];
+    let settings = "--set r=3 --set target_modules=.*key --steps 3 --batch-size 5 --accumulate 2 --optimizer adafactor \
+        --schedule cosine --warmup 0.4 --group-by-length --lr 3e-3 --seed 7 --keep-best --metric accuracy";
+    train.extend(settings.split_whitespace());
+    train.extend(["--output", &first]);
+    succeed(&train);
+    let yaml = format!("{first}/train.yaml");
+    succeed(&["train", "--config", &yaml, "--output", &second]);
+    let adapter = |dir: &str| fs::read(Path::new(dir).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter(&first) == adapter(&second));
+    assert_eq!(fs::read_to_string(yaml).unwrap(), fs::read_to_string(format!("{second}/train.yaml")).unwrap());
+    let card = fs::read_to_string(format!("{first}/README.md")).unwrap();
+    assert!(card.starts_with("---\nlibrary_name: peft\n") && card.contains("| accuracy | "), "{card}");
+    let third = folder.path("third");
+    succeed(&["train", "--config", &format!("{first}/train.yaml"), "--seed", "8", "--output", &third]);
+    assert!(adapter(&first) != adapter(&third));
+    let wrong = folder.write("wrong.yaml", "learning_rat: 1e-3\n");
+    names(&fail(&["train", "--config", &wrong]), &["wrong.yaml", "learning_rat", "`learning_rate`"]);
+}
+
+#[test]
+fn steps_are_measured() {
+    let step = ["bench", "step", "--model", "shape:bert-tiny", "--method", "lora", "--batch", "3", "--seq", "9"];
+    let report: Value = serde_json::from_str(&succeed(&[&step[..], &["--steps", "2"]].concat())).unwrap();
+    let seconds = |key: &str| report["seconds"][key].as_f64().unwrap();
+    assert!(seconds("best") <= seconds("median") && report["tokens_per_second"].as_f64().unwrap() > 0.0);
+    // r 8 on query and value of two layers of width 24, and a head of two classes.
+    assert_eq!(report["trainable"], 2 * 2 * 8 * 2 * 24 + 2 * 24 + 2);
+    assert!(report["peak_bytes"].as_u64().unwrap() > 1_000_000);
+    names(&fail(&[&step[..9], &["999"]].concat()), &["--seq", "3 sequences of 999", "40"]);
+}
+
+#[test]
+fn shells_and_manuals_are_served() {
+    assert!(succeed(&["completions", "bash"]).contains("--micro-rows"));
+    assert!(succeed(&["man"]).contains(".TH") && succeed(&["man", "train"]).contains("micro\\-rows"));
+    names(&fail(&["man", "trian"]), &["trian", "train"]);
+}
+
+#[test]
 fn texts_leave_room_for_virtual_tokens() {
     let folder = Folder::new();
     let (model, data) = (
@@ -270,7 +313,12 @@ fn bad_data_is_named_by_file_and_line() {
         ),
         ("nan.tsv", "sentence\tlabel\na\tNaN\nb\t0.5\n", &["nan.tsv", "line 2"]),
         ("column.csv", "words,label\na,1\n", &["column.csv", "words"]),
-        ("none.jsonl", "{\"input_ids\": [5]}\n", &["label"]),
+        ("none.jsonl", "{\"input_ids\": [5]}\n", &["none.jsonl: columns: found [\"input_ids\"]", "label, labels"]),
+        (
+            "types.jsonl",
+            "{\"input_ids\": [5], \"label\": 0}\n{\"input_ids\": [5], \"token_type_ids\": [7], \"label\": 0}\n",
+            &["types.jsonl: line 2", "type 7 in token_type_ids", "below 1"],
+        ),
         ("text.tsv", "sentence\tlabel\nfine\t1\nbad\t0\n", &["tokenizer.json"]),
         ("long.jsonl", &too_long, &["line 1", "60", "38"]),
     ] {
@@ -280,6 +328,227 @@ fn bad_data_is_named_by_file_and_line() {
         fs::remove_file(data).unwrap();
         folder.holds(&[]);
     }
+}
+
+#[test]
+fn virtual_tokens_leave_less_room_for_the_data() {
+    let folder = Folder::new();
+    let (model, adapter) = (model("roberta-classify"), folder.path("prompt"));
+    let line = |tokens: usize| format!("{}\n", json!({"input_ids": vec![5; tokens], "label": tokens % 2}));
+    let (short, long) =
+        (folder.write("short.jsonl", &(line(3) + &line(34))), folder.write("long.jsonl", &(line(3) + &line(35))));
+    let start = ["train", "--model", &model, "--method", "prompt", "--set", "num_virtual_tokens=4", "--steps", "1"];
+    let train = |data: &str| peft(&[&start[..], &["--data", data, "--output", &adapter]].concat());
+    assert!(train(&short).status.success());
+    fs::remove_dir_all(&adapter).unwrap();
+    let error = String::from_utf8(train(&long).stderr).unwrap();
+    names(&error, &["long.jsonl: line 2: found 35 input_ids, expected at most 34"]);
+    train(&short);
+    let output = folder.path("logits");
+    let forward = ["forward", "--model", &model, "--adapter", &adapter, "--input", &long, "--output", &output];
+    names(&fail(&forward), &["long.jsonl: line 2: found 35 input_ids, expected at most 34"]);
+    let eval = ["eval", "--model", &model, "--adapter", &adapter, "--data", &long];
+    names(&fail(&eval), &["long.jsonl: line 2: found 35 input_ids, expected at most 34"]);
+}
+
+/// A golden model with a tokenizer: a letter is a token.
+fn spelling_model(folder: &Folder, name: &str) -> String {
+    let copy = folder.copy(&golden("peft-core", name));
+    let vocab: serde_json::Map<String, Value> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        .map(String::from)
+        .into_iter()
+        .chain(('a'..='z').map(String::from))
+        .enumerate()
+        .map(|(id, token)| (token, json!(id)))
+        .collect();
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}});
+    fs::write(copy.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    copy.to_string_lossy().into_owned()
+}
+
+#[test]
+fn predict_gives_a_line_for_each_line() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "bert-classify");
+    let predict = |content: &str| peft(&["predict", "--model", &model, "--file", &folder.write("lines.txt", content)]);
+    let output = String::from_utf8(predict("one\r\ntwo\nthree").stdout).unwrap();
+    let texts: Vec<Value> =
+        output.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect();
+    assert_eq!(texts, ["one", "two", "three"]);
+    let error = |content: &str| String::from_utf8(predict(content).stderr).unwrap();
+    names(&error("one\n \ntwo\n"), &["lines.txt: line 2: found a blank line"]);
+    names(&error(""), &["texts", "none"]);
+    fs::write(folder.path("lines.txt"), b"one\ntw\xff\n").unwrap();
+    names(
+        &fail(&["predict", "--model", &model, "--file", &folder.path("lines.txt")]),
+        &["lines.txt: line 2: found bytes that are no text"],
+    );
+}
+
+#[test]
+fn tasks_are_trained_and_measured_in_the_layout_of_glue() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "bert-classify");
+    let rows = |row: &dyn Fn(usize) -> String| (0..24).map(row).collect::<String>();
+    for (task, directory, dev, header, row, metrics) in [
+        (
+            "cola",
+            "CoLA",
+            "dev.tsv",
+            "",
+            &(|i: usize| format!("x\t{}\t\tword {}\n", i % 2, i % 5)) as &dyn Fn(usize) -> String,
+            &["matthews"][..],
+        ),
+        ("sst2", "SST-2", "dev.tsv", "sentence\tlabel\n", &|i| format!("\"good {}\t{}\n", i % 5, i % 2), &["accuracy"]),
+        (
+            "mrpc",
+            "MRPC",
+            "dev.tsv",
+            "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n",
+            &|i| format!("{}\t1\t2\ta \"b\tc {}\r\n", i % 2, i % 5),
+            &["accuracy", "f1"],
+        ),
+        (
+            "stsb",
+            "STS-B",
+            "dev.tsv",
+            "index\tsentence1\tsentence2\tscore\n",
+            &|i| format!("{i}\ta\tb{}\t{}\n", "b".repeat(i % 5), i % 6),
+            &["pearson", "spearman"],
+        ),
+        (
+            "qqp",
+            "QQP",
+            "dev.tsv",
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ttorn\n apart\t0\n",
+            &|i| format!("{i}\t1\t2\ta\tb{}\t{}\n", i % 5, i % 2),
+            &["accuracy", "f1"],
+        ),
+        (
+            "mnli",
+            "MNLI",
+            "dev_matched.tsv",
+            "index\tsentence1\tsentence2\tlabel1\tgold_label\n",
+            &|i| format!("{i}\ta\tb{}\tneutral\t{}\n", i % 5, ["contradiction", "entailment", "neutral"][i % 3]),
+            &["accuracy"],
+        ),
+        (
+            "qnli",
+            "QNLI",
+            "dev.tsv",
+            "index\tquestion\tsentence\tlabel\n",
+            &|i| format!("{i}\ta\tb{}\t{}\n", i % 5, ["not_entailment", "entailment"][i % 2]),
+            &["accuracy"],
+        ),
+        (
+            "rte",
+            "RTE",
+            "dev.tsv",
+            "index\tsentence1\tsentence2\tlabel\n",
+            &|i| format!("{i}\ta\tb{}\t{}\n", i % 5, ["not_entailment", "entailment"][i % 2]),
+            &["accuracy"],
+        ),
+    ] {
+        fs::create_dir_all(folder.path(&format!("glue/{directory}"))).unwrap();
+        let (glue, own, adapter) = (folder.path("glue"), folder.path(&format!("glue/{directory}")), folder.path(task));
+        for file in ["train.tsv", dev] {
+            folder.write(&format!("glue/{directory}/{file}"), &(header.to_string() + &rows(row)));
+        }
+        let train = ["train", "--model", &model, "--method", "bitfit", "--task", task, "--data", &glue, "--steps", "2"];
+        let report: Value = serde_json::from_str(&succeed(&[&train[..], &["--output", &adapter]].concat())).unwrap();
+        let eval = ["eval", "--model", &model, "--adapter", &adapter, "--task", task, "--data", &own];
+        let output = peft(&eval);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{task}: {error}");
+        assert_eq!(error.contains("left out: ") && error.contains("line 3: found 2 fields"), task == "qqp", "{error}");
+        let mut measured: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let keys: Vec<&str> = measured.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, [&["task", "examples"], metrics, &["loss"]].concat(), "{task}");
+        assert_eq!((measured["task"].as_str(), measured["examples"].as_u64()), (Some(task), Some(24)));
+        for key in metrics.iter().chain(&["loss"]) {
+            assert_eq!(measured[key].take(), report["metrics"][key], "{task} {key}");
+        }
+        let classes: Value =
+            serde_json::from_slice(&fs::read(Path::new(&adapter).join("labels.json")).unwrap()).unwrap();
+        let expected = match task {
+            "stsb" => json!([]),
+            "mnli" => json!(["entailment", "neutral", "contradiction"]),
+            "qnli" | "rte" => json!(["entailment", "not_entailment"]),
+            _ => json!(["0", "1"]),
+        };
+        assert_eq!(classes["classes"], expected, "{task}");
+    }
+    let start = ["train", "--model", &model, "--method", "bitfit", "--steps", "1", "--output", &folder.path("out")];
+    let train = |task: &str, data: &str| fail(&[&start[..], &["--task", task, "--data", data]].concat());
+    let (glue, rte) = (folder.path("glue"), folder.path("glue/RTE"));
+    names(&train("qnli", &rte), &["RTE/train.tsv: column \"question\"", "sentence1"]);
+    names(&train("cola", &folder.path("glue/MRPC")), &["MRPC/train.tsv: line 1: found 5 fields, expected 4"]);
+    names(&train("wnli", &glue), &["--task", "wnli", "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte"]);
+    folder.write("glue/RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tneutral\n");
+    names(
+        &train("rte", &glue),
+        &["RTE/dev.tsv: line 2, label: found \"neutral\"", r#"["entailment", "not_entailment"]"#],
+    );
+    fs::remove_file(folder.path("glue/RTE/dev.tsv")).unwrap();
+    names(&train("rte", &glue), &["RTE/dev.tsv", "task rte: found no such file", "train.tsv and dev.tsv", "RTE/"]);
+    fs::write(folder.path("glue/SST-2/train.tsv"), b"sentence\tlabel\ngood\t1\nb\xe4d\t0\n").unwrap();
+    names(&train("sst2", &glue), &["SST-2/train.tsv: line 3: found bytes that are no text, expected UTF-8"]);
+    let eval = ["eval", "--model", &model, "--adapter", &folder.path("sst2"), "--task", "mnli", "--data", &glue];
+    names(&fail(&eval), &["--task", "mnli, which needs a head with 3 outputs", "with 2"]);
+}
+
+#[test]
+fn columns_of_ones_own_are_named() {
+    let folder = Folder::new();
+    let (model, adapter) = (spelling_model(&folder, "bert-classify"), folder.path("lora"));
+    let rows = |row: &dyn Fn(usize) -> String| (0..12).map(row).collect::<String>();
+    let named = ["--text-column", "said", "--pair-column", "meant", "--label-column", "stance"];
+    let stance = |i: usize| ["no", "yes"][i % 2];
+    let csv = "said,meant,stance\n".to_string() + &rows(&|i| format!("\"a, {}\",b,{}\n", i % 5, stance(i)));
+    let jsonl = rows(&|i| format!("{}\n", json!({"stance": stance(i), "said": format!("a, {}", i % 5), "meant": "b"})));
+    let numbers = "said\tmeant\tstance\n".to_string() + &rows(&|i| format!("a, {}\tb\t{}\n", i % 5, i % 2));
+    let bare = rows(&|i| format!("{}\ta, {}\tb\n", stance(i), i % 5));
+    let files =
+        [("a.csv", csv), ("a.jsonl", jsonl), ("a.tsv", numbers)].map(|(name, content)| folder.write(name, &content));
+    let bare = folder.write("bare.tsv", &bare);
+    let train =
+        ["train", "--model", &model, "--method", "lora", "--epochs", "2", "--data", &files[0], "--eval", &files[1]];
+    let report: Value =
+        serde_json::from_str(&succeed(&[&train[..], &named, &["--output", &adapter]].concat())).unwrap();
+    let eval = |data: &str, columns: &[&str]| {
+        let start = ["eval", "--model", &model, "--adapter", &adapter, "--data", data];
+        serde_json::from_str::<Value>(&succeed(&[&start[..], &named, columns].concat())).unwrap()
+    };
+    let expected = report["metrics"].as_object().unwrap();
+    for found in files.iter().map(|file| eval(file, &[])).chain([eval(&bare, &["--columns", "stance,said,meant"])]) {
+        assert_eq!(found["examples"], 12);
+        assert!(expected.iter().all(|(name, value)| found[name] == *value), "{found} {expected:?}");
+    }
+    let start = ["eval", "--model", &model, "--adapter", &adapter, "--data", &files[0]];
+    names(&fail(&[&start[..], &["--text-column", "words"]].concat()), &["a.csv: column \"words\"", "stance"]);
+    names(
+        &fail(&[&start[..], &["--text-column", "said", "--label-column", "meant"]].concat()),
+        &["a.csv: line 2, meant", "[\"no\", \"yes\"]"],
+    );
+    names(&fail(&[&start[..], &["--text-column", "said", "--task", "rte"]].concat()), &["--text-column", "--task"]);
+    // The head of the checkpoint itself, and one that labels nothing.
+    let own: Value = serde_json::from_str(&succeed(&[
+        "eval",
+        "--model",
+        &model,
+        "--data",
+        &files[2],
+        "--text-column",
+        "said",
+        "--label-column",
+        "stance",
+    ]))
+    .unwrap();
+    assert!(own["accuracy"].is_number());
+    names(&fail(&["eval", "--model", &self::model("roberta-mlm"), "--data", &files[2]]), &["a head for words"]);
 }
 
 #[test]

@@ -43,6 +43,15 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads a text of at most `limit` bytes; the error names the line that is no UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_file(path, limit)?).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        Error::file(path, format!("line {line}"), "bytes that are no text", "UTF-8")
+    })
+}
+
 /// Reads a JSON file of at most [`MAX_JSON`] bytes; the error names the line and column. A key that stands twice in one
 /// object is an error.
 pub fn read_json(path: &Path) -> Result<Value> {

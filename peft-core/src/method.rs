@@ -32,6 +32,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         0
     }
 
+    /// The most tokens of a sequence that it runs with on this model.
+    fn room(&self, shape: &Shape) -> usize {
+        shape.max_length().saturating_sub(self.virtual_tokens())
+    }
+
     /// What files call the tensor that records call `name`.
     fn key(&self, name: &str, shape: &Shape) -> Key;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use peft_core::data::Labelled;
 use peft_core::load::Tokenizer;
-use peft_core::{Example, Label, Result};
+use peft_core::{Example, Label, Result, Shape};
 use tempfile::TempDir;
 
 fn written(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
@@ -45,13 +45,17 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(written("tokenizer.json", json).1.parent().unwrap(), 30).unwrap()
 }
 
+fn shape(vocab: usize) -> Shape {
+    Shape { vocab, ..Shape::named("bert-tiny").unwrap() }
+}
+
 fn tokens(data: &Labelled) -> Vec<(Vec<u32>, Vec<u32>)> {
     let examples = data.tokenize(&tokenizer(), 16).unwrap();
     examples.into_iter().map(|example| (example.ids, example.types.unwrap())).collect()
 }
 
 fn labels(data: &Labelled) -> Vec<Option<Label>> {
-    data.tokenize(&tokenizer(), 16).unwrap().iter().map(|example| example.label).collect()
+    data.tokenize(&tokenizer(), 16).unwrap().iter().map(|example| example.label.clone()).collect()
 }
 
 #[test]
@@ -69,7 +73,7 @@ fn csv_has_quoting() {
     assert_eq!(data.classes(), ["maybe", "no"]);
     assert_eq!(labels(&data), [1, 0, 1].map(|class| Some(Label::Class(class))));
     // A row that spans lines does not shift the count.
-    refused("train.csv", "text,label\n\"a\nb\",no\nb\n", &["line 4: found 1 fields, expected 2, as in the header"]);
+    refused("train.csv", "text,label\n\"a\nb\",no\nb\n", &["line 4: found 1 fields, expected 2, one for each column"]);
 }
 
 #[test]
@@ -84,8 +88,8 @@ fn pairs_and_their_guesses() {
     let (_dir, path) = written("own.tsv", "x\ty\tz\ttext\na\tb\tc\td\n");
     let open = || Labelled::open(&path).unwrap();
     assert_eq!(tokens(&open().text("x").pair("y").label("z").read().unwrap()), [pair]);
-    assert_eq!(tokens(&open().pair("y").read().unwrap())[0].0, [0, 6, 1, 4, 1]);
-    assert_eq!(labels(&open().read().unwrap()), [None]);
+    assert_eq!(tokens(&open().pair("y").label("z").read().unwrap())[0].0, [0, 6, 1, 4, 1]);
+    assert_eq!(labels(&open().without_label().read().unwrap()), [None]);
     assert_error(open().text("w").read(), &["own.tsv: column \"w\"", r#"["x", "y", "z", "text"]"#]);
     assert_error(open().label("w").read(), &["own.tsv: column \"w\"", r#"["x", "y", "z", "text"]"#]);
     refused("no.tsv", "x\ty\na\tb\n", &[r#"columns: found ["x", "y"]"#, "sentence"]);
@@ -117,14 +121,91 @@ fn jsonl_of_token_ids() {
         label: Some(Label::Class(class)),
     };
     let expected = [example(&[0, 5, 1], &[true, true, false], &[0, 0, 1], 2), example(&[7], &[true], &[0], 0)];
-    assert_eq!(data.examples(8, 3).unwrap(), expected);
-    assert_error(data.examples(7, 3), &["ids.jsonl: line 3: found id 7 in input_ids", "below 7"]);
-    assert_error(data.examples(8, 2), &["ids.jsonl: line 1: found 3 input_ids, expected at most 2"]);
+    assert_eq!(data.examples(&shape(8), 3).unwrap(), expected);
+    assert_error(data.examples(&shape(7), 3), &["ids.jsonl: line 3: found id 7 in input_ids", "below 7"]);
+    assert_error(data.examples(&shape(8), 2), &["ids.jsonl: line 1: found 3 input_ids, expected at most 2"]);
+    let short = Shape { positions: 2, ..shape(8) };
+    assert_error(data.examples(&short, 3), &["ids.jsonl: line 1: found 3 input_ids, expected at most 2"]);
+    let untyped = Shape { types: 1, ..shape(8) };
+    assert_error(data.examples(&untyped, 3), &["ids.jsonl: line 1: found type 1 in token_type_ids", "below 1"]);
     assert_error(data.tokenize(&tokenizer(), 9), &["ids.jsonl: line 1: found input_ids", "texts"]);
 
     let texts = read("texts.jsonl", "{\"text\":\"a\",\"label\":1.0}\n").unwrap();
     assert_eq!(labels(&texts), [Some(Label::Value(1.))]);
-    assert_error(texts.examples(8, 3), &["texts.jsonl: line 1: found a text, expected input_ids"]);
+    assert_error(texts.examples(&shape(8), 3), &["texts.jsonl: line 1: found a text, expected input_ids"]);
+}
+
+#[test]
+fn the_columns_of_jsonl_are_the_keys_of_all_lines() {
+    let lines = [
+        r#"{"input_ids":[0,5]}"#,
+        r#"{"input_ids":[1,5],"attention_mask":[1,0],"label":1}"#,
+        r#"{"token_type_ids":[1,1],"attention_mask":null,"input_ids":[2,5],"label":0}"#,
+    ];
+    let (_dir, path) = written("ids.jsonl", lines.join("\n"));
+    let open = || Labelled::open(&path).unwrap();
+    let found = open().without_label().read().unwrap().examples(&shape(8), 3).unwrap();
+    let masks = found.iter().map(|example| example.mask.clone()).collect::<Vec<_>>();
+    assert_eq!(masks, [None, Some(vec![true, false]), None]);
+    let types = found.iter().map(|example| example.types.clone()).collect::<Vec<_>>();
+    assert_eq!(types, [None, None, Some(vec![1, 1])]);
+    assert_error(open().read(), &["ids.jsonl: line 1, label: found null", "the name of a class"]);
+    refused("ids.jsonl", lines[1..].join("\n") + "\n{}", &["ids.jsonl: line 3, input_ids: found null"]);
+    let repeated = r#"{"input_ids":[1],"label":1,"input_ids":[2]}"#;
+    refused("a.jsonl", format!("{}\n{repeated}", lines[1]), &["line 2: found the key \"input_ids\" twice"]);
+    let many = |line: usize| format!("{{\"text\":\"a\",\"label\":1,\"{line}\":0}}\n");
+    refused(
+        "a.jsonl",
+        (1..1000).map(many).collect::<String>(),
+        &["line 999: found 1001 different keys", "at most 1000"],
+    );
+}
+
+#[test]
+fn files_without_a_header() {
+    for (name, content) in [("a.tsv", "x\t1\t\ta\nx\t0\t*\t\"b\n"), ("a.csv", "x,1,,a\nx,0,*,\"\"\"b\"\n")] {
+        let (_dir, path) = written(name, content);
+        let open = || Labelled::open(&path).unwrap().columns(&["source", "label", "star", "sentence"]);
+        let data = open().read().unwrap();
+        assert_eq!(
+            tokens(&data).into_iter().map(|(ids, _)| ids).collect::<Vec<_>>(),
+            [vec![0, 3, 1], vec![0, 2, 4, 1]]
+        );
+        assert_eq!(labels(&data), [Some(Label::Class(1)), Some(Label::Class(0))]);
+        assert_error(open().text("words").read(), &[name, "column \"words\"", "star"]);
+    }
+    let short = Labelled::open(&written("a.tsv", "x\ta\n").1).unwrap().columns(&["label", "star", "sentence"]).read();
+    assert_error(short, &["a.tsv: line 1: found 2 fields, expected 3, one for each column"]);
+    let named = Labelled::open(&written("a.jsonl", "{\"text\":\"a\"}").1).unwrap().columns(&["text"]).read();
+    assert_error(named, &["a.jsonl: columns", "name their own"]);
+}
+
+#[test]
+fn classes_and_values_that_are_said() {
+    let (_dir, path) = written("a.tsv", "text\tlabel\na\t1\nb\t0\n");
+    let open = || Labelled::open(&path).unwrap();
+    assert_eq!(labels(&open().values().read().unwrap()), [Some(Label::Value(1.)), Some(Label::Value(0.))]);
+    let turned = open().classes(&["1", "0", "2"]).read().unwrap();
+    assert_eq!(labels(&turned), [Some(Label::Class(0)), Some(Label::Class(1))]);
+    assert_eq!(turned.classes(), ["1", "0", "2"]);
+    assert_error(open().classes(&["no", "yes"]).read(), &["a.tsv: line 2, label: found \"1\"", r#"["no", "yes"]"#]);
+}
+
+#[test]
+fn broken_rows_are_left_out_only_where_that_is_asked_for() {
+    let content = "question1\tquestion2\tis_duplicate\na\tb\t1\na\t\nb\t0\n\tb\t0\n";
+    let (_dir, path) = written("train.tsv", content);
+    let open = || Labelled::open(&path).unwrap();
+    assert_error(open().read(), &["train.tsv: line 3: found 2 fields, expected 3"]);
+    let data = open().skip_broken_rows().read().unwrap();
+    assert_eq!(labels(&data), [Some(Label::Class(1)), Some(Label::Class(0))]);
+    // A pair may have only one text.
+    assert_eq!(tokens(&data)[1].0, [0, 1, 4, 1]);
+    assert_eq!(data.broken_rows().len(), 2);
+    assert!(data.broken_rows()[1].contains("train.tsv: line 4: found 2 fields"));
+    let many = format!("question1\tquestion2\tlabel\na\tb\t1\n{}", "a\n".repeat(101));
+    let refused = Labelled::open(&written("train.tsv", many).1).unwrap().skip_broken_rows().read();
+    assert_error(refused, &["train.tsv: line 103: found 1 fields"]);
 }
 
 #[test]
@@ -137,14 +218,20 @@ fn bad_files() {
         refused(name, b"text\tlabel\nb\xff\t1\n", &["line 2: found bytes that are no text, expected UTF-8"]);
     }
     refused("a.tsv", "text\tlabel\n", &["rows: found none"]);
+    refused(
+        "a.tsv",
+        "text\tstars\na\t1\n",
+        &[r#"columns: found ["text", "stars"]"#, "label, labels", "name of the label"],
+    );
+    refused("a.tsv", "premise\thypothesis\tlabel\n\t \t1\n", &["line 2, premise: found \"\"", "not empty"]);
     refused("a.tsv", "text\ttext\na\tb\n", &["line 1: found the column \"text\" twice"]);
     refused("a.tsv", "text\tlabel\na\t1\nb\n", &["line 3: found 1 fields, expected 2"]);
     refused("a.tsv", "text\tlabel\n \t1\n", &["line 2, text: found \" \", expected a text that is not empty"]);
     refused("a.csv", "text,label\n\"a\n,1\n", &["line 2: found 1 fields"]);
-    refused("a.jsonl", "{\"text\":\"a\"}\n{\"text\":}\n", &["line 2: found", "a JSON object on a line"]);
+    refused("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":}\n", &["line 2: found", "a JSON object on a line"]);
     refused("a.jsonl", "[1]\n", &["line 1: found", "a JSON object on a line"]);
-    refused("a.jsonl", "{\"text\":\"a\"}\n{\"txt\":\"a\"}\n", &["line 2, text: found null"]);
-    refused("a.jsonl", "{\"text\":7}\n", &["line 1, text: found 7"]);
+    refused("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"txt\":\"a\"}\n", &["line 2, text: found null"]);
+    refused("a.jsonl", "{\"text\":7,\"label\":1}\n", &["line 1, text: found 7"]);
 }
 
 #[test]
@@ -154,14 +241,22 @@ fn bad_labels() {
     refused("a.tsv", "text\tlabel\na\t0\na\t-1\n", &["line 3, label: found -1, expected a class from 0 to 999"]);
     refused("a.tsv", "text\tlabel\na\t1000\n", &["line 2, label: found 1000, expected a class from 0 to 999"]);
     refused("a.tsv", "text\tlabel\na\t\n", &["line 2, label: found \"\""]);
+    refused("a.tsv", "text\tQuality\na\t-1\n", &["line 2, Quality: found -1"]);
+    let like = read("a.tsv", "text\tscore\na\t0.5\n").unwrap();
+    let other = Labelled::open(&written("b.tsv", "text\tscore\na\tgood\n").1).unwrap().like(&like).read();
+    assert_error(other, &["b.tsv: line 2, score: found \"good\", expected a finite number"]);
     refused("a.jsonl", "{\"text\":\"a\",\"label\":[1]}", &["line 1, label: found [1]"]);
     let many: String = (0..1001).map(|name| format!("a\tname {name}\n")).collect();
-    refused("a.tsv", format!("text\tlabel\n{many}"), &["labels: found 1001 distinct texts, expected at most 1000"]);
+    refused(
+        "a.tsv",
+        format!("text\tlabel\n{many}"),
+        &["column label: found 1001 distinct texts, expected at most 1000"],
+    );
 }
 
 #[test]
 fn bad_token_ids() {
-    let bad = |fields: &str, parts: &[&str]| refused("a.jsonl", format!("{{{fields}}}"), parts);
+    let bad = |fields: &str, parts: &[&str]| refused("a.jsonl", format!("{{{fields},\"label\":1}}"), parts);
     bad(r#""input_ids":[]"#, &["line 1, input_ids: found 0 items"]);
     bad(r#""input_ids":"a""#, &["line 1, input_ids: found \"a\", expected an array"]);
     bad(r#""input_ids":[-1]"#, &["line 1, input_ids: found -1"]);

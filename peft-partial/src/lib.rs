@@ -38,7 +38,7 @@ mod testing {
             let base = base(name, &device());
             let (shape, folder) = (base.shape(), tempfile::tempdir().unwrap());
             let trained = Trained::new(config.init(&base, 0).unwrap(), Head::classifier(&base, 2, 0)).unwrap();
-            save(&folder.path().join("adapter"), config, &trained, shape, &Labels::default()).unwrap();
+            save(&folder.path().join("adapter"), config, &trained, shape, &Labels::default(), &[]).unwrap();
             let file = Checkpoint::open_file(&folder.path().join("adapter/adapter_model.safetensors")).unwrap();
             let places: Vec<Place> = shape.places().into_iter().filter(&trains).collect();
             for place in &places {

@@ -82,7 +82,7 @@ fn files_keep_the_order_of_the_patterns() {
     let (base, folder) = (base("roberta-tiny", &device()), tempfile::tempdir().unwrap());
     let (config, path) = (with_patterns(), folder.path().join("adapter"));
     let trained = Trained::new(config.init(&base, 0).unwrap(), Head::classifier(&base, 2, 0)).unwrap();
-    save(&path, &config, &trained, base.shape(), &Labels::default()).unwrap();
+    save(&path, &config, &trained, base.shape(), &Labels::default(), &[]).unwrap();
     let (loaded, _) = load::<LoraConfig>(&path, &base).unwrap();
     assert!(loaded.rank_pattern.keys().eq(config.rank_pattern.keys()), "{loaded:?}");
     assert!(loaded.alpha_pattern.iter().eq(&config.alpha_pattern), "{loaded:?}");

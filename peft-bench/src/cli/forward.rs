@@ -38,7 +38,7 @@ impl Forward {
         let model: Pretrained = self.model.open()?;
         let rows = Labelled::open(&self.input)?.without_label().read()?;
         let shape = model.base.shape();
-        let examples = rows.examples(shape.vocab, max_length(shape, self.adapter.as_deref())?)?;
+        let examples = rows.examples(shape, max_length(shape, self.adapter.as_deref())?)?;
         let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
         let tensor =
             |(i, logits): (usize, Logits)| (format!("logits.{i}"), TensorData::new(logits.values, logits.dims));

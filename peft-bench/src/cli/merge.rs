@@ -40,11 +40,11 @@ impl WithMethod for (&Pretrained, &Merge) {
     fn call<M: Method>(self) -> Result<f32> {
         let (model, merge) = self;
         let shape = model.base.shape();
+        let tuned = Tuned::<M>::load(&merge.adapter, model)?;
         let probe = match &merge.probe {
-            Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape.vocab, shape.max_length())?,
+            Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?,
             None => random_probe(shape.vocab, shape.max_length().min(32)),
         };
-        let tuned = Tuned::<M>::load(&merge.adapter, model)?;
         let merged = tuned.merge(&probe, merge.max_difference)?;
         merged.save(&merge.output)?;
         Ok(merged.difference)

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use peft_core::{Method, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::options::print;
 use crate::registry::{METHODS, WithMethod, by_name};
@@ -19,16 +19,21 @@ pub struct Methods {
 struct Defaults;
 
 impl WithMethod for Defaults {
-    type Output = Value;
-    fn call<M: Method>(self) -> Result<Value> {
-        Ok(json!(M::default()))
+    type Output = Map<String, Value>;
+    fn call<M: Method>(self) -> Result<Self::Output> {
+        Ok(json!(M::default()).as_object().cloned().unwrap_or_default())
     }
+}
+
+/// The settings of the method of this name, with their defaults.
+pub fn settings(method: &str) -> Result<Map<String, Value>> {
+    by_name(method, Defaults)
 }
 
 impl Methods {
     pub(super) fn run(self) -> Result<()> {
         for entry in METHODS {
-            let settings = by_name(entry.name, Defaults)?;
+            let settings = settings(entry.name)?;
             if self.json {
                 let line = json!({"name": entry.name, "peft_type": entry.peft_type, "family": entry.family,
                     "settings": settings});
@@ -36,7 +41,7 @@ impl Methods {
                 continue;
             }
             print(format_args!("{:14} {:20} {}", entry.name, entry.peft_type, entry.family))?;
-            for (key, value) in settings.as_object().into_iter().flatten() {
+            for (key, value) in &settings {
                 print(format_args!("    --set {key}={value}"))?;
             }
         }

@@ -1,5 +1,11 @@
 //! The commands of `peft`, one file each.
 
+mod bench;
+mod card;
+mod complete;
+mod eval;
+#[cfg(feature = "tensorboard")]
+mod events;
 mod forward;
 mod inspect;
 mod merge;
@@ -9,6 +15,9 @@ mod params;
 mod predict;
 mod progress;
 mod train;
+mod yaml;
+
+use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 use peft_core::Result;
@@ -29,6 +38,8 @@ enum Command {
     Params(params::Params),
     /// Train a method on labelled sentences
     Train(Box<train::Train>),
+    /// Measure a model or an adapter on labelled data
+    Eval(eval::Eval),
     /// Label texts with a trained adapter
     Predict(predict::Predict),
     /// Write the logits of examples given as token ids
@@ -37,19 +48,29 @@ enum Command {
     Merge(merge::Merge),
     /// Say what a model or adapter directory holds
     Inspect(inspect::Inspect),
+    /// Measure speed and memory
+    Bench(bench::Bench),
+    /// Print a completion script for a shell
+    Completions(complete::Completions),
+    /// Print the manual page
+    Man(complete::Man),
 }
 
 impl Cli {
-    /// Runs the command.
-    pub fn run(self) -> Result<()> {
-        match self.command {
+    /// Runs the command of a program's arguments.
+    pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+        match Cli::parse_from(yaml::expand(args.into_iter().collect())?).command {
             Command::Methods(command) => command.run(),
             Command::Params(command) => command.run(),
             Command::Train(command) => command.run(),
+            Command::Eval(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Forward(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Inspect(command) => command.run(),
+            Command::Bench(command) => command.run(),
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use clap::Args;
+use peft_core::data::{Builder, Labelled};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
 use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
@@ -29,6 +30,46 @@ impl ModelArgs {
     }
 }
 
+/// Which columns of a data file hold what.
+#[derive(Debug, Args)]
+pub struct ColumnArgs {
+    /// The column of the text, or of the first text of a pair [default: by the usual names]
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    pub text_column: Option<String>,
+    /// The column of the second text
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    pub pair_column: Option<String>,
+    /// The column of the label
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    pub label_column: Option<String>,
+    /// The names of all columns, for a .tsv or .csv without a header line
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "task")]
+    pub columns: Vec<String>,
+}
+
+impl ColumnArgs {
+    /// Tells them to the reader of a file.
+    pub fn of(&self, mut builder: Builder) -> Builder {
+        if let Some(name) = &self.text_column {
+            builder = builder.text(name);
+        }
+        if let Some(name) = &self.pair_column {
+            builder = builder.pair(name);
+        }
+        if let Some(name) = &self.label_column {
+            builder = builder.label(name);
+        }
+        if self.columns.is_empty() { builder } else { builder.columns(&self.columns) }
+    }
+}
+
+/// Says on standard error which rows of a file were left out.
+pub fn warn_of_broken_rows(rows: &Labelled) {
+    for row in rows.broken_rows() {
+        eprintln!("left out: {row}");
+    }
+}
+
 /// Logits of a model with the head of its checkpoint, or with an adapter.
 pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Vec<Logits>> {
     struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example]);
@@ -49,19 +90,18 @@ pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], 
 
 /// The longest sequence of tokens that a model takes beside an adapter's virtual tokens.
 pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
-    struct VirtualTokens<'a>(&'a Path, &'a Shape);
-    impl WithMethod for VirtualTokens<'_> {
+    struct Room<'a>(&'a Path, &'a Shape);
+    impl WithMethod for Room<'_> {
         type Output = usize;
         fn call<M: Method>(self) -> Result<usize> {
-            Ok(peft::config::<M>(self.0, self.1)?.virtual_tokens())
+            Ok(peft::config::<M>(self.0, self.1)?.room(self.1))
         }
     }
-    let virtual_tokens = adapter.map_or(Ok(0), |dir| by_peft_type(dir, VirtualTokens(dir, shape)))?;
-    Ok(shape.max_length().saturating_sub(virtual_tokens))
+    adapter.map_or(Ok(shape.max_length()), |dir| by_peft_type(dir, Room(dir, shape)))
 }
 
 /// The head in the model's checkpoint.
-fn own_head(model: &Pretrained) -> Result<Head> {
+pub fn own_head(model: &Pretrained) -> Result<Head> {
     model.head.clone().ok_or_else(|| {
         let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
         let name = Head::key("Classifier.out.bias", model.base.shape().architecture).0;
@@ -75,6 +115,13 @@ pub fn print(line: impl Display) -> Result<()> {
         ErrorKind::BrokenPipe => std::process::exit(0),
         _ => Error::Io { action: "write", path: "standard output".into(), source },
     })
+}
+
+/// The most memory that this process ever held, where the system tells.
+pub fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// All threads of the machine.

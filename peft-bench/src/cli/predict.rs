@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use peft_core::files::read_text;
 use peft_core::io::peft;
 use peft_core::load::Tokenizer;
 use peft_core::train::argmax;
@@ -43,9 +44,7 @@ impl Predict {
         let tokenizer = Tokenizer::from_dir(dir, shape.vocab)?;
         let mut texts = self.text;
         if let Some(path) = &self.file {
-            let bytes = peft_core::files::read_file(path, 1 << 30)?;
-            let content = String::from_utf8(bytes).map_err(|e| Error::file(path, "content", e, "UTF-8"))?;
-            texts.extend(content.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
+            texts.extend(lines(path)?);
         }
         if texts.is_empty() {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
@@ -68,6 +67,15 @@ impl Predict {
             print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
         }
         Ok(())
+    }
+}
+
+/// The lines of a file. A blank one is refused, so that there is a line of output for each line of input.
+fn lines(path: &Path) -> Result<Vec<String>> {
+    let content = read_text(path, 1 << 30)?;
+    match content.lines().position(|line| line.trim().is_empty()) {
+        Some(blank) => Err(Error::file(path, format!("line {}", blank + 1), "a blank line", "a text in every line")),
+        None => Ok(content.lines().map(str::to_string).collect()),
     }
 }
 

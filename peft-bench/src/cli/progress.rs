@@ -1,11 +1,12 @@
 //! What a run shows: a progress bar on a terminal, and a log file of one JSON object a line.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use peft_core::files::{read_text, write_file};
 use peft_core::train::{Metrics, Observer, StepReport};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -14,24 +15,39 @@ use serde_json::{Map, Value, json};
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
+    steps: usize,
     tokens: usize,
-    log: Option<(PathBuf, File)>,
+    log: Option<PathBuf>,
+    file: Option<File>,
+    #[cfg(feature = "tensorboard")]
+    events: super::events::Events,
     /// The last evaluation.
     pub metrics: Option<Metrics>,
 }
 
 impl Progress {
     /// For a run of `steps`; the bar is hidden where standard error is no terminal.
-    pub fn new(steps: usize, log: Option<&Path>) -> Result<Self> {
+    pub fn new(steps: usize, log: Option<&Path>) -> Self {
         let style = "{bar:30} {pos}/{len} {msg} {eta} left";
         let bar = ProgressBar::new(steps as u64);
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let open = |path: &Path| {
-            let file = File::create(path).map_err(|source| Error::Io { action: "write", path: path.into(), source })?;
-            Ok::<_, Error>((path.to_path_buf(), file))
-        };
-        let log = log.map(open).transpose()?;
-        Ok(Progress { bar, started: Instant::now(), tokens: 0, log, metrics: None })
+        Progress {
+            bar,
+            started: Instant::now(),
+            steps: 0,
+            tokens: 0,
+            log: log.map(Path::to_path_buf),
+            file: None,
+            #[cfg(feature = "tensorboard")]
+            events: Default::default(),
+            metrics: None,
+        }
+    }
+
+    /// Writes TensorBoard event files too.
+    #[cfg(feature = "tensorboard")]
+    pub fn write_events(&mut self, dir: Option<&Path>) {
+        self.events = super::events::Events::new(dir);
     }
 
     /// Real tokens a second so far.
@@ -39,30 +55,80 @@ impl Progress {
         self.tokens as f64 / self.started.elapsed().as_secs_f64()
     }
 
-    fn write(&mut self, line: &Value) -> Result<()> {
-        match &mut self.log {
-            Some((path, file)) => {
-                writeln!(file, "{line}").map_err(|source| Error::Io { action: "write", path: path.clone(), source })
-            }
-            None => Ok(()),
-        }
+    /// Steps done, those of the run that was taken up included.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    fn write(&mut self, step: usize, values: Map<String, Value>) -> Result<()> {
+        #[cfg(feature = "tensorboard")]
+        self.events.write(step, &values)?;
+        let (Some(path), Some(file)) = (&self.log, &mut self.file) else { return Ok(()) };
+        let line = Map::from_iter([("step".to_string(), json!(step))]).into_iter().chain(values).collect();
+        writeln!(file, "{}", Value::Object(line)).map_err(io("write", path))
     }
 }
 
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Io { action, path, source }
+}
+
+/// The lines of a log up to a step; a line that was cut off by a kill is none of them.
+fn lines_until(log: &str, step: usize) -> String {
+    let early = |line: &&str| {
+        let value: Option<Value> = serde_json::from_str(line).ok();
+        value.and_then(|value| value["step"].as_u64()).is_some_and(|n| n <= step as u64)
+    };
+    log.lines().filter(early).map(|line| format!("{line}\n")).collect()
+}
+
 impl Observer for Progress {
+    /// Opens the log: anew, or at the step at which the run is taken up.
+    fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
+        for note in notes {
+            self.bar.suspend(|| eprintln!("{note}"));
+        }
+        if done > 0 {
+            self.bar.suspend(|| eprintln!("taken up after step {done}"));
+            self.bar.set_position(done as u64);
+            self.bar.reset_eta();
+        }
+        self.steps = done;
+        let Some(path) = &self.log else { return Ok(()) };
+        self.file = Some(if done > 0 && path.exists() {
+            write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
+            OpenOptions::new().append(true).open(path).map_err(io("write", path))?
+        } else {
+            File::create(path).map_err(io("write", path))?
+        });
+        Ok(())
+    }
+
     fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.steps = report.step;
         self.tokens += report.tokens;
         self.bar.set_position(report.step as u64);
         self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s,", report.loss, self.tokens_per_second()));
-        self.write(&json!({"step": report.step, "loss": report.loss, "learning_rate": report.learning_rate,
-            "grad_norm": report.grad_norm}))
+        let values = [("loss", report.loss), ("learning_rate", report.learning_rate), ("grad_norm", report.grad_norm)];
+        self.write(report.step, values.into_iter().map(|(name, value)| (name.to_string(), json!(value))).collect())
     }
 
     fn evaluated(&mut self, step: usize, metrics: &Metrics) -> Result<()> {
         self.bar.println(format!("step {step}: {metrics}"));
-        let mut line = Map::from_iter([("step".to_string(), json!(step))]);
-        line.extend(metrics.0.iter().map(|(name, value)| (format!("eval_{name}"), json!(value))));
         self.metrics = Some(metrics.clone());
-        self.write(&Value::Object(line))
+        self.write(step, metrics.0.iter().map(|(name, value)| (format!("eval_{name}"), json!(value))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cut_at_the_step_that_is_taken_up() {
+        let log = "{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"loss\":1.0}\n{\"step\":3,\"lo";
+        assert_eq!(lines_until(log, 1), "{\"step\":1,\"loss\":2.0}\n");
+        assert_eq!(lines_until(log, 9).lines().count(), 2);
     }
 }

@@ -1,49 +1,54 @@
 //! `peft train`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
 use peft_core::files::check_new_directory;
 use peft_core::io::{Pretrained, peft};
-use peft_core::train::{Length, Schedule, TrainConfig, Trainer, Tuned};
+use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Method, Result, Trained};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::options::{ModelArgs, print, threads};
+use super::options::{ColumnArgs, ModelArgs, peak_bytes, print, threads, warn_of_broken_rows};
 use super::progress::Progress;
+use super::{card, yaml};
 use crate::registry::{WithMethod, by_name, by_peft_type};
 use crate::tasks::Task;
 
 /// Train a method on labelled sentences
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     group = ArgGroup::new("start").required(true).args(["adapter", "method"]),
     after_help = "Examples:\n  peft train --model DIR --method lora --set r=8 --data train.tsv --epochs 3 --output out/lora\n  \
     peft train --model DIR --method bitfit --task sst2 --data GLUE/SST-2 --steps 500 --lr 1e-3 --output out/bitfit\n  \
+    peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
     peft train --model DIR --adapter out/lora --data more.jsonl --epochs 1 --output out/lora-2"
 )]
 pub struct Train {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Train on from this adapter directory
     #[arg(long, conflicts_with = "set")]
-    adapter: Option<PathBuf>,
+    pub(super) adapter: Option<PathBuf>,
     /// Start this method (see `peft methods`)
     #[arg(long)]
     method: Option<String>,
     /// A setting of the method, KEY=VALUE
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// A task: sst2, mrpc, stsb; --data is then its directory
+    /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; --data is then its directory, or GLUE's
     #[arg(long)]
-    task: Option<String>,
+    pub(super) task: Option<String>,
     /// Labelled examples: .tsv, .csv or .jsonl, or a task's directory
     #[arg(long)]
-    data: PathBuf,
-    /// Labelled examples to evaluate on after each epoch; a task brings its own
+    pub(super) data: PathBuf,
+    /// Labelled examples to evaluate on; a task brings its own
     #[arg(long, conflicts_with = "task")]
-    eval: Option<PathBuf>,
+    pub(super) eval: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) columns: ColumnArgs,
     /// The directory to make
     #[arg(long)]
     output: PathBuf,
@@ -53,7 +58,7 @@ pub struct Train {
     /// Times through the data [default: 3]
     #[arg(long)]
     epochs: Option<usize>,
-    /// Sequences in a step
+    /// Sequences in a batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
     /// Peak learning rate
@@ -77,6 +82,24 @@ pub struct Train {
     /// Dropout probability of base and head [default: the model's own]
     #[arg(long)]
     dropout: Option<f64>,
+    /// Batches whose gradients make one step
+    #[arg(long, value_name = "BATCHES", default_value_t = 1)]
+    accumulate: usize,
+    /// Put sequences of like length into one batch
+    #[arg(long, conflicts_with = "no_shuffle")]
+    group_by_length: bool,
+    /// Evaluate every so many steps [default: after each epoch]
+    #[arg(long, value_name = "STEPS")]
+    eval_every: Option<usize>,
+    /// Keep the state of the best evaluation instead of the last
+    #[arg(long)]
+    keep_best: bool,
+    /// Stop after so many evaluations without a better one
+    #[arg(long, value_name = "EVALUATIONS")]
+    early_stop: Option<usize>,
+    /// What the best is judged by [default: the task's first metric, else loss]
+    #[arg(long)]
+    metric: Option<String>,
     /// Decides every random number
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -95,16 +118,34 @@ pub struct Train {
     /// Write one JSON object for each step
     #[arg(long)]
     log: Option<PathBuf>,
+    /// Write TensorBoard event files into this directory
+    #[cfg(feature = "tensorboard")]
+    #[arg(long)]
+    tensorboard: Option<PathBuf>,
+    /// Save a checkpoint every so many steps [default: every 20 seconds]
+    #[arg(long, value_name = "STEPS")]
+    save_every: Option<usize>,
+    /// Go on from the newest checkpoint of a run that was stopped; ends with the same bits
+    #[arg(long)]
+    resume: bool,
+    /// Settings from a YAML file, in the names of transformers' TrainingArguments and of the method; options on the command
+    /// line come first
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Optimizer {
+    #[value(alias = "adamw_torch")]
     Adamw,
+    Adafactor,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScheduleArg {
     Linear,
+    Cosine,
+    #[value(alias = "constant_with_warmup")]
     Constant,
 }
 
@@ -121,18 +162,20 @@ impl Train {
 
     /// The data to train on and to evaluate on.
     fn read(&self) -> Result<(Labelled, Option<Labelled>)> {
-        Ok(match (&self.task, &self.eval) {
+        let (train, eval) = match (&self.task, &self.eval) {
             (Some(task), _) => {
                 let (train, dev) = Task::named(task)?.read(&self.data)?;
                 (train, Some(dev))
             }
-            (None, Some(eval)) => {
-                let train = Labelled::open(&self.data)?.read()?;
-                let eval = Labelled::open(eval)?.like(&train).read()?;
-                (train, Some(eval))
+            (None, eval) => {
+                let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
+                let train = open(&self.data)?.read()?;
+                let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
+                (train, eval)
             }
-            (None, None) => (Labelled::open(&self.data)?.read()?, None),
-        })
+        };
+        [Some(&train), eval.as_ref()].into_iter().flatten().for_each(warn_of_broken_rows);
+        Ok((train, eval))
     }
 
     fn config(&self, samples: usize) -> Result<TrainConfig> {
@@ -140,19 +183,31 @@ impl Train {
             (Some(steps), _) => Length::Steps(steps),
             (None, epochs) => Length::Epochs(epochs.unwrap_or(3)),
         };
-        let Optimizer::Adamw = self.optimizer;
+        let task = self.task.as_deref().map(Task::named).transpose()?;
+        let metric = self.metric.clone().or(task.map(|task| task.metrics[0].to_string()));
         let mut config = TrainConfig {
             learning_rate: self.lr,
             length,
             batch_size: self.batch_size,
+            gradient_accumulation_steps: self.accumulate,
+            optim: match self.optimizer {
+                Optimizer::Adamw => Rule::AdamW,
+                Optimizer::Adafactor => Rule::Adafactor,
+            },
             weight_decay: self.weight_decay,
             lr_scheduler_type: match self.schedule {
                 ScheduleArg::Linear => Schedule::Linear,
+                ScheduleArg::Cosine => Schedule::Cosine,
                 ScheduleArg::Constant => Schedule::Constant,
             },
             max_grad_norm: self.max_grad_norm,
             seed: self.seed,
             shuffle: !self.no_shuffle,
+            group_by_length: self.group_by_length,
+            eval_steps: self.eval_every,
+            load_best_model_at_end: self.keep_best,
+            metric_for_best_model: metric.unwrap_or_else(|| "loss".into()),
+            early_stopping_patience: self.early_stop,
             threads: self.threads.unwrap_or_else(threads),
             micro_rows: self.micro_rows,
             dropout: self.dropout,
@@ -160,12 +215,22 @@ impl Train {
             ..Default::default()
         };
         config.check()?;
+        if (self.keep_best || self.early_stop.is_some()) && self.task.is_none() && self.eval.is_none() {
+            return Err(Error::config("--keep-best, --early-stop", "no data to evaluate on", "--eval, or --task"));
+        }
         if !(0.0..1e9).contains(&self.warmup) {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
         }
         let total = config.steps(samples);
         config.warmup_steps = if self.warmup < 1.0 { self.warmup * total as f64 } else { self.warmup } as usize;
         Ok(config)
+    }
+
+    /// Where checkpoints lie while the run lasts: beside the output, which appears only when it is done.
+    fn checkpoints(&self) -> Checkpoints {
+        let mut name = self.output.file_name().unwrap_or_default().to_os_string();
+        name.push(".checkpoints");
+        Checkpoints { dir: self.output.with_file_name(name), every: self.save_every, resume: self.resume }
     }
 }
 
@@ -175,22 +240,28 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The data in the model's tokens, with room for a method's virtual tokens.
+    /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
+    /// that may be trained on.
     fn data<M: Method>(&self, method: &M) -> Result<(Dataset, Option<Dataset>)> {
-        let room = self.model.base.shape().max_length().saturating_sub(method.virtual_tokens());
-        let prepare = |data: Labelled| data.prepare(self.model, self.args.max_length.min(room));
-        let (data, eval) = self.args.read()?;
-        Ok((prepare(data)?, eval.map(prepare).transpose()?))
+        let Job { args, model } = self;
+        let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
+        let (data, eval) = args.read()?;
+        let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
+        let classes = match &args.adapter {
+            Some(dir) => peft::labels(dir)?.classes,
+            None => model.classes(),
+        };
+        let renumbered = |data: &Dataset| data.clone().with_classes(&classes);
+        match (renumbered(&data), eval.as_ref().map(renumbered)) {
+            (Some(data), None) => Ok((data, None)),
+            (Some(data), Some(Some(eval))) => Ok((data, Some(eval))),
+            _ if args.adapter.is_some() && !classes.is_empty() => {
+                let expected = format!("classes of the adapter: {classes:?}");
+                Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected))
+            }
+            _ => Ok((data, eval)),
+        }
     }
-}
-
-/// Data with its classes in the order of a head's, if all of them are among those.
-fn with_classes(data: &Dataset, eval: &Option<Dataset>, names: &[String]) -> Option<(Dataset, Option<Dataset>)> {
-    let eval = match eval {
-        Some(eval) => Some(eval.clone().with_classes(names)?),
-        None => None,
-    };
-    Some((data.clone().with_classes(names)?, eval))
 }
 
 impl WithMethod for Job<'_> {
@@ -203,49 +274,34 @@ impl WithMethod for Job<'_> {
         };
         // An impossible configuration is told before anything is read for it.
         method.count(model.base.shape())?;
-        let (mut data, mut eval) = self.data(&method)?;
-        let head_classes = match &args.adapter {
-            Some(dir) => peft::labels(dir)?.classes,
-            None => model.classes(),
-        };
-        match with_classes(&data, &eval, &head_classes) {
-            Some(both) => (data, eval) = both,
-            None if args.adapter.is_some() && !head_classes.is_empty() => {
-                let expected = format!("classes of the adapter: {head_classes:?}");
-                return Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected));
-            }
-            None => {}
-        }
+        let (data, eval) = self.data(&method)?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
-        let trainer = Trainer::new(config);
+        let settings = yaml::effective(args, &method, &config)?;
+        let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
             Some(dir) => peft::load::<M>(dir, &model.base)?.1,
             None => trainer.start(model, &method, &data)?,
         };
-        let mut progress = Progress::new(steps, args.log.as_deref())?;
+        let mut progress = Progress::new(steps, args.log.as_deref());
+        #[cfg(feature = "tensorboard")]
+        progress.write_events(args.tensorboard.as_deref());
         let started = std::time::Instant::now();
-        let tuned: Tuned<'_, M> = trainer.resume(model, method, trained, &data, eval.as_ref(), &mut progress)?;
-        tuned.save(&args.output)?;
+        let tuned: Tuned<'_, M> = trainer.train(model, method, trained, &data, eval.as_ref(), &mut progress)?;
+        let metrics = match (progress.metrics.take().filter(|_| !args.keep_best), &eval) {
+            (Some(last), _) => last,
+            (None, Some(eval)) => tuned.evaluate(eval)?,
+            (None, None) => Metrics::default(),
+        };
+        let metrics: Map<String, Value> =
+            metrics.0.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let (method, head) = tuned.trainable();
-        let metrics: serde_json::Map<_, _> = progress
-            .metrics
-            .iter()
-            .flat_map(|metrics| metrics.0.iter().map(|(name, value)| (name.to_string(), json!(value))))
-            .collect();
-        let summary = json!({
-            "output": args.output, "method": M::NAME, "steps": steps, "trainable": {"method": method, "head": head},
-            "seconds": started.elapsed().as_secs_f64(), "tokens_per_second": progress.tokens_per_second(),
-            "peak_bytes": peak_bytes(), "metrics": metrics,
-        });
-        print(summary)?;
-        Ok(())
+        let card = card::write(&tuned, &config, &metrics, args.task.as_deref());
+        tuned.save_with(&args.output, &[("train.yaml", settings), ("README.md", card)])?;
+        print(json!({
+            "output": args.output, "method": M::NAME, "steps": progress.steps(),
+            "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
+            "tokens_per_second": progress.tokens_per_second(), "peak_bytes": peak_bytes(), "metrics": metrics,
+        }))
     }
-}
-
-/// The most memory that this process ever held, where the system tells.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

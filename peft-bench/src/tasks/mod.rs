@@ -1,8 +1,8 @@
-//! Tasks by name, in the directory layout of GLUE: `train.tsv` and `dev.tsv` with named columns.
+//! The tasks of GLUE that the survey's Table III reports, in GLUE's own directory layout.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use peft_core::data::Labelled;
+use peft_core::data::{Builder, Labelled};
 use peft_core::{Error, Result};
 
 /// Where a task's texts and labels stand, and what it is scored with.
@@ -10,19 +10,77 @@ use peft_core::{Error, Result};
 pub struct Task {
     /// Its name in commands.
     pub name: &'static str,
+    /// The name of its directory in GLUE's.
+    pub directory: &'static str,
+    /// The file of its development set; that of its training set is `train.tsv`.
+    pub dev: &'static str,
+    /// The columns, where the files have no header line; else none.
+    pub columns: &'static [&'static str],
     /// The columns of the texts: one, or two for pairs.
     pub texts: &'static [&'static str],
     /// The column of the label.
     pub label: &'static str,
-    /// The metric that counts.
-    pub metric: &'static str,
+    /// The labels of the classes in the order of their numbers in GLUE; none for values.
+    pub classes: &'static [&'static str],
+    /// The metrics that the survey reports, in its order.
+    pub metrics: &'static [&'static str],
 }
 
-/// The tasks that are known.
-pub const TASKS: [Task; 3] = [
-    Task { name: "sst2", texts: &["sentence"], label: "label", metric: "accuracy" },
-    Task { name: "mrpc", texts: &["#1 String", "#2 String"], label: "Quality", metric: "f1" },
-    Task { name: "stsb", texts: &["sentence1", "sentence2"], label: "score", metric: "pearson" },
+const FILES: Task = Task {
+    name: "",
+    directory: "",
+    dev: "dev.tsv",
+    columns: &[],
+    texts: &["sentence1", "sentence2"],
+    label: "label",
+    classes: &["0", "1"],
+    metrics: &["accuracy"],
+};
+
+/// The tasks that are known, in the order of the survey's table.
+pub const TASKS: [Task; 8] = [
+    Task {
+        name: "cola",
+        directory: "CoLA",
+        columns: &["source", "label", "star", "sentence"],
+        texts: &["sentence"],
+        metrics: &["matthews"],
+        ..FILES
+    },
+    Task { name: "sst2", directory: "SST-2", texts: &["sentence"], ..FILES },
+    Task {
+        name: "mrpc",
+        directory: "MRPC",
+        texts: &["#1 String", "#2 String"],
+        label: "Quality",
+        metrics: &["accuracy", "f1"],
+        ..FILES
+    },
+    Task { name: "stsb", directory: "STS-B", label: "score", classes: &[], metrics: &["pearson", "spearman"], ..FILES },
+    Task {
+        name: "qqp",
+        directory: "QQP",
+        texts: &["question1", "question2"],
+        label: "is_duplicate",
+        metrics: &["accuracy", "f1"],
+        ..FILES
+    },
+    Task {
+        name: "mnli",
+        directory: "MNLI",
+        dev: "dev_matched.tsv",
+        label: "gold_label",
+        classes: &["entailment", "neutral", "contradiction"],
+        ..FILES
+    },
+    Task {
+        name: "qnli",
+        directory: "QNLI",
+        texts: &["question", "sentence"],
+        classes: &["entailment", "not_entailment"],
+        ..FILES
+    },
+    Task { name: "rte", directory: "RTE", classes: &["entailment", "not_entailment"], ..FILES },
 ];
 
 impl Task {
@@ -32,17 +90,50 @@ impl Task {
         TASKS.into_iter().find(|task| task.name == name).ok_or_else(|| Error::config("--task", name, names()))
     }
 
-    /// Training and development set from a directory.
+    /// The number of outputs that a head for it has.
+    pub fn outputs(&self) -> usize {
+        self.classes.len().max(1)
+    }
+
+    /// Training and development set from the task's own directory, or from the directory of all of GLUE.
     pub fn read(&self, dir: &Path) -> Result<(Labelled, Labelled)> {
-        let open = |file: &str| {
-            let builder = Labelled::open(&dir.join(file))?.text(self.texts[0]).label(self.label);
-            Ok::<_, Error>(match self.texts.get(1) {
-                Some(second) => builder.pair(second),
-                None => builder,
-            })
-        };
-        let train = open("train.tsv")?.read()?;
-        let dev = open("dev.tsv")?.like(&train).read()?;
-        Ok((train, dev))
+        let (train, dev) = (self.file(dir, "train.tsv")?, self.file(dir, self.dev)?);
+        Ok((self.open(&train, self.classes)?.read()?, self.open(&dev, self.classes)?.read()?))
+    }
+
+    /// The development set alone, for a model whose classes have the numbers of these names: the task's own, if they are
+    /// names of something else.
+    pub fn read_dev(&self, dir: &Path, classes: &[String]) -> Result<Labelled> {
+        let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
+        let same = classes.len() == self.classes.len() && self.classes.iter().all(|class| classes.contains(class));
+        self.open(&self.file(dir, self.dev)?, if same { &classes } else { self.classes })?.read()
+    }
+
+    fn file(&self, dir: &Path, name: &str) -> Result<PathBuf> {
+        let own = dir.join(self.directory);
+        let path = if own.is_dir() { own } else { dir.to_path_buf() }.join(name);
+        if path.exists() {
+            return Ok(path);
+        }
+        let expected = format!(
+            "train.tsv and {} of {} in the directory, or in {}/ there",
+            self.dev, self.directory, self.directory
+        );
+        Err(Error::file(path, format!("task {}", self.name), "no such file", expected))
+    }
+
+    fn open(&self, path: &Path, classes: &[&str]) -> Result<Builder> {
+        let mut builder = Labelled::open(path)?.text(self.texts[0]).label(self.label);
+        if let Some(second) = self.texts.get(1) {
+            builder = builder.pair(second);
+        }
+        if !self.columns.is_empty() {
+            builder = builder.columns(self.columns);
+        }
+        // Line breaks in questions tear some rows of the first published QQP apart; everyone leaves them out.
+        if self.name == "qqp" {
+            builder = builder.skip_broken_rows();
+        }
+        Ok(if classes.is_empty() { builder.values() } else { builder.classes(classes) })
     }
 }

@@ -25,9 +25,9 @@ pub(super) struct Written {
 
 impl Kind {
     /// All integers: the classes 0 to the largest. All numbers: values. Else: the distinct texts in sorted order.
-    pub(super) fn of(path: &Path, labels: &[Written]) -> Result<Self> {
+    pub(super) fn of(path: &Path, column: &str, labels: &[Written]) -> Result<Self> {
         if labels.iter().all(|label| label.text.parse::<i64>().is_ok()) {
-            let classes = labels.iter().map(|label| class(path, label)).collect::<Result<Vec<_>>>()?;
+            let classes = labels.iter().map(|label| class(path, column, label)).collect::<Result<Vec<_>>>()?;
             let count = classes.into_iter().max().map_or(0, |largest| largest + 1);
             return Ok(Kind::Classes((0..count).map(|class| class.to_string()).collect()));
         }
@@ -37,15 +37,20 @@ impl Kind {
         let names: BTreeSet<&str> = labels.iter().map(|label| label.text.as_str()).collect();
         if names.len() > MAX_CLASSES {
             let expected = format!("at most {MAX_CLASSES} classes, or only numbers");
-            return Err(Error::file(path, "labels", format!("{} distinct texts", names.len()), expected));
+            return Err(Error::file(
+                path,
+                format!("column {column}"),
+                format!("{} distinct texts", names.len()),
+                expected,
+            ));
         }
         Ok(Kind::Classes(names.into_iter().map(str::to_string).collect()))
     }
 
-    pub(super) fn label(&self, path: &Path, label: &Written) -> Result<Option<Label>> {
+    pub(super) fn label(&self, path: &Path, column: &str, label: &Written) -> Result<Option<Label>> {
         let Written { line, text } = label;
         let fail =
-            |expected: String| Err(Error::file(path, format!("line {line}, label"), format!("{text:?}"), expected));
+            |expected: String| Err(Error::file(path, format!("line {line}, {column}"), format!("{text:?}"), expected));
         match self {
             Kind::Unlabelled => Ok(None),
             Kind::Classes(names) => match names.iter().position(|name| name == text) {
@@ -60,10 +65,10 @@ impl Kind {
     }
 }
 
-fn class(path: &Path, label: &Written) -> Result<usize> {
+fn class(path: &Path, column: &str, label: &Written) -> Result<usize> {
     let class = label.text.parse::<usize>().ok().filter(|class| *class < MAX_CLASSES);
     class.ok_or_else(|| {
         let expected = format!("a class from 0 to {}; write a value with a decimal point", MAX_CLASSES - 1);
-        Error::file(path, format!("line {}, label", label.line), &label.text, expected)
+        Error::file(path, format!("line {}, {column}", label.line), &label.text, expected)
     })
 }

@@ -49,10 +49,11 @@ impl Labelled {
     /// `tokenize` and the model's `tokenizer.json`.
     pub fn prepare(&self, model: &Pretrained, max_length: usize) -> Result<Dataset> {
         let shape = model.base.shape();
-        let max_length = max_length.min(shape.max_length());
-        let examples =
-            if self.has_tokens() { self.examples(shape.vocab, max_length)? } else { self.encode(model, max_length)? };
-        Ok(Dataset { examples, classes: self.classes().to_vec() })
+        let examples = match self.has_tokens() {
+            true => self.examples(shape, max_length),
+            false => self.with_types_of(shape, self.encode(model, max_length.min(shape.max_length()))?),
+        };
+        Ok(Dataset { examples: examples?, classes: self.classes().to_vec() })
     }
 
     #[cfg(feature = "tokenize")]

@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::classes::{Kind, Written};
-use super::row::{Columns, Input, Row, label_column, label_text};
+use super::row::{Cell, Columns, Input, Row, label_column};
 use super::table::Table;
-use crate::files::read_file;
+use crate::files::read_text;
 #[cfg(feature = "tokenize")]
 use crate::load::Tokenizer;
 use crate::random::Random;
-use crate::{Error, Example, Result};
+use crate::{Error, Example, Result, Shape};
 
 /// The largest data file that is read, in bytes.
 const MAX_DATA: u64 = 1 << 30;
+/// The most rows that are left out as broken; with more of them, something is wrong with the file.
+const MAX_BROKEN: usize = 100;
 
 /// Raw rows of a labelled file.
 #[derive(Clone, Debug)]
@@ -21,37 +23,41 @@ pub struct Labelled {
     path: PathBuf,
     rows: Vec<Row>,
     kind: Kind,
+    broken: Vec<String>,
 }
 
 /// How to read a labelled file. What is not said is guessed from the names of the columns.
 #[must_use]
 pub struct Builder {
     path: PathBuf,
-    bytes: Vec<u8>,
+    content: String,
+    columns: Option<Vec<String>>,
     text: Option<String>,
     pair: Option<String>,
     label: Option<String>,
     kind: Option<Kind>,
     unlabelled: bool,
+    skip_broken: bool,
 }
 
 impl Labelled {
     /// Opens a file of at most 1 GiB. Its extension tells the format: `.tsv` (header line, tabs, no quoting), `.csv` (header line, commas,
-    /// double quotes) or `.jsonl` (one object a line, of texts or of `input_ids`, the first naming the columns).
+    /// double quotes) or `.jsonl` (one object a line, of texts or of `input_ids`, whose keys are the columns).
     ///
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
-    /// its usual partner if there is one. The label's is `label`, `labels` or `score`; without any of them the rows
-    /// have no label. Labels that all are integers are classes, other numbers are values, anything else names a class.
+    /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
+    /// are classes, other numbers are values, anything else names a class.
     pub fn open(path: &Path) -> Result<Builder> {
-        let bytes = read_file(path, MAX_DATA)?;
         Ok(Builder {
             path: path.to_path_buf(),
-            bytes,
+            content: read_text(path, MAX_DATA)?,
+            columns: None,
             text: None,
             pair: None,
             label: None,
             kind: None,
             unlabelled: false,
+            skip_broken: false,
         })
     }
 
@@ -61,6 +67,11 @@ impl Labelled {
             Kind::Classes(names) => names,
             Kind::Unlabelled | Kind::Values => &[],
         }
+    }
+
+    /// What is wrong with the rows that were left out, see [`Builder::skip_broken_rows`].
+    pub fn broken_rows(&self) -> &[String] {
+        &self.broken
     }
 
     /// Number of rows.
@@ -91,7 +102,8 @@ impl Labelled {
         for (row, second) in self.rows.into_iter().zip(second) {
             if second { parts.1.push(row) } else { parts.0.push(row) }
         }
-        let part = |rows| Labelled { path: self.path.clone(), rows, kind: self.kind.clone() };
+        let part =
+            |rows| Labelled { rows, path: self.path.clone(), kind: self.kind.clone(), broken: self.broken.clone() };
         (part(parts.0), part(parts.1))
     }
 
@@ -113,8 +125,10 @@ impl Labelled {
         examples.into_iter().collect()
     }
 
-    /// Takes rows of `input_ids` as examples: every id must be below `vocab` and no row longer than `max_length`.
-    pub fn examples(&self, vocab: usize, max_length: usize) -> Result<Vec<Example>> {
+    /// Takes rows of `input_ids` as examples for a model of this shape: every id must be in its tables, and no row longer
+    /// than `max_length` or than its positions.
+    pub fn examples(&self, shape: &Shape, max_length: usize) -> Result<Vec<Example>> {
+        let (vocab, max_length) = (shape.vocab, max_length.min(shape.max_length()));
         let example = |row: &Row| {
             let Input::Tokens { ids, mask, types } = &row.input else {
                 return Err(self.wrong(row, "a text", "input_ids, or a tokenizer"));
@@ -128,7 +142,19 @@ impl Labelled {
             }
             Ok(Example { ids: ids.clone(), mask: mask.clone(), types: types.clone(), label: row.label.clone() })
         };
-        self.rows.iter().map(example).collect()
+        let examples = self.rows.iter().map(example).collect::<Result<Vec<_>>>()?;
+        self.with_types_of(shape, examples)
+    }
+
+    /// Refuses token types that a model of this shape lacks.
+    pub(super) fn with_types_of(&self, shape: &Shape, examples: Vec<Example>) -> Result<Vec<Example>> {
+        for (row, example) in self.rows.iter().zip(&examples) {
+            if let Some(kind) = example.types.iter().flatten().find(|kind| **kind as usize >= shape.types) {
+                let expected = format!("types below {}, those of the model", shape.types);
+                return Err(self.wrong(row, format!("type {kind} in token_type_ids"), expected));
+            }
+        }
+        Ok(examples)
     }
 
     fn wrong(&self, row: &Row, found: impl ToString, expected: impl Into<String>) -> Error {
@@ -152,50 +178,72 @@ impl Builder {
         Builder { label: Some(column.to_string()), ..self }
     }
 
+    /// The file has no header line; its columns have these names. Not for `.jsonl`.
+    pub fn columns(self, names: &[impl AsRef<str>]) -> Self {
+        Builder { columns: Some(names.iter().map(|name| name.as_ref().to_string()).collect()), ..self }
+    }
+
+    /// Reads labels as classes of these names, in the order of their numbers; any other label is an error.
+    pub fn classes(self, names: &[impl AsRef<str>]) -> Self {
+        let names = names.iter().map(|name| name.as_ref().to_string()).collect();
+        Builder { kind: Some(Kind::Classes(names)), ..self }
+    }
+
+    /// Reads labels as numbers, integers too.
+    pub fn values(self) -> Self {
+        Builder { kind: Some(Kind::Values), ..self }
+    }
+
     /// Reads labels as those of another file, so that a class has the same number in both. A class that the other
     /// file lacks is an error.
     pub fn like(self, other: &Labelled) -> Self {
         Builder { kind: Some(other.kind.clone()), ..self }
     }
 
-    /// Ignores labels, whatever they are.
+    /// Ignores labels, whatever they are, and needs none.
     pub fn without_label(self) -> Self {
         Builder { unlabelled: true, ..self }
     }
 
+    /// Leaves out rows with more or fewer fields than columns instead of refusing the file, for published data that is
+    /// known to have some; at most 100 of them. [`Labelled::broken_rows`] says which.
+    pub fn skip_broken_rows(self) -> Self {
+        Builder { skip_broken: true, ..self }
+    }
+
     /// Parses the rows.
     pub fn read(self) -> Result<Labelled> {
-        let path = &self.path;
-        let table = Table::parse(path, utf8(path, &self.bytes)?)?;
-        let columns = Columns::choose(path, &table, self.text.as_deref(), self.pair.as_deref())?;
-        let label = if self.unlabelled { None } else { label_column(path, &table, self.label.as_deref())? };
+        let Table { header, rows: records } = Table::parse(&self.path, &self.content, self.columns)?;
+        let columns = Columns::choose(&header, self.text.as_deref(), self.pair.as_deref())?;
+        let label = if self.unlabelled { None } else { Some(label_column(&header, self.label.as_deref())?) };
 
-        let (mut rows, mut labels) = (Vec::new(), Vec::new());
-        for record in table.rows {
-            let record = record?;
-            rows.push(Row { line: record.line, input: columns.input(path, &record)?, label: None });
+        let (mut rows, mut labels, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        for record in records {
+            let record = match record {
+                Err(error) if self.skip_broken && broken.len() < MAX_BROKEN => {
+                    broken.push(error.to_string());
+                    continue;
+                }
+                record => record?,
+            };
+            rows.push(Row { line: record.line, input: columns.input(&header, &record)?, label: None });
             if let Some(column) = label {
-                labels.push(Written { line: record.line, text: label_text(path, &record, column)? });
+                let text = Cell { header: &header, record: &record, column }.label()?;
+                labels.push(Written { line: record.line, text });
             }
         }
+        let (path, column) = (header.path, label.map_or("", |column| &header.columns[column]));
         if rows.is_empty() {
             return Err(Error::file(path, "rows", "none below the header", "at least one"));
         }
         let kind = match (label, self.kind) {
             (None, _) => Kind::Unlabelled,
             (Some(_), Some(kind)) => kind,
-            (Some(_), None) => Kind::of(path, &labels)?,
+            (Some(_), None) => Kind::of(path, column, &labels)?,
         };
         for (row, label) in rows.iter_mut().zip(&labels) {
-            row.label = kind.label(path, label)?;
+            row.label = kind.label(path, column, label)?;
         }
-        Ok(Labelled { path: path.clone(), rows, kind })
+        Ok(Labelled { path: path.to_path_buf(), rows, kind, broken })
     }
-}
-
-fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        Error::file(path, format!("line {line}"), "bytes that are no text", "UTF-8")
-    })
 }

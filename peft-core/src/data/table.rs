@@ -1,13 +1,25 @@
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
 
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
+/// The most different keys that the objects of a file may have.
+const MAX_KEYS: usize = 1000;
+
 /// A file's rows under its column names, parsed one at a time.
 pub(super) struct Table<'a> {
-    pub(super) columns: Vec<String>,
+    pub(super) header: Header<'a>,
     pub(super) rows: Box<dyn Iterator<Item = Result<Record>> + 'a>,
+}
+
+/// The names of a file's columns.
+pub(super) struct Header<'a> {
+    pub(super) path: &'a Path,
+    pub(super) columns: Vec<String>,
 }
 
 /// A row: one cell for each column, `Null` where a JSON object lacks the name.
@@ -17,86 +29,148 @@ pub(super) struct Record {
 }
 
 impl<'a> Table<'a> {
-    /// Reads the column names and leaves the rows to be iterated. The extension tells the format.
-    pub(super) fn parse(path: &'a Path, text: &'a str) -> Result<Self> {
+    /// Reads the column names, unless they are given for a file without a header, and leaves the rows to be iterated. The
+    /// extension tells the format.
+    pub(super) fn parse(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<Self> {
         // Spreadsheets put a byte order mark first.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.trim().is_empty() {
             return Err(Error::file(path, "content", "nothing", "a header line and rows, or JSON objects"));
         }
-        let table = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("tsv") => tsv(path, text),
-            Some("csv") => csv(path, text)?,
+        let (columns, rows) = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("tsv") => tsv(path, text, names),
+            Some("csv") => csv(path, text, names)?,
+            Some("jsonl") if names.is_some() => {
+                return Err(Error::file(
+                    path,
+                    "columns",
+                    "names for them",
+                    "none: the objects of a .jsonl name their own",
+                ));
+            }
             Some("jsonl") => jsonl(path, text)?,
             _ => return Err(Error::file(path, "extension", "another one", "tsv, csv or jsonl")),
         };
-        let twice = table.columns.iter().enumerate().find(|(place, name)| table.columns[..*place].contains(name));
-        match twice {
-            Some((_, name)) => Err(Error::file(path, "line 1", format!("the column {name:?} twice"), "distinct names")),
-            None => Ok(table),
+        if let Some(name) = repeated(&columns) {
+            return Err(Error::file(path, "line 1", format!("the column {name:?} twice"), "distinct names"));
         }
+        Ok(Table { header: Header { path, columns }, rows })
+    }
+}
+
+impl Header<'_> {
+    /// The place of a column, if there is one of this name.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column == name)
     }
 
     /// The place of a column; the error lists the columns there are.
-    pub(super) fn column(&self, path: &Path, name: &str) -> Result<usize> {
-        self.columns.iter().position(|column| column == name).ok_or_else(|| {
+    pub(super) fn column(&self, name: &str) -> Result<usize> {
+        self.find(name).ok_or_else(|| {
             let found = format!("no such column among {:?}", self.columns);
-            Error::file(path, format!("column {name:?}"), found, "a column of the file")
+            Error::file(self.path, format!("column {name:?}"), found, "a column of the file")
         })
     }
 }
 
+type Parsed<'a> = (Vec<String>, Box<dyn Iterator<Item = Result<Record>> + 'a>);
+
 /// GLUE style: no quoting, so a quote is a character like any other.
-fn tsv<'a>(path: &'a Path, text: &'a str) -> Table<'a> {
+fn tsv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Parsed<'a> {
     let mut lines = text.lines().zip(1..);
     let split = |line: &str| line.split('\t').map(str::to_string).collect::<Vec<_>>();
-    let columns = lines.next().map_or(Vec::new(), |(header, _)| split(header));
+    let columns = names.unwrap_or_else(|| lines.next().map_or(Vec::new(), |(header, _)| split(header)));
     let width = columns.len();
-    let rows = lines.map(move |(line, number)| record(path, number, width, split(line)));
-    Table { columns, rows: Box::new(rows) }
+    (columns, Box::new(lines.map(move |(line, number)| record(path, number, width, split(line)))))
 }
 
-fn csv<'a>(path: &'a Path, text: &'a str) -> Result<Table<'a>> {
+fn csv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<Parsed<'a>> {
     let fail = move |error: csv::Error| {
         let line = error.position().map_or(1, csv::Position::line);
         Error::file(path, format!("line {line}"), error, "comma-separated fields")
     };
     // Rows of another length are reported below, in the words used for all formats.
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
-    let columns: Vec<String> = reader.headers().map_err(fail)?.iter().map(str::to_string).collect();
+    let mut builder = csv::ReaderBuilder::new();
+    let mut reader = builder.flexible(true).has_headers(names.is_none()).from_reader(text.as_bytes());
+    let columns = match names {
+        Some(names) => names,
+        None => reader.headers().map_err(fail)?.iter().map(str::to_string).collect(),
+    };
     let width = columns.len();
     let rows = reader.into_records().map(move |row| {
         let row = row.map_err(fail)?;
         let line = row.position().map_or(0, |position| position.line() as usize);
         record(path, line, width, row.iter().map(str::to_string).collect())
     });
-    Ok(Table { columns, rows: Box::new(rows) })
+    Ok((columns, Box::new(rows)))
 }
 
 fn record(path: &Path, line: usize, width: usize, fields: Vec<String>) -> Result<Record> {
     if fields.len() != width {
-        let expected = format!("{width}, as in the header");
+        let expected = format!("{width}, one for each column");
         return Err(Error::file(path, format!("line {line}"), format!("{} fields", fields.len()), expected));
     }
     Ok(Record { line, cells: fields.into_iter().map(Value::String).collect() })
 }
 
-/// One JSON object a line; the first names the columns.
-fn jsonl<'a>(path: &'a Path, text: &'a str) -> Result<Table<'a>> {
-    let parse = move |(text, line): (&str, usize)| {
-        let object: Result<Map<String, Value>, _> = serde_json::from_str(text);
-        object
-            .map(|object| (line, object))
-            .map_err(|error| Error::file(path, format!("line {line}"), error, "a JSON object on a line of its own"))
-    };
+/// One JSON object a line; the columns are the keys of all of them.
+fn jsonl<'a>(path: &'a Path, text: &'a str) -> Result<Parsed<'a>> {
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
-    let first = lines.clone().next().map(parse).transpose()?;
-    let columns: Vec<String> = first.map_or(Vec::new(), |(_, object)| object.keys().cloned().collect());
+    let (mut columns, mut known) = (Vec::new(), BTreeSet::new());
+    for line in lines.clone() {
+        let (line, Keys(keys)) = parse(path, line)?;
+        if let Some(key) = repeated(&keys) {
+            return Err(Error::file(path, format!("line {line}"), format!("the key {key:?} twice"), "distinct keys"));
+        }
+        columns.extend(keys.into_iter().filter(|key| known.insert(key.clone())));
+        if columns.len() > MAX_KEYS {
+            let found = format!("{} different keys so far", columns.len());
+            return Err(Error::file(path, format!("line {line}"), found, format!("at most {MAX_KEYS}")));
+        }
+    }
     let names = columns.clone();
     let rows = lines.map(move |line| {
-        let (line, mut object) = parse(line)?;
+        let (line, mut object): (_, Map<String, Value>) = parse(path, line)?;
         let cells = names.iter().map(|name| object.get_mut(name).map_or(Value::Null, Value::take)).collect();
         Ok(Record { line, cells })
     });
-    Ok(Table { columns, rows: Box::new(rows) })
+    Ok((columns, Box::new(rows)))
+}
+
+fn parse<'a, T: Deserialize<'a>>(path: &Path, (text, line): (&'a str, usize)) -> Result<(usize, T)> {
+    serde_json::from_str(text)
+        .map(|object| (line, object))
+        .map_err(|error| Error::file(path, format!("line {line}"), error, "a JSON object on a line of its own"))
+}
+
+fn repeated(names: &[String]) -> Option<&String> {
+    let mut known = BTreeSet::new();
+    names.iter().find(|name| !known.insert(*name))
+}
+
+/// The keys of a JSON object in the order of the text, repeated ones included.
+struct Keys(Vec<String>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl<'de> Visitor<'de> for KeyVisitor {
+    type Value = Keys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+        let mut keys = Vec::new();
+        while let Some((key, IgnoredAny)) = map.next_entry()? {
+            keys.push(key);
+        }
+        Ok(Keys(keys))
+    }
 }

@@ -24,13 +24,14 @@ pub struct Labels {
     pub classes: Vec<String>,
 }
 
-/// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name.
+/// Writes an adapter directory (with other files, names and texts, in it) all or nothing, reads it back, and compares every bit before it takes its name.
 pub fn save<M: Method>(
     dir: &Path,
     config: &M,
     trained: &Trained<M::Tuner>,
     shape: &Shape,
     labels: &Labels,
+    others: &[(&str, String)],
 ) -> Result<()> {
     let files = to_files::<M>(config, trained, shape);
     if let Some((name, _)) = files.iter().find(|(_, data)| data.iter::<f32>().any(|x| !x.is_finite())) {
@@ -49,6 +50,7 @@ pub fn save<M: Method>(
         write_file(&dir.join("adapter_config.json"), &json(&settings))?;
         write_safetensors(&dir.join("adapter_model.safetensors"), &files)?;
         write_file(&dir.join("labels.json"), &json(&serde_json::json!(labels)))?;
+        others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))?;
         verify(dir, &files)
     })
 }
@@ -154,11 +156,6 @@ pub(crate) fn read_head(file: Checkpoint, prefix: &str, base: &Base) -> Result<(
     Ok((head, taker.taken))
 }
 
-/// The configuration of an adapter directory, for a model of this shape.
-pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
-    config::read(dir, shape)
-}
-
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote.
 pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
     let shape = base.shape();
@@ -181,6 +178,11 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
     })?;
     taker.finish()?;
     Ok((config, Trained::new(tuner, head)?))
+}
+
+/// The method's configuration in an adapter directory.
+pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+    config::read(dir, shape)
 }
 
 /// What the directory says of its base and classes; nothing, if PEFT wrote it.

@@ -148,13 +148,20 @@ pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
     let trained = Trained::new(random(config, base)?, Head::classifier(base, 3, 3)).map_err(text)?;
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let path = folder.path().join("adapter");
-    io::peft::save(&path, config, &trained, base.shape(), &io::peft::Labels::default()).map_err(text)?;
+    io::peft::save(&path, config, &trained, base.shape(), &io::peft::Labels::default(), &[]).map_err(text)?;
     let (loaded_config, loaded) = io::peft::load::<M>(&path, base).map_err(text)?;
     let batch = batch(base);
     let logits = |t: &Trained<M::Tuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
     equal(&logits(&trained)?, &logits(&loaded)?, "logits of the loaded adapter")?;
-    io::peft::save(&folder.path().join("again"), &loaded_config, &loaded, base.shape(), &io::peft::Labels::default())
-        .map_err(text)?;
+    io::peft::save(
+        &folder.path().join("again"),
+        &loaded_config,
+        &loaded,
+        base.shape(),
+        &io::peft::Labels::default(),
+        &[],
+    )
+    .map_err(text)?;
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let read = |dir: &str| std::fs::read(folder.path().join(dir).join(file)).map_err(|e| e.to_string());
         if read("adapter")? != read("again")? {

@@ -12,25 +12,31 @@ fn confusion(found: &[usize], gold: &[usize]) -> [f64; 4] {
     [count(true, true), count(true, false), count(false, true), count(false, false)]
 }
 
-/// F1 of class 1: 2 TP / (2 TP + FP + FN); 0 if there is no positive at all.
+/// F1 of class 1: 2 TP / (2 TP + FP + FN); 0 if there is no positive at all, as in scikit-learn.
 pub fn f1(found: &[usize], gold: &[usize]) -> f64 {
     let [tp, fp, false_negatives, _] = confusion(found, gold);
     ratio(2.0 * tp, 2.0 * tp + fp + false_negatives)
 }
 
-/// Matthews' correlation; 0 if a row or a column of the confusion matrix is empty.
+/// Matthews' correlation; 0 if a row or a column of the confusion matrix is empty, as in scikit-learn.
 pub fn matthews(found: &[usize], gold: &[usize]) -> f64 {
     let [tp, fp, false_negatives, tn] = confusion(found, gold);
     let product = (tp + fp) * (tp + false_negatives) * (tn + fp) * (tn + false_negatives);
     ratio(tp * tn - fp * false_negatives, product.sqrt())
 }
 
-/// Pearson's correlation; 0 if one side is constant.
+/// Pearson's correlation; 0 if one side is constant, where it is not defined and scipy says NaN.
 pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+    // Asked of the numbers themselves: the mean of equal ones may differ from them by rounding.
+    let constant = |v: &[f64]| v.iter().all(|a| *a == v[0]);
+    if constant(x) || constant(y) {
+        return 0.0;
+    }
     let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
     let (mx, my) = (mean(x), mean(y));
     let sum = |f: &dyn Fn(f64, f64) -> f64| x.iter().zip(y).map(|(a, b)| f(a - mx, b - my)).sum::<f64>();
-    ratio(sum(&|a, b| a * b), (sum(&|a, _| a * a) * sum(&|_, b| b * b)).sqrt())
+    let norms = sum(&|a, _| a * a).sqrt() * sum(&|_, b| b * b).sqrt();
+    (sum(&|a, b| a * b) / norms).clamp(-1.0, 1.0)
 }
 
 /// Spearman's correlation: Pearson's of the ranks, equal numbers sharing the mean of their ranks.
@@ -57,6 +63,8 @@ fn ratio(numerator: f64, denominator: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     /// Values worked out by hand from the definitions.
@@ -73,5 +81,31 @@ mod tests {
         near(pearson(&x, &y), 0.8143450710459553);
         near(spearman(&x, &y), 0.632455532033676);
         assert_eq!(pearson(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+    }
+
+    /// Random cases with ties, constant sides and degenerate confusion matrices, see scripts/golden/metrics.py.
+    #[test]
+    fn equal_scikit_learn_and_scipy() {
+        let golden: Value = serde_json::from_str(include_str!("../../tests/golden/metrics.json")).unwrap();
+        let cases = |kind: &str| golden[kind].as_array().unwrap().clone();
+        let classes = |case: &Value, side: &str| serde_json::from_value::<Vec<usize>>(case[side].clone()).unwrap();
+        let values = |case: &Value, side: &str| serde_json::from_value::<Vec<f64>>(case[side].clone()).unwrap();
+        // Null is the NaN of what is not defined; it is 0 here.
+        let near = |case: &Value, name: &str, found: f64| {
+            let expected = if case[name].is_null() { 0.0 } else { case[name].as_f64().unwrap() };
+            assert!((found - expected).abs() < 1e-12, "{name} of {case}: {found}");
+        };
+        for case in cases("classes") {
+            let (found, gold) = (classes(&case, "found"), classes(&case, "gold"));
+            near(&case, "accuracy", accuracy(&found, &gold));
+            near(&case, "f1", f1(&found, &gold));
+            near(&case, "matthews", matthews(&found, &gold));
+        }
+        for case in cases("values") {
+            let (found, gold) = (values(&case, "found"), values(&case, "gold"));
+            near(&case, "pearson", pearson(&found, &gold));
+            near(&case, "spearman", spearman(&found, &gold));
+        }
+        assert!(cases("classes").len() >= 20 && cases("values").len() >= 20);
     }
 }

@@ -4,8 +4,8 @@ use burn::module::{Module, ParamId};
 use burn::optim::{AdafactorConfig, AdamWConfig, GradientsParams};
 use burn::tensor::Tensor;
 
-use super::micro::{Workers, add, cut, lengths};
 use super::config::Order;
+use super::micro::{Workers, add, cut, lengths};
 use super::{Optim, Procedure, Rule, TrainConfig};
 use crate::loss::{targets, task_loss};
 use crate::random::{Noise, Random};

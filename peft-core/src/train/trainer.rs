@@ -241,7 +241,12 @@ impl<'a, M: Method> Tuned<'a, M> {
 
     /// Writes the adapter directory, see [`peft::save`].
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        peft::save(dir.as_ref(), &self.config, &self.trained, self.base.shape(), &self.labels)
+        self.save_with(dir, &[])
+    }
+
+    /// Writes the adapter directory with other files, names and texts, in it.
+    pub fn save_with(&self, dir: impl AsRef<Path>, others: &[(&str, String)]) -> Result<()> {
+        peft::save(dir.as_ref(), &self.config, &self.trained, self.base.shape(), &self.labels, others)
     }
 
     /// Folds the method into the base, and measures on `probe` how far the logits moved: an error above `max_difference`.

@@ -1,0 +1,104 @@
+//! `peft eval`
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use peft_core::data::{Dataset, Labelled};
+use peft_core::io::Pretrained;
+use peft_core::train::{Logits, Metrics, Tuned, Workers, evaluate, predict};
+use peft_core::{Bare, Error, Example, Head, Method, Result, Trained};
+use serde_json::{Map, Value, json};
+
+use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows};
+use crate::registry::{WithMethod, by_peft_type};
+use crate::tasks::Task;
+
+/// Measure a model or an adapter on labelled data; prints one JSON object
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  peft eval --model DIR --adapter out/lora --task mrpc --data GLUE\n  \
+    peft eval --model DIR --adapter out/lora --data reviews.csv --text-column review --label-column stars")]
+pub struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// An adapter directory; without one the head of the model's checkpoint is used
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; measured on its development set, with its metrics
+    #[arg(long)]
+    task: Option<String>,
+    /// Labelled examples: .tsv, .csv or .jsonl; with --task its directory, or GLUE's
+    #[arg(long)]
+    data: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Tokens to which texts are cut
+    #[arg(long, default_value_t = 128)]
+    max_length: usize,
+}
+
+impl WithMethod for (&Pretrained, &Eval, &Path) {
+    type Output = (usize, Metrics);
+    fn call<M: Method>(self) -> Result<Self::Output> {
+        let (model, eval, adapter) = self;
+        let tuned = Tuned::<M>::load(adapter, model)?;
+        let room = tuned.config.room(model.base.shape());
+        let data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
+        measured(&data, |examples| tuned.predict(examples))
+    }
+}
+
+impl Eval {
+    pub(super) fn run(self) -> Result<()> {
+        let task = self.task.as_deref().map(Task::named).transpose()?;
+        let model = self.model.open()?;
+        let (examples, metrics) = match &self.adapter {
+            Some(dir) => by_peft_type(dir, (&model, &self, dir.as_path()))?,
+            None => {
+                let trained = Trained::new(Bare {}, own_head(&model)?)?;
+                let data = self.read(&model, &trained.head, &[], model.base.shape().max_length())?;
+                let workers = Workers::new(threads())?;
+                measured(&data, |examples| predict(&model.base, &trained, examples, &workers))?
+            }
+        };
+        let wanted = |name: &str| name == "loss" || task.is_none_or(|task| task.metrics.contains(&name));
+        let mut object = Map::new();
+        object.extend(self.task.iter().map(|task| ("task".to_string(), json!(task))));
+        object.insert("examples".into(), json!(examples));
+        object.extend(metrics.0.iter().filter(|(name, _)| wanted(name)).map(|(name, x)| (name.to_string(), json!(x))));
+        print(Value::Object(object))
+    }
+
+    /// The data, its labels numbered as the head's outputs are; `classes` are the names that an adapter brings.
+    fn read(&self, model: &Pretrained, head: &Head, classes: &[String], room: usize) -> Result<Dataset> {
+        let outputs = head
+            .outputs()
+            .ok_or_else(|| Error::config("--model", "a head for words", "a head for classes or values"))?;
+        let numbers: Vec<String> = (0..outputs).map(|class| class.to_string()).collect();
+        let named = [classes.to_vec(), model.classes()].into_iter().find(|names| names.len() == outputs);
+        let names = named.unwrap_or_else(|| numbers.clone());
+        let rows = match self.task.as_deref().map(Task::named).transpose()? {
+            Some(task) if task.outputs() != outputs => {
+                let found = format!("{}, which needs a head with {} outputs", task.name, task.outputs());
+                return Err(Error::config("--task", found, format!("a task for a head with {outputs}")));
+            }
+            Some(task) => task.read_dev(&self.data, &names)?,
+            None => {
+                let open = || Ok::<_, Error>(self.columns.of(Labelled::open(&self.data)?));
+                match outputs {
+                    1 => open()?.values().read()?,
+                    // A file may write the numbers of the classes instead of their names.
+                    _ => open()?
+                        .classes(&names)
+                        .read()
+                        .or_else(|error| open()?.classes(&numbers).read().map_err(|_| error))?,
+                }
+            }
+        };
+        warn_of_broken_rows(&rows);
+        rows.prepare(model, self.max_length.min(room))
+    }
+}
+
+fn measured(data: &Dataset, predict: impl Fn(&[Example]) -> Result<Vec<Logits>>) -> Result<(usize, Metrics)> {
+    Ok((data.examples.len(), evaluate(&predict(&data.examples)?, &data.examples)?))
+}

@@ -1,0 +1,212 @@
+//! Settings of a run as YAML, in the names of transformers' `TrainingArguments` and of the method's own settings.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use peft_core::files::read_text;
+use peft_core::train::{Length, TrainConfig};
+use peft_core::{Error, Method, Result};
+use serde_json::{Map, Value, json};
+
+use super::methods::settings;
+use super::train::Train;
+
+/// The names in files and the options that they stand for.
+const KEYS: [(&str, &str); 36] = [
+    ("model_name_or_path", "--model"),
+    ("device", "--device"),
+    ("adapter_name_or_path", "--adapter"),
+    ("method", "--method"),
+    ("task_name", "--task"),
+    ("data", "--data"),
+    ("train_file", "--data"),
+    ("validation_file", "--eval"),
+    ("text_column", "--text-column"),
+    ("pair_column", "--pair-column"),
+    ("label_column", "--label-column"),
+    ("output_dir", "--output"),
+    ("max_steps", "--steps"),
+    ("num_train_epochs", "--epochs"),
+    ("per_device_train_batch_size", "--batch-size"),
+    ("gradient_accumulation_steps", "--accumulate"),
+    ("learning_rate", "--lr"),
+    ("optim", "--optimizer"),
+    ("weight_decay", "--weight-decay"),
+    ("lr_scheduler_type", "--schedule"),
+    ("warmup_steps", "--warmup"),
+    ("warmup_ratio", "--warmup"),
+    ("max_grad_norm", "--max-grad-norm"),
+    ("dropout", "--dropout"),
+    ("seed", "--seed"),
+    ("no_shuffle", "--no-shuffle"),
+    ("group_by_length", "--group-by-length"),
+    ("eval_steps", "--eval-every"),
+    ("load_best_model_at_end", "--keep-best"),
+    ("metric_for_best_model", "--metric"),
+    ("early_stopping_patience", "--early-stop"),
+    ("save_steps", "--save-every"),
+    ("max_seq_length", "--max-length"),
+    ("threads", "--threads"),
+    ("micro_rows", "--micro-rows"),
+    ("logging_file", "--log"),
+];
+
+/// Options of which only one may be given.
+const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
+
+/// Puts the settings of the file after `--config` in front of a command's own options, which then win.
+pub fn expand(args: Vec<OsString>) -> Result<Vec<OsString>> {
+    let text = |i: usize| args.get(i).and_then(|arg| arg.to_str()).unwrap_or_default();
+    if text(1) != "train" {
+        return Ok(args);
+    }
+    let path = (2..args.len()).find_map(|i| match text(i).strip_prefix("--config=") {
+        Some(path) => Some(path.into()),
+        None => args.get(i + 1).filter(|_| text(i) == "--config").cloned(),
+    });
+    let Some(path) = path else { return Ok(args) };
+    let given: Vec<&str> = (2..args.len()).map(text).collect();
+    let options = options(Path::new(&path), &given)?;
+    let (start, rest) = args.split_at(2);
+    Ok(start.iter().cloned().chain(options.into_iter().map(OsString::from)).chain(rest.iter().cloned()).collect())
+}
+
+/// The options that a file stands for, without those that the command line gives or excludes.
+fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
+    let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?)
+        .map_err(|error| Error::file(path, "content", error, "a YAML mapping of settings"))?;
+    let is_given = |option: &str| given.iter().any(|arg| arg.split('=').next() == Some(option));
+    let excluded = |option: &str| {
+        EXCLUSIVE
+            .iter()
+            .any(|pair| pair.contains(&option) && pair.iter().any(|other| *other != option && is_given(other)))
+    };
+    let method = given.iter().position(|arg| *arg == "--method").and_then(|i| given.get(i + 1).copied());
+    let method = method.or_else(|| file.get("method").and_then(Value::as_str));
+    let own = method.map_or(Ok(Map::new()), settings)?;
+    let mut options = Vec::new();
+    for (key, value) in &file {
+        let Some((_, option)) = KEYS.iter().find(|(name, _)| name == key) else {
+            if !own.contains_key(key) {
+                return Err(unknown(path, key, value, &own));
+            }
+            let set = given.iter().any(|arg| arg.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('=')));
+            if !value.is_null() && !set && !is_given("--adapter") {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+                options.extend(["--set".to_string(), format!("{key}={text}")]);
+            }
+            continue;
+        };
+        // A file with all of transformers' defaults says -1 steps, and then counts epochs.
+        let steps = |value: Option<&Value>| value.and_then(Value::as_i64).is_some_and(|steps| steps > 0);
+        let unused = match key.as_str() {
+            "max_steps" => !steps(Some(value)),
+            "num_train_epochs" => steps(file.get("max_steps")),
+            _ => false,
+        };
+        if unused || is_given(option) || excluded(option) {
+            continue;
+        }
+        match value {
+            Value::Null | Value::Bool(false) => {}
+            Value::Bool(true) => options.push(option.to_string()),
+            Value::String(text) => options.push(format!("{option}={text}")),
+            Value::Number(number) => {
+                let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15);
+                let text = whole.map_or_else(|| number.to_string(), |x| format!("{x:.0}"));
+                options.push(format!("{option}={text}"));
+            }
+            _ => return Err(Error::file(path, key, value, "a single value")),
+        }
+    }
+    Ok(options)
+}
+
+fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {
+    let known = KEYS.iter().map(|(name, _)| *name).chain(own.keys().map(String::as_str));
+    let nearest = known.min_by_key(|name| strsim::damerau_levenshtein(key, name)).unwrap_or_default();
+    Error::file(path, key, value, format!("a setting that is known; the nearest is `{nearest}`"))
+}
+
+/// A file that repeats a run.
+pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> Result<String> {
+    let mut all = Map::new();
+    let mut put = |key: &str, value: Value| {
+        debug_assert!(KEYS.iter().any(|(name, _)| *name == key), "{key}");
+        if !value.is_null() && value != Value::Bool(false) {
+            all.insert(key.to_string(), value);
+        }
+    };
+    put("model_name_or_path", json!(args.model.model));
+    put("device", json!(args.model.device));
+    match &args.adapter {
+        Some(adapter) => put("adapter_name_or_path", json!(adapter)),
+        None => put("method", json!(M::NAME)),
+    }
+    put("task_name", json!(args.task));
+    put("data", json!(args.data));
+    put("validation_file", json!(args.eval));
+    put("text_column", json!(args.columns.text_column));
+    put("pair_column", json!(args.columns.pair_column));
+    put("label_column", json!(args.columns.label_column));
+    match config.length {
+        Length::Steps(steps) => put("max_steps", json!(steps)),
+        Length::Epochs(epochs) => put("num_train_epochs", json!(epochs)),
+    }
+    put("per_device_train_batch_size", json!(config.batch_size));
+    put("gradient_accumulation_steps", json!(config.gradient_accumulation_steps));
+    put("learning_rate", json!(config.learning_rate));
+    put("optim", json!(config.optim));
+    put("weight_decay", json!(config.weight_decay));
+    put("lr_scheduler_type", json!(config.lr_scheduler_type));
+    put("warmup_steps", json!(config.warmup_steps));
+    put("max_grad_norm", json!(config.max_grad_norm));
+    put("dropout", json!(config.dropout));
+    put("seed", json!(config.seed));
+    put("no_shuffle", json!(!config.shuffle));
+    put("group_by_length", json!(config.group_by_length));
+    put("eval_steps", json!(config.eval_steps));
+    put("load_best_model_at_end", json!(config.load_best_model_at_end));
+    put("metric_for_best_model", json!(config.metric_for_best_model));
+    put("early_stopping_patience", json!(config.early_stopping_patience));
+    put("max_seq_length", json!(config.max_length));
+    put("micro_rows", json!(config.micro_rows));
+    if args.adapter.is_none() {
+        all.extend(json!(method).as_object().cloned().unwrap_or_default());
+    }
+    // JSON values are YAML values.
+    Ok(all.iter().map(|(key, value)| format!("{key}: {value}\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(yaml: &str, rest: &[&str]) -> Result<Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        options(&path, rest)
+    }
+
+    #[test]
+    fn keys_become_options_and_the_command_line_wins() {
+        let yaml = "method: lora\nr: 4\ntarget_modules: [query, key]\nlearning_rate: 1e-3\nmax_steps: -1\n\
+            num_train_epochs: 3.0\ngroup_by_length: true\ndropout: null\n";
+        let all = expanded(yaml, &[]).unwrap();
+        let expected = ["--method=lora", "--set", "r=4", "--set", "target_modules=[\"query\",\"key\"]", "--lr=0.001"];
+        assert_eq!(all, [&expected[..], &["--epochs=3", "--group-by-length"]].concat());
+        let some = expanded(yaml, &["--set", "r=2", "--steps", "5", "--lr=1"]).unwrap();
+        assert!(!some.iter().any(|option| ["r=4", "--epochs=3", "--lr=0.001"].contains(&option.as_str())), "{some:?}");
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_nearest() {
+        for (yaml, nearest) in [("learning_rat: 1", "learning_rate"), ("method: lora\nlora_alfa: 3", "lora_alpha")] {
+            let message = expanded(yaml, &[]).unwrap_err().to_string();
+            assert!(message.contains("run.yaml") && message.contains(&format!("`{nearest}`")), "{message}");
+        }
+        assert!(expanded("- 1\n", &[]).unwrap_err().to_string().contains("mapping"));
+        assert!(expanded("seed: [1, 2]\n", &[]).unwrap_err().to_string().contains("single value"));
+    }
+}

@@ -1,0 +1,85 @@
+//! A run that is killed at any moment is taken up and ends with the bytes of one that was not.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use peft_core::random::Random;
+
+/// Kills in all.
+const KILLS: usize = 30;
+
+fn data(folder: &Path) -> String {
+    let line = |i: usize| {
+        let ids: Vec<usize> = (0..12 + i % 9).map(|t| 4 + (7 * i + 3 * t) % 80).collect();
+        format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2}))
+    };
+    let path = folder.join("data.jsonl");
+    fs::write(&path, (0..64).map(line).collect::<String>()).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn train(folder: &Path, name: &str, resume: bool) -> Child {
+    let output = folder.join(name);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+    command.args(["train", "--model", "shape:roberta-tiny", "--method", "lora", "--set", "lora_dropout=0.1"]);
+    command.args(["--steps", "40", "--batch-size", "32", "--save-every", "3", "--warmup", "0.1"]);
+    command.args(["--data", &data(folder), "--eval", &data(folder), "--eval-every", "5", "--keep-best"]);
+    command.arg("--log").arg(folder.join(format!("{name}.log"))).arg("--output").arg(&output);
+    if resume {
+        command.arg("--resume");
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let started = Instant::now();
+    assert!(train(folder, "whole", false).wait().unwrap().success());
+    let whole = started.elapsed();
+    let read = |name: &str| fs::read(folder.join(name).join("adapter_model.safetensors")).unwrap();
+    let log = |name: &str| fs::read_to_string(folder.join(format!("{name}.log"))).unwrap();
+    let (mut kills, mut run) = (0, 0);
+    let mut random = Random::new(0, "kills");
+    while kills < KILLS {
+        run += 1;
+        let name = format!("killed-{run}");
+        loop {
+            let mut child = train(folder, &name, true);
+            let moment = whole.mul_f64(0.1 + 0.8 * random.unit());
+            std::thread::sleep(moment.min(Duration::from_secs(5)));
+            match child.try_wait().unwrap() {
+                Some(status) => {
+                    let output = child.wait_with_output().unwrap();
+                    assert!(status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                    break;
+                }
+                None => {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    kills += 1;
+                }
+            }
+        }
+        assert!(read(&name) == read("whole"), "{name} has other bytes");
+        assert_eq!(log(&name), log("whole"), "{name}");
+        assert!(!folder.join(format!("{name}.checkpoints")).exists());
+    }
+}
+
+#[test]
+fn two_runs_that_write_to_one_output_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut first = train(folder, "out", false);
+    while !folder.join("out.checkpoints").join("lock").exists() {
+        assert!(first.try_wait().unwrap().is_none(), "the first run ended before the second began");
+    }
+    let second = train(folder, "out", true).wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && message.contains("another run"), "{message}");
+    assert!(first.wait().unwrap().success());
+}

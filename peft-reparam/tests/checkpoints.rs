@@ -1,0 +1,154 @@
+//! Runs that are stopped and taken up, with LoRA: the same bits, damaged checkpoints skipped, other runs refused.
+
+use std::fs;
+use std::path::Path;
+
+use peft_core::train::{Checkpoints, Metrics, Observer, Rule, StepReport, TrainConfig, Trainer};
+use peft_core::view::tensors;
+use peft_core::{Base, Error, Example, Head, Label, Method, Result, Trained, random::Random, testing};
+use peft_reparam::{Lora, LoraConfig};
+
+fn base() -> Base {
+    testing::base("roberta-tiny", &testing::device())
+}
+
+fn data(seed: u64) -> Vec<Example> {
+    let mut random = Random::new(seed, "data");
+    let example = |i: usize| {
+        let ids = (0..4 + i % 9).map(|_| (4 + random.below(90)) as u32).collect();
+        Example { ids, label: Some(Label::Class(i % 2)), ..Default::default() }
+    };
+    (0..24).map(example).collect()
+}
+
+fn start(base: &Base) -> Trained<Lora> {
+    let lora = LoraConfig { lora_dropout: 0.1, ..LoraConfig::new(3) }.init(base, 0).unwrap();
+    Trained::new(lora, Head::classifier(base, 2, 0)).unwrap()
+}
+
+fn settings() -> TrainConfig {
+    let config = TrainConfig::new(1e-2).with_batch_size(8).with_steps(8);
+    TrainConfig { gradient_accumulation_steps: 2, group_by_length: true, eval_steps: Some(1), ..config }
+}
+
+/// Fails after a step, as a kill would, and remembers what it was told.
+#[derive(Default)]
+struct Witness {
+    stop: Option<usize>,
+    started: Option<(usize, Vec<String>)>,
+    evaluated: Vec<usize>,
+}
+
+impl Observer for Witness {
+    fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
+        self.started = Some((done, notes.to_vec()));
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        match self.stop {
+            Some(stop) if report.step > stop => Err(Error::config("run", "stopped", "to go on")),
+            _ => Ok(()),
+        }
+    }
+
+    fn evaluated(&mut self, step: usize, _: &Metrics) -> Result<()> {
+        self.evaluated.push(step);
+        Ok(())
+    }
+}
+
+fn run(settings: &TrainConfig, dir: Option<&Path>, data: &[Example], witness: &mut Witness) -> Result<Trained<Lora>> {
+    let base = base();
+    let trainer = Trainer::new(settings.clone());
+    let trainer = match dir {
+        Some(dir) => {
+            let resume = dir.exists();
+            trainer.with_checkpoints(Checkpoints { dir: dir.to_path_buf(), every: Some(1), resume })
+        }
+        None => trainer,
+    };
+    trainer.run(&base, start(&base), data, Some(&data[..6]), witness).map(|(trained, _)| trained)
+}
+
+#[test]
+fn a_run_that_was_stopped_ends_with_the_same_bits() {
+    let data = data(1);
+    for optim in [Rule::AdamW, Rule::Adafactor] {
+        for load_best_model_at_end in [false, true] {
+            let settings = TrainConfig { optim, load_best_model_at_end, ..settings() };
+            let whole = run(&settings, None, &data, &mut Witness::default()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path().join("checkpoints");
+            for stop in [3, 5] {
+                run(&settings, Some(&dir), &data, &mut Witness { stop: Some(stop), ..Default::default() }).unwrap_err();
+            }
+            let mut witness = Witness::default();
+            let threads = TrainConfig { threads: 3, ..settings };
+            let taken_up = run(&threads, Some(&dir), &data, &mut witness).unwrap();
+            assert_eq!(witness.started, Some((5, vec![])));
+            assert_eq!(tensors(&taken_up), tensors(&whole), "{optim:?}");
+            assert!(!dir.exists(), "checkpoints of a run that is done are removed");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_skipped_and_named() {
+    let (data, folder) = (data(1), tempfile::tempdir().unwrap());
+    let dir = folder.path().join("checkpoints");
+    let whole = run(&settings(), None, &data, &mut Witness::default()).unwrap();
+    for (file, damage) in [("optimizer.safetensors", "cut"), ("state.json", "gone"), ("trained.safetensors", "flip")] {
+        run(&settings(), Some(&dir), &data, &mut Witness { stop: Some(4), ..Default::default() }).unwrap_err();
+        let path = dir.join("step-4").join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        match damage {
+            "gone" => fs::remove_file(&path).unwrap(),
+            "cut" => fs::write(&path, &bytes[..bytes.len() / 2]).unwrap(),
+            _ => {
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        let mut witness = Witness::default();
+        let taken_up = run(&settings(), Some(&dir), &data, &mut witness).unwrap();
+        let (done, notes) = witness.started.unwrap();
+        assert!(done == 3 && notes.len() == 1 && notes[0].contains(file), "{done} {notes:?}");
+        assert_eq!(tensors(&taken_up), tensors(&whole));
+    }
+}
+
+#[test]
+fn only_the_same_run_is_taken_up() {
+    let (mine, folder) = (data(1), tempfile::tempdir().unwrap());
+    let dir = folder.path().join("checkpoints");
+    let stop = || Witness { stop: Some(2), ..Default::default() };
+    run(&settings(), Some(&dir), &mine, &mut stop()).unwrap_err();
+    let refused = |settings: TrainConfig, data: &[Example], words: &[&str]| {
+        let message = run(&settings, Some(&dir), data, &mut Witness::default()).err().expect("an error").to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
+    };
+    refused(TrainConfig { learning_rate: 2e-2, ..settings() }, &mine, &["state.json", "learning_rate", "0.01", "0.02"]);
+    refused(TrainConfig { seed: 1, ..settings() }, &mine, &["state.json", "seed"]);
+    refused(settings(), &data(2), &["state.json", "data"]);
+    let base = base();
+    let again = Checkpoints { dir: dir.clone(), every: Some(1), resume: false };
+    let trainer = Trainer::new(settings()).with_checkpoints(again);
+    let message = trainer.run(&base, start(&base), &mine, None, &mut ()).unwrap_err().to_string();
+    assert!(message.contains("checkpoints") && message.contains("--resume"), "{message}");
+    assert!(dir.join("step-2").exists(), "what was there stays");
+}
+
+#[test]
+fn a_run_that_gets_no_better_stops_and_the_best_is_kept() {
+    let data = data(1);
+    let stop = |patience| TrainConfig { early_stopping_patience: Some(patience), learning_rate: 0.0, ..settings() };
+    let mut witness = Witness::default();
+    run(&stop(2), None, &data, &mut witness).unwrap();
+    // The first evaluation is the best there is, and two more are no better.
+    assert_eq!(witness.evaluated, [1, 2, 3]);
+    let unknown = TrainConfig { metric_for_best_model: "bleu".into(), ..stop(2) };
+    let message = run(&unknown, None, &data, &mut Witness::default()).unwrap_err().to_string();
+    assert!(["metric_for_best_model", "bleu", "accuracy"].iter().all(|word| message.contains(word)), "{message}");
+}
