@@ -481,6 +481,19 @@ fn tasks_are_trained_and_measured_in_the_layout_of_glue() {
         };
         assert_eq!(classes["classes"], expected, "{task}");
     }
+    // Classes in another order than GLUE's: those of a file by itself are sorted.
+    let [train_file, dev_file] = ["train", "dev_matched"].map(|name| folder.path(&format!("glue/MNLI/{name}.tsv")));
+    let (glue, adapter) = (folder.path("glue"), folder.path("sorted"));
+    let train = ["train", "--model", &model, "--method", "bitfit", "--steps", "2", "--output", &adapter];
+    let files = ["--data", &train_file, "--eval", &dev_file];
+    let report: Value = serde_json::from_str(&succeed(&[&train[..], &files].concat())).unwrap();
+    let eval = ["eval", "--model", &model, "--adapter", &adapter, "--task", "mnli", "--data", &glue];
+    let measured: Value = serde_json::from_str(&succeed(&eval)).unwrap();
+    assert_eq!(
+        (&measured["accuracy"], &measured["loss"]),
+        (&report["metrics"]["accuracy"], &report["metrics"]["loss"])
+    );
+
     let start = ["train", "--model", &model, "--method", "bitfit", "--steps", "1", "--output", &folder.path("out")];
     let train = |task: &str, data: &str| fail(&[&start[..], &["--task", task, "--data", data]].concat());
     let (glue, rte) = (folder.path("glue"), folder.path("glue/RTE"));

@@ -2,7 +2,11 @@
 //! h = W' x + b'                            W', b' = the base's W, b, all of them trained
 //! Paper: Devlin et al., 2019, arXiv:1810.04805, section 3.2.   Reference: huggingface/transformers, any model.
 //! Trains: every weight, table, bias and gain of the base.      Merges: yes, by overwriting.
-//! Identities: the base at init, bit for bit; merged == unmerged, bit for bit; its gradient of any tensor is the one that every partial method sees of that tensor.
+//! Identities:
+//! - the base at init, bit for bit: `C1`
+//! - merged == unmerged, bit for bit: `C3`, `merging_keeps_every_bit`
+//! - its gradient of any tensor is the one that every partial method sees of that tensor: `gradients_are_those_of_full_fine_tuning`, `gradients_agree_with_central_differences`
+//!
 //! Differs from the paper: nothing.
 
 use burn::module::{Module, Param};

@@ -2,7 +2,9 @@
 //! h = W x + b                              the base as it is
 //! Paper: Alain and Bengio, 2016, arXiv:1610.01644.   Reference: none; a frozen model of huggingface/transformers.
 //! Trains: nothing of its own; the head.    Merges: yes, there is nothing to fold.
-//! Identities: the base, before and after training, bit for bit.
+//! Identities:
+//! - the base, bit for bit: `C1`
+//!
 //! Differs from the paper: the head is the task's own (RoBERTa's has a hidden layer) and sees the last layer only.
 
 use peft_core::{Bare, Base, Key, Merge, Method, Result, Shape};

@@ -12,8 +12,15 @@ pub struct Card {
     pub reference: String,
     pub trains: String,
     pub merges: String,
-    pub identities: Vec<String>,
+    pub identities: Vec<Identity>,
     pub differs: String,
+}
+
+/// A statement about a method with the tests that check it: names of functions, or C1 to C10 of the conformance suite.
+#[derive(Debug, PartialEq)]
+pub struct Identity {
+    pub text: String,
+    pub tests: Vec<String>,
 }
 
 /// The fields after the formula, in their order.
@@ -46,12 +53,30 @@ impl Card {
         if formula.iter().all(String::is_empty) {
             bail!("the card has no formula between its title and `Paper:`");
         }
-        let [paper, reference, trains, merges, identities, differs] =
+        let [paper, reference, trains, merges, _, differs] =
             values.collect::<Result<Vec<_>>>()?.try_into().map_err(|_| anyhow!("as many values as fields"))?;
-        let identities = identities.trim_end_matches('.').split("; ").map(str::to_string).collect();
+        let identities = identities(&text[starts[4] + FIELDS[4].len()..starts[5]])?;
         let (name, family) = (name.trim().to_string(), family.trim().to_string());
         Ok(Some(Card { name, family, formula, paper, reference, trains, merges, identities, differs }))
     }
+}
+
+/// Reads `- statement: `test`, `test`` line by line.
+fn identities(list: &str) -> Result<Vec<Identity>> {
+    let identity = |line: &str| {
+        let tests = |names: &str| {
+            let names = names
+                .split(", ")
+                .map(|name| name.strip_prefix('`')?.strip_suffix('`').filter(|name| !name.contains('`')));
+            names.map(|name| name.map(str::to_string)).collect::<Option<Vec<_>>>()
+        };
+        let parts = line.strip_prefix("- ").and_then(|line| line.rsplit_once(": "));
+        let (text, tests) = parts
+            .and_then(|(text, names)| Some((text.to_string(), tests(names)?)))
+            .ok_or_else(|| anyhow!("the identity `{line}` is not of the form - STATEMENT: `TEST`, `TEST`"))?;
+        Ok(Identity { text, tests })
+    };
+    list.lines().filter(|line| !line.is_empty()).map(identity).collect()
 }
 
 /// A use of the conformance suite: the configuration, and the skipped properties with their reasons.
@@ -76,19 +101,15 @@ pub fn conformance(source: &str) -> Vec<Conformance> {
     .collect()
 }
 
-/// The tests in a file: names and whole texts. A test ends where a line closes it at its own indentation.
-pub fn tests(source: &str) -> Vec<(String, String)> {
-    let lines: Vec<&str> = source.lines().collect();
-    let attributes = (0..lines.len()).filter(|i| lines[*i].trim() == "#[test]");
-    attributes
-        .filter_map(|attribute| {
-            let indentation = &lines[attribute][..lines[attribute].len() - "#[test]".len()];
-            let first = (attribute..lines.len()).find(|i| lines[*i].trim_start().starts_with("fn "))?;
-            let last = (first..lines.len()).find(|i| lines[*i].strip_prefix(indentation) == Some("}"))?;
-            let name = lines[first].trim_start().trim_start_matches("fn ").split('(').next()?;
-            Some((name.to_string(), lines[first..=last].join("\n")))
-        })
-        .collect()
+/// The names of the tests in a file.
+pub fn tests(source: &str) -> Vec<String> {
+    let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+    let attributes = (0..lines.len()).filter(|i| lines[*i] == "#[test]");
+    let name = |attribute: usize| {
+        let function = lines[attribute..].iter().find_map(|line| line.strip_prefix("fn "))?;
+        Some(function.split('(').next()?.to_string())
+    };
+    attributes.filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -100,8 +121,10 @@ mod unit {
 //! s = alpha / r
 //! Paper: Hu et al., 2021, eq. 3.   Reference: peft
 //! Trains: r (d_in + d_out) per site.      Merges: yes.
-//! Identities: zero at init; merged == unmerged;
-//! alpha -> c alpha is B -> c B.
+//! Identities:
+//! - zero at init: `C1`
+//! - alpha: c alpha is B -> c B, as in [a; b]: `scales`, `C3`
+//!
 //! Differs from the paper: nothing.
 
 impl Method for LoraConfig {}
@@ -138,7 +161,15 @@ mod tests {
         assert_eq!(card.formula, ["h = W x + s B A x      A: [d_in, r]", "s = alpha / r"]);
         assert_eq!((card.paper.as_str(), card.reference.as_str()), ("Hu et al., 2021, eq. 3.", "peft"));
         assert_eq!((card.trains.as_str(), card.merges.as_str()), ("r (d_in + d_out) per site.", "yes."));
-        assert_eq!(card.identities, ["zero at init", "merged == unmerged", "alpha -> c alpha is B -> c B"]);
+        let identity = |text: &str, tests: &[&str]| Identity {
+            text: text.to_string(),
+            tests: tests.iter().map(|name| name.to_string()).collect(),
+        };
+        let expected = [
+            identity("zero at init", &["C1"]),
+            identity("alpha: c alpha is B -> c B, as in [a; b]", &["scales", "C3"]),
+        ];
+        assert_eq!(card.identities, expected);
         assert_eq!(card.differs, "nothing.");
     }
 
@@ -149,6 +180,10 @@ mod tests {
             assert!(message.contains(field), "{message}");
         }
         assert!(Card::parse(&FILE.replace("nothing.", "")).unwrap_err().to_string().contains("Differs"));
+        for broken in ["zero at init", "- zero at init", "- zero at init: C1", "- zero at init: `C1` `C3`"] {
+            let message = Card::parse(&FILE.replace("- zero at init: `C1`", broken)).unwrap_err().to_string();
+            assert!(message.contains(broken), "{message}");
+        }
         assert!(Card::parse("//! Some file.\nimpl Method for LoraConfig {}").is_err());
         assert_eq!(Card::parse("//! Some file.").unwrap(), None);
     }
@@ -162,8 +197,6 @@ mod tests {
         );
         let second = Conformance { config: "LoraConfig::new(2)".into(), skipped: vec![] };
         assert_eq!(conformance(FILE), [Conformance { config, skipped }, second]);
-        let tests = tests(FILE);
-        assert_eq!(tests.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["equals_the_reference", "scales"]);
-        assert!(tests[1].1.contains("LoraConfig") && !tests[0].1.contains("LoraConfig"));
+        assert_eq!(tests(FILE), ["equals_the_reference", "scales"]);
     }
 }

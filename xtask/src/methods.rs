@@ -4,18 +4,19 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::backends::METHOD_CRATES;
-use crate::card::{Card, Conformance, conformance, tests};
+use crate::card::{Card, Conformance, Identity, conformance, tests};
 use crate::shell::root;
 
-/// A method's card, its file, and its tests as METHODS.md lists them.
+/// A method's card, its file, and its identities and other tests as METHODS.md lists them.
 struct Entry {
     package: &'static str,
     file: String,
     card: Card,
-    verified: Vec<String>,
+    identities: Vec<String>,
+    others: Vec<String>,
 }
 
 /// `cargo xtask methods`.
@@ -36,8 +37,8 @@ fn render() -> Result<String> {
             let relative = file.strip_prefix(root())?.display().to_string();
             let source = fs::read_to_string(&file)?;
             if let Some(card) = Card::parse(&source).context(relative.clone())? {
-                let verified = verified(package, &source)?;
-                entries.push(Entry { package, file: relative, card, verified });
+                let (identities, others) = verified(package, &relative, &source, &card)?;
+                entries.push(Entry { package, file: relative, card, identities, others });
             }
         }
     }
@@ -59,20 +60,36 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The tests in the method's own file, and those in the crate's folder `tests` that name its configuration.
-fn verified(package: &str, source: &str) -> Result<Vec<String>> {
-    let config = source.split("impl Method for ").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let mut verified: Vec<String> = conformance(source).iter().map(suite).collect();
-    verified.extend(tests(source).into_iter().map(|(name, _)| format!("`{name}`")));
-    let folder = root().join(package).join("tests");
-    let others = if folder.exists() { files(&folder)? } else { vec![] };
-    for path in others {
-        let file = path.strip_prefix(root().join(package))?.display().to_string();
-        let tests = tests(&fs::read_to_string(&path)?);
-        let naming = tests.iter().filter(|(_, text)| config.is_some_and(|config| text.contains(config)));
-        verified.extend(naming.map(|(name, _)| format!("`{name}` in {file}")));
+/// The identities with the places of their tests, and what else the file's own tests are. An identity without a test that
+/// exists in the crate is an error.
+fn verified(package: &str, file: &str, source: &str, card: &Card) -> Result<(Vec<String>, Vec<String>)> {
+    let (suites, own) = (conformance(source), tests(source));
+    let mut elsewhere = Vec::new();
+    for path in ["src", "tests"].map(|folder| root().join(package).join(folder)).iter().filter(|path| path.exists()) {
+        for path in files(path)? {
+            let place = path.strip_prefix(root().join(package))?.display().to_string();
+            elsewhere.extend(tests(&fs::read_to_string(&path)?).into_iter().map(|name| (name, place.clone())));
+        }
     }
-    Ok(verified)
+    let place = |name: &String| {
+        let holds = |suite: &Conformance| suite.skipped.iter().all(|(property, _)| property != name);
+        let property = name.strip_prefix('C').and_then(|n| n.parse().ok()).is_some_and(|n| (1..=10).contains(&n));
+        if own.contains(name) || property && suites.iter().any(holds) {
+            return Ok(format!("`{name}`"));
+        }
+        let found = elsewhere.iter().find(|(test, _)| test == name);
+        found
+            .map(|(_, place)| format!("`{name}` in {place}"))
+            .ok_or_else(|| anyhow!("{file}: no test `{name}` in {package}"))
+    };
+    let identity = |Identity { text, tests }: &Identity| {
+        Ok(format!("{text}: {}", tests.iter().map(place).collect::<Result<Vec<_>>>()?.join(", ")))
+    };
+    let identities = card.identities.iter().map(identity).collect::<Result<Vec<_>>>()?;
+    let named = |test: &String| card.identities.iter().any(|identity| identity.tests.contains(test));
+    let others = own.iter().filter(|test| !named(test)).map(|test| format!("`{test}`"));
+    let others = suites.iter().map(suite).chain(others).collect();
+    Ok((identities, others))
 }
 
 fn suite(Conformance { config, skipped }: &Conformance) -> String {
@@ -85,8 +102,8 @@ fn suite(Conformance { config, skipped }: &Conformance) -> String {
 fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
     let mut page = String::from(
         "# Methods\n\n\
-         Written by `cargo xtask methods` from the cards at the head of the methods' files. What verifies a method is every\n\
-         test in its file, and every test in its crate's `tests` that names its configuration.\n\n\
+         Written by `cargo xtask methods` from the cards at the head of the methods' files. Behind each identity stand the\n\
+         tests that check it: functions of the method's crate, or properties C1 to C10 of the conformance suite.\n\n\
          | method | family | crate | trains | merges | paper |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for Entry { package, card, .. } in entries {
@@ -105,7 +122,7 @@ fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
     if !bare.is_empty() {
         writeln!(page, "\nWithout a method yet: {}.", bare.join(", "))?;
     }
-    for Entry { file, card, verified, .. } in entries {
+    for Entry { file, card, identities, others, .. } in entries {
         writeln!(
             page,
             "\n## {}\n\n[{file}]({file}). Reference: {}.\n",
@@ -116,14 +133,42 @@ fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
             writeln!(page, "    {line}")?;
         }
         writeln!(page, "\nIdentities:\n")?;
-        for identity in &card.identities {
+        for identity in identities {
             writeln!(page, "- {identity}")?;
         }
-        writeln!(page, "\nVerified by:\n")?;
-        for test in verified {
+        writeln!(page, "\nOther tests in its file:\n")?;
+        for test in others {
             writeln!(page, "- {test}")?;
         }
         writeln!(page, "\nDiffers from the paper: {}", card.differs)?;
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn an_identity_needs_a_test() {
+        let source = "conformance!(Config, skip(C3: \"no\"));\n#[test]\nfn own() {}\n";
+        let verified = |test: &str| {
+            let card = format!(
+                "//! # X   family: y\n//! f\n//! Paper: p\n//! Reference: r\n//! Trains: t\n//! Merges: m\n\
+                 //! Identities:\n//! - so: `{test}`\n//! Differs from the paper: no"
+            );
+            let card = Card::parse(&card)?.context("a card")?;
+            verified("peft-reparam", "x.rs", source, &card).map(|(identities, _)| identities[0].clone())
+        };
+        assert_eq!(verified("own").unwrap(), "so: `own`");
+        assert_eq!(verified("C1").unwrap(), "so: `C1`");
+        let elsewhere = "so: `alpha_scales_as_b_does` in tests/lora_identities.rs";
+        assert_eq!(verified("alpha_scales_as_b_does").unwrap(), elsewhere);
+        for missing in ["C3", "C11", "no_such_test"] {
+            assert_eq!(
+                verified(missing).unwrap_err().to_string(),
+                format!("x.rs: no test `{missing}` in peft-reparam")
+            );
+        }
+    }
 }

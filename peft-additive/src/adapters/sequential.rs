@@ -3,7 +3,15 @@
 //! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN the model's after it
 //! Paper: Houlsby et al., 2019, arXiv:1902.00751, section 2.1.   Reference: google-research/adapter-bert; adapter-hub `DoubleSeqBnConfig`, `SeqBnConfig`
 //! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no, unless act = identity and no normalization is in front.
-//! Identities: the base at init with `zero_up`; the order of the bottleneck's units does not matter; Wu = 0, bu = 0 is the base, but for trained normalizations; Wu = 0 adds bu to the output projection's bias; act = identity folds into the output projection; trained normalizations are those of another base.
+//! Identities:
+//! - the base at init with `zero_up`: `C1`
+//! - h' is what the equation says: `an_adapter_is_its_equation`
+//! - the order of the bottleneck's units does not matter: `the_order_of_the_units_does_not_matter`
+//! - Wu = 0, bu = 0 is the base, but for trained normalizations: `a_second_map_of_zeros_is_the_base`
+//! - Wu = 0 adds bu to the output projection's bias: `the_second_bias_alone_shifts_the_output_projection`
+//! - act = identity folds into the output projection: `a_linear_adapter_folds_into_the_output_projection`, `C3`
+//! - trained normalizations are those of another base: `trained_normalizations_are_those_of_another_base`
+//!
 //! Differs from the paper: GELU is exact, the official code's is the approximation by tanh. `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
 
 use burn::module::{Module, Param};

@@ -2,7 +2,15 @@
 //! y = (x W + b) * l, or in feed-forward modules y = (x * l) W + b        l: (d_out,) or (d_in,), = 1
 //! Paper: Liu et al., 2022, arXiv:2205.05638, section 3.3.   Reference: huggingface/peft tuners/ia3
 //! Trains: d_out per site, d_in per feed-forward site.       Merges: yes.
-//! Identities: one at init; merged == unmerged; two in a row == their product; (c l_v, l_o / c) for the value's output and the attention output's input; l_k on the key == l_k on the query; an input's l is a LoRA of the rank of l - 1.
+//! Identities:
+//! - one at init: `C1`
+//! - merged == unmerged: `C3`
+//! - two in a row == their product: `two_in_a_row_multiply`
+//! - (c l_v, l_o / c) for the value's output and the attention output's input: `value_and_output_share_their_factors`
+//! - l_k on the key == l_k on the query: `the_keys_factors_may_be_the_querys`
+//! - an input's l is a LoRA of the rank of l - 1: `few_factors_are_a_low_rank_update`
+//! - an output's l scales the bias too: `an_output_is_scaled_with_its_bias`
+//!
 //! Differs from the paper: by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. Weight decay would pull l to 0, not to 1: leave it out.
 
 use burn::module::{Module, Param};

@@ -3,7 +3,13 @@
 //! M = P, or M = tanh(P W1 + b1) W2 + b2               P: [l, 2 L d], or P: [l, d], W1: [d, h], W2: [h, 2 L d]
 //! Paper: Li and Liang, 2021, arXiv:2101.00190, sections 4.2 and 4.3.   Reference: huggingface/peft tuners/prefix_tuning
 //! Trains: 2 L l d, or l d + (d + 1) h + (h + 1) 2 L d.      Merges: no, the rows are in the softmax.
-//! Identities: head = (1 - g) head(K, V) + g head(Pk, Pv), g the share of the prefix in the softmax; the order of the rows does not matter; a row r times is that row with its score + ln r; projected == flat with M; no layers == the frozen model on positions shifted by l.
+//! Identities:
+//! - head = (1 - g) head(K, V) + g head(Pk, Pv), g the share of the prefix in the softmax: `a_prefix_is_a_gate`
+//! - the order of the rows does not matter: `rows_can_be_permuted`
+//! - a row r times is that row with its score + ln r: `a_repeated_row_has_a_higher_score`
+//! - projected == flat with M: `a_projection_folds_into_the_flat_form`
+//! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
+//!
 //! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. Dropout on M is not offered.
 
 use burn::module::{Module, Param};

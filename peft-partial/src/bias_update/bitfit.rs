@@ -2,7 +2,12 @@
 //! h = W x + b'                             b' = the base's b, trained
 //! Paper: Ben Zaken et al., 2021, arXiv:2106.10199.   Reference: benzakenelad/BitFit
 //! Trains: every bias (linear maps, normalizations, pooler), or those of some parts.      Merges: yes, by overwriting.
-//! Identities: the base at init, bit for bit; merged == unmerged, bit for bit; its gradients are those of full fine-tuning; a key's bias adds the same number to all scores of a query, so that its gradient is 0.
+//! Identities:
+//! - the base at init, bit for bit: `C1`
+//! - merged == unmerged, bit for bit: `C3`, `merging_writes_the_biases_and_nothing_else`
+//! - its gradients are those of full fine-tuning: `gradients_are_those_of_full_fine_tuning`
+//! - a key's bias adds the same number to all scores of a query, so that its gradient is 0: `the_bias_of_a_key_has_no_gradient`
+//!
 //! Differs from the paper: nothing. The survey's list of biases leaves out that of the embeddings' normalization; it is trained.
 
 use std::collections::BTreeSet;

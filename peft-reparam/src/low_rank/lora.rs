@@ -2,7 +2,20 @@
 //! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
 //! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
 //! Trains: r (d_in + d_out) per site, and biases by `bias`.      Merges: yes.
-//! Identities: zero at init; merged == unmerged; alpha -> c alpha is B -> c B; (A R, R^-1 B) for invertible R; rank r1 + r2 is the sum of two; rsLoRA at alpha is LoRA at alpha sqrt(r).
+//! Identities:
+//! - zero at init: `C1`
+//! - merged == unmerged: `C3`, `merging_is_the_same_function_and_leaves_the_original`
+//! - s B A has rank r at most: `the_update_has_rank_r`
+//! - r = min(d_in, d_out) expresses every update: `full_rank_expresses_every_update`
+//! - alpha -> c alpha is B -> c B: `alpha_scales_as_b_does`
+//! - (A R, R^-1 B) for invertible R: `an_invertible_matrix_between_the_factors_changes_nothing`
+//! - rank r1 + r2 is the sum of two: `two_adapters_are_one_of_the_sum_of_their_ranks`
+//! - rsLoRA at alpha is LoRA at alpha sqrt(r): `the_scale_is_alpha_over_r_and_with_rslora_over_its_root`
+//! - with G the gradient of W, that of A is s G B^T and that of B is s A^T G: `gradients_of_the_factors_are_tied`
+//! - at init only B has a gradient: `only_b_has_a_gradient_at_the_start`
+//! - equals burn's own LoRA: `equals_the_lora_of_burn`
+//! - dropout on x is a mask of the sample, and x on average: `masks_follow_the_sample`, `dropout_is_right_on_average`
+//!
 //! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian.
 
 use burn::module::{Module, Param};
