@@ -126,7 +126,12 @@ impl Store {
         let scalars = states.scalars.into_iter().map(|(name, scalar)| (name, scalar.into())).collect();
         let state = State { step: run.step, run: self.run.clone(), best: best.clone(), scalars };
         let json = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_else(|e| unreachable!("plain data: {e}"));
-        write_directory(&self.path(run.step), |dir| {
+        let path = self.path(run.step);
+        if path.exists() {
+            // It was damaged, else the run would have been taken up from it.
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+        write_directory(&path, |dir| {
             write_safetensors(&dir.join(TRAINED), &tensors(&run.trained))?;
             write_safetensors(&dir.join(OPTIMIZER), &states.tensors.into_iter().collect())?;
             write_safetensors(&dir.join(BEST), &best.tensors)?;
