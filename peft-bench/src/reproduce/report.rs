@@ -1,0 +1,407 @@
+//! The results of a reproduction, beside the survey's: as a table for a terminal, as Markdown, and as an HTML page
+//! (`html.rs`). It is plain data and may be partial: what has no result yet is shown as such.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// All results.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The heading.
+    pub title: String,
+    /// What was run: names and values, in the order in which they are shown.
+    pub setting: Vec<(String, String)>,
+    /// The tasks.
+    pub columns: Vec<Column>,
+    /// The methods.
+    pub rows: Vec<Row>,
+    /// What a reader should know beside [`Report::reading`].
+    pub notes: Vec<String>,
+}
+
+/// A task.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// The names of its metrics, one or two.
+    pub metrics: Vec<String>,
+}
+
+/// A method.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// The survey's number of trainable parameters, as printed.
+    pub survey_params: Option<String>,
+    /// Ours for the model of the survey, counted as it counts this row (most with the head).
+    pub real_params: Option<usize>,
+    /// Trained here, without the head.
+    pub params: usize,
+    /// The head trained beside them.
+    pub head: usize,
+    /// One for each column; an empty one for what was not run.
+    pub cells: Vec<Cell>,
+}
+
+/// A method on a task.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cell {
+    /// The survey's scores, one a metric; empty if it gives none.
+    pub survey: Vec<f64>,
+    /// Ours, one a seed; empty if there is none yet.
+    pub runs: Vec<Outcome>,
+}
+
+/// One run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// One a metric, times 100.
+    #[serde(deserialize_with = "numbers")]
+    pub scores: Vec<f64>,
+    /// The loss of the training at some steps.
+    #[serde(deserialize_with = "steps")]
+    pub losses: Vec<(usize, f64)>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// JSON has no NaN: what a diverged run leaves is written as null, and must not keep the others from being read.
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = Vec::<Option<f64>>::deserialize(from)?;
+    Ok(numbers.into_iter().map(|n| n.unwrap_or(f64::NAN)).collect())
+}
+
+fn steps<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(usize, f64)>, D::Error> {
+    let steps = Vec::<(usize, Option<f64>)>::deserialize(from)?;
+    Ok(steps.into_iter().map(|(step, n)| (step, n.unwrap_or(f64::NAN))).collect())
+}
+
+/// A metric over seeds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Stat {
+    pub mean: f64,
+    /// The sample standard deviation; none of a single run.
+    pub spread: Option<f64>,
+}
+
+impl Stat {
+    fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+        Stat { mean, spread: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()) }
+    }
+}
+
+impl Cell {
+    /// Ours, one a metric; empty before the first run.
+    pub(super) fn ours(&self) -> Vec<Stat> {
+        let metrics = self.runs.iter().map(|run| run.scores.len()).min().unwrap_or(0);
+        (0..metrics).map(|m| Stat::of(&self.runs.iter().map(|run| run.scores[m]).collect::<Vec<_>>())).collect()
+    }
+
+    /// The survey's scores as it prints them.
+    pub(super) fn survey_text(&self) -> String {
+        // A hair more than an average ending in 5, which the survey rounds up.
+        pair(&self.survey, "-", |score| format!("{:.2}", score + 1e-9))
+    }
+}
+
+/// The mean of the first metrics and that of the last ones; a single number where every task has one metric. Empty
+/// unless every task has a score: averages of different tasks cannot be compared.
+fn average(scores: &[&[f64]]) -> Vec<f64> {
+    if scores.is_empty() || scores.iter().any(|s| s.is_empty()) {
+        return Vec::new();
+    }
+    let mean = |pick: fn(&[f64]) -> f64| scores.iter().map(|s| pick(s)).sum::<f64>() / scores.len() as f64;
+    let first = mean(|s| s[0]);
+    if scores.iter().all(|s| s.len() == 1) { vec![first] } else { vec![first, mean(|s| s[s.len() - 1])] }
+}
+
+impl Row {
+    /// The average column, over the seeds that every task has.
+    pub(super) fn average(&self) -> Cell {
+        let survey = average(&self.cells.iter().map(|cell| &*cell.survey).collect::<Vec<_>>());
+        let run = |seed: u64| {
+            let runs = self.cells.iter().map(|cell| cell.runs.iter().find(|run| run.seed == seed));
+            let runs = runs.collect::<Option<Vec<_>>>()?;
+            let scores = average(&runs.iter().map(|run| &*run.scores).collect::<Vec<_>>());
+            Some(Outcome { seed, scores, losses: Vec::new(), seconds: runs.iter().map(|run| run.seconds).sum() })
+        };
+        let seeds = self.cells.first().into_iter().flat_map(|cell| cell.runs.iter().map(|run| run.seed));
+        Cell { survey, runs: seeds.filter_map(run).collect() }
+    }
+
+    /// All cells and the average.
+    pub(super) fn with_average(&self) -> Vec<Cell> {
+        self.cells.iter().cloned().chain([self.average()]).collect()
+    }
+
+    /// What stands before the scores: the survey's side and ours of #TPs, trained here, head.
+    pub(super) fn counts(&self) -> [[String; 3]; 2] {
+        let survey = self.survey_params.clone().unwrap_or_else(|| "-".into());
+        let real = self.real_params.map_or_else(|| "-".into(), millions);
+        [[survey, String::new(), String::new()], [real, grouped(self.params), grouped(self.head)]]
+    }
+}
+
+impl Report {
+    /// The table for a terminal: for each method a line of the survey's, one of ours, and one of the spread over seeds.
+    /// All lines have the same width.
+    pub fn table(&self) -> String {
+        let mut lines = vec![self.header()];
+        for row in &self.rows {
+            let cells = row.with_average();
+            let ours: Vec<Vec<Stat>> = cells.iter().map(Cell::ours).collect();
+            let [survey_counts, our_counts] = row.counts();
+            let mut line = |name: &str, kind: &str, counts: [String; 3], scores: Vec<String>| {
+                lines.push([name.to_string(), kind.to_string()].into_iter().chain(counts).chain(scores).collect());
+            };
+            line(&row.name, "survey", survey_counts, cells.iter().map(Cell::survey_text).collect());
+            let means = ours.iter().map(|stats| pair(stats, "…", |stat| format!("{:.2}", stat.mean)));
+            line("", "ours", our_counts, means.collect());
+            let spreads: Vec<String> = ours.iter().map(|stats| spreads(stats)).collect();
+            if spreads.iter().any(|text| !text.is_empty()) {
+                line("", "", Default::default(), spreads);
+            }
+        }
+        aligned(&lines)
+    }
+
+    /// What a program says when a run ends.
+    pub fn progress(&self, row: usize, column: usize, outcome: &Outcome) -> String {
+        let (row, cell, column) = (&self.rows[row], &self.rows[row].cells[column], &self.columns[column]);
+        let scores = column.metrics.iter().zip(&outcome.scores).map(|(name, score)| format!("{name} {score:.2}"));
+        let (scores, survey) = (scores.collect::<Vec<_>>().join(", "), cell.survey_text());
+        let (seed, seconds) = (outcome.seed, outcome.seconds);
+        format!("{} on {}, seed {seed}: {scores} (survey {survey}) in {seconds:.1} s", row.name, column.name)
+    }
+
+    /// How to read the table, in plain sentences.
+    pub fn reading(&self) -> Vec<String> {
+        let metrics = self.columns.iter().map(|column| format!("{} {}", column.name, column.metrics.join("/")));
+        let runs = self.rows.iter().flat_map(|row| &row.cells).map(|cell| cell.runs.len()).filter(|n| *n > 0);
+        let seeds = match (runs.clone().min(), runs.max()) {
+            (None, _) | (_, None) => "no run yet".to_string(),
+            (Some(low), Some(high)) if low == high => format!("{low} here"),
+            (Some(low), Some(high)) => format!("{low} to {high} here"),
+        };
+        vec![
+            "A method has the survey's figures first, then ours.".into(),
+            "#TPs: trainable parameters as the survey prints them, then ours for the model of the survey. Here: those \
+            that were trained for this table, without the head. Head: the task head trained beside them."
+                .into(),
+            format!("Scores are times 100: {}.", metrics.collect::<Vec<_>>().join(", ")),
+            format!(
+                "Ours are means over seeds ({seeds}). ± is the sample standard deviation over them, and is not given \
+                of a single one. Of so few it is a rough measure of the noise, no interval of confidence."
+            ),
+            "Avg: the mean of the first metrics/the mean of the second ones; a task with one metric counts in both. It \
+            is over the tasks shown (the survey's is computed again for them) and the seeds that every task has."
+                .into(),
+            "A - is a figure that is not given, a … one that is not there yet.".into(),
+        ]
+    }
+
+    /// REPORT.md
+    pub fn markdown(&self) -> String {
+        let mut out = format!("# {}\n\n", markdown(&self.title));
+        for (name, value) in &self.setting {
+            out += &format!("- {}: {}\n", markdown(name), markdown(value));
+        }
+        let header: Vec<String> = self.header().iter().map(|name| markdown(name)).collect();
+        out += &format!("\n| {} |\n|---|---|{}\n", header.join(" | "), "---:|".repeat(header.len() - 2));
+        for row in &self.rows {
+            let cells = row.with_average();
+            let [survey_counts, our_counts] = row.counts();
+            let mut line = |name: &str, kind: &str, counts: [String; 3], scores: Vec<String>| {
+                out += &format!("| {name} | {kind} | {} | {} |\n", counts.join(" | "), scores.join(" | "));
+            };
+            line(&markdown(&row.name), "survey", survey_counts, cells.iter().map(Cell::survey_text).collect());
+            let ours = |stat: &Stat| match stat.spread {
+                Some(spread) => format!("{:.2} ±{spread:.2}", stat.mean),
+                None => format!("{:.2}", stat.mean),
+            };
+            let text = |stats: &[Stat]| match stats {
+                [first, second] if first.spread.is_some() => format!("{} / {}", ours(first), ours(second)),
+                _ => pair(stats, "…", ours),
+            };
+            line("", "ours", our_counts, cells.iter().map(|cell| text(&cell.ours())).collect());
+        }
+        let list = |heading: &str, items: &[String]| {
+            let items: String = items.iter().map(|item| format!("- {}\n", markdown(item))).collect();
+            if items.is_empty() { items } else { format!("\n## {heading}\n\n{items}") }
+        };
+        out + &list("How to read it", &self.reading()) + &list("Notes", &self.notes)
+    }
+
+    /// The names of the columns.
+    pub(super) fn header(&self) -> Vec<String> {
+        let tasks = self.columns.iter().map(|column| &*column.name);
+        ["method", "", "#TPs", "here", "head"].into_iter().chain(tasks).chain(["Avg"]).map(String::from).collect()
+    }
+}
+
+/// `a/b`, as the survey prints two metrics.
+pub(super) fn pair<T>(values: &[T], none: &str, text: impl FnMut(&T) -> String) -> String {
+    if values.is_empty() { none.to_string() } else { values.iter().map(text).collect::<Vec<_>>().join("/") }
+}
+
+/// `±a/±b`; empty for a single run.
+pub(super) fn spreads(stats: &[Stat]) -> String {
+    let known: Vec<f64> = stats.iter().filter_map(|stat| stat.spread).collect();
+    pair(&known, "", |spread| format!("±{spread:.2}"))
+}
+
+/// Columns two spaces apart, the first two to the left, numbers to the right, a rule under the first line.
+fn aligned(lines: &[Vec<String>]) -> String {
+    let width = |i: usize| lines.iter().filter_map(|line| line.get(i)).map(|text| text.chars().count()).max();
+    let widths: Vec<usize> = (0..lines[0].len()).map(|i| width(i).unwrap_or(0)).collect();
+    let text = |line: &Vec<String>| {
+        let pad = |(i, (text, width)): (usize, (&String, &usize))| match i {
+            0 | 1 => format!("{text:<width$}"),
+            _ => format!("{text:>width$}"),
+        };
+        line.iter().zip(&widths).enumerate().map(pad).collect::<Vec<_>>().join("  ")
+    };
+    let rule = widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>().join("──");
+    let mut texts: Vec<String> = lines.iter().map(text).collect();
+    texts.insert(1, rule);
+    texts.join("\n") + "\n"
+}
+
+/// As the survey prints numbers of parameters, with at least two digits of those below 0.1M.
+fn millions(n: usize) -> String {
+    let n = n as f64 / 1e6;
+    if n < 0.1 { format!("{n:.4}M") } else { format!("{n:.2}M") }
+}
+
+/// 1234567 as 1,234,567.
+pub(super) fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group));
+    groups.collect::<Vec<_>>().join(",")
+}
+
+/// Text that Markdown shows as it is, on one line.
+fn markdown(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => out.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '&' | '~' | '$' | '#' => out.extend(['\\', c]),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Three methods on two tasks; `seeds` runs in each cell.
+    pub(in super::super) fn small(seeds: u64) -> Report {
+        let column = |name: &str, metrics: &[&str]| Column {
+            name: name.into(),
+            metrics: metrics.iter().map(|metric| metric.to_string()).collect(),
+        };
+        let cell = |survey: &[f64], scores: &[f64]| {
+            let run = |seed| Outcome {
+                seed,
+                scores: scores.iter().map(|score| score + seed as f64).collect(),
+                losses: (1..9).map(|step| (step, 1.0 / step as f64)).collect(),
+                seconds: 1.5,
+            };
+            Cell { survey: survey.to_vec(), runs: (0..seeds).map(run).collect() }
+        };
+        let row = |name: &str, params| Row {
+            name: name.into(),
+            survey_params: Some("0.89M".into()),
+            real_params: Some(294_912),
+            params,
+            head: 4290,
+            cells: vec![cell(&[62.0], &[50.0]), cell(&[87.5, 90.68], &[70.0, 80.0])],
+        };
+        Report {
+            title: "A <b> & \"c\" | d".into(),
+            setting: vec![("model".into(), "'x' <script>".into())],
+            columns: vec![column("CoLA", &["matthews"]), column("MRPC", &["accuracy", "f1"])],
+            rows: vec![row("LoRA", 1_234_567), row("a_b|c<d>", 12), row("probe", 0)],
+            notes: vec!["*one*\ntwo".into()],
+        }
+    }
+
+    #[test]
+    fn mean_and_spread() {
+        assert_eq!(Stat::of(&[1.0, 2.0, 6.0]), Stat { mean: 3.0, spread: Some(7f64.sqrt()) });
+        assert_eq!(Stat::of(&[4.0]), Stat { mean: 4.0, spread: None });
+        assert_eq!(average(&[&[60.0], &[70.0, 80.0]]), [65.0, 70.0]);
+        assert_eq!(average(&[&[60.0], &[70.0]]), [65.0]);
+        assert!(average(&[&[60.0], &[]]).is_empty() && average(&[]).is_empty());
+    }
+
+    /// A seed that one task lacks is in no average.
+    #[test]
+    fn averages_compare_equal_seeds() {
+        let mut row = small(3).rows.remove(0);
+        row.cells[0].runs.remove(1);
+        assert_eq!(row.average().runs.iter().map(|run| run.seed).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(row.average().ours()[1], Stat { mean: 66.0, spread: Some(2f64.sqrt()) });
+        assert_eq!(row.average().survey_text(), "74.75/76.34");
+    }
+
+    #[test]
+    fn the_table_is_aligned() {
+        for seeds in 0..4 {
+            let table = small(seeds).table();
+            let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
+            assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
+            assert_eq!(widths.len(), 2 + 3 * if seeds > 1 { 3 } else { 2 }, "{table}");
+        }
+        assert!(small(3).table().contains("1,234,567  4,290  51.00  71.00/81.00  61.00/66.00"));
+        assert!(small(3).table().contains("±1.00  ±1.00/±1.00"));
+    }
+
+    #[test]
+    fn a_partial_report_is_shown() {
+        let mut report = small(1);
+        report.rows[1].cells[1] = Cell::default();
+        report.rows[2].survey_params = None;
+        for text in [report.table(), report.markdown(), report.html()] {
+            assert!(text.contains('…') && !text.contains("NaN"), "{text}");
+        }
+        let empty = Report { rows: Vec::new(), ..report };
+        for text in [empty.table(), empty.markdown(), empty.html(), Report::default().table(), Report::default().html()]
+        {
+            assert!(text.contains("Avg") && !text.contains("NaN"), "{text}");
+        }
+    }
+
+    #[test]
+    fn markdown_shows_names_as_they_are() {
+        let text = small(2).markdown();
+        assert!(text.contains("# A \\<b\\> \\& \"c\" \\| d\n"), "{text}");
+        assert!(text.contains("| a\\_b\\|c\\<d\\> | survey | 0.89M |"), "{text}");
+        assert!(text.contains("| 70.50 ±0.71 / 80.50 ±0.71 |"), "{text}");
+        assert!(text.contains("- \\*one\\* two\n"), "{text}");
+    }
+
+    #[test]
+    fn a_diverged_run_is_read_back() {
+        let run = Outcome { scores: vec![f64::NAN, 1.0], losses: vec![(3, f64::INFINITY)], ..Outcome::default() };
+        let read: Outcome = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
+        assert!(read.scores[0].is_nan() && read.scores[1] == 1.0 && read.losses[0].1.is_nan());
+    }
+
+    #[test]
+    fn progress_is_a_line() {
+        let report = small(1);
+        let line = report.progress(0, 1, &report.rows[0].cells[1].runs[0]);
+        assert_eq!(line, "LoRA on MRPC, seed 0: accuracy 70.00, f1 80.00 (survey 87.50/90.68) in 1.5 s");
+        assert_eq!((millions(294_912), millions(55_296), grouped(0)), ("0.29M".into(), "0.0553M".into(), "0".into()));
+    }
+}
