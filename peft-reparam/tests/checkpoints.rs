@@ -126,7 +126,7 @@ fn only_the_same_run_is_taken_up() {
     let stop = || Witness { stop: Some(2), ..Default::default() };
     run(&settings(), Some(&dir), &mine, &mut stop()).unwrap_err();
     let refused = |settings: TrainConfig, data: &[Example], words: &[&str]| {
-        let message = run(&settings, Some(&dir), data, &mut Witness::default()).err().expect("an error").to_string();
+        let message = run(&settings, Some(&dir), data, &mut Witness::default()).unwrap_err().to_string();
         assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
     };
     refused(TrainConfig { learning_rate: 2e-2, ..settings() }, &mine, &["state.json", "learning_rate", "0.01", "0.02"]);

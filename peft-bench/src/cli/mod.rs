@@ -14,6 +14,7 @@ mod options;
 mod params;
 mod predict;
 mod progress;
+mod reproduce;
 mod train;
 mod yaml;
 
@@ -50,6 +51,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure speed and memory
     Bench(bench::Bench),
+    /// Train the rows of the survey's Table III and set them beside its figures
+    Reproduce(reproduce::Reproduce),
     /// Print a completion script for a shell
     Completions(complete::Completions),
     /// Print the manual page
@@ -69,6 +72,7 @@ impl Cli {
             Command::Merge(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
+            Command::Reproduce(command) => command.run(),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
         }

@@ -1,0 +1,134 @@
+//! The rows of Table III that can be run, with their settings.
+
+use peft_core::{Error, Head, Method, Result, Shape, io::peft};
+
+use crate::registry::{WithMethod, by_name};
+
+/// A row of the table: a method with the survey's settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// Its name, the survey's where it has the row.
+    pub name: &'static str,
+    /// The method's name in commands.
+    pub method: &'static str,
+    /// Its settings, those from which the survey's number of parameters follows.
+    pub settings: &'static [&'static str],
+    /// The peak learning rate for models of the size of RoBERTa-base.
+    pub learning_rate: f64,
+    /// The peak learning rate for the small model that is pretrained here.
+    pub small_learning_rate: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Sequences in a step, the survey's.
+    pub batch_size: usize,
+    /// Whether the survey's number of parameters includes the head.
+    pub counts_head: bool,
+}
+
+const ROW: Row = Row {
+    name: "",
+    method: "",
+    settings: &[],
+    learning_rate: 1e-3,
+    small_learning_rate: 1e-3,
+    weight_decay: 0.0,
+    batch_size: 32,
+    counts_head: true,
+};
+
+/// The rows in the survey's order; the linear probe, which it does not have, shows what the frozen model is worth alone.
+pub const ROWS: [Row; 8] = [
+    Row { name: "Linear probe", method: "linear-probe", learning_rate: 3e-3, small_learning_rate: 3e-3, ..ROW },
+    Row { name: "FT", method: "full", learning_rate: 2e-5, small_learning_rate: 5e-4, weight_decay: 0.1, ..ROW },
+    Row {
+        name: "Adapter_S",
+        method: "adapter",
+        settings: &["bottleneck=200", "activation=relu", "inner_norm=self_attention", "train_layernorm=false"],
+        learning_rate: 1e-4,
+        small_learning_rate: 2e-3,
+        weight_decay: 0.1,
+        counts_head: false,
+        ..ROW
+    },
+    Row {
+        name: "Prompt-tuning",
+        method: "prompt",
+        settings: &["num_virtual_tokens=20"],
+        learning_rate: 1e-2,
+        small_learning_rate: 1e-2,
+        ..ROW
+    },
+    Row {
+        name: "Prefix-tuning",
+        method: "prefix",
+        settings: &["num_virtual_tokens=20"],
+        learning_rate: 1e-2,
+        small_learning_rate: 1e-2,
+        ..ROW
+    },
+    Row { name: "IA3", method: "ia3", learning_rate: 8e-3, small_learning_rate: 1e-2, batch_size: 8, ..ROW },
+    Row { name: "BitFit", method: "bitfit", learning_rate: 5e-4, small_learning_rate: 3e-3, ..ROW },
+    Row {
+        name: "LoRA",
+        method: "lora",
+        settings: &["r=8", "lora_alpha=16", "target_modules=query,value"],
+        learning_rate: 5e-4,
+        small_learning_rate: 2e-3,
+        ..ROW
+    },
+];
+
+struct Count<'a>(&'a Shape, &'a Row);
+
+impl WithMethod for Count<'_> {
+    type Output = usize;
+    fn call<M: Method>(self) -> Result<usize> {
+        peft::from_settings::<M>(&self.1.settings())?.count(self.0)
+    }
+}
+
+impl Row {
+    /// The row of this name, in any case.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = || ROWS.map(|row| row.name).join(", ");
+        let same = |row: &Row| row.name.eq_ignore_ascii_case(name) || row.method == name;
+        ROWS.into_iter().find(same).ok_or_else(|| Error::config("--rows", name, known()))
+    }
+
+    /// Its settings as commands take them.
+    pub fn settings(&self) -> Vec<String> {
+        self.settings.iter().map(|setting| setting.to_string()).collect()
+    }
+
+    /// The trainable parameters of the method, without the head.
+    pub fn count(&self, shape: &Shape) -> Result<usize> {
+        by_name(self.method, Count(shape, self))
+    }
+
+    /// The number that the survey gives for a model of this shape.
+    pub fn survey_count(&self, shape: &Shape) -> Result<usize> {
+        Ok(self.count(shape)? + if self.counts_head { Head::count(shape, 2) } else { 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::survey::table_iii;
+
+    /// The survey prints millions with two or three digits after the point, rounded or cut.
+    #[test]
+    fn counts_are_those_of_the_survey() {
+        for (model, shape) in [("RoBERTa-base", "roberta-base"), ("RoBERTa-large", "roberta-large")] {
+            for row in &ROWS[1..] {
+                let printed = table_iii(model, row.name).unwrap().params.clone().unwrap();
+                let number = printed.trim_end_matches('M');
+                let digits = number.split('.').nth(1).map_or(0, str::len) as i32;
+                let ours = row.survey_count(&Shape::named(shape).unwrap()).unwrap() as f64 / 1e6;
+                let scale = 10f64.powi(digits);
+                let near = [(ours * scale).round(), (ours * scale).floor()].map(|x| x / scale);
+                assert!(near.contains(&number.parse().unwrap()), "{model} {}: {printed} and {ours}", row.name);
+            }
+        }
+    }
+}
