@@ -5,15 +5,15 @@ use std::ops::Range;
 use peft_core::random::Random;
 
 /// Kinds of things and their members. Plurals are regular and no word starts with a vowel, so that "a" always fits.
-pub static KINDS: [(&str, [&str; 5]); 8] = [
-    ("worker", ["doctor", "teacher", "farmer", "baker", "lawyer"]),
-    ("relative", ["cousin", "brother", "sister", "nephew", "mother"]),
-    ("bird", ["robin", "sparrow", "hawk", "crow", "parrot"]),
-    ("beast", ["horse", "goat", "lion", "tiger", "bear"]),
-    ("fruit", ["pear", "plum", "lemon", "melon", "fig"]),
-    ("vehicle", ["car", "truck", "van", "tram", "wagon"]),
-    ("tool", ["hammer", "saw", "drill", "spade", "rake"]),
-    ("toy", ["ball", "doll", "kite", "puppet", "drum"]),
+pub static KINDS: [(&str, [&str; 4]); 8] = [
+    ("worker", ["doctor", "teacher", "farmer", "baker"]),
+    ("relative", ["cousin", "brother", "sister", "nephew"]),
+    ("bird", ["robin", "sparrow", "hawk", "crow"]),
+    ("beast", ["horse", "goat", "lion", "tiger"]),
+    ("fruit", ["pear", "plum", "lemon", "melon"]),
+    ("vehicle", ["car", "truck", "van", "tram"]),
+    ("tool", ["hammer", "saw", "drill", "spade"]),
+    ("toy", ["ball", "doll", "kite", "puppet"]),
 ];
 /// The kinds that act.
 pub const ANIMATE: Range<usize> = 0..4;
@@ -108,8 +108,8 @@ pub struct Phrase {
 impl Phrase {
     /// A member of one of some kinds, sometimes with a quality.
     pub fn draw(random: &mut Random, kinds: &Range<usize>) -> Self {
-        let quality = chance(random, 0.3).then(|| random.below(QUALITIES.len()));
-        Phrase { kind: within(random, kinds), member: Some(random.below(5)), quality }
+        let quality = chance(random, 0.2).then(|| random.below(QUALITIES.len()));
+        Phrase { kind: within(random, kinds), member: Some(random.below(4)), quality }
     }
 
     /// Whether all that this describes is described by `other` too.
@@ -162,6 +162,18 @@ pub enum Part {
     Day,
 }
 
+impl Part {
+    /// The word that asks for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Part::Agent => "who",
+            Part::Patient => "whom",
+            Part::Place => "where",
+            Part::Day => "when",
+        }
+    }
+}
+
 impl Event {
     /// An event with a patient.
     pub fn draw(random: &mut Random) -> Self {
@@ -173,8 +185,8 @@ impl Event {
                 break Some(patient);
             }
         };
-        let place = chance(random, 0.5).then(|| random.below(PLACES.len()));
-        Event { agent, action, patient, place, day: chance(random, 0.5).then(|| random.below(DAYS.len())) }
+        let place = chance(random, 0.35).then(|| random.below(PLACES.len()));
+        Event { agent, action, patient, place, day: chance(random, 0.35).then(|| random.below(DAYS.len())) }
     }
 
     /// The event with agent and patient in each other's place, if both can act.
@@ -183,27 +195,35 @@ impl Event {
         Some(Event { agent: patient, patient: Some(self.agent.clone()), ..self.clone() })
     }
 
-    /// An event that differs in one part; half the time in who did it to whom, where that can be.
+    /// Another event: one part of this one changed, often more, a quarter of the time who did it to whom.
     pub fn altered(&self, random: &mut Random) -> Self {
-        if let Some(reversed) = self.reversed().filter(|_| chance(random, 0.5)) {
-            return reversed;
-        }
         let mut other = self.clone();
-        while other == *self {
+        while other == *self || chance(random, 0.5) {
             let fresh = Event::draw(random);
-            let quality = |phrase: &mut Phrase| phrase.quality = phrase.quality.map(|quality| quality ^ 1);
-            match random.below(7) {
-                0 if ACTIONS[fresh.action].patients == ACTIONS[self.action].patients => other.action = fresh.action,
-                1 => other.agent.member = fresh.agent.member,
-                2 => other.patient.iter_mut().for_each(|patient| patient.member = fresh.agent.member),
-                3 => quality(&mut other.agent),
-                4 => other.patient.iter_mut().for_each(quality),
-                5 => other.place = self.place.and(fresh.place).or(self.place),
-                6 => other.day = self.day.and(fresh.day).or(self.day),
-                _ => {}
+            let opposite = |phrase: &mut Phrase| phrase.quality = phrase.quality.map(|quality| quality ^ 1);
+            match random.below(8) {
+                0 | 1 => other = other.reversed().unwrap_or(other),
+                2 if ACTIONS[fresh.action].patients == ACTIONS[self.action].patients => other.action = fresh.action,
+                3 => other.agent.member = fresh.agent.member,
+                4 => other.patient.iter_mut().for_each(|patient| patient.member = fresh.agent.member),
+                5 => [Some(&mut other.agent), other.patient.as_mut()].into_iter().flatten().for_each(opposite),
+                6 => other.place = self.place.and(fresh.place),
+                _ => other.day = self.day.and(fresh.day),
             }
         }
         other
+    }
+
+    /// The word that names a part of the event.
+    pub fn part(&self, part: Part) -> &'static str {
+        let noun = |phrase: &Phrase| phrase.member.map_or(KINDS[phrase.kind].0, |member| KINDS[phrase.kind].1[member]);
+        let word = match part {
+            Part::Agent => Some(noun(&self.agent)),
+            Part::Patient => self.patient.as_ref().map(noun),
+            Part::Place => self.place.map(|place| PLACES[place]),
+            Part::Day => self.day.map(|day| DAYS[day]),
+        };
+        word.unwrap_or("unknown")
     }
 
     /// Whether this event having happened implies that `other` did.
@@ -218,6 +238,27 @@ impl Event {
             && patients
             && part(self.place, other.place)
             && part(self.day, other.day)
+    }
+
+    /// The word of this event that corrects a false account of it: for the first part that does not follow from this.
+    pub fn correction(&self, account: &Self) -> Option<String> {
+        let named = |mine: &Phrase, theirs: &Phrase| match mine.quality {
+            _ if mine.is_a(theirs) => None,
+            Some(quality) if Some(quality) != theirs.quality && theirs.quality.is_some() => Some(QUALITIES[quality][0]),
+            _ => mine.member.map(|member| KINDS[mine.kind].1[member]),
+        };
+        let part = |mine: Option<usize>, theirs: Option<usize>, words: &[&'static str]| match (mine, theirs) {
+            (Some(mine), Some(theirs)) if mine != theirs => Some(words[mine]),
+            (None, Some(_)) => Some("unknown"),
+            _ => None,
+        };
+        let patients = self.patient.as_ref().zip(account.patient.as_ref());
+        let word = named(&self.agent, &account.agent)
+            .or((self.action != account.action).then_some(ACTIONS[self.action].words[0]))
+            .or(patients.and_then(|(mine, theirs)| named(mine, theirs)))
+            .or(part(self.place, account.place, &PLACES))
+            .or(part(self.day, account.day, &DAYS))?;
+        Some(word.to_string())
     }
 
     /// A less definite account of the same event.
@@ -264,8 +305,10 @@ impl Event {
     fn clause(&self, random: &mut Random, agent: &str, patient: Option<&str>) -> String {
         let verb = past(pick(random, &ACTIONS[self.action].words));
         let core = match patient {
-            Some(patient) if chance(random, 0.5) && agent == "who" => format!("by whom was {patient} {verb}"),
-            Some(patient) if chance(random, 0.5) => format!("{patient} was {verb} by {agent}"),
+            Some(patient) if chance(random, 0.5) => match agent {
+                "who" => format!("by whom was {patient} {verb}"),
+                agent => format!("{patient} was {verb} by {agent}"),
+            },
             Some(patient) => format!("{agent} {verb} {patient}"),
             None => format!("{agent} {verb}"),
         };

@@ -13,6 +13,8 @@ pub struct Example {
     pub second: Option<String>,
     /// The class.
     pub class: usize,
+    /// What one says of it in a word: the corpus has it after the texts.
+    pub verdict: String,
 }
 
 /// A task: how its examples are drawn and how the corpus and GLUE's files show them.
@@ -27,8 +29,8 @@ pub struct Task {
     pub used: [&'static str; 3],
     /// What the label's column says for each class; empty for a score.
     pub labels: &'static [&'static str],
-    /// The word that joins or follows the texts in the corpus, for each class; empty if the corpus has none.
-    pub markers: &'static [&'static str],
+    /// Its share of the corpus, in percent.
+    pub share: usize,
     /// Draws an example of a class.
     pub draw: fn(&mut Random, usize) -> Example,
 }
@@ -43,7 +45,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["source", "label", "star", "sentence"],
         used: ["sentence", "", "label"],
         labels: &["0", "1"],
-        markers: &[],
+        share: 5,
         draw: acceptability,
     },
     Task {
@@ -52,7 +54,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["sentence", "label"],
         used: ["sentence", "", "label"],
         labels: &["0", "1"],
-        markers: &["avoid it", "enjoy it"],
+        share: 10,
         draw: sentiment,
     },
     Task {
@@ -61,7 +63,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
         used: ["#1 String", "#2 String", "Quality"],
         labels: &["0", "1"],
-        markers: &["otherwise", "likewise"],
+        share: 45,
         draw: paraphrase,
     },
     Task {
@@ -72,7 +74,7 @@ pub static TASKS: [Task; 8] = [
         ],
         used: ["sentence1", "sentence2", "score"],
         labels: &[],
-        markers: &["unrelated", "distant", "partly", "similar", "close", "identical"],
+        share: 0,
         draw: similarity,
     },
     Task {
@@ -81,7 +83,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
         used: ["question1", "question2", "is_duplicate"],
         labels: &["0", "1"],
-        markers: &["otherwise", "likewise"],
+        share: 5,
         draw: duplicate,
     },
     Task {
@@ -93,7 +95,7 @@ pub static TASKS: [Task; 8] = [
         ],
         used: ["sentence1", "sentence2", "gold_label"],
         labels: &["entailment", "neutral", "contradiction"],
-        markers: &["yes", "maybe", "no"],
+        share: 10,
         draw: inference,
     },
     Task {
@@ -102,7 +104,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["index", "question", "sentence", "label"],
         used: ["question", "sentence", "label"],
         labels: &INFERENCE,
-        markers: &["answered", "unanswered"],
+        share: 15,
         draw: answer,
     },
     Task {
@@ -111,13 +113,13 @@ pub static TASKS: [Task; 8] = [
         columns: &["index", "sentence1", "sentence2", "label"],
         used: ["sentence1", "sentence2", "label"],
         labels: &INFERENCE,
-        markers: &["yes", "maybe"],
+        share: 10,
         draw: consequence,
     },
 ];
 
-fn pair(first: String, second: String, class: usize) -> Example {
-    Example { first, second: Some(second), class }
+fn pair(first: String, second: String, class: usize, verdict: impl ToString) -> Example {
+    Example { first, second: Some(second), class, verdict: verdict.to_string() }
 }
 
 const LIKED: [&str; 12] = [
@@ -133,7 +135,7 @@ const FILM: [&str; 8] = ["film", "plot", "cast", "music", "script", "story", "di
 /// SST-2: an opinion, often negated, often against a concession of the opposite.
 fn sentiment(random: &mut Random, class: usize) -> Example {
     let opinion = |random: &mut Random, liked: bool| {
-        let negated = chance(random, 0.5);
+        let negated = chance(random, 0.3);
         let adverb = if negated {
             pick(random, &["not", "never", "hardly", "far from", "anything but"])
         } else {
@@ -143,13 +145,14 @@ fn sentiment(random: &mut Random, class: usize) -> Example {
         format!("the {} is {adverb} {}", pick(random, &FILM), pick(random, &words))
     };
     let (mine, conceded) = (opinion(random, class == 1), opinion(random, class == 0));
-    let first = match random.below(4) {
-        0 => format!("although {conceded} , {mine} ."),
-        1 => format!("{mine} , although {conceded} ."),
-        2 => format!("{conceded} , but {mine} ."),
+    let first = match random.below(6) {
+        0 | 1 => format!("{mine} ."),
+        2 => format!("although {conceded} , {mine} ."),
+        3 => format!("{mine} , although {conceded} ."),
+        4 => format!("{conceded} , but {mine} ."),
         _ => format!("{mine} and {} .", opinion(random, class == 1)),
     };
-    Example { first, second: None, class }
+    Example { first, second: None, class, verdict: ["avoid", "enjoy"][class].to_string() }
 }
 
 /// CoLA: one of five constructions, violated or not.
@@ -191,14 +194,15 @@ fn acceptability(random: &mut Random, class: usize) -> Example {
             format!("the {subject} near the {other} {auxiliary} {} by the {object} .", past(verb))
         }
     };
-    Example { first, second: None, class }
+    Example { first, second: None, class, verdict: String::new() }
 }
 
 /// MRPC: two accounts, of one event or of two that differ in one part.
 fn paraphrase(random: &mut Random, class: usize) -> Example {
     let event = Event::draw(random);
     let other = if class == 1 { event.clone() } else { event.altered(random) };
-    pair(event.tell(random), other.tell(random), class)
+    let verdict = event.correction(&other).or(other.correction(&event).map(|_| "unknown".to_string()));
+    pair(event.tell(random), other.tell(random), class, verdict.unwrap_or("yes".to_string()))
 }
 
 /// STS-B: two accounts with a score of 0 to 5 for what they share; the class is the rounded score.
@@ -209,7 +213,7 @@ fn similarity(random: &mut Random, class: usize) -> Example {
         let other = if chance(random, 0.2) { Event::draw(random) } else { other };
         let quarters = shared(&event, &other);
         if (quarters + 2) / 4 == class {
-            return pair(event.tell(random), other.tell(random), quarters);
+            return pair(event.tell(random), other.tell(random), quarters, "");
         }
     }
 }
@@ -251,7 +255,9 @@ fn duplicate(random: &mut Random, class: usize) -> Example {
         };
         let same = asked == also && known(&event, &other, asked) == other;
         if same == (class == 1) {
-            return pair(event.ask(random, asked), other.ask(random, also), class);
+            let wrong = if asked == also { event.correction(&other) } else { Some(also.word().to_string()) };
+            let verdict = if same { "yes".to_string() } else { wrong.unwrap_or("unknown".to_string()) };
+            return pair(event.ask(random, asked), other.ask(random, also), class, verdict);
         }
     }
 }
@@ -279,7 +285,8 @@ fn answer(random: &mut Random, class: usize) -> Example {
             (_, false) => event.altered(random),
         };
         if answers(&told, &event, asked) == (class == 0) {
-            return pair(event.ask(random, asked), told.tell(random), class);
+            let verdict = if class == 0 { told.part(asked) } else { "unknown" };
+            return pair(event.ask(random, asked), told.tell(random), class, verdict);
         }
     }
 }
@@ -298,10 +305,13 @@ pub fn answers(told: &Event, event: &Event, asked: Part) -> bool {
 fn consequence(random: &mut Random, class: usize) -> Example {
     loop {
         let (one, two) = (Event::draw(random), Event::draw(random));
-        let wider = pick(random, &[&one, &two]).wider(random);
+        let source = pick(random, &[&one, &two]);
+        let wider = source.wider(random);
         let claim = if class == 0 { wider } else { wider.altered(random) };
         if (one.implies(&claim) || two.implies(&claim)) == (class == 0) {
-            return pair(format!("{} {}", one.tell(random), two.tell(random)), claim.tell(random), class);
+            let verdict = if class == 0 { None } else { source.correction(&claim) };
+            let passage = format!("{} {}", one.tell(random), two.tell(random));
+            return pair(passage, claim.tell(random), class, verdict.unwrap_or("yes".to_string()));
         }
     }
 }
@@ -376,7 +386,8 @@ fn inference(random: &mut Random, class: usize) -> Example {
         let event = Event { day: None, ..Event::draw(random) };
         let (premise, hypothesis) = (Claim::draw(random, &event), Claim::draw(random, &event));
         if premise != hypothesis && premise.relation(&hypothesis) == class {
-            return pair(premise.tell(random), hypothesis.tell(random), class);
+            let verdict = ["yes", "maybe", "no"][class];
+            return pair(premise.tell(random), hypothesis.tell(random), class, verdict);
         }
     }
 }

@@ -15,7 +15,7 @@ const TRAIN: usize = 2000;
 /// Development examples of a task.
 const DEV: usize = 500;
 /// Lines of the corpus.
-const LINES: usize = 60_000;
+const LINES: usize = 100_000;
 /// Special tokens by id, as RoBERTa names them.
 const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 
@@ -41,7 +41,7 @@ pub fn write(directory: &Path, seed: u64) -> Result<()> {
 
 /// Examples whose classes take turns and whose texts are new.
 fn draw(task: &Task, random: &mut Random, count: usize, seen: &mut HashSet<String>) -> Vec<Example> {
-    let classes = task.markers.len().max(task.labels.len());
+    let classes = classes(task);
     let mut rows = Vec::with_capacity(count);
     while rows.len() < count {
         let example = (task.draw)(random, rows.len() % classes);
@@ -50,6 +50,11 @@ fn draw(task: &Task, random: &mut Random, count: usize, seen: &mut HashSet<Strin
         }
     }
     rows
+}
+
+/// How many classes to draw from; a score counts by its whole points.
+fn classes(task: &Task) -> usize {
+    if task.labels.is_empty() { 6 } else { task.labels.len() }
 }
 
 /// The texts of an example as one.
@@ -86,18 +91,16 @@ fn table(task: &Task, rows: &[Example], dev: bool) -> String {
 /// The corpus: sentences, and texts joined by what one says about the other.
 fn corpus(seed: u64, seen: &HashSet<String>) -> String {
     let mut random = Random::new(seed, "corpus");
+    let shares: Vec<&Task> = TASKS.iter().flat_map(|task| std::iter::repeat_n(task, task.share)).collect();
     let mut lines = Vec::with_capacity(LINES);
     while lines.len() < LINES {
-        let task = &TASKS[random.below(TASKS.len())];
-        if task.markers.is_empty() {
-            lines.push(statement(&mut random));
-            continue;
-        }
-        let class = random.below(task.markers.len());
+        let task = shares[random.below(shares.len())];
+        let class = random.below(classes(task));
         let example = (task.draw)(&mut random, class);
-        if !seen.contains(&text(&example)) {
-            let second = example.second.as_ref().map_or(" .".to_string(), |second| format!(" , {second}"));
-            lines.push(format!("{}\t{}{second}", example.first, task.markers[class]));
+        match task.directory {
+            "CoLA" => lines.push(statement(&mut random)),
+            _ if seen.contains(&text(&example)) => {}
+            _ => lines.push(format!("{} {}", text(&example), example.verdict)),
         }
     }
     lines.join("\n") + "\n"
