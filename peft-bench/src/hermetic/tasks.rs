@@ -63,7 +63,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
         used: ["#1 String", "#2 String", "Quality"],
         labels: &["0", "1"],
-        share: 45,
+        share: 25,
         draw: paraphrase,
     },
     Task {
@@ -74,7 +74,7 @@ pub static TASKS: [Task; 8] = [
         ],
         used: ["sentence1", "sentence2", "score"],
         labels: &[],
-        share: 0,
+        share: 15,
         draw: similarity,
     },
     Task {
@@ -113,7 +113,7 @@ pub static TASKS: [Task; 8] = [
         columns: &["index", "sentence1", "sentence2", "label"],
         used: ["sentence1", "sentence2", "label"],
         labels: &INFERENCE,
-        share: 10,
+        share: 15,
         draw: consequence,
     },
 ];
@@ -135,7 +135,7 @@ const FILM: [&str; 8] = ["film", "plot", "cast", "music", "script", "story", "di
 /// SST-2: an opinion, often negated, often against a concession of the opposite.
 fn sentiment(random: &mut Random, class: usize) -> Example {
     let opinion = |random: &mut Random, liked: bool| {
-        let negated = chance(random, 0.3);
+        let negated = chance(random, 0.4);
         let adverb = if negated {
             pick(random, &["not", "never", "hardly", "far from", "anything but"])
         } else {
@@ -145,11 +145,11 @@ fn sentiment(random: &mut Random, class: usize) -> Example {
         format!("the {} is {adverb} {}", pick(random, &FILM), pick(random, &words))
     };
     let (mine, conceded) = (opinion(random, class == 1), opinion(random, class == 0));
-    let first = match random.below(6) {
-        0 | 1 => format!("{mine} ."),
-        2 => format!("although {conceded} , {mine} ."),
-        3 => format!("{mine} , although {conceded} ."),
-        4 => format!("{conceded} , but {mine} ."),
+    let first = match random.below(5) {
+        0 => format!("{mine} ."),
+        1 => format!("although {conceded} , {mine} ."),
+        2 => format!("{mine} , although {conceded} ."),
+        3 => format!("{conceded} , but {mine} ."),
         _ => format!("{mine} and {} .", opinion(random, class == 1)),
     };
     Example { first, second: None, class, verdict: ["avoid", "enjoy"][class].to_string() }
@@ -201,8 +201,15 @@ fn acceptability(random: &mut Random, class: usize) -> Example {
 fn paraphrase(random: &mut Random, class: usize) -> Example {
     let event = Event::draw(random);
     let other = if class == 1 { event.clone() } else { event.altered(random) };
-    let verdict = event.correction(&other).or(other.correction(&event).map(|_| "unknown".to_string()));
-    pair(event.tell(random), other.tell(random), class, verdict.unwrap_or("yes".to_string()))
+    pair(event.tell(random), other.tell(random), class, comparison(&event, &other))
+}
+
+/// What one says of two accounts: the first thing to correct, and how close they are.
+fn comparison(event: &Event, other: &Event) -> String {
+    const CLOSENESS: [&str; 6] = ["unrelated", "distant", "partly", "similar", "close", "identical"];
+    let missing = other.correction(event).map(|_| "unknown".to_string());
+    let correction = event.correction(other).or(missing).unwrap_or("yes".to_string());
+    format!("{correction} {}", CLOSENESS[rounded(shared(event, other))])
 }
 
 /// STS-B: two accounts with a score of 0 to 5 for what they share; the class is the rounded score.
@@ -212,10 +219,14 @@ fn similarity(random: &mut Random, class: usize) -> Example {
         let other = (0..random.below(6)).fold(event.clone(), |other, _| other.altered(random));
         let other = if chance(random, 0.2) { Event::draw(random) } else { other };
         let quarters = shared(&event, &other);
-        if (quarters + 2) / 4 == class {
-            return pair(event.tell(random), other.tell(random), quarters, "");
+        if rounded(quarters) == class {
+            return pair(event.tell(random), other.tell(random), quarters, comparison(&event, &other));
         }
     }
+}
+
+fn rounded(quarters: usize) -> usize {
+    (quarters + 2) / 4
 }
 
 /// What two events share, in quarters of a point, up to 20: most for who, what and whom, less for where and when.
@@ -385,7 +396,9 @@ fn inference(random: &mut Random, class: usize) -> Example {
     loop {
         let event = Event { day: None, ..Event::draw(random) };
         let (premise, hypothesis) = (Claim::draw(random, &event), Claim::draw(random, &event));
-        if premise != hypothesis && premise.relation(&hypothesis) == class {
+        // Nothing follows from "some" for "every", whatever else is said: too easy.
+        let easy = (premise.quantity, hypothesis.quantity) == (Quantity::Some, Quantity::Every);
+        if !easy && premise != hypothesis && premise.relation(&hypothesis) == class {
             let verdict = ["yes", "maybe", "no"][class];
             return pair(premise.tell(random), hypothesis.tell(random), class, verdict);
         }
