@@ -1,0 +1,134 @@
+//! The files: what the grammar says, in the formats of others.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+
+use peft_core::files::write_file;
+use peft_core::random::Random;
+use peft_core::{Error, Result};
+use serde_json::{Map, json};
+
+use super::tasks::{Example, TASKS, Task, statement};
+
+/// Training examples of a task.
+const TRAIN: usize = 2000;
+/// Development examples of a task.
+const DEV: usize = 500;
+/// Lines of the corpus.
+const LINES: usize = 100_000;
+/// Special tokens by id, as RoBERTa names them.
+const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
+
+/// Writes `corpus.txt`, `tokenizer.json` and the eight tasks under `glue/` into a directory; every byte follows from the seed.
+///
+/// A line of the corpus is one text, or two with a tab between them. No line of it and no two files of a task have a text in
+/// common, pairs taken as one text.
+pub fn write(directory: &Path, seed: u64) -> Result<()> {
+    let mut seen = HashSet::new();
+    for task in &TASKS {
+        let folder = directory.join("glue").join(task.directory);
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { action: "create", path: folder.clone(), source })?;
+        for (file, count) in [(task.dev, DEV), ("train.tsv", TRAIN)] {
+            let mut random = Random::new(seed, &format!("{}/{file}", task.directory));
+            let rows = draw(task, &mut random, count, &mut seen);
+            write_file(&folder.join(file), table(task, &rows, file != "train.tsv").as_bytes())?;
+        }
+    }
+    let corpus = corpus(seed, &seen);
+    write_file(&directory.join("tokenizer.json"), tokenizer(&corpus).as_bytes())?;
+    write_file(&directory.join("corpus.txt"), corpus.as_bytes())
+}
+
+/// Examples whose classes take turns and whose texts are new.
+fn draw(task: &Task, random: &mut Random, count: usize, seen: &mut HashSet<String>) -> Vec<Example> {
+    let classes = classes(task);
+    let mut rows = Vec::with_capacity(count);
+    while rows.len() < count {
+        let example = (task.draw)(random, rows.len() % classes);
+        if seen.insert(text(&example)) {
+            rows.push(example);
+        }
+    }
+    rows
+}
+
+/// How many classes to draw from; a score counts by its whole points.
+fn classes(task: &Task) -> usize {
+    if task.labels.is_empty() { 6 } else { task.labels.len() }
+}
+
+/// The texts of an example as one.
+fn text(example: &Example) -> String {
+    example.second.iter().fold(example.first.clone(), |first, second| format!("{first}\t{second}"))
+}
+
+/// A file of a task in the columns of GLUE, a column that nothing reads filled with its row's number or nothing.
+fn table(task: &Task, rows: &[Example], dev: bool) -> String {
+    let mut columns = task.columns.to_vec();
+    if dev && task.directory == "MNLI" {
+        columns.splice(11..11, ["label2", "label3", "label4", "label5"]);
+    }
+    // CoLA alone has no header.
+    let header = (task.directory != "CoLA").then(|| columns.join("\t"));
+    let line = |(index, example): (usize, &Example)| {
+        let label = match task.labels {
+            [] => format!("{:.3}", example.class as f64 / 4.0),
+            labels => labels[example.class].to_string(),
+        };
+        let cell = |column: &&str| match *column {
+            column if column == task.used[0] => example.first.clone(),
+            column if column == task.used[1] => example.second.clone().unwrap_or_default(),
+            column if column == task.used[2] || column.starts_with("label") => label.clone(),
+            column if column.to_lowercase().contains("id") || column.contains("index") => index.to_string(),
+            _ => String::new(),
+        };
+        columns.iter().map(cell).collect::<Vec<_>>().join("\t")
+    };
+    let lines: Vec<String> = header.into_iter().chain(rows.iter().enumerate().map(line)).collect();
+    lines.join("\n") + "\n"
+}
+
+/// The corpus: sentences, and texts joined by what one says about the other.
+fn corpus(seed: u64, seen: &HashSet<String>) -> String {
+    let mut random = Random::new(seed, "corpus");
+    let shares: Vec<&Task> = TASKS.iter().flat_map(|task| std::iter::repeat_n(task, task.share)).collect();
+    let mut lines = Vec::with_capacity(LINES);
+    while lines.len() < LINES {
+        let task = shares[random.below(shares.len())];
+        let class = random.below(classes(task));
+        let example = (task.draw)(&mut random, class);
+        match task.directory {
+            "CoLA" => lines.push(statement(&mut random)),
+            _ if seen.contains(&text(&example)) => {}
+            _ => lines.push(format!("{} {}", text(&example), example.verdict)),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// A tokenizer of whole words in the format of the tokenizers library, with RoBERTa's special tokens.
+fn tokenizer(corpus: &str) -> String {
+    let words: BTreeSet<&str> = corpus.split_whitespace().collect();
+    let tokens = SPECIAL.into_iter().chain(words);
+    let vocab: Map<_, _> = tokens.enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect();
+    let added = |(id, token): (usize, &&str)| {
+        json!({
+            "id": id, "content": token, "single_word": false, "lstrip": *token == "<mask>", "rstrip": false,
+            "normalized": false, "special": true,
+        })
+    };
+    let file = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": SPECIAL.iter().enumerate().map(added).collect::<Vec<_>>(),
+        "normalizer": { "type": "Lowercase" },
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": {
+            "type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": true, "add_prefix_space": false,
+        },
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
+    });
+    format!("{file:#}\n")
+}
