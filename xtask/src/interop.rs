@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::reproduce::MODEL;
+use crate::real::MODEL;
 use crate::shell::{program, root, run as run_command};
 
 /// Tiny models with random weights, one of each architecture.
@@ -29,13 +29,13 @@ pub fn run() -> Result<()> {
             exchange(&peft, &root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
         }
     }
-    let real = root().join("target/reproduce");
+    let real = root().join("target/real");
     let (model, lora, merged) = (real.join(MODEL), real.join("lora"), real.join("merged"));
     if lora.exists() && merged.exists() {
         compare(&peft, &model, Some(&lora), &out)?;
         compare(&peft, &merged, None, &out)?;
     } else {
-        println!("the real adapter is not there to be exchanged; `cargo xtask reproduce` makes it");
+        println!("the real adapter is not there to be exchanged; `cargo xtask real` makes it");
     }
     println!("what PEFT and this library write for each other gives the same logits");
     Ok(())

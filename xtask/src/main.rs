@@ -5,9 +5,11 @@ mod card;
 mod examples;
 mod interop;
 mod methods;
-mod reproduce;
+mod real;
 mod shell;
 mod test;
+
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -18,7 +20,8 @@ The chores of the workspace.
     cargo xtask backends [NAMES]    the conformance suite on flex, wgpu, tch (flex if none is named)
     cargo xtask methods [--check]   writes METHODS.md from the cards of the methods, or checks that it is up to date
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
-    cargo xtask reproduce [ARGS]    trains on a real model and real sentences, merges, and compares (--help tells more)
+    cargo xtask reproduce [ARGS]    the survey's Table III, trained from nothing or on real files (--help tells more)
+    cargo xtask real [ARGS]         trains on a real model and real sentences, merges, and compares (--help tells more)
     cargo xtask interop             exchanges adapters and merged models with transformers and PEFT (python3)";
 
 fn main() -> Result<()> {
@@ -30,7 +33,8 @@ fn main() -> Result<()> {
         ["methods"] => methods::write(),
         ["methods", "--check"] => methods::check(),
         ["examples", names @ ..] => examples::run(names),
-        ["reproduce", rest @ ..] => reproduce::run(rest),
+        ["reproduce", rest @ ..] => shell::run(Command::new(shell::program()?).arg("reproduce").args(rest)),
+        ["real", rest @ ..] => real::run(rest),
         ["interop"] => interop::run(),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");

@@ -76,7 +76,13 @@ impl Reproduce {
             rows: row_names.iter().map(|name| rows::Row::named(name)).collect::<Result<_>>()?,
             tasks: task_names.iter().map(|name| Task::named(name)).collect::<Result<_>>()?,
             seeds: match self.seeds.is_empty() {
-                true => if quick { vec![0] } else { vec![0, 1] },
+                true => {
+                    if quick {
+                        vec![0]
+                    } else {
+                        vec![0, 1]
+                    }
+                }
                 false => self.seeds,
             },
             epochs: self.epochs.map_or(if quick { 2 } else { 5 }, |epochs| epochs as usize),

