@@ -10,7 +10,6 @@ use std::hint::black_box;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use criterion::{Criterion, criterion_group, criterion_main};
-use peft_core::loss::task_loss;
 use peft_core::random::{Noise, Random};
 use peft_core::train::{Run, TrainConfig};
 use peft_core::{Base, Example, Head, Label, Method, Shape, Trained};
@@ -35,8 +34,7 @@ fn whole(base: &Base, trained: &Trained<Lora>, data: &[Example]) -> GradientsPar
     let noise = Noise { seed: 0, step: 0, samples: (0..SEQUENCES as u32).collect() };
     let leaves = trained.valid().train();
     let batch = base.batch(&examples).expect("a batch that fits").with_noise(noise);
-    let logits = leaves.logits(base, &batch).expect("a batch that fits");
-    let loss = task_loss(logits, &labels).expect("labels of two classes") / SEQUENCES as f32;
+    let loss = leaves.loss(base, &batch, &labels).expect("a batch that fits") / SEQUENCES as f32;
     GradientsParams::from_grads(loss.backward(), &leaves)
 }
 

@@ -1,9 +1,9 @@
 //! Task heads: what turns hidden states into logits. Always trained, counted apart from the method.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation, module};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
-use crate::{Architecture, Base, Batch, Error, Hidden, Result, Shape, Tuner, random::Random};
+use crate::{Architecture, Base, Batch, Error, Hidden, Label, Result, Shape, Tuner, loss, random::Random};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -108,7 +108,7 @@ impl Head {
     pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
             Head::Classifier(head) => head.logits(hidden, shape, batch),
-            Head::MaskedLm(head) => Ok(head.logits(hidden, shape)),
+            Head::MaskedLm(head) => Ok(head.logits(hidden.tokens(), hidden.words, shape)),
         }
     }
 
@@ -157,12 +157,10 @@ impl Classifier {
 }
 
 impl MaskedLm {
-    fn logits(&self, hidden: Hidden, shape: &Shape) -> Tensor<3> {
-        let [_, rows, _] = hidden.states.dims();
-        let tokens = hidden.states.narrow(1, hidden.prompt, rows - hidden.prompt);
-        let x = activation::gelu(self.dense.forward(tokens));
+    fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+        let x = activation::gelu(self.dense.forward(states));
         let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), shape.eps);
-        module::linear(x, hidden.words.transpose(), Some(self.bias.val()))
+        module::linear(x, words.transpose(), Some(self.bias.val()))
     }
 }
 
@@ -184,5 +182,23 @@ impl<T: Tuner> Trained<T> {
     /// Logits of a batch, see [`Head::logits`].
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
         self.head.logits(self.tuner.run(base, batch)?, base.shape(), batch)
+    }
+
+    /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
+    pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
+        let hidden = self.tuner.run(base, batch)?;
+        let Head::MaskedLm(head) = &self.head else {
+            return loss::task_loss(self.head.logits(hidden, base.shape(), batch)?, labels);
+        };
+        let states = hidden.tokens();
+        let [size, tokens, width] = states.dims();
+        let (rows, words) = loss::words(labels, tokens, base.shape().vocab)?;
+        if rows.is_empty() {
+            return Ok(states.sum() * 0.0);
+        }
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [words.len()]), base.device());
+        let states = states.reshape([size * tokens, width]).select(0, rows);
+        let logits = head.logits(states.unsqueeze(), hidden.words, base.shape());
+        Ok(loss::cross_entropy(logits.squeeze_dim(0), words))
     }
 }

@@ -16,10 +16,9 @@ pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>) -> usize {
     labels.into_iter().map(count).sum()
 }
 
-/// The summed loss of logits `[batch, rows, outputs]`: cross-entropy for classes (one row) and words (a row for each token),
-/// squared error for values (one row, one output).
+/// The summed loss of logits `[batch, 1, outputs]`: cross-entropy for classes, squared error for values (one output).
 pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
-    let [batch, rows, outputs] = logits.dims();
+    let [batch, _, outputs] = logits.dims();
     let device = logits.device().inner();
     let wrong = |label: &Label, expected: String| Error::config("label", format!("{label:?}"), expected);
     match labels.first() {
@@ -41,30 +40,36 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
             Ok((logits.reshape([batch, 1]) - values).powi_scalar(2).sum())
         }
         Some(Label::Value(_)) => Err(Error::config("outputs", outputs, "1 for labels that are numbers")),
-        Some(Label::Words(_)) => {
-            let (mut places, mut words) = (Vec::new(), Vec::new());
-            for (i, label) in labels.iter().enumerate() {
-                let Label::Words(list) = label else { return Err(wrong(label, "words, as the first label".into())) };
-                for (row, word) in list.iter().enumerate().filter(|(_, word)| **word != IGNORED) {
-                    if row >= rows || !(0..outputs as i32).contains(word) {
-                        return Err(wrong(label, format!("a word below {outputs} for each token, or {IGNORED}")));
-                    }
-                    places.push((i * rows + row) as i32);
-                    words.push(*word);
-                }
-            }
-            if words.is_empty() {
-                return Ok(logits.sum() * 0.0);
-            }
-            let places = Tensor::<1, Int>::from_data(TensorData::new(places, [words.len()]), &device);
-            Ok(cross_entropy(logits.reshape([batch * rows, outputs]).select(0, places), words))
+        Some(label @ Label::Words(_)) => {
+            Err(wrong(label, "a class or a value: this head gives one row of logits".into()))
         }
         None => Err(Error::config("labels", "none", "a label for each sequence")),
     }
 }
 
+/// The rows, of `tokens` for each sequence, at which labels have words, and these words.
+pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize) -> Result<(Vec<i32>, Vec<i32>)> {
+    let (mut rows, mut words) = (Vec::new(), Vec::new());
+    for (i, label) in labels.iter().enumerate() {
+        let list = match label {
+            Label::Words(list) if list.len() <= tokens => list,
+            other => {
+                return Err(Error::config("label", format!("{other:?}"), format!("words of at most {tokens} tokens")));
+            }
+        };
+        for (token, word) in list.iter().enumerate().filter(|(_, word)| **word != IGNORED) {
+            if !(0..vocab as i32).contains(word) {
+                return Err(Error::config("label", word, format!("words below {vocab}, or {IGNORED} for none")));
+            }
+            rows.push((i * tokens + token) as i32);
+            words.push(*word);
+        }
+    }
+    Ok((rows, words))
+}
+
 /// -log softmax(logits) of the given class, summed over the rows.
-fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
+pub(crate) fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
     let rows = classes.len();
     let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &logits.device().inner());
     activation::log_softmax(logits, 1).gather(1, classes).sum().neg()

@@ -3,8 +3,9 @@
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
+use peft_core::loss::{IGNORED, targets};
 use peft_core::testing::{assert_close, difference, golden, tolerances::REFERENCE};
-use peft_core::{Bare, Batch, Trained, Tuner, io::Pretrained, load::Checkpoint, random::Random, testing};
+use peft_core::{Bare, Batch, Label, Trained, Tuner, io::Pretrained, load::Checkpoint, random::Random, testing};
 
 fn expected(model: &str, name: &str) -> TensorData {
     let file = Checkpoint::open_file(&golden::model_dir(model).join("expected.safetensors")).unwrap();
@@ -43,6 +44,38 @@ fn check(model: &str, files: &str) {
 fn logits_equal_those_of_transformers() {
     for model in ["roberta-classify", "roberta-regress", "roberta-mlm", "bert-classify", "bert-mlm", "bert-bare"] {
         check(model, model);
+    }
+}
+
+#[test]
+fn the_loss_of_masked_words_is_that_of_their_rows() {
+    let Pretrained { base, head, .. } = golden::model("roberta-mlm");
+    let examples = golden::examples(&golden::model_dir("roberta-mlm").join("inputs.safetensors"));
+    let batch = Batch::new(&examples, base.shape().pad, base.device()).unwrap();
+    let trained = Trained::new(Bare {}, head.unwrap()).unwrap().valid();
+    let logits = trained.logits(&base, &batch).unwrap();
+    // Every second token of each sequence; none of the first one.
+    let word = |i: usize, token: usize| if i == 0 || token % 2 == 1 { IGNORED } else { (5 + 3 * token) as i32 };
+    let labels: Vec<Label> = (0..examples.len())
+        .map(|i| Label::Words((0..examples[i].ids.len()).map(|token| word(i, token)).collect()))
+        .collect();
+    let (mut expected, mut count) = (0.0, 0);
+    for i in 1..examples.len() {
+        for token in (0..examples[i].ids.len()).step_by(2) {
+            let row: Vec<f64> =
+                logits.clone().slice([i..i + 1, token..token + 1]).into_data().iter::<f32>().map(f64::from).collect();
+            expected += row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[word(i, token) as usize];
+            count += 1;
+        }
+    }
+    let labels: Vec<&Label> = labels.iter().collect();
+    let found = f64::from(trained.loss(&base, &batch, &labels).unwrap().into_scalar::<f32>());
+    assert!((found / expected - 1.0).abs() < f64::from(REFERENCE.0), "{found} {expected}");
+    assert_eq!(targets(labels.iter().copied()), count);
+    let none = Label::Words(vec![IGNORED; 2].into());
+    assert_eq!(trained.loss(&base, &batch, &[&none]).unwrap().into_scalar::<f32>(), 0.0);
+    for wrong in [Label::Words(vec![97].into()), Label::Words(vec![1; 99].into()), Label::Class(0)] {
+        assert!(trained.loss(&base, &batch, &[&wrong]).unwrap_err().to_string().contains("label"));
     }
 }
 

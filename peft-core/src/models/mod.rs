@@ -33,6 +33,14 @@ pub struct Hidden {
     pub words: Tensor<2>,
 }
 
+impl Hidden {
+    /// The states of the tokens, without those of virtual tokens.
+    pub fn tokens(&self) -> Tensor<3> {
+        let rows = self.states.dims()[1];
+        self.states.clone().narrow(1, self.prompt, rows - self.prompt)
+    }
+}
+
 impl Base {
     /// A backbone of this shape whose tensors come from `tensor`.
     pub fn new(shape: Shape, device: &Device, mut tensor: impl FnMut(&Place) -> Result<TensorData>) -> Result<Self> {

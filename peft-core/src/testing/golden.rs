@@ -10,7 +10,6 @@ use burn::tensor::{Tensor, TensorData};
 use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
 use crate::load::Checkpoint;
-use crate::loss::task_loss;
 use crate::view::{Visit, tensors, visit};
 use crate::{Base, Batch, Example, Head, Label, Method, Trained, io, train::Optim};
 
@@ -109,9 +108,9 @@ impl Case {
         let mut optim = Optim::new(adamw);
         let mut losses = vec![];
         for step in 0..10 {
-            let logits = self.logits(&trained);
             let labels: Vec<&Label> = self.labels.iter().collect();
-            let loss = task_loss(logits, &labels).unwrap_or_else(|e| panic!("{e}")) / self.labels.len() as f32;
+            let loss = trained.loss(&self.base, &self.batch, &labels).unwrap_or_else(|e| panic!("{e}"));
+            let loss = loss / self.labels.len() as f32;
             losses.push(loss.clone().into_scalar::<f32>());
             let gradients = GradientsParams::from_grads(loss.backward(), &trained);
             if step == 0 {

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
 use super::{Optim, Procedure, Rule, TrainConfig};
-use crate::loss::{targets, task_loss};
+use crate::loss::targets;
 use crate::random::{Noise, Random};
 use crate::view::{Visit, visit};
 use crate::{Base, Error, Example, Label, Result, Trained};
@@ -115,8 +115,8 @@ impl<T: Procedure> Run<T> {
             };
             // Leaves of its own: a graph that shares them with another thread's would wait for it.
             let leaves = trained.valid().train();
-            let logits = leaves.logits(&self.base, &self.base.batch(&examples)?.with_noise(noise))?;
-            let loss = task_loss(logits, &labels(&examples)?)? / count as f32;
+            let piece = self.base.batch(&examples)?.with_noise(noise);
+            let loss = leaves.loss(&self.base, &piece, &labels(&examples)?)? / count as f32;
             let value = f64::from(loss.clone().into_scalar::<f32>());
             Ok((value, GradientsParams::from_grads(loss.backward(), &leaves)))
         };
