@@ -298,6 +298,7 @@ impl WithMethod for Job<'_> {
         let (method, head) = tuned.trainable();
         let card = card::write(&tuned, &config, &metrics, args.task.as_deref());
         tuned.save_with(&args.output, &[("train.yaml", settings), ("README.md", card)])?;
+        args.checkpoints().remove()?;
         print(json!({
             "output": args.output, "method": M::NAME, "steps": progress.steps(),
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),

@@ -240,7 +240,7 @@ impl WithMethod for Job<'_> {
         std::fs::create_dir_all(&place).map_err(|source| failed("create", &place, source))?;
         let started = Instant::now();
         let checkpoints = Checkpoints { dir: path.with_extension("checkpoints"), every: None, resume: true };
-        let trainer = Trainer::new(config).with_checkpoints(checkpoints);
+        let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
         let start = trainer.start(model, &method, &train)?;
         let mut losses = Losses::default();
         let tuned = trainer.train(model, method, start, &train, None, &mut losses)?;
@@ -253,6 +253,7 @@ impl WithMethod for Job<'_> {
             seconds: started.elapsed().as_secs_f64(),
         };
         write_file(&path, json!(outcome).to_string().as_bytes())?;
+        checkpoints.remove()?;
         Ok(outcome)
     }
 }

@@ -109,11 +109,12 @@ fn pretrain(data: &Path, output: &Path, recipe: &Recipe, threads: usize, device:
     let trained = Trained::new(full, Head::masked_lm(&base, 0))?;
     let mut bar = Bar::new(recipe.steps);
     let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
-    let trainer = Trainer::new(config).with_checkpoints(checkpoints);
+    let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
     let (trained, base) = trainer.run(&base, trained, &examples, None, &mut bar)?;
     let merged = FullConfig::merge(&trained.tuner).map_or(base.clone(), |merge| base.merged(merge));
     let model = Pretrained { config: base.shape().to_config(), base, head: None, dir: Some(data.to_path_buf()) };
-    model.save(output, &merged, &trained.head, &[])
+    model.save(output, &merged, &trained.head, &[])?;
+    checkpoints.remove()
 }
 
 /// Random weights whose maps keep the size of what they map, for widths far below those that 0.02 is made for.

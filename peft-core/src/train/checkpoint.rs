@@ -30,12 +30,20 @@ const MANIFEST: &str = "manifest.json";
 /// Where a run saves its state, and how often.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
-    /// A directory of its own, removed when the run is done.
+    /// A directory of its own. It outlives the run, until what the run gave is safe and [`remove`](Checkpoints::remove) is
+    /// called.
     pub dir: PathBuf,
     /// After every so many steps; every 20 seconds, if absent.
     pub every: Option<usize>,
     /// Whether to take up what is there; otherwise it is an error if there is something.
     pub resume: bool,
+}
+
+impl Checkpoints {
+    /// Removes them all.
+    pub fn remove(&self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+    }
 }
 
 /// The best evaluation so far.
@@ -72,7 +80,8 @@ pub(super) struct Store {
     dir: PathBuf,
     every: Option<usize>,
     run: Value,
-    saved: Instant,
+    /// The step and time of the last one.
+    saved: (usize, Instant),
     lock: File,
 }
 
@@ -90,7 +99,7 @@ impl Store {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
         }
-        let store = Store { dir, every, run, saved: Instant::now(), lock };
+        let store = Store { dir, every, run, saved: (0, Instant::now()), lock };
         match store.steps()?.first() {
             Some(step) if !resume => {
                 let expected = "none: go on from it (--resume), or remove the directory";
@@ -117,7 +126,7 @@ impl Store {
 
     /// Whether it is time for the next one.
     pub(super) fn due(&self, step: usize) -> bool {
-        self.every.map_or(self.saved.elapsed() >= INTERVAL, |every| step.is_multiple_of(every))
+        self.every.map_or(self.saved.1.elapsed() >= INTERVAL, |every| step.is_multiple_of(every))
     }
 
     /// Saves the state of a run, and removes all checkpoints but the last two.
@@ -142,18 +151,26 @@ impl Store {
             let path = self.path(old);
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
-        self.saved = Instant::now();
+        self.saved = (run.step, Instant::now());
         Ok(())
+    }
+
+    /// Saves the state of a run that is done, unless the last checkpoint is that.
+    pub(super) fn close<T: Procedure>(&mut self, run: &Run<T>, best: &Best) -> Result<()> {
+        if self.saved.0 == run.step { Ok(()) } else { self.save(run, best) }
     }
 
     /// Brings a run to the state of the newest checkpoint that verifies; says why each newer one was skipped. A checkpoint
     /// of another run is an error.
-    pub(super) fn load<T: Procedure>(&self, run: &mut Run<T>) -> Result<(Best, Vec<String>)> {
+    pub(super) fn load<T: Procedure>(&mut self, run: &mut Run<T>) -> Result<(Best, Vec<String>)> {
         let mut skipped = Vec::new();
         for step in self.steps()? {
             let path = self.path(step);
             match verify(&path) {
-                Ok(()) => return Ok((self.restore(&path, run)?, skipped)),
+                Ok(()) => {
+                    self.saved.0 = step;
+                    return Ok((self.restore(&path, run)?, skipped));
+                }
                 Err(error) => skipped.push(format!("skipped a damaged checkpoint: {error}")),
             }
         }
@@ -173,14 +190,9 @@ impl Store {
         Ok(Best { tensors: read(&path.join(BEST))?, ..state.best })
     }
 
-    /// Removes everything: the run is done.
-    pub(super) fn finish(self) -> Result<()> {
-        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
-    }
-
     /// The run has failed: what can be taken up stays.
-    pub(super) fn abandon(self) {
-        if self.steps().is_ok_and(|steps| steps.is_empty()) {
+    pub(super) fn abandon(self, hopeless: bool) {
+        if hopeless || self.steps().is_ok_and(|steps| steps.is_empty()) {
             // The run's own error is the one to report.
             let _ = fs::remove_dir_all(&self.dir);
         }

@@ -45,6 +45,14 @@ pub struct Trainer {
     checkpoints: Option<Checkpoints>,
 }
 
+/// What a run works on.
+struct Work<'a> {
+    data: &'a [Example],
+    evaluation: Option<&'a [Example]>,
+    before: Before,
+    store: Option<Store>,
+}
+
 /// A trained method with its model.
 #[derive(Debug)]
 pub struct Tuned<'a, M: Method> {
@@ -124,12 +132,13 @@ impl Trainer {
         self.config.check()?;
         let before = Before::of(&trained, base);
         let store = |checkpoints| Store::open(checkpoints, self.identity(&before, data, evaluation));
-        let mut store = self.checkpoints.as_ref().map(store).transpose()?;
-        let result = self.steps(&before, base, trained, data, evaluation, &mut store, observer);
-        match (store, &result) {
-            (Some(store), Ok(_)) => store.finish()?,
-            (Some(store), Err(_)) => store.abandon(),
-            (None, _) => {}
+        let store = self.checkpoints.as_ref().map(store).transpose()?;
+        let mut work = Work { data, evaluation, before, store };
+        let result = self.steps(&mut work, base, trained, observer);
+        if let (Some(store), Err(error)) = (work.store, &result) {
+            // To go on from there would end in the same fault.
+            let hopeless = matches!(error, Error::Training { .. } | Error::Check { .. });
+            store.abandon(hopeless);
         }
         result
     }
@@ -141,17 +150,14 @@ impl Trainer {
         json!({"settings": settings, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
     }
 
-    #[expect(clippy::too_many_arguments)]
     fn steps<T: Procedure>(
         &self,
-        before: &Before,
+        work: &mut Work<'_>,
         base: &Base,
         trained: Trained<T>,
-        data: &[Example],
-        evaluation: Option<&[Example]>,
-        store: &mut Option<Store>,
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
+        let Work { data, evaluation, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
         let batches = data.chunks(config.batch_size).map(|c| base.batch(&c.iter().collect::<Vec<_>>()));
@@ -163,7 +169,7 @@ impl Trainer {
         }
         let own_dropout = base.shape().clone();
         let mut run = Run::new(config, base, Trained { tuner, head })?;
-        let (mut best, notes) = store.as_ref().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
+        let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
         observer.start(run.step, &notes)?;
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
         let tired = |best: &Best| config.early_stopping_patience.is_some_and(|patience| best.stale >= patience);
@@ -178,6 +184,9 @@ impl Trainer {
             if let Some(store) = store.as_mut().filter(|store| store.due(run.step)) {
                 store.save(&run, &best)?;
             }
+        }
+        if let Some(store) = store {
+            store.close(&run, &best)?;
         }
         let mut done = run.step;
         if let Some((step, _)) = best.found.filter(|_| config.load_best_model_at_end) {
