@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::{Error, Mask, Result, random::Noise};
+use crate::random::{Noise, fingerprint};
+use crate::{Error, Mask, Result};
 
 /// The label of an example.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,35 @@ pub struct Example {
     pub types: Option<Vec<u32>>,
     /// What it is labelled with.
     pub label: Option<Label>,
+}
+
+impl Example {
+    /// A hash of every bit of some examples, in their order.
+    pub fn fingerprint(examples: &[Self]) -> u64 {
+        let one = |example: &Self| {
+            let Example { ids, mask, types, label } = example;
+            let mut bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            bytes.extend(mask.iter().flatten().map(|real| u8::from(*real)));
+            bytes.extend(types.iter().flatten().flat_map(|kind| kind.to_le_bytes()));
+            let kind = match label {
+                None => "no label",
+                Some(Label::Class(class)) => {
+                    bytes.extend(class.to_le_bytes());
+                    "class"
+                }
+                Some(Label::Value(value)) => {
+                    bytes.extend(value.to_le_bytes());
+                    "value"
+                }
+                Some(Label::Words(words)) => {
+                    bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+                    "words"
+                }
+            };
+            fingerprint(&format!("{kind}, {} ids, {} {}", ids.len(), mask.is_some(), types.is_some()), &bytes)
+        };
+        examples.iter().fold(0, |all, example| all.rotate_left(7) ^ one(example))
+    }
 }
 
 /// A padded batch.

@@ -17,8 +17,6 @@ pub static KINDS: [(&str, [&str; 4]); 8] = [
 ];
 /// The kinds that act.
 pub const ANIMATE: Range<usize> = 0..4;
-/// The kinds that never act.
-pub const THINGS: Range<usize> = 4..8;
 const PEOPLE: Range<usize> = 0..2;
 
 /// An action: two words that mean the same, who does it, and to what.
@@ -27,7 +25,7 @@ pub struct Action {
     pub words: [&'static str; 2],
     /// The kinds that do it.
     pub agents: Range<usize>,
-    /// The kinds it is done to; empty for an intransitive verb.
+    /// The kinds it is done to.
     pub patients: Range<usize>,
 }
 
@@ -36,7 +34,7 @@ const fn action(first: &'static str, second: &'static str, agents: Range<usize>,
 }
 
 /// All actions. Those with the same agents and patients stand together.
-pub static ACTIONS: [Action; 14] = [
+pub static ACTIONS: [Action; 12] = [
     action("chase", "pursue", ANIMATE, ANIMATE),
     action("follow", "trail", ANIMATE, ANIMATE),
     action("help", "support", ANIMATE, ANIMATE),
@@ -49,8 +47,6 @@ pub static ACTIONS: [Action; 14] = [
     action("move", "shift", PEOPLE, 5..8),
     action("collect", "gather", PEOPLE, 5..8),
     action("paint", "colour", PEOPLE, 5..8),
-    action("wait", "linger", ANIMATE, 0..0),
-    action("work", "labour", ANIMATE, 0..0),
 ];
 
 /// Qualities, two words each; the quality beside one (0 and 1, 2 and 3, ..) is its opposite.
@@ -141,8 +137,8 @@ pub struct Event {
     pub agent: Phrase,
     /// What was done, of [`ACTIONS`].
     pub action: usize,
-    /// To whom or what, unless the action is intransitive.
-    pub patient: Option<Phrase>,
+    /// To whom or what.
+    pub patient: Phrase,
     /// Where, of [`PLACES`].
     pub place: Option<usize>,
     /// When, of [`DAYS`].
@@ -175,14 +171,14 @@ impl Part {
 }
 
 impl Event {
-    /// An event with a patient.
+    /// An event that makes sense.
     pub fn draw(random: &mut Random) -> Self {
-        let action = random.below(ACTIONS.len() - 2);
+        let action = random.below(ACTIONS.len());
         let agent = Phrase::draw(random, &ACTIONS[action].agents);
         let patient = loop {
             let patient = Phrase::draw(random, &ACTIONS[action].patients);
             if (patient.kind, patient.member) != (agent.kind, agent.member) {
-                break Some(patient);
+                break patient;
             }
         };
         let place = chance(random, 0.35).then(|| random.below(PLACES.len()));
@@ -191,8 +187,8 @@ impl Event {
 
     /// The event with agent and patient in each other's place, if both can act.
     pub fn reversed(&self) -> Option<Self> {
-        let patient = self.patient.clone().filter(|patient| ANIMATE.contains(&patient.kind))?;
-        Some(Event { agent: patient, patient: Some(self.agent.clone()), ..self.clone() })
+        let acts = ANIMATE.contains(&self.patient.kind);
+        acts.then(|| Event { agent: self.patient.clone(), patient: self.agent.clone(), ..self.clone() })
     }
 
     /// Another event: one part of this one changed, often more, a quarter of the time who did it to whom.
@@ -205,10 +201,10 @@ impl Event {
                 0 | 1 => other = other.reversed().unwrap_or(other),
                 2 if ACTIONS[fresh.action].patients == ACTIONS[self.action].patients => other.action = fresh.action,
                 3 => other.agent.member = fresh.agent.member,
-                4 => other.patient.iter_mut().for_each(|patient| patient.member = fresh.agent.member),
-                5 => [Some(&mut other.agent), other.patient.as_mut()].into_iter().flatten().for_each(opposite),
-                6 => other.place = self.place.and(fresh.place),
-                _ => other.day = self.day.and(fresh.day),
+                4 => other.patient.member = fresh.agent.member,
+                5 => [&mut other.agent, &mut other.patient].into_iter().for_each(opposite),
+                6 => other.place = self.place.map(|_| random.below(PLACES.len())),
+                _ => other.day = self.day.map(|_| random.below(DAYS.len())),
             }
         }
         other
@@ -219,7 +215,7 @@ impl Event {
         let noun = |phrase: &Phrase| phrase.member.map_or(KINDS[phrase.kind].0, |member| KINDS[phrase.kind].1[member]);
         let word = match part {
             Part::Agent => Some(noun(&self.agent)),
-            Part::Patient => self.patient.as_ref().map(noun),
+            Part::Patient => Some(noun(&self.patient)),
             Part::Place => self.place.map(|place| PLACES[place]),
             Part::Day => self.day.map(|day| DAYS[day]),
         };
@@ -228,14 +224,10 @@ impl Event {
 
     /// Whether this event having happened implies that `other` did.
     pub fn implies(&self, other: &Self) -> bool {
-        let patients = match (&self.patient, &other.patient) {
-            (Some(mine), Some(theirs)) => mine.is_a(theirs),
-            (_, theirs) => theirs.is_none(),
-        };
         let part = |mine: Option<usize>, theirs: Option<usize>| theirs.is_none() || theirs == mine;
         self.agent.is_a(&other.agent)
             && self.action == other.action
-            && patients
+            && self.patient.is_a(&other.patient)
             && part(self.place, other.place)
             && part(self.day, other.day)
     }
@@ -252,10 +244,9 @@ impl Event {
             (None, Some(_)) => Some("unknown"),
             _ => None,
         };
-        let patients = self.patient.as_ref().zip(account.patient.as_ref());
         let word = named(&self.agent, &account.agent)
             .or((self.action != account.action).then_some(ACTIONS[self.action].words[0]))
-            .or(patients.and_then(|(mine, theirs)| named(mine, theirs)))
+            .or(named(&self.patient, &account.patient))
             .or(part(self.place, account.place, &PLACES))
             .or(part(self.day, account.day, &DAYS))?;
         Some(word.to_string())
@@ -266,7 +257,7 @@ impl Event {
         Event {
             agent: self.agent.wider(random),
             action: self.action,
-            patient: self.patient.as_ref().map(|patient| patient.wider(random)),
+            patient: self.patient.wider(random),
             place: self.place.filter(|_| chance(random, 0.5)),
             day: self.day.filter(|_| chance(random, 0.5)),
         }
@@ -275,20 +266,20 @@ impl Event {
     /// The event in one of its many wordings: synonyms, active or passive, time and place before or after.
     pub fn tell(&self, random: &mut Random) -> String {
         let agent = format!("the {}", self.agent.words(random, false));
-        let patient = self.patient.as_ref().map(|patient| format!("the {}", patient.words(random, false)));
-        format!("{} .", self.clause(random, &agent, patient.as_deref()))
+        let patient = format!("the {}", self.patient.words(random, false));
+        format!("{} .", self.clause(random, &agent, &patient))
     }
 
     /// A question for one part of the event, in one of its wordings.
     pub fn ask(&self, random: &mut Random, part: Part) -> String {
         let words = |phrase: &Phrase, random: &mut Random| format!("the {}", phrase.words(random, false));
-        let pronoun = |phrase: &Phrase| if ANIMATE.contains(&phrase.kind) { "who" } else { "what" };
         let agent = words(&self.agent, random);
-        let patient = self.patient.as_ref().map(|patient| words(patient, random)).unwrap_or_default();
+        let patient = words(&self.patient, random);
         let verb = pick(random, &ACTIONS[self.action].words);
         let asked = match part {
-            Part::Agent => return format!("{} ?", self.clause(random, "who", Some(&patient))),
-            Part::Patient => self.patient.as_ref().map_or("who", pronoun),
+            Part::Agent => return format!("{} ?", self.clause(random, "who", &patient)),
+            Part::Patient if ANIMATE.contains(&self.patient.kind) => "who",
+            Part::Patient => "what",
             Part::Place => pick(random, &["where", "in which place"]),
             Part::Day => pick(random, &["when", "on which day"]),
         };
@@ -302,21 +293,18 @@ impl Event {
         }
     }
 
-    fn clause(&self, random: &mut Random, agent: &str, patient: Option<&str>) -> String {
+    fn clause(&self, random: &mut Random, agent: &str, patient: &str) -> String {
         let verb = past(pick(random, &ACTIONS[self.action].words));
-        let core = match patient {
-            Some(patient) if chance(random, 0.5) => match agent {
-                "who" => format!("by whom was {patient} {verb}"),
-                agent => format!("{patient} was {verb} by {agent}"),
-            },
-            Some(patient) => format!("{agent} {verb} {patient}"),
-            None => format!("{agent} {verb}"),
+        let core = match (chance(random, 0.5), agent) {
+            (true, "who") => format!("by whom was {patient} {verb}"),
+            (true, agent) => format!("{patient} was {verb} by {agent}"),
+            (false, agent) => format!("{agent} {verb} {patient}"),
         };
         let mut adjuncts = self.adjuncts(random);
-        let front = adjuncts.pop().filter(|_| agent != "who" && chance(random, 0.3));
+        let front = if agent != "who" && chance(random, 0.3) { adjuncts.pop() } else { None };
         match front {
             Some(front) => format!("{} , {core}{}", front.trim_start(), adjuncts.concat()),
-            None => format!("{core}{}", self.adjuncts(random).concat()),
+            None => format!("{core}{}", adjuncts.concat()),
         }
     }
 

@@ -3,6 +3,8 @@
 
 pub mod grammar;
 pub mod tasks;
+#[cfg(test)]
+mod tests;
 mod write;
 
-pub use write::write;
+pub use write::{verdict, write};

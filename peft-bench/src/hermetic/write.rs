@@ -8,7 +8,7 @@ use peft_core::random::Random;
 use peft_core::{Error, Result};
 use serde_json::{Map, json};
 
-use super::tasks::{Example, TASKS, Task, statement};
+use super::tasks::{Example, TASKS, Task};
 
 /// Training examples of a task.
 const TRAIN: usize = 2000;
@@ -21,26 +21,42 @@ const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 
 /// Writes `corpus.txt`, `tokenizer.json` and the eight tasks under `glue/` into a directory; every byte follows from the seed.
 ///
-/// A line of the corpus is one text, or two with a tab between them. No line of it and no two files of a task have a text in
-/// common, pairs taken as one text.
+/// A line of the corpus is one text, or two with a tab between them, then what one says of them in a word, without a full
+/// stop. No texts of a training example are those of a development example or of a line of the corpus.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
-    let mut seen = HashSet::new();
-    for task in &TASKS {
-        let folder = directory.join("glue").join(task.directory);
-        std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
+    for (name, content) in files(seed) {
+        let path = directory.join(name);
+        let folder = path.parent().unwrap_or(directory);
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io {
             action: "create",
-            path: folder.clone(),
+            path: folder.into(),
             source,
         })?;
+        write_file(&path, content.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// How many words at the end of a line of the corpus, after its last full stop, say something of its texts. They are what
+/// pretraining must always mask: few other words teach how two texts relate.
+pub fn verdict(line: &str) -> usize {
+    line.rsplit(['.', '?']).next().map_or(0, |rest| rest.split_whitespace().count())
+}
+
+/// The files by their paths.
+pub(super) fn files(seed: u64) -> Vec<(String, String)> {
+    let (mut files, mut seen) = (Vec::new(), HashSet::new());
+    for task in &TASKS {
         for (file, count) in [(task.dev, DEV), ("train.tsv", TRAIN)] {
-            let mut random = Random::new(seed, &format!("{}/{file}", task.directory));
-            let rows = draw(task, &mut random, count, &mut seen);
-            write_file(&folder.join(file), table(task, &rows, file != "train.tsv").as_bytes())?;
+            let path = format!("{}/{file}", task.directory);
+            let rows = draw(task, &mut Random::new(seed, &path), count, &mut seen);
+            files.push((format!("glue/{path}"), table(task, &rows, file != "train.tsv")));
         }
     }
     let corpus = corpus(seed, &seen);
-    write_file(&directory.join("tokenizer.json"), tokenizer(&corpus).as_bytes())?;
-    write_file(&directory.join("corpus.txt"), corpus.as_bytes())
+    files.push(("tokenizer.json".to_string(), tokenizer(&corpus)));
+    files.push(("corpus.txt".to_string(), corpus));
+    files
 }
 
 /// Examples whose classes take turns and whose texts are new.
@@ -68,7 +84,8 @@ fn text(example: &Example) -> String {
 
 /// A file of a task in the columns of GLUE, a column that nothing reads filled with its row's number or nothing.
 fn table(task: &Task, rows: &[Example], dev: bool) -> String {
-    let mut columns = task.columns.to_vec();
+    let mut columns = task.columns.split('\t').collect::<Vec<_>>();
+    // MNLI's development file has the label of every annotator.
     if dev && task.directory == "MNLI" {
         columns.splice(11..11, ["label2", "label3", "label4", "label5"]);
     }
@@ -92,19 +109,18 @@ fn table(task: &Task, rows: &[Example], dev: bool) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The corpus: sentences, and texts joined by what one says about the other.
+/// The corpus: texts as the tasks have them, and what one says of them.
 fn corpus(seed: u64, seen: &HashSet<String>) -> String {
     let mut random = Random::new(seed, "corpus");
     let shares: Vec<&Task> = TASKS.iter().flat_map(|task| std::iter::repeat_n(task, task.share)).collect();
     let mut lines = Vec::with_capacity(LINES);
     while lines.len() < LINES {
         let task = shares[random.below(shares.len())];
-        let class = random.below(classes(task));
+        // Nothing unacceptable is ever said.
+        let class = if task.directory == "CoLA" { 1 } else { random.below(classes(task)) };
         let example = (task.draw)(&mut random, class);
-        match task.directory {
-            "CoLA" => lines.push(statement(&mut random)),
-            _ if seen.contains(&text(&example)) => {}
-            _ => lines.push(format!("{} {}", text(&example), example.verdict)),
+        if !seen.contains(&text(&example)) {
+            lines.push(format!("{} {}", text(&example), example.verdict).trim_end().to_string());
         }
     }
     lines.join("\n") + "\n"

@@ -17,7 +17,7 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{read_json, write_file};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
-use peft_core::{Error, Head, Method, Result, Shape};
+use peft_core::{Error, Example, Head, Method, Result, Shape};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -157,7 +157,7 @@ fn blank(plan: &Plan, name: &str, model: &Pretrained) -> Result<Report> {
             name: row.name.to_string(),
             survey_params: table.and_then(|table| table.params.clone()),
             real_params: Some(row.survey_count(&real)?),
-            params: row.count(shape)?,
+            params: row.count(shape, plan.real.is_none())?,
             head: Head::count(shape, 2),
             cells: plan.tasks.iter().map(cell).collect(),
         })
@@ -205,13 +205,14 @@ impl Observer for Losses {
 impl Job<'_> {
     fn config(&self, samples: usize) -> TrainConfig {
         let Row { name, learning_rate, small_learning_rate, weight_decay, batch_size, .. } = self.row;
-        let usual = if self.plan.real.is_some() { learning_rate } else { small_learning_rate };
+        let real = self.plan.real.is_some();
+        let usual = if real { learning_rate } else { small_learning_rate };
         let given = self.plan.learning_rates.iter().find(|(row, _)| row == name);
         let config = TrainConfig {
             weight_decay,
             threads: self.threads,
             ..TrainConfig::new(given.map_or(usual, |(_, rate)| *rate))
-                .with_batch_size(batch_size)
+                .with_batch_size(if real { batch_size } else { 32 })
                 .with_seed(self.seed)
                 .with_epochs(self.plan.epochs)
         };
@@ -226,7 +227,7 @@ impl WithMethod for Job<'_> {
     /// Reads the outcome if it is there, else trains.
     fn call<M: Method>(self) -> Result<Outcome> {
         let Job { plan, model, row, task, seed, train, dev, .. } = self;
-        let method: M = peft::from_settings(&row.settings())?;
+        let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
         let prepare = |data: &Labelled| data.prepare(model, method.room(model.base.shape()).min(128));
         let (train, dev): (Dataset, Dataset) = (prepare(train)?, prepare(dev)?);
         let config = self.config(train.examples.len());
@@ -261,8 +262,7 @@ impl WithMethod for Job<'_> {
 /// A name for everything that decides an outcome.
 fn key<M: Method>(method: &M, config: &TrainConfig, model: &Pretrained, train: &Dataset, dev: &Dataset) -> String {
     let config = TrainConfig { threads: 1, ..config.clone() };
-    let mut hash = Sha256::new();
-    hash.update(json!([method, config, model.base.fingerprint()]).to_string());
-    hash.update(format!("{:?}{:?}", train.examples, dev.examples));
-    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    let [train, dev] = [train, dev].map(|data| Example::fingerprint(&data.examples));
+    let all = json!([method, config, model.base.fingerprint(), train, dev]).to_string();
+    Sha256::digest(all).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -13,13 +13,15 @@ pub struct Row {
     pub method: &'static str,
     /// Its settings, those from which the survey's number of parameters follows.
     pub settings: &'static [&'static str],
+    /// Its settings for the small model that is pretrained here, where they differ.
+    pub small_settings: &'static [&'static str],
     /// The peak learning rate for models of the size of RoBERTa-base.
     pub learning_rate: f64,
-    /// The peak learning rate for the small model that is pretrained here.
+    /// The peak learning rate for the small model.
     pub small_learning_rate: f64,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Sequences in a step, the survey's.
+    /// Sequences in a step, the survey's; 32 for the small model.
     pub batch_size: usize,
     /// Whether the survey's number of parameters includes the head.
     pub counts_head: bool,
@@ -29,6 +31,7 @@ const ROW: Row = Row {
     name: "",
     method: "",
     settings: &[],
+    small_settings: &[],
     learning_rate: 1e-3,
     small_learning_rate: 1e-3,
     weight_decay: 0.0,
@@ -44,6 +47,7 @@ pub const ROWS: [Row; 8] = [
         name: "Adapter_S",
         method: "adapter",
         settings: &["bottleneck=200", "activation=relu", "inner_norm=self_attention", "train_layernorm=false"],
+        small_settings: &["bottleneck=24", "activation=relu", "inner_norm=self_attention", "train_layernorm=false"],
         learning_rate: 1e-4,
         small_learning_rate: 2e-3,
         weight_decay: 0.1,
@@ -54,6 +58,7 @@ pub const ROWS: [Row; 8] = [
         name: "Prompt-tuning",
         method: "prompt",
         settings: &["num_virtual_tokens=20"],
+        small_settings: &["num_virtual_tokens=10"],
         learning_rate: 1e-2,
         small_learning_rate: 1e-2,
         ..ROW
@@ -62,6 +67,7 @@ pub const ROWS: [Row; 8] = [
         name: "Prefix-tuning",
         method: "prefix",
         settings: &["num_virtual_tokens=20"],
+        small_settings: &["num_virtual_tokens=10"],
         learning_rate: 1e-2,
         small_learning_rate: 1e-2,
         ..ROW
@@ -78,12 +84,12 @@ pub const ROWS: [Row; 8] = [
     },
 ];
 
-struct Count<'a>(&'a Shape, &'a Row);
+struct Count<'a>(&'a Shape, Vec<String>);
 
 impl WithMethod for Count<'_> {
     type Output = usize;
     fn call<M: Method>(self) -> Result<usize> {
-        peft::from_settings::<M>(&self.1.settings())?.count(self.0)
+        peft::from_settings::<M>(&self.1)?.count(self.0)
     }
 }
 
@@ -95,19 +101,20 @@ impl Row {
         ROWS.into_iter().find(same).ok_or_else(|| Error::config("--rows", name, known()))
     }
 
-    /// Its settings as commands take them.
-    pub fn settings(&self) -> Vec<String> {
-        self.settings.iter().map(|setting| setting.to_string()).collect()
+    /// Its settings as commands take them, the survey's or those for the small model.
+    pub fn settings(&self, small: bool) -> Vec<String> {
+        let settings = if small && !self.small_settings.is_empty() { self.small_settings } else { self.settings };
+        settings.iter().map(|setting| setting.to_string()).collect()
     }
 
     /// The trainable parameters of the method, without the head.
-    pub fn count(&self, shape: &Shape) -> Result<usize> {
-        by_name(self.method, Count(shape, self))
+    pub fn count(&self, shape: &Shape, small: bool) -> Result<usize> {
+        by_name(self.method, Count(shape, self.settings(small)))
     }
 
     /// The number that the survey gives for a model of this shape.
     pub fn survey_count(&self, shape: &Shape) -> Result<usize> {
-        Ok(self.count(shape)? + if self.counts_head { Head::count(shape, 2) } else { 0 })
+        Ok(self.count(shape, false)? + if self.counts_head { Head::count(shape, 2) } else { 0 })
     }
 }
 

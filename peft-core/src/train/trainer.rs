@@ -14,7 +14,6 @@ use super::{Checkpoints, Procedure, TrainConfig};
 use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
-use crate::random::fingerprint;
 use crate::view::{tensors, with_values};
 use crate::{Base, Error, Example, Head, Method, Result, Trained};
 
@@ -145,7 +144,7 @@ impl Trainer {
 
     /// What decides every bit of a run. The number of threads does not.
     fn identity(&self, before: &Before, data: &[Example], evaluation: Option<&[Example]>) -> Value {
-        let hash = |data: &[Example]| format!("{:016x}", fingerprint("", format!("{data:?}").as_bytes()));
+        let hash = |data: &[Example]| format!("{:016x}", Example::fingerprint(data));
         let settings = TrainConfig { threads: 1, ..self.config.clone() };
         json!({"settings": settings, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
     }
