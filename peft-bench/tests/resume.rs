@@ -70,6 +70,26 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
     }
 }
 
+/// A limit on the size of files stands in for a full disk: the checkpoint of the first step does not fit.
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_is_named_and_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, output) = (data(folder.path()), folder.path().join("out"));
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_peft"), "train", "--model", "shape:roberta-tiny"]);
+    command
+        .args(["--method", "lora", "--steps", "4", "--save-every", "1", "--data", &data])
+        .arg("--output")
+        .arg(output);
+    let result = command.output().unwrap();
+    let message = String::from_utf8_lossy(&result.stderr).into_owned();
+    assert!(!result.status.success() && message.contains("cannot write") && message.contains("step-1"), "{message}");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["data.jsonl"]);
+}
+
 #[test]
 fn two_runs_that_write_to_one_output_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
-use crate::{Architecture, Base, Batch, Error, Hidden, Label, Result, Shape, Tuner, loss, random::Random};
+use crate::{Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Tuner, loss, random::Random};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -112,8 +112,8 @@ impl Head {
         }
     }
 
-    /// The name in a Hugging Face checkpoint of the tensor that records call `name`, and whether it is transposed there.
-    pub fn key(name: &str, architecture: Architecture) -> (String, bool) {
+    /// What a Hugging Face checkpoint calls the tensor that records call `name`.
+    pub fn key(name: &str, architecture: Architecture) -> Key {
         let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
         let word = if leaf == "gain" { "weight" } else { leaf };
         let roberta = architecture == Architecture::Roberta;
@@ -129,7 +129,7 @@ impl Head {
             ("MaskedLm", false) => "cls.predictions",
             _ => unreachable!("a head has no tensor {name}"),
         };
-        (format!("{path}.{word}"), leaf == "weight")
+        Key { name: format!("{path}.{word}"), transposed: leaf == "weight" }
     }
 }
 

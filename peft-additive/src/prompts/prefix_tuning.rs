@@ -242,24 +242,21 @@ mod tests {
         let case = Case::open(golden("prefix-projection"), "roberta-classify");
         let (config, loaded) = case.load::<PrefixTuningConfig>();
         let file = Checkpoint::open_file(&golden("prefix-projection").join("projection.safetensors")).unwrap();
-        let key = |name: &str| {
-            let (name, transposed) = match name {
-                "tuner.embedding" => ("embedding.weight", false),
-                "tuner.projection.inner.weight" => ("transform.0.weight", true),
-                "tuner.projection.inner.bias" => ("transform.0.bias", false),
-                "tuner.projection.outer.weight" => ("transform.2.weight", true),
-                "tuner.projection.outer.bias" => ("transform.2.bias", false),
-                head => {
-                    let (name, transposed) = Head::key(&head["head.".len()..], case.base.shape().architecture);
-                    return (format!("base_model.{name}"), transposed);
-                }
-            };
-            (name.to_string(), transposed)
+        let key = |name: &str| match name {
+            "tuner.embedding" => Key::plain("embedding.weight"),
+            "tuner.projection.inner.weight" => Key::transposed("transform.0.weight"),
+            "tuner.projection.inner.bias" => Key::plain("transform.0.bias"),
+            "tuner.projection.outer.weight" => Key::transposed("transform.2.weight"),
+            "tuner.projection.outer.bias" => Key::plain("transform.2.bias"),
+            head => {
+                let Key { name, transposed } = Head::key(&head["head.".len()..], case.base.shape().architecture);
+                Key { name: format!("base_model.{name}"), transposed }
+            }
         };
         let fresh = Trained::new(config.init(&case.base, 0).unwrap(), loaded.head).unwrap();
         let mut values = BTreeMap::new();
         for name in tensors(&fresh).into_keys().filter(|name| name.starts_with("tuner.")) {
-            let (file_name, transposed) = key(&name);
+            let Key { name: file_name, transposed } = key(&name);
             let data = file.read_f32(&file_name, file.shape(&file_name).unwrap()).unwrap();
             let stored = |data| Tensor::<2>::from_data(data, case.base.device());
             values.insert(name, if transposed { stored(data).transpose().into_data() } else { data });

@@ -104,7 +104,7 @@ pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
 pub fn own_head(model: &Pretrained) -> Result<Head> {
     model.head.clone().ok_or_else(|| {
         let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
-        let name = Head::key("Classifier.out.bias", model.base.shape().architecture).0;
+        let name = Head::key("Classifier.out.bias", model.base.shape().architecture).name;
         Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
     })
 }

@@ -13,7 +13,7 @@ pub use super::config::{from_settings, peft_type};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
-use crate::{Base, Error, Head, Method, Result, Shape, Trained};
+use crate::{Base, Error, Head, Key, Method, Result, Shape, Trained};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -82,15 +82,20 @@ pub(crate) fn transpose(data: TensorData) -> TensorData {
 /// The tensors as the file holds them.
 fn to_files<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> BTreeMap<String, TensorData> {
     let mut files = BTreeMap::new();
+    let mut put = |key: Key, data| files.insert(key.name, if key.transposed { transpose(data) } else { data });
     for (name, data) in tensors(&M::to_saved(trained.tuner.clone().valid())) {
-        let key = config.key(&name, shape);
-        files.insert(key.name, if key.transposed { transpose(data) } else { data });
+        put(config.key(&name, shape), data);
     }
     for (name, data) in tensors(&trained.head) {
-        let (name, transposed) = Head::key(&name, shape.architecture);
-        files.insert(format!("{}{name}", M::HEAD_PREFIX), if transposed { transpose(data) } else { data });
+        put(head_key(M::HEAD_PREFIX, &name, shape), data);
     }
     files
+}
+
+/// What an adapter file calls a head's tensor.
+pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
+    let Key { name, transposed } = Head::key(name, shape.architecture);
+    Key { name: format!("{prefix}{name}"), transposed }
 }
 
 /// Tensors of a file that are taken one by one; what is left over is an error.
@@ -100,23 +105,35 @@ struct Taker {
 }
 
 impl Taker {
-    fn take(&mut self, name: &str, transposed: bool, dims: &[usize]) -> Result<TensorData> {
+    fn take(&mut self, Key { name, transposed }: Key, dims: &[usize]) -> Result<TensorData> {
         let mut stored = dims.to_vec();
         if transposed {
             stored.reverse();
         }
-        let data = self.file.read_f32(name, &stored)?;
-        self.taken.insert(name.to_string());
+        let data = self.file.read_f32(&name, &stored)?;
+        self.taken.insert(name);
         Ok(if transposed { transpose(data) } else { data })
     }
 
-    fn fill<M: Module>(&mut self, module: M, key: impl Fn(&str) -> (String, bool)) -> Result<M> {
+    fn fill<M: Module>(&mut self, module: M, key: impl Fn(&str) -> Key) -> Result<M> {
         let mut values = BTreeMap::new();
         for (name, fresh) in tensors(&module) {
-            let (file_name, transposed) = key(&name);
-            values.insert(name, self.take(&file_name, transposed, fresh.shape())?);
+            let data = self.take(key(&name), fresh.shape())?;
+            values.insert(name, data);
         }
         with_values(module, &values)
+    }
+
+    /// The head whose names start with `prefix`; `None` if there is none.
+    fn head(&mut self, prefix: &str, base: &Base) -> Result<Option<Head>> {
+        let key = |name: &str| head_key(prefix, name, base.shape());
+        let head =
+            match (self.file.shape(&key("Classifier.out.bias").name), self.file.shape(&key("MaskedLm.bias").name)) {
+                (Some([outputs]), _) => Head::classifier(base, *outputs, 0),
+                (_, Some(_)) => Head::masked_lm(base, 0),
+                _ => return Ok(None),
+            };
+        self.fill(head, key).map(Some)
     }
 
     fn finish(self) -> Result<()> {
@@ -131,29 +148,9 @@ impl Taker {
     }
 }
 
-/// A head read from a checkpoint whose names start with `prefix`; `None` if it holds no head.
-pub(crate) fn find_head(file: &Checkpoint, prefix: &str, base: &Base) -> Option<Head> {
-    let shape = base.shape();
-    let bias = |name: &str| file.shape(&format!("{prefix}{}", Head::key(name, shape.architecture).0));
-    if let Some([outputs]) = bias("Classifier.out.bias") {
-        Some(Head::classifier(base, *outputs, 0))
-    } else {
-        bias("MaskedLm.bias").map(|_| Head::masked_lm(base, 0))
-    }
-}
-
-/// Fills a head from a checkpoint whose names start with `prefix`.
-pub(crate) fn read_head(file: Checkpoint, prefix: &str, base: &Base) -> Result<(Option<Head>, BTreeSet<String>)> {
-    let mut taker = Taker { file, taken: BTreeSet::new() };
-    let head = find_head(&taker.file, prefix, base)
-        .map(|head| {
-            taker.fill(head, |name| {
-                let (name, transposed) = Head::key(name, base.shape().architecture);
-                (format!("{prefix}{name}"), transposed)
-            })
-        })
-        .transpose()?;
-    Ok((head, taker.taken))
+/// The head of a model's checkpoint, if it holds one.
+pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<Option<Head>> {
+    Taker { file, taken: BTreeSet::new() }.head("", base)
 }
 
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote.
@@ -164,17 +161,10 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
     let file = if file.exists() { file } else { dir.join("adapter_model.bin") };
     let mut taker = Taker { file: Checkpoint::open_file(&file)?, taken: BTreeSet::new() };
     let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
-    let tuner = taker.fill(tuner, |name| {
-        let key = config.key(name, shape);
-        (key.name, key.transposed)
-    })?;
-    let head = find_head(&taker.file, M::HEAD_PREFIX, base).ok_or_else(|| {
-        let key = format!("{}{}", M::HEAD_PREFIX, Head::key("Classifier.out.bias", shape.architecture).0);
+    let tuner = taker.fill(tuner, |name| config.key(name, shape))?;
+    let head = taker.head(M::HEAD_PREFIX, base)?.ok_or_else(|| {
+        let key = head_key(M::HEAD_PREFIX, "Classifier.out.bias", shape).name;
         Error::file(&file, key, "no head", "the task head among the saved modules")
-    })?;
-    let head = taker.fill(head, |name| {
-        let (name, transposed) = Head::key(name, shape.architecture);
-        (format!("{}{name}", M::HEAD_PREFIX), transposed)
     })?;
     taker.finish()?;
     Ok((config, Trained::new(tuner, head)?))

@@ -10,7 +10,7 @@ use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::tensors;
-use crate::{Base, Error, Head, Result, Shape};
+use crate::{Base, Error, Head, Key, Result, Shape};
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Pretrained {
             let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
             return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
         }
-        let (head, _) = read_head(file, "", &base)?;
+        let head = read_head(file, &base)?;
         Ok(Pretrained { base, head, config, dir: Some(dir) })
     }
 
@@ -98,7 +98,7 @@ impl Pretrained {
             files.insert(format!("{}{}", shape.prefix(), place.name), base.tensor_data(&place));
         }
         for (name, data) in tensors(head) {
-            let (name, transposed) = Head::key(&name, shape.architecture);
+            let Key { name, transposed } = Head::key(&name, shape.architecture);
             files.insert(name, if transposed { super::peft::transpose(data) } else { data });
         }
         let config = self.config_with(head, classes);

@@ -11,7 +11,7 @@ use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
 use crate::load::Checkpoint;
 use crate::view::{Visit, tensors, visit};
-use crate::{Base, Batch, Example, Head, Label, Method, Trained, io, train::Optim};
+use crate::{Base, Batch, Example, Key, Label, Method, Trained, io, train::Optim};
 
 /// The directory of a golden model.
 pub fn model_dir(name: &str) -> PathBuf {
@@ -97,12 +97,12 @@ impl Case {
         trained.logits(&self.base, &self.batch).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// Compares logits, loss, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` gives a tensor's
-    /// name in the file and whether it is transposed there. Tensors that the reference left out of `final` are not compared.
+    /// Compares logits, loss, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` says what the file
+    /// calls a tensor. Tensors that the reference left out of `final` are not compared.
     ///
     /// # Panics
     /// If one differs.
-    pub fn check<T: crate::Tuner>(&self, mut trained: Trained<T>, key: impl Fn(&str) -> (String, bool)) {
+    pub fn check<T: crate::Tuner>(&self, mut trained: Trained<T>, key: impl Fn(&str) -> Key) {
         self.compare("logits", self.logits(&trained.valid()).into_data(), REFERENCE);
         let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).build();
         let mut optim = Optim::new(adamw);
@@ -125,23 +125,16 @@ impl Case {
         self.compare("losses", TensorData::new(losses, [10]), REFERENCE);
         self.compare("logits_final", self.logits(&trained.valid()).into_data(), REFERENCE_TRAJECTORY);
         for (name, value) in tensors(&trained) {
-            if self.expected.shape(&format!("final.{}", key(&name).0)).is_some() {
+            if self.expected.shape(&format!("final.{}", key(&name).name)).is_some() {
                 self.compare_named("final", &name, value, &key, REFERENCE_TRAJECTORY);
             }
         }
     }
 
-    fn compare_named(
-        &self,
-        kind: &str,
-        name: &str,
-        data: TensorData,
-        key: &impl Fn(&str) -> (String, bool),
-        t: Tolerance,
-    ) {
-        let (file_name, transposed) = key(name);
+    fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> Key, t: Tolerance) {
+        let Key { name, transposed } = key(name);
         let data = if transposed { io::peft::transpose(data) } else { data };
-        self.compare(&format!("{kind}.{file_name}"), data, t);
+        self.compare(&format!("{kind}.{name}"), data, t);
     }
 
     /// [`check`](Self::check) on the adapter that PEFT saved, with the method's own names.
@@ -152,14 +145,8 @@ impl Case {
         let (config, trained) = self.load::<M>();
         let shape = self.base.shape();
         self.check(trained, |name| match name.strip_prefix("head.") {
-            Some(head) => {
-                let (name, transposed) = Head::key(head, shape.architecture);
-                (format!("{}{name}", M::HEAD_PREFIX), transposed)
-            }
-            None => {
-                let key = config.key(name.trim_start_matches("tuner."), shape);
-                (key.name, key.transposed)
-            }
+            Some(head) => io::peft::head_key(M::HEAD_PREFIX, head, shape),
+            None => config.key(name.trim_start_matches("tuner."), shape),
         });
     }
 }
