@@ -269,7 +269,7 @@ fn impossible_requests_are_refused_and_leave_nothing() {
     let folder = Folder::new();
     let (model, data, output) = (model("roberta-classify"), folder.data(), folder.path("out"));
     for (extra, words) in [
-        ("--method lora --set r=0", &["r at roberta.encoder.layer.0", "0", "1 to 24"][..]),
+        ("--method lora --set r=0", &["r at roberta.encoder.layer.0", "0", "1 to 65536"][..]),
         ("--method lora --set rank=4", &["--set rank", "lora_alpha"]),
         ("--method lora --set r=many", &["--set r", "many"]),
         ("--method lora --set target_modules=q_proj", &["q_proj", "matches nothing", "attention.self.query"]),
@@ -280,6 +280,9 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method lora --lr=-1", &["learning_rate", "-1"]),
         ("--method lora --lr 1e30", &["learning_rate", "below 1000000"]),
         ("--method lora --batch-size 0", &["batch_size", "0"]),
+        ("--method lora --threads 100000", &["threads", "1024"]),
+        ("--method lora --lr 0", &["learning_rate", "0", "above 0"]),
+        ("--method lora --set rank_pattern={\"query\":2,\"query\":3}", &["rank_pattern", "twice"]),
         ("--method lora --device gpu", &["gpu", "flex"]),
         ("--method lora --warmup=-3", &["--warmup", "-3"]),
         ("--method lora --set r=4 --set r=2", &["--set r", "twice"]),
@@ -579,6 +582,10 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     fs::create_dir(folder.path("full")).unwrap();
     fs::write(folder.path("full/file"), "").unwrap();
     names(&train(&folder.path("full")), &["full", "new or empty"]);
+    let forward = ["forward", "--model", &model, "--input", &data, "--output"];
+    names(&fail(&[&forward[..], &["/dev/null"]].concat()), &["/dev/null", "special file"]);
+    names(&fail(&[&forward[..], &[&data]].concat()), &["--output", "data.jsonl", "another file"]);
+    names(&fail(&[&start[..], &["--output", &folder.path("o"), "--log", &data]].concat()), &["--log", "another file"]);
     let forward = ["forward", "--model", &model, "--input", &data, "--output", "/proc/nowhere"];
     names(&fail(&forward), &["cannot write /proc/nowhere"]);
     // A disk that is full.
@@ -628,6 +635,12 @@ fn damaged_models_are_named_by_file_and_key() {
     names(&config("num_hidden_layers", json!(2)), &["encoder.layer.2.", "nothing uses", "2 layers"]);
     let twice = |dir: &Path| fs::write(dir.join("config.json"), r#"{"vocab_size": 3, "vocab_size": 4}"#).unwrap();
     names(&damaged(&twice), &["config.json", "vocab_size", "twice"]);
+    names(&config("id2label", json!({"0": "same", "1": "same"})), &["config.json", "id2label", "3 distinct names"]);
+    let untied = |dir: &Path| edit(dir.join("config.json"), &|config| config["tie_word_embeddings"] = json!(false));
+    let folder = Folder::new();
+    let words = folder.copy(&golden("peft-core", "bert-mlm"));
+    untied(&words);
+    names(&forward(&words, None), &["config.json", "tie_word_embeddings", "word table"]);
     names(&damaged(&|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()), &["weights", "model.safetensors"]);
     let truncate = |dir: &Path| {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();

@@ -119,6 +119,9 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Re
 
 /// Writes a file all or nothing: until it is complete, what stood at `path` before stays.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.metadata().is_ok_and(|kind| !kind.is_file()) {
+        return Err(Error::file(path, "file type", "a directory or a special file", "a regular file, or none yet"));
+    }
     let refused = |error: burn_pack::Error| Error::io("write", path)(std::io::Error::other(error.to_string()));
     let (scratch, mut file) = AtomicFile::create(path).map_err(refused)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;

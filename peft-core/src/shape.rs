@@ -163,8 +163,23 @@ impl Shape {
         };
         only("hidden_act", "gelu", "gelu")?;
         only("position_embedding_type", "absolute", "absolute")?;
-        if config.get("is_decoder").and_then(Value::as_bool) == Some(true) {
-            return Err(Error::file(path, "is_decoder", "true", "false: an encoder"));
+        for (key, expected) in [
+            ("is_decoder", "false: an encoder"),
+            ("add_cross_attention", "false: an encoder"),
+            ("pruned_heads", "none: all heads are there"),
+            ("quantization_config", "none: weights that are not quantized"),
+        ] {
+            match config.get(key) {
+                None | Some(Value::Null | Value::Bool(false)) => {}
+                Some(Value::Object(map)) if map.is_empty() => {}
+                value => return Err(Error::file(path, key, show(value), expected)),
+            }
+        }
+        match config.get("problem_type").map(|kind| (kind, kind.as_str())) {
+            None | Some((Value::Null, _) | (_, Some("single_label_classification" | "regression"))) => {}
+            Some((kind, _)) => {
+                return Err(Error::file(path, "problem_type", kind, "single_label_classification or regression"));
+            }
         }
         let hidden = number("hidden_size", None, 1..=65_536)?;
         let heads = number("num_attention_heads", None, 1..=1_024)?;
@@ -246,11 +261,10 @@ impl Shape {
         models::bert::places(self)
     }
 
-    /// The layers' linear maps and their module paths (with the model's prefix), in the order of the forward.
+    /// The linear maps, BERT's pooler included, and their module paths (with the model's prefix), in the order of the forward.
     pub fn linears(&self) -> Vec<(Site, String)> {
-        let linear = |place: &Place| place.transposed && place.site.part != crate::Part::Pooler;
         let path = |place: Place| (place.site, format!("{}{}", self.prefix(), place.module()));
-        self.places().into_iter().filter(linear).map(path).collect()
+        self.places().into_iter().filter(|place| place.transposed).map(path).collect()
     }
 
     /// The module path of a site, with the model's prefix.
@@ -328,6 +342,10 @@ mod tests {
             ("position_embedding_type", json!("relative_key")),
             ("model_type", json!("gpt2")),
             ("is_decoder", json!(true)),
+            ("is_decoder", json!("yes")),
+            ("pruned_heads", json!({"0": [1]})),
+            ("quantization_config", json!({"bits": 4})),
+            ("problem_type", json!("multi_label_classification")),
         ] {
             let mut bad = good.clone();
             bad[key] = value;

@@ -96,6 +96,12 @@ fn pairs_and_their_guesses() {
 }
 
 #[test]
+fn a_typo_among_numbers_is_no_class() {
+    let content = "text\tlabel\na\t4.5\nb\t1\nc\tn/a\n";
+    refused("values.tsv", content, &["line 4, label: found \"n/a\"", "4.5 in line 2"]);
+}
+
+#[test]
 fn another_file_with_the_same_classes() {
     let train = read("train.tsv", "text\tlabel\na\tno\na\tyes\n").unwrap();
     let like = |content| Labelled::open(&written("dev.tsv", content).1).unwrap().like(&train).read();

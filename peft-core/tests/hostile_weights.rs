@@ -252,7 +252,7 @@ fn files_of_another_kind() {
     assert_error(read_json(&path), &["config.json: line 3 column 1"]);
     let taken = dir.path().join("taken");
     fs::create_dir(&taken).unwrap();
-    assert_error(write_file(&taken, b"text"), &["cannot write", "taken"]);
+    assert_error(write_file(&taken, b"text"), &["taken: file type", "a directory"]);
     assert_error(write_file(&dir.path().join("none/file"), b"text"), &["cannot write", "none/file"]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a scratch file was left");
 }

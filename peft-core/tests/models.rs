@@ -4,8 +4,9 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::loss::{IGNORED, targets};
+use peft_core::random::{Noise, Random};
 use peft_core::testing::{assert_close, difference, golden, tolerances::REFERENCE};
-use peft_core::{Bare, Batch, Label, Trained, Tuner, io::Pretrained, load::Checkpoint, random::Random, testing};
+use peft_core::{Bare, Base, Batch, Head, Label, Shape, Trained, Tuner, io::Pretrained, load::Checkpoint, testing};
 
 fn expected(model: &str, name: &str) -> TensorData {
     let file = Checkpoint::open_file(&golden::model_dir(model).join("expected.safetensors")).unwrap();
@@ -102,4 +103,35 @@ fn a_frozen_plain_tensor_costs_no_gradient() {
     let found = gradients.get::<2>(a.id).unwrap();
     assert!(!found.is_autodiff());
     assert!(difference(&found.into_data(), &expected.into_data()) < REFERENCE.0);
+}
+
+/// Each dropout of a model acts while training, and only there; all of it is a function of the seed.
+#[test]
+fn every_dropout_acts() {
+    let device = testing::device();
+    let loss = |change: &dyn Fn(&mut Shape), seed: Option<u64>| {
+        let mut shape = Shape::named("roberta-tiny").unwrap().with_dropout(0.0);
+        change(&mut shape);
+        let base = Base::random(shape, 0, &device);
+        let examples = testing::examples(&base);
+        let examples: Vec<_> = examples.iter().collect();
+        let batch = base.batch(&examples).unwrap();
+        let batch = match seed {
+            Some(seed) => batch.with_noise(Noise { seed, step: 0, samples: (0..examples.len() as u32).collect() }),
+            None => batch,
+        };
+        let labels: Vec<&Label> = examples.iter().filter_map(|example| example.label.as_ref()).collect();
+        let trained = Trained::new(Bare {}, Head::classifier(&base, 2, 0)).unwrap().valid();
+        trained.loss(&base, &batch, &labels).unwrap().into_scalar::<f32>()
+    };
+    let none = loss(&|_| {}, None);
+    assert_eq!(loss(&|_| {}, Some(1)), none);
+    let places: [fn(&mut Shape); 3] =
+        [|shape| shape.dropout = 0.5, |shape| shape.attention_dropout = 0.5, |shape| shape.classifier_dropout = 0.5];
+    for (i, place) in places.into_iter().enumerate() {
+        assert_eq!(loss(&place, None), none, "place {i} outside training");
+        let (a, b) = (loss(&place, Some(1)), loss(&place, Some(2)));
+        assert!(a != none && b != none && a != b, "place {i}: {none} {a} {b}");
+        assert_eq!(loss(&place, Some(1)), a);
+    }
 }

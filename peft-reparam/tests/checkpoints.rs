@@ -135,7 +135,9 @@ fn only_the_same_run_is_taken_up() {
     };
     refused(TrainConfig { learning_rate: 2e-2, ..settings() }, &mine, &["state.json", "learning_rate", "0.01", "0.02"]);
     refused(TrainConfig { seed: 1, ..settings() }, &mine, &["state.json", "seed"]);
-    refused(settings(), &data(2), &["state.json", "data"]);
+    let mut other = mine.clone();
+    other[23].label = Some(Label::Class(0));
+    refused(settings(), &other, &["state.json", "data"]);
     let base = base();
     let again = Checkpoints { dir: dir.clone(), every: Some(1), resume: false };
     let trainer = Trainer::new(settings()).with_checkpoints(again);
@@ -147,7 +149,12 @@ fn only_the_same_run_is_taken_up() {
 #[test]
 fn a_run_that_gets_no_better_stops_and_the_best_is_kept() {
     let data = data(1);
-    let stop = |patience| TrainConfig { early_stopping_patience: Some(patience), learning_rate: 0.0, ..settings() };
+    let stop = |patience| TrainConfig {
+        early_stopping_patience: Some(patience),
+        metric_for_best_model: "accuracy".into(),
+        learning_rate: 1e-6,
+        ..settings()
+    };
     let mut witness = Witness::default();
     run(&stop(2), None, &data, &mut witness).unwrap();
     // The first evaluation is the best there is, and two more are no better.

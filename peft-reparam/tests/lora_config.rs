@@ -99,8 +99,8 @@ fn what_cannot_be_is_refused_by_name() {
     let pattern = |pattern: &str| config().with_sites(Sites::Pattern(pattern.into()));
     let modules = "roberta.encoder.layer.0.attention.self.query";
     for (config, told) in [
-        (LoraConfig::new(0), ["r at roberta", "0", "1 to 24"]),
-        (LoraConfig::new(25), ["r at roberta", "25", "1 to 24"]),
+        (LoraConfig::new(0), ["r at roberta", "0", "1 to 65536"]),
+        (LoraConfig::new(65_537), ["r at roberta", "65537", "1 to 65536"]),
         (config().with_alpha(0.0), ["lora_alpha", "0", "finite"]),
         (config().with_alpha(f64::NAN), ["lora_alpha", "NaN", "finite"]),
         (config().with_alpha(f64::INFINITY), ["lora_alpha", "inf", "finite"]),
@@ -116,7 +116,7 @@ fn what_cannot_be_is_refused_by_name() {
         (patterns(&[("query", 2), ("key", 3)], &[]), ["rank_pattern", "key", modules]),
         (patterns(&[("layer.1.attention.self", 2)], &[]), ["rank_pattern", "layer.1.attention.self", modules]),
         (patterns(&[], &[("uery", 2.0)]), ["alpha_pattern", "uery", modules]),
-        (patterns(&[("layer.1.attention.self.query", 0)], &[]), ["r at roberta.encoder.layer.1", "0", "1 to 24"]),
+        (patterns(&[("layer.1.attention.self.query", 0)], &[]), ["r at roberta.encoder.layer.1", "0", "1 to 65536"]),
         (
             patterns(&[], &[("value", -0.0)]),
             ["lora_alpha at roberta.encoder.layer.0.attention.self.value", "0", "finite"],

@@ -1,10 +1,11 @@
 //! The training loop, driven with LoRA: equal bits at any number of threads, resumed in the middle, and faults caught.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::optim::GradientsParams;
+use burn::tensor::{Tensor, TensorData};
 use peft_core::data::Dataset;
 use peft_core::io::Pretrained;
-use peft_core::train::{Optim, Run, TrainConfig, Trainer};
+use peft_core::train::{Optim, Run, Schedule, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{
     Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Part, Procedure, Result, Site, Slot, Trained,
@@ -93,6 +94,41 @@ fn a_step_without_a_learning_rate_moves_nothing_and_is_no_fault() {
     let base = base();
     let settings = TrainConfig { warmup_steps: 1, ..config().with_steps(2) };
     assert!(run(settings, &base, start(&base)).is_ok());
+}
+
+/// The first step of AdamW by its formula, p - lr (g' / (|g'| + eps) + decay p), with a large eps so that the size of the
+/// clipped gradient g' = g min(1, limit / |all g|) shows.
+#[test]
+fn a_step_clips_decays_and_follows_the_rule() {
+    let (base, data) = (base(), data());
+    let (limit, decay, eps, rate) = (0.02, 0.3, 0.5, 0.01);
+    let plain = TrainConfig { shuffle: false, dropout: Some(0.0), ..config() };
+    let settings = TrainConfig { max_grad_norm: limit, weight_decay: decay, adam_epsilon: eps, ..plain };
+    let settings = TrainConfig { lr_scheduler_type: Schedule::Constant, learning_rate: rate, ..settings };
+    let lora = LoraConfig::new(3).init(&base, 0).unwrap();
+    let trained = Trained::new(testing::randomized(&lora, 5), Head::classifier(&base, 2, 0)).unwrap();
+
+    let examples: Vec<&Example> = data[..16].iter().collect();
+    let labels: Vec<&Label> = examples.iter().filter_map(|example| example.label.as_ref()).collect();
+    let batch = base.batch(&examples).unwrap();
+    let loss = trained.loss(&base, &batch, &labels).unwrap() / 16.0;
+    let gradients = testing::golden::named(&trained, &GradientsParams::from_grads(loss.backward(), &trained));
+    let norm = gradients.values().flat_map(|g| g.iter::<f32>()).map(|g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    assert!(norm > 2.0 * limit, "{norm} is to be clipped");
+
+    let mut run = Run::new(&settings, base, trained.clone()).unwrap();
+    let report = run.step(&data).unwrap();
+    assert!((report.grad_norm / norm - 1.0).abs() < f64::from(testing::tolerances::SAME_FUNCTION.0));
+    let before = tensors(&trained);
+    for (name, after) in tensors(&run.trained) {
+        let step = |(p, g): (f32, f32)| {
+            let (p, g) = (f64::from(p), f64::from(g) * limit / norm);
+            (p - rate * (g / (g.abs() + eps) + decay * p)) as f32
+        };
+        let expected: Vec<f32> = before[&name].iter::<f32>().zip(gradients[&name].iter::<f32>()).map(step).collect();
+        let difference = testing::difference(&after, &TensorData::new(expected, after.shape().to_vec()));
+        assert!(difference < testing::tolerances::SAME_FUNCTION.0, "{name}: {difference}");
+    }
 }
 
 #[test]

@@ -62,10 +62,14 @@ impl Ia3Config {
     /// The sites whose output is scaled, and those whose input is.
     fn plan(&self, shape: &Shape) -> Result<(Vec<Site>, Vec<Site>)> {
         let targets = self.target_modules.resolve(shape)?;
-        let inputs = match &self.feedforward_modules {
+        let mut inputs = match &self.feedforward_modules {
             Sites::Parts(none) if none.is_empty() => vec![],
             sites => sites.resolve(shape)?,
         };
+        // A pattern is only looked up among the targets; names must be some of theirs. So it is in the reference.
+        if let Sites::Pattern(_) = self.feedforward_modules {
+            inputs.retain(|site| targets.contains(site));
+        }
         if let Some(site) = inputs.iter().find(|site| !targets.contains(site)) {
             let path = shape.module_path(*site).unwrap_or_default();
             return Err(Error::config("feedforward_modules", path, "a subset of target_modules"));

@@ -10,7 +10,7 @@ use peft_core::load::write_safetensors;
 use peft_core::train::Logits;
 use peft_core::{Result, io::Pretrained};
 
-use super::options::{ModelArgs, logits, max_length, threads};
+use super::options::{ModelArgs, check_output, logits, max_length, threads};
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]
@@ -35,6 +35,7 @@ pub struct Forward {
 
 impl Forward {
     pub(super) fn run(self) -> Result<()> {
+        check_output("--output", &self.output, &[&self.input])?;
         let model: Pretrained = self.model.open()?;
         let rows = Labelled::open(&self.input)?.without_label().read()?;
         let shape = model.base.shape();

@@ -117,6 +117,17 @@ pub fn print(line: impl Display) -> Result<()> {
     })
 }
 
+/// Refuses an output that is one of the inputs.
+pub fn check_output(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> {
+    let same = |input: &&&Path| matches!((output.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    match inputs.iter().find(same) {
+        None => Ok(()),
+        Some(input) => {
+            Err(Error::config(option, output.display(), format!("another file than the input {}", input.display())))
+        }
+    }
+}
+
 /// The most memory that this process ever held, where the system tells.
 pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -10,7 +10,7 @@ use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig
 use peft_core::{Error, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, peak_bytes, print, threads, warn_of_broken_rows};
+use super::options::{ColumnArgs, ModelArgs, check_output, peak_bytes, print, threads, warn_of_broken_rows};
 use super::progress::Progress;
 use super::{card, yaml};
 use crate::registry::{WithMethod, by_name, by_peft_type};
@@ -152,6 +152,10 @@ enum ScheduleArg {
 impl Train {
     pub(super) fn run(self) -> Result<()> {
         check_new_directory(&self.output)?;
+        if let Some(log) = &self.log {
+            let inputs = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
+            check_output("--log", log, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        }
         let model = self.model.open()?;
         match (&self.adapter, &self.method) {
             (Some(dir), _) => by_peft_type(dir, Job { args: &self, model: &model }),

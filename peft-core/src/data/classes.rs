@@ -34,6 +34,13 @@ impl Kind {
         if labels.iter().all(|label| label.text.parse::<f32>().is_ok()) {
             return Ok(Kind::Values);
         }
+        // A number with a fraction is no name of a class: where there is one, the others are meant to be numbers too.
+        let fraction = |label: &&Written| label.text.contains('.') && label.text.parse::<f32>().is_ok();
+        if let Some(number) = labels.iter().find(fraction) {
+            let odd = labels.iter().find(|label| label.text.parse::<f32>().is_err()).unwrap_or(number);
+            let expected = format!("a number, as {} in line {}", number.text, number.line);
+            return Err(Error::file(path, format!("line {}, {column}", odd.line), format!("{:?}", odd.text), expected));
+        }
         let names: BTreeSet<&str> = labels.iter().map(|label| label.text.as_str()).collect();
         if names.len() > MAX_CLASSES {
             let expected = format!("at most {MAX_CLASSES} classes, or only numbers");

@@ -148,8 +148,7 @@ impl Cell<'_> {
     fn flags(&self, length: usize) -> Result<Vec<bool>> {
         let mask = self.numbers(Some(length))?;
         if !mask.contains(&1) || mask.iter().any(|flag| *flag > 1) {
-            let found = format!("a mask from {:?} to {:?}", mask.iter().min(), mask.iter().max());
-            return Err(self.error(found, "0 and 1, with at least one 1"));
+            return Err(self.error(format!("{mask:?}"), "0 and 1, with at least one 1"));
         }
         Ok(mask.iter().map(|flag| *flag == 1).collect())
     }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Method, Result, Shape, files::read_json};
+use crate::files::{Distinct, read_json};
+use crate::{Error, Method, Result, Shape};
 
 /// Fields that say nothing about the computation.
 const DESCRIPTIVE: [&str; 13] = [
@@ -142,7 +143,13 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
         let text_taken = || parse::<M>(Map::from_iter([(key.to_string(), json!(text))])).is_ok();
         let list =
             words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && !text_taken());
-        let value = serde_json::from_str(text).unwrap_or_else(|_| if list { json!(words) } else { json!(text) });
+        let value = match serde_json::from_str::<Value>(text) {
+            Ok(_) => serde_json::from_str(text)
+                .map(|Distinct(value)| value)
+                .map_err(|error| Error::config(format!("--set {key}"), text, format!("each key once ({error})")))?,
+            Err(_) if list => json!(words),
+            Err(_) => json!(text),
+        };
         if fields.insert(key.to_string(), value).is_some() {
             return Err(Error::config(format!("--set {key}"), "given twice", "each key once"));
         }

@@ -48,16 +48,21 @@ pub fn save<M: Method>(
     let settings = config::write(config, shape, &labels.base, head)?;
     write_directory(dir, |dir| {
         write_file(&dir.join("adapter_config.json"), &json(&settings))?;
-        write_safetensors(&dir.join("adapter_model.safetensors"), &files)?;
+        write_and_verify(dir, &files, write_safetensors)?;
         write_file(&dir.join("labels.json"), &json(&serde_json::json!(labels)))?;
-        others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))?;
-        verify(dir, &files)
+        others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
 }
 
-/// Compares a written file with what was to be written.
-fn verify(dir: &Path, files: &BTreeMap<String, TensorData>) -> Result<()> {
-    let read = Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?;
+/// Writes the tensors and compares what was written with what was to be.
+fn write_and_verify(
+    dir: &Path,
+    files: &BTreeMap<String, TensorData>,
+    write: impl FnOnce(&Path, &BTreeMap<String, TensorData>) -> Result<()>,
+) -> Result<()> {
+    let path = dir.join("adapter_model.safetensors");
+    write(&path, files)?;
+    let read = Checkpoint::open_file(&path)?;
     let names: BTreeSet<&str> = read.names().collect();
     for (name, data) in files {
         let same = names.contains(name.as_str()) && read.read_f32(name, data.shape())?.as_bytes() == data.as_bytes();
@@ -194,8 +199,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let tensor = |values: [f32; 2]| TensorData::new(values.to_vec(), [2]);
         let written = BTreeMap::from([("a".to_string(), tensor([1.0, 2.0])), ("b".to_string(), tensor([3.0, 4.0]))]);
-        let check = |files: &BTreeMap<String, TensorData>| verify(folder.path(), files).map_err(|e| e.to_string());
-        write_safetensors(&folder.path().join("adapter_model.safetensors"), &written).unwrap();
+        let check = |files: &BTreeMap<String, TensorData>| {
+            let faulty = |path: &Path, _: &BTreeMap<_, _>| write_safetensors(path, &written);
+            write_and_verify(folder.path(), files, faulty).map_err(|e| e.to_string())
+        };
         assert_eq!(check(&written), Ok(()));
         let mut other = written.clone();
         other.insert("b".into(), tensor([3.0, f32::from_bits(4f32.to_bits() + 1)]));

@@ -79,6 +79,14 @@ impl Pretrained {
             return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
         }
         let head = read_head(file, &base)?;
+        let tied = config.get("tie_word_embeddings").and_then(Value::as_bool) != Some(false);
+        if let (Some(Head::MaskedLm(_)), false) = (&head, tied) {
+            let expected = "true: a head for words that uses the word table";
+            return Err(Error::file(&path, "tie_word_embeddings", "false", expected));
+        }
+        if let Some(outputs) = head.as_ref().and_then(Head::outputs) {
+            check_class_names(&path, config.get("id2label"), outputs)?;
+        }
         Ok(Pretrained { base, head, config, dir: Some(dir) })
     }
 
@@ -142,6 +150,18 @@ impl Base {
     pub fn from_pretrained(name: &str, device: &Device) -> Result<Self> {
         Ok(Pretrained::open(name, device)?.base)
     }
+}
+
+/// `id2label` has a name of its own for every output, or is not there.
+fn check_class_names(path: &Path, id2label: Option<&Value>, outputs: usize) -> Result<()> {
+    let Some(names) = id2label.filter(|names| !names.is_null()) else { return Ok(()) };
+    let name = |i: usize| names.get(i.to_string()).and_then(Value::as_str);
+    let distinct: BTreeSet<&str> = (0..outputs).filter_map(name).collect();
+    if distinct.len() == outputs && names.as_object().is_some_and(|names| names.len() == outputs) {
+        return Ok(());
+    }
+    let expected = format!("{outputs} distinct names, as the head has outputs, under the keys 0 to {}", outputs - 1);
+    Err(Error::file(path, "id2label", names, expected))
 }
 
 /// The directory of this name, else (with the feature `hub`) that of the hub's model of this name.

@@ -96,22 +96,18 @@ fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
     Ok(Sequence { hidden: frame.dropout(hidden, shape.dropout, site), ..x })
 }
 
-/// Prompts first, then the tokens; RoBERTa counts only tokens that are not padding.
+/// Prompts first, then the tokens. RoBERTa counts only tokens that are not padding, which has the position before the first;
+/// behind a prompt it counts all, since the reference then sees vectors instead of ids.
 fn position_ids(frame: &Frame<'_>, prompt: usize, offset: usize) -> Tensor<2, Int> {
     let (shape, [size, tokens]) = (&*frame.base.shape, frame.batch.dims());
-    let first = (shape.first_position() + offset) as i64;
-    let count = |from: usize, to: usize| {
-        let row = Tensor::<1, Int>::arange(from as i64 + first..to as i64 + first, &frame.base.device);
-        row.unsqueeze::<2>().repeat_dim(0, size)
-    };
-    match shape.architecture {
-        Architecture::Bert => count(0, prompt + tokens),
-        Architecture::Roberta => {
-            let real = frame.batch.ids.clone().not_equal_elem(shape.pad as i64).int();
-            let counted = real.clone().cumsum(1) * real + (first - 1 + prompt as i64);
-            prepend(count(0, prompt.max(1)), prompt, counted)
-        }
+    let (first, offset) = (shape.first_position() as i64, offset as i64);
+    if shape.architecture == Architecture::Bert || prompt > 0 {
+        let row =
+            Tensor::<1, Int>::arange(first + offset..first + offset + (prompt + tokens) as i64, &frame.base.device);
+        return row.unsqueeze::<2>().repeat_dim(0, size);
     }
+    let real = frame.batch.ids.clone().not_equal_elem(shape.pad as i64).int();
+    (real.clone().cumsum(1) + offset) * real + (first - 1)
 }
 
 /// The first `n` columns of `front` before `x`.

@@ -186,7 +186,9 @@ impl TrainConfig {
         count("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
         count("eval_steps", self.eval_steps.unwrap_or(1))?;
         count("early_stopping_patience", self.early_stopping_patience.unwrap_or(1))?;
-        count("threads", self.threads)?;
+        if !(1..=1024).contains(&self.threads) {
+            return Err(Error::config("threads", self.threads, "1 to 1024"));
+        }
         count("micro_rows", self.micro_rows)?;
         count("max_length", self.max_length)?;
         between("learning_rate", self.learning_rate, 0.0, 1e6)?;

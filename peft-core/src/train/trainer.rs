@@ -129,6 +129,11 @@ impl Trainer {
             return Err(Error::config("data", "no examples", "at least one"));
         }
         self.config.check()?;
+        let steps = self.config.steps(data.len());
+        if self.config.moving_steps(steps, steps) == 0 {
+            let found = format!("{}, or 0 by warm-up in each of {steps} steps", self.config.learning_rate);
+            return Err(Error::config("learning_rate", found, "above 0 in some step"));
+        }
         let before = Before::of(&trained, base);
         let store = |checkpoints| Store::open(checkpoints, self.identity(&before, data, evaluation));
         let store = self.checkpoints.as_ref().map(store).transpose()?;
@@ -228,8 +233,13 @@ impl<'a, M: Method> Tuned<'a, M> {
     /// An adapter directory on its model.
     pub fn load(dir: &Path, model: &'a Pretrained) -> Result<Self> {
         let (config, trained) = peft::load::<M>(dir, &model.base)?;
-        let threads = TrainConfig::default().threads;
-        Ok(Tuned { model, base: model.base.clone(), config, trained, labels: peft::labels(dir)?, threads })
+        let (threads, labels) = (TrainConfig::default().threads, peft::labels(dir)?);
+        let outputs = trained.head.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
+        if !labels.classes.is_empty() && labels.classes.len() != outputs {
+            let found = format!("{} names", labels.classes.len());
+            return Err(Error::file(dir.join("labels.json"), "classes", found, format!("{outputs}, as the head")));
+        }
+        Ok(Tuned { model, base: model.base.clone(), config, trained, labels, threads })
     }
 
     /// Logits of examples.

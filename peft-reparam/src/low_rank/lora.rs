@@ -30,6 +30,9 @@ use peft_core::{
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+/// The largest rank.
+const MAX_RANK: usize = 65_536;
+
 /// Which biases of the base are trained beside the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -129,9 +132,9 @@ impl LoraConfig {
         let plan = |(site, path): (Site, &String)| {
             let rank = first_match(&ranks, path).unwrap_or(self.r);
             let alpha = first_match(&alphas, path).unwrap_or(self.lora_alpha);
-            let [rows, columns] = shape.linear_dims(site);
-            if rank == 0 || rank > rows.min(columns) {
-                return Err(Error::config(format!("r at {path}"), rank, format!("1 to {}", rows.min(columns))));
+            // More than the map's rank adds nothing, but the reference allows it.
+            if !(1..=MAX_RANK).contains(&rank) {
+                return Err(Error::config(format!("r at {path}"), rank, format!("1 to {MAX_RANK}")));
             }
             if !alpha.is_finite() || alpha == 0.0 {
                 return Err(Error::config(format!("lora_alpha at {path}"), alpha, "a finite number other than 0"));
