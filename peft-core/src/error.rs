@@ -97,6 +97,7 @@ impl Error {
     }
 
     /// The same, said of the file that the setting stands in.
+    #[cfg(feature = "load")]
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
             Error::Config { key, found, expected } => Error::file(path, key, found, expected),

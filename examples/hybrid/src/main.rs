@@ -13,7 +13,7 @@ fn main() -> peft_core::Result<()> {
     let lora = LoraConfig::new(4).init(&model.base, 0)?;
     let both = Trained::new((prompts, lora), Head::classifier(&model.base, 2, 0))?; // the first is the outer one
     let trainer = Trainer::new(TrainConfig::new(1e-2).with_steps(48).with_batch_size(8));
-    let (both, base) = trainer.run(&model.base, both, &train, 48, |_, _| Ok(()))?;
+    let (both, base) = trainer.run(&model.base, both, &train, None, &mut ())?;
     println!("{}", evaluate(&predict(&base, &both, &test, &Workers::new(2)?)?, &test)?);
     Ok(())
 }

@@ -33,7 +33,7 @@ fn main() -> peft_core::Result<()> {
     let sparse = Sparse { inner: LoraConfig::new(4).init(&model.base, 0)? };
     let trained = Trained::new(sparse, Head::classifier(&model.base, 2, 0))?;
     let trainer = Trainer::new(TrainConfig::new(1e-2).with_steps(48).with_batch_size(8));
-    let (trained, base) = trainer.run(&model.base, trained, &train, 48, |_, _| Ok(()))?;
+    let (trained, base) = trainer.run(&model.base, trained, &train, None, &mut ())?;
     println!("{}", evaluate(&predict(&base, &trained, &test, &Workers::new(2)?)?, &test)?);
     Ok(())
 }

@@ -48,7 +48,7 @@ impl Recipe {
             batch_size: 32,
             learning_rate: 1e-3,
         };
-        if quick { Recipe { steps: 1500, ..recipe } } else { recipe }
+        if quick { Recipe { steps: 4000, ..recipe } } else { recipe }
     }
 }
 

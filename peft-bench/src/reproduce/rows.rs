@@ -70,7 +70,7 @@ pub const ROWS: [Row; 8] = [
         // With a projection, as in the paper: vectors of PEFT's size upset a narrow model.
         small_settings: &["num_virtual_tokens=10", "prefix_projection=true"],
         learning_rate: 1e-2,
-        small_learning_rate: 5e-3,
+        small_learning_rate: 2e-3,
         ..ROW
     },
     Row { name: "IA3", method: "ia3", learning_rate: 8e-3, small_learning_rate: 2e-2, batch_size: 8, ..ROW },
