@@ -54,6 +54,17 @@ pub struct Plan {
     pub device: Device,
 }
 
+impl Plan {
+    fn learning_rate(&self, row: &Row) -> f64 {
+        let usual = if self.real.is_some() { row.learning_rate } else { row.small_learning_rate };
+        self.learning_rates.iter().find(|(name, _)| name == row.name).map_or(usual, |(_, rate)| *rate)
+    }
+
+    fn batch_size(&self, row: &Row) -> usize {
+        if self.real.is_some() { row.batch_size } else { 32 }
+    }
+}
+
 /// One run: a row on a task with a seed.
 struct Job<'a> {
     plan: &'a Plan,
@@ -172,7 +183,16 @@ fn blank(plan: &Plan, name: &str, model: &Pretrained) -> Result<Report> {
         ("Seeds", plan.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
         ("Survey", format!("{survey}, whose settings and number of runs are mostly not stated")),
     ];
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = plan
+        .rows
+        .iter()
+        .map(|row| {
+            let settings = row.settings(made).join(", ");
+            let settings = if settings.is_empty() { "its own settings".to_string() } else { settings };
+            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, plan.batch_size(row));
+            format!("{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.", row.name)
+        })
+        .collect();
     if made {
         notes.push(
             "The tasks are of the kinds of GLUE's, not GLUE's: scores beside the survey's show which methods learn \
@@ -204,15 +224,12 @@ impl Observer for Losses {
 
 impl Job<'_> {
     fn config(&self, samples: usize) -> TrainConfig {
-        let Row { name, learning_rate, small_learning_rate, weight_decay, batch_size, .. } = self.row;
-        let real = self.plan.real.is_some();
-        let usual = if real { learning_rate } else { small_learning_rate };
-        let given = self.plan.learning_rates.iter().find(|(row, _)| row == name);
+        let (plan, row) = (self.plan, &self.row);
         let config = TrainConfig {
-            weight_decay,
+            weight_decay: row.weight_decay,
             threads: self.threads,
-            ..TrainConfig::new(given.map_or(usual, |(_, rate)| *rate))
-                .with_batch_size(if real { batch_size } else { 32 })
+            ..TrainConfig::new(plan.learning_rate(row))
+                .with_batch_size(plan.batch_size(row))
                 .with_seed(self.seed)
                 .with_epochs(self.plan.epochs)
         };
