@@ -41,7 +41,6 @@ impl Man {
             let known = command.get_subcommands().map(|c| c.get_name()).collect::<Vec<_>>().join(", ");
             command = command.find_subcommand(name).cloned().ok_or_else(|| Error::config("command", name, known))?;
         }
-        let failed = |source| Error::Io { action: "write", path: "standard output".into(), source };
-        clap_mangen::Man::new(command).render(&mut stdout()).map_err(failed)
+        clap_mangen::Man::new(command).render(&mut stdout()).map_err(Error::io("write", "standard output"))
     }
 }

@@ -24,16 +24,16 @@ impl Events {
     /// One event with the scalars of a step.
     pub fn write(&mut self, step: usize, values: &Map<String, Value>) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        let failed = |source| Error::Io { action: "write", path: dir.clone(), source };
+        let failed = || Error::io("write", dir);
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                std::fs::create_dir_all(dir).map_err(failed)?;
+                std::fs::create_dir_all(dir).map_err(failed())?;
                 let name = format!("events.out.tfevents.{}.{}.peft", now() as u64, std::process::id());
-                let mut file = File::create(dir.join(name)).map_err(failed)?;
+                let mut file = File::create(dir.join(name)).map_err(failed())?;
                 // Event { wall_time = 1, file_version = 3 }
                 let version = [double(1, now()), bytes(3, b"brain.Event:2")].concat();
-                file.write_all(&record(&version)).map_err(failed)?;
+                file.write_all(&record(&version)).map_err(failed())?;
                 self.file.insert(file)
             }
         };
@@ -45,7 +45,7 @@ impl Events {
         let summary: Vec<u8> = values.iter().flat_map(scalar).collect();
         // Event { wall_time = 1, step = 2, summary = 5 }
         let event = [double(1, now()), vec![2 << 3], varint(step as u64), bytes(5, &summary)].concat();
-        file.write_all(&record(&event)).map_err(failed)
+        file.write_all(&record(&event)).map_err(failed())
     }
 }
 

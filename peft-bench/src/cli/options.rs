@@ -113,7 +113,7 @@ pub fn own_head(model: &Pretrained) -> Result<Head> {
 pub fn print(line: impl Display) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").map_err(|source| match source.kind() {
         ErrorKind::BrokenPipe => std::process::exit(0),
-        _ => Error::Io { action: "write", path: "standard output".into(), source },
+        _ => Error::io("write", "standard output")(source),
     })
 }
 

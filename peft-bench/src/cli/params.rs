@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::options::print;
 use crate::registry::{WithMethod, by_name};
+use crate::reproduce::report::grouped;
 
 /// Count trainable and total parameters, and say where they sit; allocates nothing of the model
 #[derive(Debug, Args)]
@@ -91,14 +92,4 @@ impl Params {
         print(format_args!("{:68} {percent:>12.4}%", "trainable share"))?;
         Ok(())
     }
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let commas = |(i, c): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
-        [comma.then_some(','), Some(c)].into_iter().flatten()
-    };
-    digits.chars().enumerate().flat_map(commas).collect()
 }

@@ -65,13 +65,8 @@ impl Progress {
         self.events.write(step, &values)?;
         let (Some(path), Some(file)) = (&self.log, &mut self.file) else { return Ok(()) };
         let line = Map::from_iter([("step".to_string(), json!(step))]).into_iter().chain(values).collect();
-        writeln!(file, "{}", Value::Object(line)).map_err(io("write", path))
+        writeln!(file, "{}", Value::Object(line)).map_err(Error::io("write", path))
     }
-}
-
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_path_buf();
-    move |source| Error::Io { action, path, source }
 }
 
 /// The lines of a log up to a step; a line that was cut off by a kill is none of them.
@@ -98,9 +93,9 @@ impl Observer for Progress {
         let Some(path) = &self.log else { return Ok(()) };
         self.file = Some(if done > 0 && path.exists() {
             write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
-            OpenOptions::new().append(true).open(path).map_err(io("write", path))?
+            OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?
         } else {
-            File::create(path).map_err(io("write", path))?
+            File::create(path).map_err(Error::io("write", path))?
         });
         Ok(())
     }

@@ -7,4 +7,4 @@ pub mod tasks;
 mod tests;
 mod write;
 
-pub use write::{verdict, write};
+pub use write::write;

@@ -3,6 +3,7 @@
 use peft_core::random::Random;
 
 use super::grammar::{ACTIONS, ANIMATE, Event, PLACES, Part, Phrase, chance, past, pick, present};
+use crate::tasks as glue;
 
 /// One or two texts and their class, or the score times four where the task is a regression.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,101 +18,51 @@ pub struct Example {
     pub verdict: String,
 }
 
-/// A task: how its examples are drawn and how the corpus and GLUE's files show them.
+/// A task of GLUE: how its examples are drawn, and how the corpus and GLUE's files show them.
 pub struct Task {
-    /// Its directory in GLUE.
-    pub directory: &'static str,
-    /// Its development file in GLUE.
-    pub dev: &'static str,
+    /// Its files, the columns of its texts and label, and its classes.
+    pub glue: glue::Task,
     /// The header of its training file in GLUE, which for CoLA is not written.
     pub columns: &'static str,
-    /// The columns of the texts and of the label.
-    pub used: [&'static str; 3],
-    /// What the label's column says for each class; empty for a score.
-    pub labels: &'static [&'static str],
     /// Its share of the corpus, in percent. That of STS-B is left out: its pairs look like MRPC's.
     pub share: usize,
     /// Draws an example of a class.
     pub draw: fn(&mut Random, usize) -> Example,
 }
 
-const INFERENCE: [&str; 2] = ["entailment", "not_entailment"];
+impl Task {
+    /// The columns of the texts, the second empty where there is one text only, and of the label.
+    pub fn used(&self) -> [&'static str; 3] {
+        [self.glue.texts[0], self.glue.texts.get(1).copied().unwrap_or_default(), self.glue.label]
+    }
+}
 
 /// The eight tasks, in the order of the survey's Table III.
 pub static TASKS: [Task; 8] = [
+    Task { glue: glue::TASKS[0], columns: "source\tlabel\tstar\tsentence", share: 5, draw: acceptability },
+    Task { glue: glue::TASKS[1], columns: "sentence\tlabel", share: 10, draw: sentiment },
+    Task { glue: glue::TASKS[2], columns: "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", share: 45, draw: paraphrase },
     Task {
-        directory: "CoLA",
-        dev: "dev.tsv",
-        columns: "source\tlabel\tstar\tsentence",
-        used: ["sentence", "", "label"],
-        labels: &["0", "1"],
-        share: 5,
-        draw: acceptability,
-    },
-    Task {
-        directory: "SST-2",
-        dev: "dev.tsv",
-        columns: "sentence\tlabel",
-        used: ["sentence", "", "label"],
-        labels: &["0", "1"],
-        share: 10,
-        draw: sentiment,
-    },
-    Task {
-        directory: "MRPC",
-        dev: "dev.tsv",
-        columns: "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-        used: ["#1 String", "#2 String", "Quality"],
-        labels: &["0", "1"],
-        share: 45,
-        draw: paraphrase,
-    },
-    Task {
-        directory: "STS-B",
-        dev: "dev.tsv",
+        glue: glue::TASKS[3],
         columns: "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
-        used: ["sentence1", "sentence2", "score"],
-        labels: &[],
         share: 0,
         draw: similarity,
     },
     Task {
-        directory: "QQP",
-        dev: "dev.tsv",
+        glue: glue::TASKS[4],
         columns: "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
-        used: ["question1", "question2", "is_duplicate"],
-        labels: &["0", "1"],
         share: 5,
         draw: duplicate,
     },
     Task {
-        directory: "MNLI",
-        dev: "dev_matched.tsv",
+        glue: glue::TASKS[5],
         columns: "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t\
                   sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label",
-        used: ["sentence1", "sentence2", "gold_label"],
-        labels: &["entailment", "neutral", "contradiction"],
         share: 10,
         draw: inference,
     },
-    Task {
-        directory: "QNLI",
-        dev: "dev.tsv",
-        columns: "index\tquestion\tsentence\tlabel",
-        used: ["question", "sentence", "label"],
-        labels: &INFERENCE,
-        share: 15,
-        draw: answer,
-    },
-    Task {
-        directory: "RTE",
-        dev: "dev.tsv",
-        columns: "index\tsentence1\tsentence2\tlabel",
-        used: ["sentence1", "sentence2", "label"],
-        labels: &INFERENCE,
-        share: 10,
-        draw: consequence,
-    },
+    Task { glue: glue::TASKS[6], columns: "index\tquestion\tsentence\tlabel", share: 15, draw: answer },
+    Task { glue: glue::TASKS[7], columns: "index\tsentence1\tsentence2\tlabel", share: 10, draw: consequence },
 ];
 
 fn pair(first: String, second: String, class: usize, verdict: impl ToString) -> Example {

@@ -7,28 +7,28 @@ use peft_core::random::Random;
 
 use super::grammar::{ACTIONS, Event, KINDS, Phrase, QUALITIES, chance, past};
 use super::tasks::{Claim, Quantity, TASKS, Task};
-use super::write::{files, verdict};
+use super::write::files;
 
 static FILES: LazyLock<HashMap<String, String>> = LazyLock::new(|| files(1).into_iter().collect());
 
 /// Texts and label of each row of a file, found by the columns' names.
 fn rows(task: &Task, file: &str) -> Vec<(String, String, String)> {
-    let path = format!("glue/{}/{file}", task.directory);
+    let path = format!("glue/{}/{file}", task.glue.directory);
     let mut lines: Vec<Vec<&str>> = FILES[&path].lines().map(|line| line.split('\t').collect()).collect();
-    let header = if task.directory == "CoLA" { task.columns.split('\t').collect() } else { lines.remove(0) };
+    let header = if task.glue.directory == "CoLA" { task.columns.split('\t').collect() } else { lines.remove(0) };
     let cell = |line: &[&str], name: &str| match header.iter().position(|column| *column == name) {
         Some(place) => line[place].to_string(),
         None => String::new(),
     };
     let row = |line: &Vec<&str>| {
-        let [first, second, label] = task.used.map(|name| cell(line, name));
+        let [first, second, label] = task.used().map(|name| cell(line, name));
         (first, second, label)
     };
     lines.iter().map(row).collect()
 }
 
 fn task(directory: &str) -> &'static Task {
-    TASKS.iter().find(|task| task.directory == directory).expect("a task")
+    TASKS.iter().find(|task| task.glue.directory == directory).expect("a task")
 }
 
 #[test]
@@ -57,27 +57,20 @@ fn no_text_stands_in_two_files_and_every_word_is_known() {
             };
             rows(task, file).into_iter().map(joined).collect()
         };
-        let (train, dev) = (texts("train.tsv"), texts(task.dev));
-        assert_eq!((train.len(), dev.len()), (2000, 500), "{}: no row twice", task.directory);
-        assert!(train.is_disjoint(&dev), "{}", task.directory);
-        assert!(corpus.is_disjoint(&dev) && corpus.is_disjoint(&train), "{}", task.directory);
+        let (train, dev) = (texts("train.tsv"), texts(task.glue.dev));
+        assert_eq!((train.len(), dev.len()), (2000, 500), "{}: no row twice", task.glue.directory);
+        assert!(train.is_disjoint(&dev), "{}", task.glue.directory);
+        assert!(corpus.is_disjoint(&dev) && corpus.is_disjoint(&train), "{}", task.glue.directory);
         assert!(train.union(&dev).flat_map(|text| text.split_whitespace()).all(|word| vocab.contains_key(word)));
     }
 }
 
 #[test]
-fn a_verdict_is_what_follows_the_last_stop() {
-    assert_eq!(verdict("the cat slept .\tthe lion slept . lion close"), 2);
-    assert_eq!(verdict("who slept ?\tthe lion slept . lion"), 1);
-    assert_eq!(verdict("the cat slept ."), 0);
-}
-
-#[test]
 fn classes_are_balanced() {
-    for task in TASKS.iter().filter(|task| !task.labels.is_empty()) {
+    for task in TASKS.iter().filter(|task| !task.glue.classes.is_empty()) {
         let mut counts = BTreeMap::<String, usize>::new();
         rows(task, "train.tsv").into_iter().for_each(|(_, _, label)| *counts.entry(label).or_default() += 1);
-        assert_eq!(counts.len(), task.labels.len());
+        assert_eq!(counts.len(), task.glue.classes.len());
         assert!(counts.values().all(|count| count.abs_diff(2000 / counts.len()) <= 1), "{counts:?}");
     }
     let scores: Vec<f64> = rows(task("STS-B"), "train.tsv").iter().map(|row| row.2.parse().unwrap()).collect();
@@ -207,14 +200,14 @@ fn bag_of_words(task: &Task) -> f64 {
         first.chain(second.split(' ').map(|word| format!("2 {word}"))).collect()
     };
     let mut counts = HashMap::<(String, String), f64>::new();
-    let (train, dev) = (rows(task, "train.tsv"), rows(task, task.dev));
+    let (train, dev) = (rows(task, "train.tsv"), rows(task, task.glue.dev));
     for row in &train {
         words(row).into_iter().for_each(|word| *counts.entry((row.2.clone(), word)).or_default() += 1.0);
     }
     let score = |row: &(String, String, String), label: &str| -> f64 {
         words(row).into_iter().map(|word| (counts.get(&(label.to_string(), word)).unwrap_or(&0.0) + 1.0).ln()).sum()
     };
-    let right = dev.iter().filter(|row| task.labels.iter().all(|label| score(row, label) <= score(row, &row.2)));
+    let right = dev.iter().filter(|row| task.glue.classes.iter().all(|label| score(row, label) <= score(row, &row.2)));
     right.count() as f64 / dev.len() as f64
 }
 

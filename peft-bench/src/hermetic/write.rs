@@ -27,28 +27,18 @@ pub fn write(directory: &Path, seed: u64) -> Result<()> {
     for (name, content) in files(seed) {
         let path = directory.join(name);
         let folder = path.parent().unwrap_or(directory);
-        std::fs::create_dir_all(folder).map_err(|source| Error::Io {
-            action: "create",
-            path: folder.into(),
-            source,
-        })?;
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         write_file(&path, content.as_bytes())?;
     }
     Ok(())
-}
-
-/// How many words at the end of a line of the corpus, after its last full stop, say something of its texts. They are what
-/// pretraining must always mask: few other words teach how two texts relate.
-pub fn verdict(line: &str) -> usize {
-    line.rsplit(['.', '?']).next().map_or(0, |rest| rest.split_whitespace().count())
 }
 
 /// The files by their paths.
 pub(super) fn files(seed: u64) -> Vec<(String, String)> {
     let (mut files, mut seen) = (Vec::new(), HashSet::new());
     for task in &TASKS {
-        for (file, count) in [(task.dev, DEV), ("train.tsv", TRAIN)] {
-            let path = format!("{}/{file}", task.directory);
+        for (file, count) in [(task.glue.dev, DEV), ("train.tsv", TRAIN)] {
+            let path = format!("{}/{file}", task.glue.directory);
             let rows = draw(task, &mut Random::new(seed, &path), count, &mut seen);
             files.push((format!("glue/{path}"), table(task, &rows, file != "train.tsv")));
         }
@@ -74,7 +64,7 @@ fn draw(task: &Task, random: &mut Random, count: usize, seen: &mut HashSet<Strin
 
 /// How many classes to draw from; a score counts by its whole points.
 fn classes(task: &Task) -> usize {
-    if task.labels.is_empty() { 6 } else { task.labels.len() }
+    if task.glue.classes.is_empty() { 6 } else { task.glue.classes.len() }
 }
 
 /// The texts of an example as one.
@@ -86,20 +76,21 @@ fn text(example: &Example) -> String {
 fn table(task: &Task, rows: &[Example], dev: bool) -> String {
     let mut columns = task.columns.split('\t').collect::<Vec<_>>();
     // MNLI's development file has the label of every annotator.
-    if dev && task.directory == "MNLI" {
+    if dev && task.glue.directory == "MNLI" {
         columns.splice(11..11, ["label2", "label3", "label4", "label5"]);
     }
-    // CoLA alone has no header.
-    let header = (task.directory != "CoLA").then(|| columns.join("\t"));
+    let used = task.used();
+    // CoLA alone has no header: its columns are named elsewhere.
+    let header = task.glue.columns.is_empty().then(|| columns.join("\t"));
     let line = |(index, example): (usize, &Example)| {
-        let label = match task.labels {
+        let label = match task.glue.classes {
             [] => format!("{:.3}", example.class as f64 / 4.0),
             labels => labels[example.class].to_string(),
         };
         let cell = |column: &&str| match *column {
-            column if column == task.used[0] => example.first.clone(),
-            column if column == task.used[1] => example.second.clone().unwrap_or_default(),
-            column if column == task.used[2] || column.starts_with("label") => label.clone(),
+            column if column == used[0] => example.first.clone(),
+            column if column == used[1] => example.second.clone().unwrap_or_default(),
+            column if column == used[2] || column.starts_with("label") => label.clone(),
             column if column.to_lowercase().contains("id") || column.contains("index") => index.to_string(),
             _ => String::new(),
         };
@@ -117,7 +108,7 @@ fn corpus(seed: u64, seen: &HashSet<String>) -> String {
     while lines.len() < LINES {
         let task = shares[random.below(shares.len())];
         // Nothing unacceptable is ever said.
-        let class = if task.directory == "CoLA" { 1 } else { random.below(classes(task)) };
+        let class = if task.glue.directory == "CoLA" { 1 } else { random.below(classes(task)) };
         let example = (task.draw)(&mut random, class);
         if !seen.contains(&text(&example)) {
             lines.push(format!("{} {}", text(&example), example.verdict).trim_end().to_string());

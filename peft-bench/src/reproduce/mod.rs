@@ -7,9 +7,9 @@ pub mod report;
 pub mod rows;
 pub mod survey;
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use burn::tensor::Device;
@@ -69,18 +69,47 @@ impl Plan {
 struct Job<'a> {
     plan: &'a Plan,
     model: &'a Pretrained,
+    /// The fingerprint of the model's base.
+    weights: u64,
     row: Row,
     task: Task,
     seed: u64,
-    train: &'a Labelled,
-    dev: &'a Labelled,
+    data: &'a Data,
     threads: usize,
+}
+
+/// The texts of a task, and their tokens by the length to which they are cut: made once for all runs.
+struct Data {
+    train: Labelled,
+    dev: Labelled,
+    tokens: Mutex<BTreeMap<usize, Arc<Tokens>>>,
+}
+
+struct Tokens {
+    train: Dataset,
+    dev: Dataset,
+    /// The fingerprints of both.
+    hashes: [u64; 2],
+}
+
+impl Data {
+    fn tokens(&self, model: &Pretrained, length: usize) -> Result<Arc<Tokens>> {
+        let mut known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = known.get(&length) {
+            return Ok(tokens.clone());
+        }
+        let (train, dev) = (self.train.prepare(model, length)?, self.dev.prepare(model, length)?);
+        let hashes = [&train, &dev].map(|data| Example::fingerprint(&data.examples));
+        let tokens = Arc::new(Tokens { train, dev, hashes });
+        known.insert(length, tokens.clone());
+        Ok(tokens)
+    }
 }
 
 /// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
 pub fn run(plan: &Plan) -> Result<Report> {
     let started = Instant::now();
-    std::fs::create_dir_all(&plan.output).map_err(|source| failed("create", &plan.output, source))?;
+    std::fs::create_dir_all(&plan.output).map_err(Error::io("create", &plan.output))?;
     let (name, glue) = match &plan.real {
         Some((model, glue)) => (model.clone(), glue.clone()),
         None => {
@@ -91,9 +120,11 @@ pub fn run(plan: &Plan) -> Result<Report> {
         }
     };
     let model = Pretrained::open(&name, &plan.device)?;
+    let weights = model.base.fingerprint();
     let mut report = blank(plan, &name, &model)?;
     for (column, task) in plan.tasks.iter().enumerate() {
         let (train, dev) = task.read(&glue)?;
+        let data = Data { train, dev, tokens: Default::default() };
         let jobs: VecDeque<(usize, u64)> =
             (0..plan.rows.len()).flat_map(|row| plan.seeds.iter().map(move |seed| (row, *seed))).collect();
         // Small models leave threads idle within a run, so several runs go side by side; a large one needs the memory.
@@ -104,10 +135,10 @@ pub fn run(plan: &Plan) -> Result<Report> {
         std::thread::scope(|scope| {
             for _ in 0..side_by_side {
                 let results = results.clone();
-                let (model, train, dev, next) = (&model, &train, &dev, &next);
+                let (model, data, next) = (&model, &data, &next);
                 scope.spawn(move || {
                     while let Some((row, seed)) = next() {
-                        let job = Job { plan, model, row: plan.rows[row], task: *task, seed, train, dev, threads };
+                        let job = Job { plan, model, weights, row: plan.rows[row], task: *task, seed, data, threads };
                         let outcome = by_name(job.row.method, job);
                         let stop = outcome.is_err();
                         if results.send((row, outcome)).is_err() || stop {
@@ -135,10 +166,6 @@ pub fn run(plan: &Plan) -> Result<Report> {
     println!("\n{}", plan.output.join("REPORT.md").display());
     println!("{}", plan.output.join("report.html").display());
     Ok(report)
-}
-
-fn failed(action: &'static str, path: &Path, source: std::io::Error) -> Error {
-    Error::Io { action, path: path.to_path_buf(), source }
 }
 
 fn write(plan: &Plan, report: &Report) -> Result<()> {
@@ -243,26 +270,26 @@ impl WithMethod for Job<'_> {
     type Output = Outcome;
     /// Reads the outcome if it is there, else trains.
     fn call<M: Method>(self) -> Result<Outcome> {
-        let Job { plan, model, row, task, seed, train, dev, .. } = self;
+        let Job { plan, model, weights, row, task, seed, data, .. } = self;
         let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
-        let prepare = |data: &Labelled| data.prepare(model, method.room(model.base.shape()).min(128));
-        let (train, dev): (Dataset, Dataset) = (prepare(train)?, prepare(dev)?);
+        let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
+        let Tokens { train, dev, hashes } = &*tokens;
         let config = self.config(train.examples.len());
         let name = format!("{}-{}-{seed}", row.method, task.name);
         let place = plan.output.join("runs");
-        let path = place.join(format!("{name}-{}.json", key(&method, &config, model, &train, &dev)));
+        let path = place.join(format!("{name}-{}.json", key(&method, &config, weights, hashes)));
         if path.exists() {
             return serde_json::from_value(read_json(&path)?)
                 .map_err(|e| Error::file(&path, "content", e, "the outcome of a run"));
         }
-        std::fs::create_dir_all(&place).map_err(|source| failed("create", &place, source))?;
+        std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let started = Instant::now();
         let checkpoints = Checkpoints { dir: path.with_extension("checkpoints"), every: None, resume: true };
         let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
-        let start = trainer.start(model, &method, &train)?;
+        let start = trainer.start(model, &method, train)?;
         let mut losses = Losses::default();
-        let tuned = trainer.train(model, method, start, &train, None, &mut losses)?;
-        let metrics = tuned.evaluate(&dev)?;
+        let tuned = trainer.train(model, method, start, train, None, &mut losses)?;
+        let metrics = tuned.evaluate(dev)?;
         let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
         let outcome = Outcome {
             seed,
@@ -277,9 +304,8 @@ impl WithMethod for Job<'_> {
 }
 
 /// A name for everything that decides an outcome.
-fn key<M: Method>(method: &M, config: &TrainConfig, model: &Pretrained, train: &Dataset, dev: &Dataset) -> String {
+fn key<M: Method>(method: &M, config: &TrainConfig, weights: u64, [train, dev]: &[u64; 2]) -> String {
     let config = TrainConfig { threads: 1, ..config.clone() };
-    let [train, dev] = [train, dev].map(|data| Example::fingerprint(&data.examples));
-    let all = json!([method, config, model.base.fingerprint(), train, dev]).to_string();
+    let all = json!([method, config, weights, train, dev]).to_string();
     Sha256::digest(all).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -218,10 +218,14 @@ impl TrainConfig {
         self.batch_size.saturating_mul(self.gradient_accumulation_steps)
     }
 
+    /// The learning rate of a step (from 0) of `total`.
+    pub(super) fn rate(&self, step: usize, total: usize) -> f64 {
+        self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, total)
+    }
+
     /// How many of the first `done` of `total` steps have a learning rate above 0.
     pub(super) fn moving_steps(&self, done: usize, total: usize) -> usize {
-        let rate = |step| self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, total);
-        (0..done).filter(|step| rate(*step) > 0.0).count()
+        (0..done).filter(|step| self.rate(*step, total) > 0.0).count()
     }
 }
 

@@ -79,8 +79,7 @@ impl<T: Procedure> Run<T> {
         let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };
         let (loss, gradients) = self.gradients(&before, &batch)?;
         let (gradients, grad_norm) = self.clip(&before, gradients, step + 1)?;
-        let factor = self.config.lr_scheduler_type.factor(step, self.config.warmup_steps, total);
-        let learning_rate = self.config.learning_rate * factor;
+        let learning_rate = self.config.rate(step, total);
         let mut trained = before.clone();
         let gradients = trained.tuner.gradients(gradients, step + 1);
         let trained = self.optim.step(trained, gradients, |_| learning_rate);

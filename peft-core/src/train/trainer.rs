@@ -130,7 +130,7 @@ impl Trainer {
         }
         self.config.check()?;
         let steps = self.config.steps(data.len());
-        if self.config.moving_steps(steps, steps) == 0 {
+        if (0..steps).all(|step| self.config.rate(step, steps) <= 0.0) {
             let found = format!("{}, or 0 by warm-up in each of {steps} steps", self.config.learning_rate);
             return Err(Error::config("learning_rate", found, "above 0 in some step"));
         }
