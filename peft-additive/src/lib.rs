@@ -17,5 +17,6 @@ pub mod prompts;
 
 pub use adapters::sequential::{Activation, Bottleneck, Init, Placement, Sequential, SequentialConfig};
 pub use others::ia3::{Ia3, Ia3Config};
+pub use prompts::p_tuning::{PTuning, PTuningConfig, Reparameterization};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

@@ -53,6 +53,7 @@ methods! {
     peft_partial::BitFitConfig: "partial",
     peft_additive::SequentialConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
+    peft_additive::PTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
     peft_reparam::LoraConfig: "reparam",

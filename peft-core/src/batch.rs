@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::random::{Noise, fingerprint};
-use crate::{Error, Mask, Result};
+use crate::{Cache, Error, Mask, Result};
 
 /// The label of an example.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +69,10 @@ pub struct Batch {
     pub padding: Option<Tensor<2, Bool>>,
     /// Token types, `[batch, tokens]`; absent if all are 0.
     pub types: Option<Tensor<2, Int>>,
+    /// What a decoder behind an encoder sees, `[batch, tokens]`.
+    pub decoder: Option<Tensor<2, Int>>,
+    /// What is known of earlier rows while a text is generated.
+    pub cache: Option<Cache>,
     /// The dropout of this forward; absent outside training.
     pub noise: Option<Arc<Noise>>,
 }
@@ -101,8 +105,35 @@ impl Batch {
             ids: tensor(ids),
             padding: real.contains(&0).then(|| tensor(real).equal_elem(0)),
             types: types.iter().any(|t| *t != 0).then(|| tensor(types)),
+            decoder: None,
+            cache: None,
             noise: None,
         })
+    }
+
+    /// The same batch with what a decoder sees, one list of ids for each sequence. Behind the end of a list stands its first id:
+    /// no row before sees it.
+    pub fn with_decoder(self, lists: &[Vec<u32>], device: &Device) -> Result<Self> {
+        let size = [lists.len(), lists.iter().map(Vec::len).max().unwrap_or(0)];
+        if size[1] == 0 || lists.iter().any(Vec::is_empty) {
+            return Err(Error::config("decoder", "an empty list of ids", "at least one for each sequence"));
+        }
+        let filled = lists
+            .iter()
+            .flat_map(|list| list.iter().chain(std::iter::repeat(&list[0])).take(size[1]).map(|id| *id as i32));
+        let decoder = Tensor::from_data(TensorData::new(filled.collect::<Vec<_>>(), size), device);
+        Ok(Batch { decoder: Some(decoder), ..self })
+    }
+
+    /// Pads lists of ids in front to the longest of them, so that all end together and can go on.
+    pub fn padded_in_front(lists: &[Vec<u32>], pad: usize, device: &Device) -> Result<Self> {
+        let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
+        let padded = |list: &Vec<u32>| {
+            let front = longest - list.len();
+            let mask = (0..longest).map(|i| i >= front).collect();
+            Example { ids: [vec![pad as u32; front], list.clone()].concat(), mask: Some(mask), ..Default::default() }
+        };
+        Batch::new(&lists.iter().map(padded).collect::<Vec<_>>(), pad, device)
     }
 
     /// The same batch with dropout.
@@ -117,6 +148,6 @@ impl Batch {
 
     /// Who sees whom.
     pub fn mask(&self) -> Mask {
-        Mask { padding: self.padding.clone() }
+        Mask { padding: self.padding.clone(), ..Mask::default() }
     }
 }

@@ -43,8 +43,12 @@ pub struct Norm {
 pub enum Head {
     /// Sequence classification (or regression, with one output) from the first position.
     Classifier(Classifier),
+    /// Sequence classification (or regression) from the last real token, as on LLaMA.
+    Score(Score),
     /// Prediction of masked words, tied to the word table.
     MaskedLm(MaskedLm),
+    /// Prediction of the words of a text with the model's own table; nothing of it is trained.
+    LanguageModel(LanguageModel),
 }
 
 /// RoBERTa: dense, tanh, out; BERT: out, on the pooler's output.
@@ -55,6 +59,17 @@ pub struct Classifier {
     /// The last layer, `[hidden, classes]`.
     pub out: Affine,
 }
+
+/// A linear map without bias.
+#[derive(Module, Debug)]
+pub struct Score {
+    /// `[hidden, classes]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+/// The transposed word table, or what the model has in its place.
+#[derive(Module, Debug)]
+pub struct LanguageModel {}
 
 /// Dense, GELU, LayerNorm, then the transposed word table and a bias.
 #[derive(Module, Debug)]
@@ -68,14 +83,26 @@ pub struct MaskedLm {
 }
 
 impl Head {
-    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff.
+    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5 writes classes as
+    /// words and gets the head for these.
     pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let affine = |name: &str, columns| {
             Affine::init([shape.hidden, columns], 0.02, Random::new(seed, &format!("classifier.{name}")), &device)
         };
-        let dense = (shape.architecture == Architecture::Roberta).then(|| affine("dense", shape.hidden));
-        Head::Classifier(Classifier { dense, out: affine("out", outputs) })
+        match shape.architecture {
+            Architecture::Bert => Head::Classifier(Classifier { dense: None, out: affine("out", outputs) }),
+            Architecture::Roberta => {
+                let dense = Some(affine("dense", shape.hidden));
+                Head::Classifier(Classifier { dense, out: affine("out", outputs) })
+            }
+            Architecture::Llama(_) => {
+                let random = Random::new(seed, "score.weight");
+                let weight = random.normal_tensor([shape.hidden, outputs], 0.02, &device);
+                Head::Score(Score { weight: Param::from_tensor(weight) })
+            }
+            Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
+        }
     }
 
     /// A fresh masked-word head, on the base's device with autodiff.
@@ -93,22 +120,50 @@ impl Head {
     pub fn outputs(&self) -> Option<usize> {
         match self {
             Head::Classifier(head) => Some(head.out.bias.lazy_shape().num_elements()),
-            Head::MaskedLm(_) => None,
+            Head::Score(head) => Some(head.weight.lazy_shape()[1]),
+            Head::MaskedLm(_) | Head::LanguageModel(_) => None,
         }
+    }
+
+    /// By how many tokens a head for words predicts ahead of the token whose state it reads. An encoder predicts the token itself,
+    /// and what the decoder behind an encoder sees is behind its labels already.
+    pub fn ahead(&self, shape: &Shape) -> usize {
+        usize::from(matches!((self, shape.architecture), (Head::LanguageModel(_), Architecture::Llama(_))))
     }
 
     /// Number of elements of a classification head with this many outputs.
     pub fn count(shape: &Shape, outputs: usize) -> usize {
-        let dense = shape.hidden * shape.hidden + shape.hidden;
-        let dense = if shape.architecture == Architecture::Roberta { dense } else { 0 };
-        dense + shape.hidden * outputs + outputs
+        let out = shape.hidden * outputs;
+        match shape.architecture {
+            Architecture::Bert => out + outputs,
+            Architecture::Roberta => shape.hidden * shape.hidden + shape.hidden + out + outputs,
+            Architecture::Llama(_) => out,
+            Architecture::T5(_) => 0,
+        }
     }
 
-    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, vocab]` from a masked-word head.
+    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, vocab]` from a head for words (of a decoder's tokens, where
+    /// there are an encoder and a decoder).
     pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
             Head::Classifier(head) => head.logits(hidden, shape, batch),
-            Head::MaskedLm(head) => Ok(head.logits(hidden.tokens(), hidden.words, shape)),
+            Head::Score(head) => Ok(head.logits(hidden, batch)),
+            Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.words(hidden.tokens(), hidden.words, shape)),
+        }
+    }
+
+    /// Logits over words `[batch, tokens, vocab]` of states `[batch, tokens, hidden]`.
+    ///
+    /// # Panics
+    /// On a head for classes.
+    pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+        match (self, shape.architecture) {
+            (Head::MaskedLm(head), _) => head.logits(states, words, shape),
+            (Head::LanguageModel(_), Architecture::T5(t5)) if t5.scaled => {
+                module::linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
+            }
+            (Head::LanguageModel(_), _) => module::linear(states, words.transpose(), None),
+            (Head::Classifier(_) | Head::Score(_), _) => panic!("a head for classes has no logits over words"),
         }
     }
 
@@ -118,6 +173,7 @@ impl Head {
         let word = if leaf == "gain" { "weight" } else { leaf };
         let roberta = architecture == Architecture::Roberta;
         let path = match (module, roberta) {
+            ("Score", _) => "score",
             ("Classifier.out", true) => "classifier.out_proj",
             ("Classifier.out", false) => "classifier",
             ("Classifier.dense", _) => "classifier.dense",
@@ -156,6 +212,23 @@ impl Classifier {
     }
 }
 
+impl Score {
+    /// The last real token's.
+    fn logits(&self, hidden: Hidden, batch: &Batch) -> Tensor<3> {
+        let states = hidden.tokens();
+        let [size, tokens, width] = states.dims();
+        let last = match &batch.padding {
+            None => states.narrow(1, tokens - 1, 1),
+            Some(padding) => {
+                let places = Tensor::<1, Int>::arange(0..tokens as i64, &padding.device()).unsqueeze::<2>();
+                let places = places.expand([size, tokens]).mask_fill(padding.clone(), -1).max_dim(1);
+                states.gather(1, places.unsqueeze_dim::<3>(2).expand([size, 1, width]))
+            }
+        };
+        module::linear(last, self.weight.val(), None)
+    }
+}
+
 impl MaskedLm {
     fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
         let x = activation::gelu(self.dense.forward(states));
@@ -187,18 +260,18 @@ impl<T: Tuner> Trained<T> {
     /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         let hidden = self.tuner.run(base, batch)?;
-        let Head::MaskedLm(head) = &self.head else {
+        if self.head.outputs().is_some() {
             return loss::task_loss(self.head.logits(hidden, base.shape(), batch)?, labels);
-        };
+        }
         let states = hidden.tokens();
         let [size, tokens, width] = states.dims();
-        let (rows, words) = loss::words(labels, tokens, base.shape().vocab)?;
+        let (rows, words) = loss::words(labels, tokens, base.shape().vocab, self.head.ahead(base.shape()))?;
         if rows.is_empty() {
             return Ok(states.sum() * 0.0);
         }
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [words.len()]), base.device());
         let states = states.reshape([size * tokens, width]).select(0, rows);
-        let logits = head.logits(states.unsqueeze(), hidden.words, base.shape());
+        let logits = self.head.words(states.unsqueeze(), hidden.words, base.shape());
         Ok(loss::cross_entropy(logits.squeeze_dim(0), words))
     }
 }

@@ -1,6 +1,6 @@
 //! The seams of a frozen backbone: every place where a method may act, the identity unless overridden.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Tensor, TensorData};
 
 use crate::{Site, Slot, Stack, Weight};
 
@@ -18,6 +18,8 @@ pub struct Sequence {
     pub prompt: usize,
     /// How many positions come before the first row (a prefix).
     pub offset: usize,
+    /// How many rows of earlier steps are in the cache: while it is not 0, a text is going on and prompts are in it.
+    pub past: usize,
 }
 
 /// One attention: split into heads, before the scores.
@@ -27,39 +29,72 @@ pub struct Attention {
     pub input: Tensor<3>,
     /// Queries, `[batch, heads, tokens, head width]`.
     pub query: Tensor<4>,
-    /// Keys, `[batch, heads, keys, head width]`.
+    /// Keys, `[batch, key heads, keys, head width]`; those of earlier steps are among them.
     pub key: Tensor<4>,
-    /// Values, `[batch, heads, keys, head width]`.
+    /// Values, `[batch, key heads, keys, head width]`.
     pub value: Tensor<4>,
     /// Who sees whom.
     pub mask: Mask,
 }
 
-/// Which keys a query sees.
+/// Which keys a query sees, and what is added to their scores.
 #[derive(Clone, Debug, Default)]
 pub struct Mask {
     /// True where a key is padding, `[batch, keys]`.
     pub padding: Option<Tensor<2, Bool>>,
+    /// In a decoder, by how much the first query comes after the first key: query i sees key j if j <= i + causal.
+    pub causal: Option<usize>,
+    /// Added to the scores, `[1, heads, queries, keys]`: T5's relative positions.
+    pub bias: Option<Tensor<4>>,
 }
 
 impl Mask {
-    /// `n` more keys in front that every query sees (a prefix), or `n` more rows in front (a prompt).
+    /// `n` more keys in front that every query sees: a prefix.
     pub fn extend(self, n: usize) -> Self {
+        Mask { causal: self.causal.map(|causal| causal + n), ..self.prepend(n) }
+    }
+
+    /// `n` more rows in front of the sequence itself: a prompt.
+    pub fn prepend(self, n: usize) -> Self {
         let front = |padding: Tensor<2, Bool>| {
             let visible = Tensor::<2, Bool>::full([padding.dims()[0], n], false, &padding.device());
             Tensor::cat(vec![visible, padding], 1)
         };
-        Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }) }
+        Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }), ..self }
     }
 
-    /// Attention scores `[batch, heads, queries, keys]` with the unseen keys at half the least finite value, which no sum can push to infinity.
+    /// Attention scores `[batch, heads, queries, keys]` with the bias, and the unseen keys at half the least finite value, which
+    /// no sum can push to infinity. Of a bias for more keys than there are the last columns count; keys in front of it get none.
     pub fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
-        match &self.padding {
+        let dims = scores.dims();
+        let [_, _, queries, keys] = dims;
+        let unseen = f32::MIN / 2.0;
+        let mut scores = match &self.bias {
             None => scores,
-            Some(padding) => {
-                let dims = scores.dims();
-                scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), f32::MIN / 2.0)
+            Some(bias) => {
+                let [_, heads, _, columns] = bias.dims();
+                scores
+                    + match columns >= keys {
+                        true => bias.clone().narrow(3, columns - keys, keys),
+                        false => {
+                            let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
+                            Tensor::cat(vec![front, bias.clone()], 3)
+                        }
+                    }
             }
+        };
+        if let Some(padding) = &self.padding {
+            scores = scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), unseen);
+        }
+        match self.causal {
+            // The first query sees the fewest.
+            Some(causal) if causal + 1 < keys => {
+                let hidden: Vec<bool> = (0..queries).flat_map(|i| (0..keys).map(move |j| j > i + causal)).collect();
+                let hidden =
+                    Tensor::<2, Bool>::from_data(TensorData::new(hidden, [queries, keys]), &scores.device().inner());
+                scores.mask_fill(hidden.unsqueeze::<4>().expand(dims), unseen)
+            }
+            _ => scores,
         }
     }
 }
@@ -71,7 +106,7 @@ pub trait Hooks {
     fn layer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         next(x)
     }
-    /// Around a sub-layer, from its input to just before the residual addition.
+    /// Around a sub-layer, from its input (before its normalization, where that comes first) to just before the residual addition.
     fn sublayer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         next(x)
     }

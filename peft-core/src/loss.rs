@@ -7,10 +7,11 @@ use crate::{Error, Label, Result};
 /// The word of a [`Label::Words`] that is not predicted, as in torch.
 pub const IGNORED: i32 = -100;
 
-/// How many predictions some labels ask for: one each, or one for each word that counts.
-pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>) -> usize {
+/// How many predictions some labels ask for: one each, or one for each word that counts. The first `ahead` words are not
+/// predicted, see [`Head::ahead`](crate::Head::ahead).
+pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>, ahead: usize) -> usize {
     let count = |label: &Label| match label {
-        Label::Words(words) => words.iter().filter(|word| **word != IGNORED).count(),
+        Label::Words(words) => words.iter().skip(ahead).filter(|word| **word != IGNORED).count(),
         Label::Class(_) | Label::Value(_) => 1,
     };
     labels.into_iter().map(count).sum()
@@ -47,8 +48,8 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
     }
 }
 
-/// The rows, of `tokens` for each sequence, at which labels have words, and these words.
-pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize) -> Result<(Vec<i32>, Vec<i32>)> {
+/// The rows, of `tokens` for each sequence, at which words are predicted, `ahead` of their places, and these words.
+pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize, ahead: usize) -> Result<(Vec<i32>, Vec<i32>)> {
     let (mut rows, mut words) = (Vec::new(), Vec::new());
     for (i, label) in labels.iter().enumerate() {
         let list = match label {
@@ -57,11 +58,11 @@ pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize) -> Result<(V
                 return Err(Error::config("label", format!("{other:?}"), format!("words of at most {tokens} tokens")));
             }
         };
-        for (token, word) in list.iter().enumerate().filter(|(_, word)| **word != IGNORED) {
+        for (token, word) in list.iter().enumerate().skip(ahead).filter(|(_, word)| **word != IGNORED) {
             if !(0..vocab as i32).contains(word) {
                 return Err(Error::config("label", word, format!("words below {vocab}, or {IGNORED} for none")));
             }
-            rows.push((i * tokens + token) as i32);
+            rows.push((i * tokens + token - ahead) as i32);
             words.push(*word);
         }
     }

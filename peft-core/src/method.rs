@@ -112,6 +112,5 @@ pub fn split_name(name: &str) -> (&str, Site, &str) {
 
 /// What the file calls a place of the backbone itself.
 pub fn place_key(shape: &Shape, place: &Place) -> Key {
-    let name = format!("base_model.model.{}{}", shape.prefix(), place.name);
-    Key { name, transposed: place.transposed }
+    Key { name: format!("base_model.model.{}", shape.file_name(place)), transposed: place.transposed }
 }

@@ -2,17 +2,25 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::{Error, Result, Site, models};
+use crate::models::bert;
+use crate::models::fields::Fields;
+use crate::models::llama::{self, Llama};
+use crate::models::t5::{self, T5};
+use crate::{Error, Part, Result, Site, Stack};
 
-/// A family of models that share one forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A family of models that share one forward, with the settings that only it has.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Architecture {
     /// Devlin et al., 2019: positions from 0, token types, a pooler.
     Bert,
     /// Liu et al., 2019: positions from `pad + 1`, no pooler.
     Roberta,
+    /// Raffel et al., 2020: an encoder and a decoder with relative positions.
+    T5(T5),
+    /// Touvron et al., 2023: a decoder with rotary positions.
+    Llama(Llama),
 }
 
 /// What of a place: its matrix, or one of its vectors.
@@ -67,24 +75,28 @@ impl Place {
 pub struct Shape {
     /// The family.
     pub architecture: Architecture,
-    /// Number of layers.
+    /// Number of layers; the encoder's, where there are an encoder and a decoder.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Number of attention heads.
     pub heads: usize,
+    /// Width of a head.
+    pub head_width: usize,
     /// Width of the feed-forward network.
     pub intermediate: usize,
     /// Rows of the word table.
     pub vocab: usize,
-    /// Rows of the position table.
+    /// Number of positions: the rows of the table, where there is one.
     pub positions: usize,
-    /// Rows of the token type table.
+    /// Rows of the token type table; 0 without one.
     pub types: usize,
-    /// Epsilon of the layer normalizations.
+    /// Epsilon of the normalizations.
     pub eps: f64,
     /// Id of the padding token.
     pub pad: usize,
+    /// Ids that end a generated text.
+    pub stop: Vec<usize>,
     /// Dropout probability on hidden states while training.
     pub dropout: f64,
     /// Dropout probability on attention weights while training.
@@ -93,140 +105,56 @@ pub struct Shape {
     pub classifier_dropout: f64,
     /// Whether a linear map and tanh over the first position belong to the model.
     pub pooler: bool,
+    /// Whether logits over words are made with the word table, not with a table of their own.
+    pub tied: bool,
 }
 
 impl Shape {
-    /// A published shape: `bert-base`, `bert-large`, `roberta-base`, `roberta-large`, `minilm-l6`, or `tiny` ones
-    /// for tests: `bert-tiny`, `roberta-tiny`.
+    /// A published shape, such as `roberta-base`, or a tiny one for tests, such as `bert-tiny`; [`NAMES`](Self::NAMES) has all.
     pub fn named(name: &str) -> Result<Self> {
-        let (architecture, layers, hidden, heads, intermediate, vocab, positions) = match name {
-            "roberta-base" => (Architecture::Roberta, 12, 768, 12, 3072, 50265, 514),
-            "roberta-large" => (Architecture::Roberta, 24, 1024, 16, 4096, 50265, 514),
-            "bert-base" => (Architecture::Bert, 12, 768, 12, 3072, 30522, 512),
-            "bert-large" => (Architecture::Bert, 24, 1024, 16, 4096, 30522, 512),
-            "minilm-l6" => (Architecture::Bert, 6, 384, 12, 1536, 30522, 512),
-            "roberta-tiny" => (Architecture::Roberta, 3, 24, 3, 40, 97, 40),
-            "bert-tiny" => (Architecture::Bert, 2, 24, 3, 40, 97, 40),
-            _ => {
-                let names = "roberta-base, roberta-large, bert-base, bert-large, minilm-l6, roberta-tiny, bert-tiny";
-                return Err(Error::config("shape", name, names));
-            }
-        };
-        let roberta = architecture == Architecture::Roberta;
-        Ok(Shape {
-            architecture,
-            layers,
-            hidden,
-            heads,
-            intermediate,
-            vocab,
-            positions,
-            types: if roberta { 1 } else { 2 },
-            eps: if roberta { 1e-5 } else { 1e-12 },
-            pad: usize::from(roberta),
-            dropout: 0.1,
-            attention_dropout: 0.1,
-            classifier_dropout: 0.1,
-            pooler: !roberta,
-        })
+        let shape = bert::named(name).or_else(|| t5::named(name)).or_else(|| llama::named(name));
+        shape.ok_or_else(|| Error::config("shape", name, Self::NAMES.join(", ")))
     }
+
+    /// The names of the published shapes.
+    pub const NAMES: [&str; 15] = [
+        "roberta-base",
+        "roberta-large",
+        "bert-base",
+        "bert-large",
+        "minilm-l6",
+        "t5-base",
+        "t5-large",
+        "t5-v1_1-base",
+        "llama-7b",
+        "llama-13b",
+        "smollm2-135m",
+        "roberta-tiny",
+        "bert-tiny",
+        "t5-tiny",
+        "llama-tiny",
+    ];
 
     /// Reads a Hugging Face `config.json`, refusing what this library does not compute.
     pub fn from_config(config: &Value, path: &Path) -> Result<Self> {
-        let number = |key: &str, default: Option<usize>, allowed: std::ops::RangeInclusive<usize>| match config.get(key)
-        {
-            None | Some(Value::Null) if default.is_some() => Ok(default.unwrap_or_default()),
-            value => {
-                value.and_then(Value::as_u64).map(|n| n as usize).filter(|n| allowed.contains(n)).ok_or_else(|| {
-                    let expected = format!("an integer from {} to {}", allowed.start(), allowed.end());
-                    Error::file(path, key, show(value), expected)
-                })
-            }
-        };
-        let real = |key: &str, default: f64, allowed: std::ops::Range<f64>| match config.get(key) {
-            None | Some(Value::Null) => Ok(default),
-            value => value.and_then(Value::as_f64).filter(|x| allowed.contains(x)).ok_or_else(|| {
-                Error::file(path, key, show(value), format!("a number from {} to below {}", allowed.start, allowed.end))
-            }),
-        };
-        let only = |key: &str, default: &str, expected: &str| match config.get(key) {
-            None | Some(Value::Null) if default == expected => Ok(()),
-            Some(Value::String(s)) if s == expected => Ok(()),
-            value => Err(Error::file(path, key, show(value), expected)),
-        };
-        let (architecture, pad) = match config.get("model_type").and_then(Value::as_str) {
-            Some("bert") => (Architecture::Bert, 0),
-            Some("roberta") => (Architecture::Roberta, 1),
-            _ => {
-                return Err(Error::file(path, "model_type", show(config.get("model_type")), "\"bert\" or \"roberta\""));
-            }
-        };
-        only("hidden_act", "gelu", "gelu")?;
-        only("position_embedding_type", "absolute", "absolute")?;
-        for (key, expected) in [
-            ("is_decoder", "false: an encoder"),
-            ("add_cross_attention", "false: an encoder"),
-            ("pruned_heads", "none: all heads are there"),
-            ("quantization_config", "none: weights that are not quantized"),
-        ] {
-            match config.get(key) {
-                None | Some(Value::Null | Value::Bool(false)) => {}
-                Some(Value::Object(map)) if map.is_empty() => {}
-                value => return Err(Error::file(path, key, show(value), expected)),
-            }
+        let fields = Fields { config, path };
+        fields.check_common()?;
+        match fields.get("model_type").and_then(Value::as_str) {
+            Some("bert") => bert::from_fields(&fields, Architecture::Bert),
+            Some("roberta") => bert::from_fields(&fields, Architecture::Roberta),
+            Some("t5") => t5::from_fields(&fields),
+            Some("llama") => llama::from_fields(&fields),
+            _ => Err(fields.wrong("model_type", "bert, roberta, t5 or llama")),
         }
-        match config.get("problem_type").map(|kind| (kind, kind.as_str())) {
-            None | Some((Value::Null, _) | (_, Some("single_label_classification" | "regression"))) => {}
-            Some((kind, _)) => {
-                return Err(Error::file(path, "problem_type", kind, "single_label_classification or regression"));
-            }
-        }
-        let hidden = number("hidden_size", None, 1..=65_536)?;
-        let heads = number("num_attention_heads", None, 1..=1_024)?;
-        if hidden % heads != 0 {
-            return Err(Error::file(path, "num_attention_heads", heads, format!("a divisor of hidden_size {hidden}")));
-        }
-        let vocab = number("vocab_size", None, 1..=4_000_000)?;
-        let pad = number("pad_token_id", Some(pad), 0..=vocab - 1)?;
-        let least_positions = if architecture == Architecture::Roberta { pad + 2 } else { 1 };
-        let dropout = real("hidden_dropout_prob", 0.1, 0.0..1.0)?;
-        Ok(Shape {
-            architecture,
-            layers: number("num_hidden_layers", None, 1..=1_000)?,
-            hidden,
-            heads,
-            intermediate: number("intermediate_size", None, 1..=262_144)?,
-            vocab,
-            positions: number("max_position_embeddings", None, least_positions..=1_000_000)?,
-            types: number("type_vocab_size", Some(2), 1..=1_000)?,
-            eps: real("layer_norm_eps", 1e-12, 0.0..1.0)?,
-            pad,
-            dropout,
-            attention_dropout: real("attention_probs_dropout_prob", 0.1, 0.0..1.0)?,
-            classifier_dropout: real("classifier_dropout", dropout, 0.0..1.0)?,
-            pooler: architecture == Architecture::Bert,
-        })
     }
 
     /// A Hugging Face `config.json` of this shape; [`from_config`](Self::from_config) reads it back.
     pub fn to_config(&self) -> Value {
-        let roberta = self.architecture == Architecture::Roberta;
-        json!({
-            "model_type": if roberta { "roberta" } else { "bert" },
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.hidden,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate,
-            "hidden_act": "gelu",
-            "vocab_size": self.vocab,
-            "max_position_embeddings": self.positions,
-            "type_vocab_size": self.types,
-            "layer_norm_eps": self.eps,
-            "pad_token_id": self.pad,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.attention_dropout,
-            "classifier_dropout": self.classifier_dropout,
-        })
+        match &self.architecture {
+            Architecture::Bert | Architecture::Roberta => bert::to_config(self),
+            Architecture::T5(t5) => t5::to_config(self, t5),
+            Architecture::Llama(llama) => llama::to_config(self, llama),
+        }
     }
 
     /// The same shape with another dropout probability everywhere.
@@ -240,7 +168,15 @@ impl Shape {
         match self.architecture {
             Architecture::Bert => "bert.",
             Architecture::Roberta => "roberta.",
+            Architecture::T5(_) => "",
+            Architecture::Llama(_) => "model.",
         }
+    }
+
+    /// A place's name in a checkpoint. The table of a head for words stands outside of the model that it is put on.
+    pub fn file_name(&self, place: &Place) -> String {
+        let prefix = if place.site.part == Part::Vocabulary { "" } else { self.prefix() };
+        format!("{prefix}{}", place.name)
     }
 
     /// The longest sequence, in tokens, prompts included.
@@ -251,14 +187,54 @@ impl Shape {
     /// The position of a sequence's first token.
     pub(crate) fn first_position(&self) -> usize {
         match self.architecture {
-            Architecture::Bert => 0,
             Architecture::Roberta => self.pad + 1,
+            _ => 0,
         }
+    }
+
+    /// The stacks in the order of the forward, each with its number of layers.
+    pub fn stacks(&self) -> Vec<(Stack, usize)> {
+        match self.architecture {
+            Architecture::Bert | Architecture::Roberta => vec![(Stack::Encoder, self.layers)],
+            Architecture::T5(t5) => vec![(Stack::Encoder, self.layers), (Stack::Decoder, t5.decoder_layers)],
+            Architecture::Llama(_) => vec![(Stack::Decoder, self.layers)],
+        }
+    }
+
+    /// A part in every layer that has it, in the order of the forward. Only decoders behind an encoder have cross-attention.
+    pub fn sites(&self, part: Part) -> Vec<Site> {
+        let stacks = self.stacks();
+        let crossed = |stack| stacks.len() == 2 && stack == Stack::Decoder;
+        let has = |stack| part != Part::CrossAttention || crossed(stack);
+        let layers = |(stack, layers)| (0..layers).map(move |layer| Site { stack, layer, part });
+        stacks.iter().copied().filter(|(stack, _)| has(*stack)).flat_map(layers).collect()
+    }
+
+    /// The word table.
+    pub fn words(&self) -> Site {
+        Site { stack: self.stacks()[0].0, layer: 0, part: Part::Words }
+    }
+
+    /// Number of heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        match self.architecture {
+            Architecture::Llama(llama) => llama.kv_heads,
+            _ => self.heads,
+        }
+    }
+
+    /// Whether normalizations stand before their sub-layers, which the residual stream passes by, not after.
+    pub fn pre_norm(&self) -> bool {
+        matches!(self.architecture, Architecture::T5(_) | Architecture::Llama(_))
     }
 
     /// Every tensor of the backbone, in the order of its forward.
     pub fn places(&self) -> Vec<Place> {
-        models::bert::places(self)
+        match &self.architecture {
+            Architecture::Bert | Architecture::Roberta => bert::places(self),
+            Architecture::T5(t5) => t5::places(self, t5),
+            Architecture::Llama(llama) => llama::places(self, llama),
+        }
     }
 
     /// The linear maps, BERT's pooler included, and their module paths (with the model's prefix), in the order of the forward.
@@ -275,25 +251,17 @@ impl Shape {
     /// Input and output width of a linear map.
     ///
     /// # Panics
-    /// On a site that is not a linear map of the layers.
+    /// On a site that is not a linear map of the model.
     pub fn linear_dims(&self, site: Site) -> [usize; 2] {
-        use crate::Part::*;
-        match site.part {
-            Query | Key | Value | Output | Pooler => [self.hidden, self.hidden],
-            Up => [self.hidden, self.intermediate],
-            Down => [self.intermediate, self.hidden],
-            _ => panic!("{site} is not a linear map"),
-        }
+        let place = self.places().into_iter().find(|place| place.site == site && place.transposed);
+        let dims = place.unwrap_or_else(|| panic!("{site} is not a linear map")).dims;
+        [dims[0], dims[1]]
     }
 
     /// The number of the backbone's parameters.
     pub fn count(&self) -> usize {
         self.places().iter().map(Place::count).sum()
     }
-}
-
-fn show(value: Option<&Value>) -> String {
-    value.map_or("nothing".into(), Value::to_string)
 }
 
 #[cfg(test)]
@@ -310,6 +278,12 @@ mod tests {
             ("bert-base", 109_482_240),
             ("bert-large", 335_141_888),
             ("minilm-l6", 22_713_216),
+            // The survey's, which are those of transformers.
+            ("t5-base", 222_903_552),
+            ("t5-large", 737_668_096),
+            ("llama-7b", 6_738_415_616),
+            ("llama-13b", 13_015_864_320),
+            ("smollm2-135m", 134_515_008),
         ] {
             assert_eq!(Shape::named(name).unwrap().count(), count, "{name}");
         }
@@ -317,8 +291,8 @@ mod tests {
 
     #[test]
     fn a_config_is_read_back() {
-        for name in ["roberta-base", "minilm-l6"] {
-            let shape = Shape { attention_dropout: 0.2, ..Shape::named(name).unwrap() };
+        for name in Shape::NAMES {
+            let shape = Shape::named(name).unwrap();
             assert_eq!(Shape::from_config(&shape.to_config(), Path::new("config.json")).unwrap(), shape);
         }
     }

@@ -50,34 +50,68 @@ parts! {
     Layer = "layer",
     /// The self-attention sub-layer, up to its residual addition.
     SelfAttention = "self_attention",
+    /// The cross-attention sub-layer of a decoder, up to its residual addition.
+    CrossAttention = "cross_attention",
     /// The feed-forward sub-layer, up to its residual addition.
     FeedForward = "feed_forward",
-    /// The query projection.
+    /// The query projection; as a choice of sites also that of the cross-attention.
     Query = "query",
-    /// The key projection.
+    /// The key projection; as a choice of sites also that of the cross-attention.
     Key = "key",
-    /// The value projection.
+    /// The value projection; as a choice of sites also that of the cross-attention.
     Value = "value",
-    /// The output projection of the attention.
+    /// The output projection of the attention; as a choice of sites also that of the cross-attention.
     Output = "output",
+    /// The query projection of the cross-attention.
+    CrossQuery = "cross_query",
+    /// The key projection of the cross-attention.
+    CrossKey = "cross_key",
+    /// The value projection of the cross-attention.
+    CrossValue = "cross_value",
+    /// The output projection of the cross-attention.
+    CrossOutput = "cross_output",
+    /// The gate beside the first linear map of a gated feed-forward network.
+    Gate = "gate",
     /// The first linear map of the feed-forward network.
     Up = "up",
     /// The last linear map of the feed-forward network.
     Down = "down",
     /// The normalization that belongs to the self-attention.
     NormAttention = "norm_attention",
+    /// The normalization that belongs to the cross-attention.
+    NormCrossAttention = "norm_cross_attention",
     /// The normalization that belongs to the feed-forward network.
     NormFeedForward = "norm_feed_forward",
     /// The normalization of the embeddings.
     NormEmbedding = "norm_embedding",
+    /// The normalization behind the last layer.
+    NormFinal = "norm_final",
     /// The word embedding table.
     Words = "words",
     /// The position embedding table.
     Positions = "positions",
+    /// The table of relative position biases, a row for each bucket, a column for each head.
+    RelativePositions = "relative_positions",
     /// The token type (segment) embedding table.
     Types = "types",
     /// The linear map over the first position (BERT's pooler).
     Pooler = "pooler",
+    /// The table that makes logits over words, where it is not the word table.
+    Vocabulary = "vocabulary",
+}
+
+impl Part {
+    /// Whether this choice of sites takes in a site with that part.
+    fn selects(self, part: Part) -> bool {
+        let crossed = matches!(
+            (self, part),
+            (Part::Query, Part::CrossQuery)
+                | (Part::Key, Part::CrossKey)
+                | (Part::Value, Part::CrossValue)
+                | (Part::Output, Part::CrossOutput)
+        );
+        self == part || crossed
+    }
 }
 
 /// A named place in a backbone. Its name is `encoder.3.query`.
@@ -95,6 +129,11 @@ impl Site {
     /// A part of an encoder's layer.
     pub fn encoder(layer: usize, part: Part) -> Self {
         Site { stack: Stack::Encoder, layer, part }
+    }
+
+    /// A part of a decoder's layer.
+    pub fn decoder(layer: usize, part: Part) -> Self {
+        Site { stack: Stack::Decoder, layer, part }
     }
 }
 
@@ -155,7 +194,7 @@ impl Sites {
             Sites::Parts(parts) if parts.is_empty() => Err(no_site("")),
             Sites::Parts(parts) => parts
                 .iter()
-                .map(|part| select(part.name(), &|site, _| site.part == *part))
+                .map(|part| select(part.name(), &|site, _| part.selects(site.part)))
                 .collect::<Result<Vec<_>>>()
                 .map(union),
             Sites::Names(names) if names.is_empty() => Err(no_site("")),
@@ -178,13 +217,14 @@ impl Sites {
         let linears = shape.linears();
         let mut names = Vec::new();
         for part in parts {
-            let own: Vec<&str> = linears.iter().filter(|(s, _)| s.part == *part).map(|(_, p)| p.as_str()).collect();
+            let own: Vec<&str> =
+                linears.iter().filter(|(s, _)| part.selects(s.part)).map(|(_, p)| p.as_str()).collect();
             let first = own.first().ok_or_else(|| Error::config("site", part.name(), "a linear map of the layers"))?;
             let words: Vec<&str> = first.split('.').collect();
             let ends = (1..=words.len()).map(|n| words[words.len() - n..].join("."));
             let exact = |name: &String| {
                 let matched = Sites::Names(vec![name.clone()]).resolve(shape).unwrap_or_default();
-                matched.len() == own.len() && matched.iter().all(|site| site.part == *part)
+                matched.len() == own.len() && matched.iter().all(|site| part.selects(site.part))
             };
             match ends.into_iter().find(exact) {
                 Some(name) => names.push(name),

@@ -251,7 +251,22 @@ fn bad_labels() {
     let like = read("a.tsv", "text\tscore\na\t0.5\n").unwrap();
     let other = Labelled::open(&written("b.tsv", "text\tscore\na\tgood\n").1).unwrap().like(&like).read();
     assert_error(other, &["b.tsv: line 2, score: found \"good\", expected a finite number"]);
-    refused("a.jsonl", "{\"text\":\"a\",\"label\":[1]}", &["line 1, label: found [1]"]);
+    refused("a.jsonl", "{\"text\":\"a\",\"label\":{}}", &["line 1, label: found {}"]);
+    refused(
+        "a.jsonl",
+        "{\"text\":\"a\",\"label\":[1,\"b\"]}",
+        &["line 1, label: found \"b\", expected an array of words"],
+    );
+    refused(
+        "a.jsonl",
+        "{\"text\":\"a\",\"label\":[-100,-100]}",
+        &["line 1, label: found 2 words, none of which counts"],
+    );
+    refused(
+        "a.jsonl",
+        "{\"text\":\"a\",\"label\":[1]}\n{\"text\":\"a\",\"label\":1}",
+        &["expected words in every row, or in none"],
+    );
     let many: String = (0..1001).map(|name| format!("a\tname {name}\n")).collect();
     refused(
         "a.tsv",

@@ -72,7 +72,7 @@ fn the_loss_of_masked_words_is_that_of_their_rows() {
     let labels: Vec<&Label> = labels.iter().collect();
     let found = f64::from(trained.loss(&base, &batch, &labels).unwrap().into_scalar::<f32>());
     assert!((found / expected - 1.0).abs() < f64::from(REFERENCE.0), "{found} {expected}");
-    assert_eq!(targets(labels.iter().copied()), count);
+    assert_eq!(targets(labels.iter().copied(), 0), count);
     let none = Label::Words(vec![IGNORED; 2].into());
     assert_eq!(trained.loss(&base, &batch, &[&none]).unwrap().into_scalar::<f32>(), 0.0);
     for wrong in [Label::Words(vec![97].into()), Label::Words(vec![1; 99].into()), Label::Class(0)] {

@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn files_hold_the_whole_checkpoint() {
-        assert_files_hold(&FullConfig::default(), |_| true);
+        assert_files_hold(&FullConfig::default(), &SHAPES, |_| true);
     }
 
     /// `t + step * direction` with a random direction.
@@ -171,7 +171,8 @@ mod tests {
                     let moved = view(&full, &mut Along { seed, step });
                     f64::from(loss(moved.run(&base, &batch(&base)).unwrap()).into_scalar::<f32>())
                 };
-                let step = 1e-4;
+                // Random queries make T5's softmax so sharp that a longer step leaves its tangent.
+                let step = 1e-5;
                 let difference = (at(step) - at(-step)) / (2.0 * step);
                 let gradients = loss(full.run(&base, &batch(&base)).unwrap()).backward();
                 let (mut slope, mut norm) = (0.0, 0.0f64);

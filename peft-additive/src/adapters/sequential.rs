@@ -1,6 +1,6 @@
 //! # Sequential adapter                     family: additive / adapter-based
 //! h' = h + act(h Wd + bd) Wu + bu          Wd: [d, m], Wu: [m, d], h the output of a sub-layer, before its residual addition
-//! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN the model's after it
+//! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN the model's after it, if there is one
 //! Paper: Houlsby et al., 2019, arXiv:1902.00751, section 2.1.   Reference: google-research/adapter-bert; adapter-hub `DoubleSeqBnConfig`, `SeqBnConfig`
 //! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no, unless act = identity and no normalization is in front.
 //! Identities:
@@ -9,7 +9,7 @@
 //! - the order of the bottleneck's units does not matter: `the_order_of_the_units_does_not_matter`
 //! - Wu = 0, bu = 0 is the base, but for trained normalizations: `a_second_map_of_zeros_is_the_base`
 //! - Wu = 0 adds bu to the output projection's bias: `the_second_bias_alone_shifts_the_output_projection`
-//! - act = identity folds into the output projection: `a_linear_adapter_folds_into_the_output_projection`, `C3`
+//! - act = identity folds into an output projection with a bias: `a_linear_adapter_folds_into_the_output_projection`
 //! - trained normalizations are those of another base: `trained_normalizations_are_those_of_another_base`
 //!
 //! Differs from the paper: GELU is exact, the official code's is the approximation by tanh. `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
@@ -175,12 +175,18 @@ impl SequentialConfig {
             let allowed: Vec<&str> = parts.iter().map(|part| part.name()).collect();
             return Err(Error::config("inner_norm", part.name(), allowed.join(", ")));
         }
-        Ok((0..shape.layers).flat_map(|layer| parts.iter().map(move |part| Site::encoder(layer, *part))).collect())
+        Ok(parts.iter().flat_map(|part| shape.sites(*part)).collect())
     }
 
     /// The trained gains and biases of the model's normalizations.
     fn norms(&self, shape: &Shape) -> Vec<Place> {
-        let norms = [Part::NormEmbedding, Part::NormAttention, Part::NormFeedForward];
+        let norms = [
+            Part::NormEmbedding,
+            Part::NormAttention,
+            Part::NormCrossAttention,
+            Part::NormFeedForward,
+            Part::NormFinal,
+        ];
         let trained = |place: &Place| self.train_layernorm && norms.contains(&place.site.part);
         shape.places().into_iter().filter(trained).collect()
     }
@@ -194,9 +200,12 @@ pub struct Sequential {
     gains: SiteMap<Param<Tensor<1>>>,
     /// Of the model's normalizations, `[d]` each.
     biases: SiteMap<Param<Tensor<1>>>,
-    /// The base's gain and bias, `[d]` each, that an adapter reads through; none where it reads the sub-layer's own output.
+    /// Where an adapter reads the sum with the residual: through the base's gain and bias, `[d]` each, if a normalization follows.
     #[module(skip)]
-    through: SiteMap<[Tensor<1>; 2]>,
+    sums: SiteMap<Option<[Tensor<1>; 2]>>,
+    /// Whether the maps at the ends of sub-layers have a bias, in which that of an adapter can be folded.
+    #[module(skip)]
+    biased: bool,
     #[module(skip)]
     activation: Activation,
     #[module(skip)]
@@ -236,19 +245,23 @@ impl Method for SequentialConfig {
                 Init::ZeroUp => Tensor::zeros([m, d], &device),
             }),
         };
-        let sites = self.plan(shape)?;
+        let (sites, places) = (self.plan(shape)?, shape.places());
         let trained = |slot: Slot| -> SiteMap<Param<Tensor<1>>> {
             let places = self.norms(shape).into_iter().filter(|place| place.slot == slot);
             let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
             places.map(|place| (place.site, start(place.site))).collect()
         };
-        let through = |site: Site| [Slot::Gain, Slot::Bias].map(|slot| base.vector(norm_after(site), slot));
+        let through = |site: Site| {
+            (!shape.pre_norm()).then(|| [Slot::Gain, Slot::Bias].map(|slot| base.vector(norm_after(site), slot)))
+        };
+        let biased = |site: &Site| places.iter().any(|p| p.site == projection(*site) && p.slot == Slot::Bias);
         let reading = sites.iter().filter(|_| self.placement == Placement::Pfeiffer);
         Ok(Sequential {
             adapters: sites.iter().map(|site| (*site, bottleneck(*site))).collect(),
             gains: trained(Slot::Gain),
             biases: trained(Slot::Bias),
-            through: reading.map(|site| (*site, through(*site))).collect(),
+            sums: reading.map(|site| (*site, through(*site))).collect(),
+            biased: sites.iter().all(biased),
             activation: self.activation,
             eps: shape.eps,
         })
@@ -258,8 +271,7 @@ impl Method for SequentialConfig {
         let (d, m) = (shape.hidden, self.bottleneck);
         let inner = |site: Site| if self.inner_norm.contains(&site.part) { 2 * d } else { 0 };
         let adapters: usize = self.plan(shape)?.into_iter().map(|site| 2 * d * m + m + d + inner(site)).sum();
-        let norms = if self.train_layernorm { (2 * shape.layers + 1) * 2 * d } else { 0 };
-        Ok(adapters + norms)
+        Ok(adapters + self.norms(shape).iter().map(Place::count).sum::<usize>())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -285,7 +297,7 @@ impl Method for SequentialConfig {
     }
 
     fn merge(tuner: &Sequential) -> Option<&dyn Merge> {
-        let linear = tuner.activation == Activation::Identity && tuner.through.is_empty();
+        let linear = tuner.activation == Activation::Identity && tuner.sums.is_empty() && tuner.biased;
         let bare = tuner.adapters.iter().all(|(_, adapter)| adapter.norm.is_none());
         if linear && bare { Some(tuner) } else { None }
     }
@@ -337,13 +349,14 @@ impl Hooks for Sequential {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
         let residual = x.hidden.clone();
         let output = next(x);
-        let read = match self.through.get(site) {
-            Some([gain, bias]) => {
+        let read = match self.sums.get(site) {
+            Some(Some([gain, bias])) => {
                 // As trained, where it is.
                 let gain = Hooks::vector(self, norm_after(site), Slot::Gain, gain.clone());
                 let bias = Hooks::vector(self, norm_after(site), Slot::Bias, bias.clone());
                 module::layer_norm(output.clone() + residual, gain, Some(bias), self.eps)
             }
+            Some(None) => output.clone() + residual,
             None => output.clone(),
         };
         output + adapter.forward(read, self.activation, self.eps)
@@ -444,7 +457,8 @@ mod tests {
     mod identity {
         use super::*;
         peft_core::conformance!(
-            SequentialConfig::houlsby(5).with_activation(Activation::Identity).with_init(Init::ZeroUp)
+            SequentialConfig::houlsby(5).with_activation(Activation::Identity).with_init(Init::ZeroUp),
+            skip(C3: "T5 and LLaMA have no bias that could take in the adapter's; for encoders a property of its own tests it")
         );
     }
 

@@ -11,63 +11,66 @@
 //! - an input's l is a LoRA of the rank of l - 1: `few_factors_are_a_low_rank_update`
 //! - an output's l scales the bias too: `an_output_is_scaled_with_its_bias`
 //!
-//! Differs from the paper: by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. Weight decay would pull l to 0, not to 1: leave it out.
+//! Differs from the paper: on BERT and RoBERTa by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. Weight decay would pull l to 0, not to 1: leave it out.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, Weight,
-    adapter, file_path, split_name,
+    Architecture, Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Slot, Weight, adapter, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
 /// The configuration of (IA)^3, in the names of PEFT's `IA3Config`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ia3Config {
-    /// Where.
-    pub target_modules: Sites,
-    /// Those of them whose input is scaled, not their output.
-    pub feedforward_modules: Sites,
-}
-
-impl Default for Ia3Config {
-    /// PEFT's for BERT and RoBERTa: key, value, and the inputs of both output projections of a layer.
-    fn default() -> Self {
-        let names = |names: &[&str]| Sites::Names(names.iter().map(|name| name.to_string()).collect());
-        Ia3Config {
-            target_modules: names(&["key", "value", "output.dense"]),
-            feedforward_modules: names(&["output.dense"]),
-        }
-    }
+    /// Where; if not set, PEFT's choice for the model: keys, values and the input of the feed-forward network's last map, on BERT
+    /// and RoBERTa also that of the attention's output projection.
+    pub target_modules: Option<Sites>,
+    /// Those of them whose input is scaled, not their output; if not set, of PEFT's choice all but keys and values.
+    pub feedforward_modules: Option<Sites>,
 }
 
 impl Ia3Config {
-    /// PEFT's sites, see [`default`](Self::default).
+    /// PEFT's sites.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The paper's sites: key, value, and the inner activations of the feed-forward network.
     pub fn paper() -> Self {
-        Ia3Config { target_modules: Part::Key | Part::Value | Part::Down, feedforward_modules: Part::Down.into() }
+        Self::default().with_sites(Part::Key | Part::Value | Part::Down, Part::Down)
     }
 
     /// On these linear maps, of which `feedforward` have their input scaled.
     pub fn with_sites(mut self, sites: impl Into<Sites>, feedforward: impl Into<Sites>) -> Self {
-        (self.target_modules, self.feedforward_modules) = (sites.into(), feedforward.into());
+        (self.target_modules, self.feedforward_modules) = (Some(sites.into()), Some(feedforward.into()));
         self
+    }
+
+    /// The sites that are set, else PEFT's for the model.
+    fn sites(&self, shape: &Shape) -> (Sites, Sites) {
+        let [key, value, last] = match shape.architecture {
+            Architecture::Bert | Architecture::Roberta => ["key", "value", "output.dense"],
+            Architecture::T5(_) => ["k", "v", "wo"],
+            Architecture::Llama(_) => ["k_proj", "v_proj", "down_proj"],
+        };
+        let names = |names: &[&str]| Sites::Names(names.iter().map(|name| name.to_string()).collect());
+        let targets = self.target_modules.clone().unwrap_or_else(|| names(&[key, value, last]));
+        (targets, self.feedforward_modules.clone().unwrap_or_else(|| names(&[last])))
     }
 
     /// The sites whose output is scaled, and those whose input is.
     fn plan(&self, shape: &Shape) -> Result<(Vec<Site>, Vec<Site>)> {
-        let targets = self.target_modules.resolve(shape)?;
-        let mut inputs = match &self.feedforward_modules {
+        let (targets, feedforward) = self.sites(shape);
+        let targets = targets.resolve(shape)?;
+        let mut inputs = match &feedforward {
             Sites::Parts(none) if none.is_empty() => vec![],
             sites => sites.resolve(shape)?,
         };
         // A pattern is only looked up among the targets; names must be some of theirs. So it is in the reference.
-        if let Sites::Pattern(_) = self.feedforward_modules {
+        if let Sites::Pattern(_) = feedforward {
             inputs.retain(|site| targets.contains(site));
         }
         if let Some(site) = inputs.iter().find(|site| !targets.contains(site)) {
@@ -113,9 +116,10 @@ impl Method for Ia3Config {
     }
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
+        let (targets, feedforward) = self.sites(shape);
         Ok(Ia3Config {
-            target_modules: self.target_modules.by_name(shape)?,
-            feedforward_modules: self.feedforward_modules.by_name(shape)?,
+            target_modules: Some(targets.by_name(shape)?),
+            feedforward_modules: Some(feedforward.by_name(shape)?),
         })
     }
 
@@ -181,7 +185,9 @@ mod tests {
 
     #[test]
     fn equals_the_reference() {
-        for (case, base) in [("ia3", "roberta-classify"), ("ia3-bert", "bert-classify")] {
+        for (case, base) in
+            [("ia3", "roberta-classify"), ("ia3-bert", "bert-classify"), ("ia3-t5", "t5"), ("ia3-llama", "llama")]
+        {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<Ia3Config>();
         }

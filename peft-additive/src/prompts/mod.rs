@@ -1,20 +1,63 @@
 //! Soft prompt-based fine-tuning.
 
+pub mod p_tuning;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 
-use peft_core::{Error, Result, Shape};
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
+use peft_core::{Affine, Error, Hooks, Result, Sequence, Shape, Stack, random::Random};
 use serde_json::{Map, Value};
 
-/// What PEFT writes of the model beside the settings of a prompt.
-fn derived(shape: &Shape) -> Map<String, Value> {
+/// Rows in front of a sequence during one run.
+struct Prompt {
+    /// `[stacks * virtual tokens, hidden]`: those of an encoder before those of the decoder behind it.
+    rows: Tensor<2>,
+    stacks: usize,
+}
+
+impl Hooks for Prompt {
+    fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
+        // A text that goes on has its prompt already.
+        if x.past > 0 {
+            return x;
+        }
+        let ([rows, hidden], [batch, _, _]) = (self.rows.dims(), x.hidden.dims());
+        let n = rows / self.stacks;
+        let first = if stack == Stack::Decoder { rows - n } else { 0 };
+        let rows = self.rows.clone().narrow(0, first, n).unsqueeze::<3>().expand([batch, n, hidden]);
+        let hidden = Tensor::cat(vec![rows, x.hidden], 1);
+        Sequence { hidden, mask: x.mask.prepend(n), prompt: x.prompt + n, ..x }
+    }
+}
+
+/// What PEFT writes of the model beside the settings of a prompt; `heads` of this width are those that it is for.
+fn derived(shape: &Shape, heads: usize, width: usize) -> Map<String, Value> {
     let fields = [
-        ("token_dim", shape.hidden),
+        ("token_dim", heads * width),
         ("num_layers", shape.layers),
-        ("num_attention_heads", shape.heads),
-        ("num_transformer_submodules", 1),
+        ("num_attention_heads", heads),
+        ("num_transformer_submodules", shape.stacks().len()),
     ];
     fields.into_iter().map(|(key, value)| (key.to_string(), value.into())).collect()
+}
+
+/// The same for vectors as wide as the model.
+fn derived_of_rows(shape: &Shape) -> Map<String, Value> {
+    let mut fields = derived(shape, shape.heads, shape.head_width);
+    fields.insert("token_dim".into(), shape.hidden.into());
+    fields
+}
+
+/// As torch starts a linear map (and, with the width of its state as `fan`, an LSTM): weight and bias uniform within
+/// `1 / sqrt(fan)`.
+fn torch_linear([rows, columns]: [usize; 2], fan: usize, seed: u64, name: &str, device: &Device) -> Affine {
+    let bound = 1.0 / (fan as f64).sqrt();
+    let random = |leaf| Random::new(seed, &format!("{name}.{leaf}"));
+    Affine {
+        weight: Param::from_tensor(random("weight").uniform_tensor([rows, columns], -bound, bound, device)),
+        bias: Param::from_tensor(random("bias").uniform_tensor([columns], -bound, bound, device)),
+    }
 }
 
 /// Virtual tokens take up positions of the model; at least one must be left.

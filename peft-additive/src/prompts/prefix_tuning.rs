@@ -10,18 +10,18 @@
 //! - projected == flat with M: `a_projection_folds_into_the_flat_form`
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
 //!
-//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. Dropout on M is not offered.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l takes entries 4 l and 4 l + 1 of the 2 L, counted in circles, so that half of them are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 use peft_core::{
-    Adapter, Affine, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Procedure, Result, Sequence, Shape, Site,
-    Stack, random::Random,
+    Adapter, Affine, Architecture, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure, Result,
+    Sequence, Shape, Site, Stack, random::Random,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{check_length, derived};
+use super::{check_length, derived, torch_linear};
 
 /// The configuration of prefix tuning, in the names of PEFT's `PrefixTuningConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,20 +57,25 @@ impl PrefixTuningConfig {
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
-        let width = self.encoder_hidden_size.unwrap_or(shape.hidden);
+        let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
         if width == 0 {
             return Err(Error::config("encoder_hidden_size", width, "at least 1, or null for the model's width"));
         }
         Ok(match self.prefix_projection {
-            true => ([self.num_virtual_tokens, shape.hidden], Some(width)),
+            true => ([self.num_virtual_tokens, key_width(shape)], Some(width)),
             false => ([self.num_virtual_tokens, flat_width(shape)], None),
         })
     }
 }
 
+/// Keys or values of a row, of all heads.
+fn key_width(shape: &Shape) -> usize {
+    shape.kv_heads() * shape.head_width
+}
+
 /// A key and a value for each layer.
 fn flat_width(shape: &Shape) -> usize {
-    2 * shape.layers * shape.hidden
+    2 * shape.layers * key_width(shape)
 }
 
 /// Keys and values in front of those of every self-attention.
@@ -83,6 +88,9 @@ pub struct PrefixTuning {
     heads: usize,
     #[module(skip)]
     layers: usize,
+    /// Whether the model is T5, of which PEFT gives a prefix to the decoder only.
+    #[module(skip)]
+    t5: bool,
 }
 
 /// What keys and values are computed by.
@@ -104,16 +112,6 @@ impl PrefixTuning {
     }
 }
 
-/// As torch starts a linear map: weight and bias uniform within `1 / sqrt(rows)`.
-fn torch_linear([rows, columns]: [usize; 2], seed: u64, name: &str, device: &Device) -> Affine {
-    let bound = 1.0 / (rows as f64).sqrt();
-    let random = |leaf| Random::new(seed, &format!("prefix_tuning.{name}.{leaf}"));
-    Affine {
-        weight: Param::from_tensor(random("weight").uniform_tensor([rows, columns], -bound, bound, device)),
-        bias: Param::from_tensor(random("bias").uniform_tensor([columns], -bound, bound, device)),
-    }
-}
-
 impl Method for PrefixTuningConfig {
     const NAME: &'static str = "prefix";
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
@@ -124,21 +122,24 @@ impl Method for PrefixTuningConfig {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let (dims, width) = self.plan(shape)?;
         let embedding = Random::new(seed, "prefix_tuning.embedding").normal_tensor(dims, 1.0, &device);
+        let linear =
+            |dims: [usize; 2], name| torch_linear(dims, dims[0], seed, &format!("prefix_tuning.{name}"), &device);
         let projection = width.map(|width| Projection {
-            inner: torch_linear([shape.hidden, width], seed, "inner", &device),
-            outer: torch_linear([width, flat_width(shape)], seed, "outer", &device),
+            inner: linear([key_width(shape), width], "inner"),
+            outer: linear([width, flat_width(shape)], "outer"),
         });
         Ok(PrefixTuning {
             embedding: Param::from_tensor(embedding),
             projection,
-            heads: shape.heads,
+            heads: shape.kv_heads(),
             layers: shape.layers,
+            t5: matches!(shape.architecture, Architecture::T5(_)),
         })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         let ([rows, columns], width) = self.plan(shape)?;
-        let projection = width.map_or(0, |h| (shape.hidden + 1) * h + (h + 1) * flat_width(shape));
+        let projection = width.map_or(0, |h| (columns + 1) * h + (h + 1) * flat_width(shape));
         Ok(rows * columns + projection)
     }
 
@@ -152,7 +153,7 @@ impl Method for PrefixTuningConfig {
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        derived(shape)
+        derived(shape, shape.kv_heads(), shape.head_width)
     }
 
     fn to_saved(tuner: PrefixTuning) -> PrefixTuning {
@@ -169,21 +170,38 @@ impl Method for PrefixTuningConfig {
 struct Opened {
     /// Keys and values in turn, `[2 layers, heads, virtual tokens, head width]`.
     entries: Tensor<4>,
+    t5: bool,
+}
+
+impl Opened {
+    /// The entries of a key and its value.
+    fn places(&self, site: Site) -> Option<[usize; 2]> {
+        let (first, entries) = (2 * site.layer, self.entries.dims()[0]);
+        match (site.part, site.stack) {
+            (Part::SelfAttention, Stack::Decoder) if self.t5 => Some([2 * first % entries, (2 * first + 1) % entries]),
+            (Part::SelfAttention, _) if !self.t5 => Some([first, first + 1]),
+            _ => None,
+        }
+    }
 }
 
 impl Hooks for Opened {
     /// The tokens' positions come after those of the prefix, which itself has none.
-    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
-        Sequence { offset: x.offset + self.entries.dims()[2], ..x }
+    fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
+        match self.t5 && stack == Stack::Encoder {
+            true => x,
+            false => Sequence { offset: x.offset + self.entries.dims()[2], ..x },
+        }
     }
 
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
+        let Some([key, value]) = self.places(site) else { return next(a) };
         let ([_, heads, n, width], batch) = (self.entries.dims(), a.key.dims()[0]);
         let prepend = |entry: usize, x: Tensor<4>| {
-            let front = self.entries.clone().narrow(0, 2 * site.layer + entry, 1).expand([batch, heads, n, width]);
+            let front = self.entries.clone().narrow(0, entry, 1).expand([batch, heads, n, width]);
             Tensor::cat(vec![front, x], 2)
         };
-        next(Attention { key: prepend(0, a.key), value: prepend(1, a.value), mask: a.mask.extend(n), ..a })
+        next(Attention { key: prepend(key, a.key), value: prepend(value, a.value), mask: a.mask.extend(n), ..a })
     }
 }
 
@@ -192,7 +210,7 @@ impl Adapter for PrefixTuning {
         let flat = self.flat();
         let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
         let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);
-        f(&Opened { entries: split.permute([1, 2, 0, 3]) })
+        f(&Opened { entries: split.permute([1, 2, 0, 3]), t5: self.t5 })
     }
 }
 
@@ -232,7 +250,12 @@ mod tests {
 
     #[test]
     fn equals_the_reference() {
-        for (case, base) in [("prefix", "roberta-classify"), ("prefix-bert", "bert-classify")] {
+        for (case, base) in [
+            ("prefix", "roberta-classify"),
+            ("prefix-bert", "bert-classify"),
+            ("prefix-t5", "t5"),
+            ("prefix-llama", "llama"),
+        ] {
             Case::open(golden(case), base).check_method::<PrefixTuningConfig>();
         }
     }

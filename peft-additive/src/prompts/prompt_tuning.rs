@@ -1,22 +1,20 @@
 //! # Prompt tuning                          family: additive / soft prompt-based
-//! x' = [P; E(x)]                           P: [l, d]
+//! x' = [P; E(x)]                           P: [l, d], one for each stack
 //! Paper: Lester et al., 2021, arXiv:2104.08691, section 2.   Reference: huggingface/peft tuners/prompt_tuning
-//! Trains: l d.                             Merges: no, P lengthens the sequence.
+//! Trains: l d, on T5 2 l d.                Merges: no, P lengthens the sequence.
 //! Identities:
 //! - P = E(t) is the frozen model on the tokens [t; x]: `a_prompt_of_words_is_those_words`
 //! - swapping two rows while keeping their sums with the position embeddings swaps their states and changes no other: `rows_with_their_positions_can_be_swapped`
 //!
-//! Differs from the paper: the head reads the first virtual token and 20 of them are the default, as in PEFT and the survey (the paper has no head, and 100). Rows start as words drawn from the whole vocabulary, as PEFT's SAMPLE_VOCAB (the paper: from its 5,000 most frequent words), not as PEFT's default N(0, 1): PEFT's own documentation warns that such rows may lie outside of what the model knows as words, and the paper finds words to be the better start.
+//! Differs from the paper: the head reads the first virtual token and 20 of them are the default, as in PEFT and the survey (the paper has no head, and 100). On T5 the decoder has virtual tokens of its own in front of what it writes, as in PEFT (the paper has them in the encoder only). Rows start as words drawn from the whole vocabulary, as PEFT's SAMPLE_VOCAB (the paper: from its 5,000 most frequent words), not as PEFT's default N(0, 1): PEFT's own documentation warns that such rows may lie outside of what the model knows as words, and the paper finds words to be the better start.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{
-    Base, Error, Hooks, Key, Method, Part, Procedure, Result, Sequence, Shape, Site, Stack, adapter, random::Random,
-};
+use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Method, Procedure, Result, Shape, random::Random};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{check_length, derived};
+use super::{Prompt, check_length, derived_of_rows};
 
 /// How the virtual tokens start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +62,10 @@ impl PromptTuningConfig {
 /// Virtual tokens in front of every sequence.
 #[derive(Module, Debug)]
 pub struct PromptTuning {
-    /// `[virtual tokens, hidden]`.
+    /// `[stacks * virtual tokens, hidden]`.
     prompt_embeddings: Param<Tensor<2>>,
+    #[module(skip)]
+    stacks: usize,
 }
 
 impl Method for PromptTuningConfig {
@@ -77,22 +77,23 @@ impl Method for PromptTuningConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<PromptTuning> {
         let (n, shape) = (self.num_virtual_tokens, base.shape());
         check_length(n, shape)?;
+        let (stacks, n) = (shape.stacks().len(), n * shape.stacks().len());
         let mut random = Random::new(seed, "prompt_tuning.prompt_embeddings");
         let rows = match self.prompt_tuning_init {
             PromptInit::Random => random.normal_tensor([n, shape.hidden], 1.0, base.device()),
             PromptInit::SampleVocab => {
                 let ids: Vec<i32> = (0..n).map(|_| random.below(shape.vocab) as i32).collect();
                 let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [n]), base.device());
-                base.weight(Site::encoder(0, Part::Words)).dense().select(0, ids)
+                base.weight(shape.words()).dense().select(0, ids)
             }
             PromptInit::Text => return Err(Error::config("prompt_tuning_init", "TEXT", "RANDOM or SAMPLE_VOCAB")),
         };
-        Ok(PromptTuning { prompt_embeddings: Param::from_tensor(Tensor::from_inner(rows)) })
+        Ok(PromptTuning { prompt_embeddings: Param::from_tensor(Tensor::from_inner(rows)), stacks })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         check_length(self.num_virtual_tokens, shape)?;
-        Ok(self.num_virtual_tokens * shape.hidden)
+        Ok(shape.stacks().len() * self.num_virtual_tokens * shape.hidden)
     }
 
     fn key(&self, name: &str, _shape: &Shape) -> Key {
@@ -112,7 +113,7 @@ impl Method for PromptTuningConfig {
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        derived(shape)
+        derived_of_rows(shape)
     }
 
     fn for_loading(&self, base: &Base) -> Result<PromptTuning> {
@@ -120,20 +121,11 @@ impl Method for PromptTuningConfig {
     }
 }
 
-impl Hooks for PromptTuning {
-    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
-        let ([n, hidden], [batch, _, _]) = (self.prompt_embeddings.dims(), x.hidden.dims());
-        let rows = self.prompt_embeddings.val().unsqueeze::<3>().expand([batch, n, hidden]);
-        Sequence {
-            hidden: Tensor::cat(vec![rows, x.hidden], 1),
-            mask: x.mask.extend(n),
-            prompt: x.prompt + n,
-            offset: x.offset,
-        }
+impl Adapter for PromptTuning {
+    fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        f(&Prompt { rows: self.prompt_embeddings.val(), stacks: self.stacks })
     }
 }
-
-adapter!(PromptTuning);
 
 impl Procedure for PromptTuning {}
 
@@ -142,7 +134,7 @@ mod tests {
     use std::path::Path;
 
     use peft_core::testing::{base, device, golden::Case};
-    use peft_core::{Head, view::tensors};
+    use peft_core::{Head, Part, Site, view::tensors};
 
     use super::*;
 
@@ -153,7 +145,12 @@ mod tests {
 
     #[test]
     fn equals_the_reference() {
-        for (case, base) in [("prompt", "roberta-classify"), ("prompt-bert", "bert-classify")] {
+        for (case, base) in [
+            ("prompt", "roberta-classify"),
+            ("prompt-bert", "bert-classify"),
+            ("prompt-t5", "t5"),
+            ("prompt-llama", "llama"),
+        ] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<PromptTuningConfig>();
         }

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use peft_core::testing::{base, device, fixtures::SHAPES};
+use peft_core::testing::{base, device, fixtures::ENCODERS};
 use peft_core::{Base, Batch, Tuner, view::with_values};
 
 /// The models that every identity is tested on.
 fn bases() -> Vec<Base> {
-    SHAPES.iter().map(|shape| base(shape, &device())).collect()
+    ENCODERS.iter().map(|shape| base(shape, &device())).collect()
 }
 
 /// Final hidden states `[batch, rows, hidden]`, without autodiff.

@@ -80,7 +80,7 @@ proptest! {
                     let (site, norm) = (Site::encoder(layer, part), Site::encoder(layer, Part::NormFeedForward));
                     let draw = |name| Random::new(seed, name).normal_tensor([2, 5, 24], 1.0, base.device());
                     let (x, u): (Tensor<3>, Tensor<3>) = (draw("x"), draw("u"));
-                    let input = Sequence { hidden: x.clone(), mask: Default::default(), prompt: 0, offset: 0 };
+                    let input = Sequence { hidden: x.clone(), mask: Default::default(), prompt: 0, offset: 0, past: 0 };
                     let found = adapter.open(&batch(&base), |hooks| hooks.sublayer(site, input, &|_| u.clone()));
                     let matrix = |map| {
                         let data = own.get(&format!("adapters.{site}.{map}.weight"))?.clone();

@@ -8,7 +8,7 @@ use clap::Args;
 use peft_core::data::Labelled;
 use peft_core::load::write_safetensors;
 use peft_core::train::Logits;
-use peft_core::{Result, io::Pretrained};
+use peft_core::{Architecture, Result, io::Pretrained};
 
 use super::options::{ModelArgs, check_output, logits, max_length, threads};
 
@@ -17,6 +17,7 @@ use super::options::{ModelArgs, check_output, logits, max_length, threads};
 #[command(
     after_help = "Example:\n  peft forward --model DIR --adapter out/lora --input examples.jsonl --output logits.safetensors\n\n\
     Each line: {\"input_ids\": [0, 5, 2], \"attention_mask\": [1, 1, 1], \"token_type_ids\": [0, 0, 0]}, the last two optional.\n\
+    For T5 also \"labels\": [7, 8, 1], which its decoder sees shifted to the right; logits are then [labels, vocab].\n\
     Writes f32 tensors logits.0, logits.1, .. in the order of the input."
 )]
 pub struct Forward {
@@ -37,8 +38,12 @@ impl Forward {
     pub(super) fn run(self) -> Result<()> {
         check_output("--output", &self.output, &[&self.input])?;
         let model: Pretrained = self.model.open()?;
-        let rows = Labelled::open(&self.input)?.without_label().read()?;
         let shape = model.base.shape();
+        // The decoder behind an encoder sees the labels, behind by one.
+        let rows = match shape.architecture {
+            Architecture::T5(_) => Labelled::open(&self.input)?.label("labels").read()?,
+            _ => Labelled::open(&self.input)?.without_label().read()?,
+        };
         let examples = rows.examples(shape, max_length(shape, self.adapter.as_deref())?)?;
         let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
         let tensor =

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
-use peft_core::files::check_new_directory;
+use peft_core::files::{check_new_directory, read_text};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Method, Result, Trained};
@@ -134,6 +134,9 @@ pub struct Train {
     config: Option<PathBuf>,
 }
 
+/// What a result holds of the settings of its run.
+const SETTINGS: &str = "train.yaml";
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Optimizer {
     #[value(alias = "adamw_torch")]
@@ -151,7 +154,9 @@ enum ScheduleArg {
 
 impl Train {
     pub(super) fn run(self) -> Result<()> {
-        check_new_directory(&self.output)?;
+        if !self.is_done() {
+            check_new_directory(&self.output)?;
+        }
         if let Some(log) = &self.log {
             let inputs = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
             check_output("--log", log, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
@@ -230,6 +235,11 @@ impl Train {
         Ok(config)
     }
 
+    /// Whether a run that is to be taken up has written its result already: it was stopped at the very end.
+    fn is_done(&self) -> bool {
+        self.resume && self.output.join(SETTINGS).exists()
+    }
+
     /// Where checkpoints lie while the run lasts: beside the output, which appears only when it is done.
     fn checkpoints(&self) -> Checkpoints {
         let mut name = self.output.file_name().unwrap_or_default().to_os_string();
@@ -282,6 +292,19 @@ impl WithMethod for Job<'_> {
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         let settings = yaml::effective(args, &method, &config)?;
+        if args.is_done() {
+            let path = args.output.join(SETTINGS);
+            if read_text(&path, 1 << 20)? != settings {
+                return Err(Error::file(
+                    &path,
+                    "settings",
+                    "those of another run",
+                    "those of the run that is taken up",
+                ));
+            }
+            args.checkpoints().remove()?;
+            return print(json!({"output": args.output, "method": M::NAME, "steps": steps, "done": "before"}));
+        }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
             Some(dir) => peft::load::<M>(dir, &model.base)?.1,
@@ -301,7 +324,7 @@ impl WithMethod for Job<'_> {
             metrics.0.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let (method, head) = tuned.trainable();
         let card = card::write(&tuned, &config, &metrics, args.task.as_deref());
-        tuned.save_with(&args.output, &[("train.yaml", settings), ("README.md", card)])?;
+        tuned.save_with(&args.output, &[(SETTINGS, settings), ("README.md", card)])?;
         args.checkpoints().remove()?;
         print(json!({
             "output": args.output, "method": M::NAME, "steps": progress.steps(),

@@ -15,6 +15,8 @@ pub(super) enum Kind {
     Classes(Vec<String>),
     /// Numbers.
     Values,
+    /// A word for each token.
+    Words,
 }
 
 /// A label as it stands in the file.
@@ -60,6 +62,7 @@ impl Kind {
             |expected: String| Err(Error::file(path, format!("line {line}, {column}"), format!("{text:?}"), expected));
         match self {
             Kind::Unlabelled => Ok(None),
+            Kind::Words => fail("an array of words".to_string()),
             Kind::Classes(names) => match names.iter().position(|name| name == text) {
                 Some(class) => Ok(Some(Label::Class(class))),
                 None => fail(format!("one of the classes {names:?}")),

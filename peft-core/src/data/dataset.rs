@@ -33,12 +33,12 @@ impl Dataset {
         Some(self)
     }
 
-    /// The number of outputs that a head needs: the classes, or 1 for values.
-    pub fn outputs(&self) -> Result<usize> {
+    /// The number of outputs that a head needs: the classes, or 1 for values; none, if it must be one for words.
+    pub fn outputs(&self) -> Result<Option<usize>> {
         match self.examples.first().and_then(|e| e.label.as_ref()) {
-            Some(Label::Class(_)) => Ok(self.classes.len().max(2)),
-            Some(Label::Value(_)) => Ok(1),
-            Some(Label::Words(_)) => Err(Error::config("label", "words", "classes or values")),
+            Some(Label::Class(_)) => Ok(Some(self.classes.len().max(2))),
+            Some(Label::Value(_)) => Ok(Some(1)),
+            Some(Label::Words(_)) => Ok(None),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }
     }

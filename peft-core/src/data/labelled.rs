@@ -10,7 +10,7 @@ use crate::files::read_text;
 #[cfg(feature = "tokenize")]
 use crate::load::Tokenizer;
 use crate::random::Random;
-use crate::{Error, Example, Result, Shape};
+use crate::{Architecture, Error, Example, Label, Result, Shape};
 
 /// The largest data file that is read, in bytes.
 const MAX_DATA: u64 = 1 << 30;
@@ -46,7 +46,7 @@ impl Labelled {
     ///
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
     /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
-    /// are classes, other numbers are values, anything else names a class.
+    /// are classes, other numbers are values, arrays are words to predict, anything else names a class.
     pub fn open(path: &Path) -> Result<Builder> {
         Ok(Builder {
             path: path.to_path_buf(),
@@ -65,7 +65,7 @@ impl Labelled {
     pub fn classes(&self) -> &[String] {
         match &self.kind {
             Kind::Classes(names) => names,
-            Kind::Unlabelled | Kind::Values => &[],
+            Kind::Unlabelled | Kind::Values | Kind::Words => &[],
         }
     }
 
@@ -140,6 +140,17 @@ impl Labelled {
             if ids.len() > max_length {
                 return Err(self.wrong(row, format!("{} input_ids", ids.len()), format!("at most {max_length}")));
             }
+            if let Some(Label::Words(words)) = &row.label {
+                if let Some(word) = words.iter().find(|word| **word >= vocab as i32) {
+                    let expected = format!("words below {vocab}, the vocabulary of the model");
+                    return Err(self.wrong(row, format!("word {word} in the labels"), expected));
+                }
+                let behind = matches!(shape.architecture, Architecture::T5(_));
+                if !behind && words.len() != ids.len() {
+                    let expected = format!("{}, one for each of input_ids", ids.len());
+                    return Err(self.wrong(row, format!("{} labels", words.len()), expected));
+                }
+            }
             Ok(Example { ids: ids.clone(), mask: mask.clone(), types: types.clone(), label: row.label.clone() })
         };
         let examples = self.rows.iter().map(example).collect::<Result<Vec<_>>>()?;
@@ -149,7 +160,7 @@ impl Labelled {
     /// Refuses token types that a model of this shape lacks.
     pub(super) fn with_types_of(&self, shape: &Shape, examples: Vec<Example>) -> Result<Vec<Example>> {
         for (row, example) in self.rows.iter().zip(&examples) {
-            if let Some(kind) = example.types.iter().flatten().find(|kind| **kind as usize >= shape.types) {
+            if let Some(kind) = example.types.iter().flatten().find(|kind| **kind as usize >= shape.types.max(1)) {
                 let expected = format!("types below {}, those of the model", shape.types);
                 return Err(self.wrong(row, format!("type {kind} in token_type_ids"), expected));
             }
@@ -226,11 +237,15 @@ impl Builder {
                 }
                 record => record?,
             };
-            rows.push(Row { line: record.line, input: columns.input(&header, &record)?, label: None });
+            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None };
             if let Some(column) = label {
-                let text = Cell { header: &header, record: &record, column }.label()?;
-                labels.push(Written { line: record.line, text });
+                let cell = Cell { header: &header, record: &record, column };
+                match cell.words() {
+                    Some(words) if labels.is_empty() => row.label = Some(words?),
+                    _ => labels.push(Written { line: record.line, text: cell.label()? }),
+                }
             }
+            rows.push(row);
         }
         let (path, column) = (header.path, label.map_or("", |column| &header.columns[column]));
         if rows.is_empty() {
@@ -238,9 +253,14 @@ impl Builder {
         }
         let kind = match (label, self.kind) {
             (None, _) => Kind::Unlabelled,
+            (Some(_), _) if labels.is_empty() => Kind::Words,
             (Some(_), Some(kind)) => kind,
             (Some(_), None) => Kind::of(path, column, &labels)?,
         };
+        if let Some(row) = rows.iter().find(|row| row.label.is_some()).filter(|_| kind != Kind::Words) {
+            let expected = "words in every row, or in none";
+            return Err(Error::file(path, format!("line {}, {column}", row.line), "an array of words", expected));
+        }
         for (row, label) in rows.iter_mut().zip(&labels) {
             row.label = kind.label(path, column, label)?;
         }

@@ -1,6 +1,7 @@
 use serde_json::Value;
 
 use super::table::{Header, Record};
+use crate::loss::IGNORED;
 use crate::{Error, Label, Result};
 
 /// Columns that hold a pair of texts, as the common data sets name them.
@@ -112,6 +113,20 @@ impl Cell<'_> {
             Value::Number(number) => Ok(number.to_string()),
             other => Err(self.wrong(other, "the name of a class or a number")),
         }
+    }
+
+    /// A label that is an array: a word for each token, -100 where none is to be predicted.
+    pub(super) fn words(&self) -> Option<Result<Label>> {
+        let Value::Array(items) = self.value() else { return None };
+        let word = |item: &Value| {
+            let word = item.as_i64().and_then(|word| i32::try_from(word).ok()).filter(|word| *word >= IGNORED);
+            word.ok_or_else(|| self.wrong(item, "an array of words from 0, or -100 where none is to be predicted"))
+        };
+        let words = items.iter().map(word).collect::<Result<Vec<_>>>();
+        Some(words.and_then(|words| match words.iter().any(|word| *word != IGNORED) {
+            true => Ok(Label::Words(words.into())),
+            false => Err(self.error(format!("{} words, none of which counts", words.len()), "a word other than -100")),
+        }))
     }
 
     fn text(&self) -> Result<String> {

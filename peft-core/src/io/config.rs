@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::files::{Distinct, read_json};
-use crate::{Error, Method, Result, Shape};
+use crate::{Architecture, Error, Method, Result, Shape};
 
 /// Fields that say nothing about the computation.
 const DESCRIPTIVE: [&str; 13] = [
@@ -113,10 +113,16 @@ pub(super) fn write<M: Method>(config: &M, shape: &Shape, base: &str, head: &[&s
     let mut fields = object(&config.for_files(shape)?);
     fields.extend(config.derived(shape));
     fields.insert("peft_type".into(), json!(M::PEFT_TYPE));
-    fields.insert("task_type".into(), if head == ["classifier", "score"] { json!("SEQ_CLS") } else { Value::Null });
+    let task = match (head, shape.architecture) {
+        (["classifier", ..], _) => json!("SEQ_CLS"),
+        ([], Architecture::T5(_)) => json!("SEQ_2_SEQ_LM"),
+        ([], _) => json!("CAUSAL_LM"),
+        _ => Value::Null,
+    };
+    fields.insert("task_type".into(), task);
     fields.insert("base_model_name_or_path".into(), json!(base));
     fields.insert("inference_mode".into(), json!(true));
-    fields.insert("modules_to_save".into(), json!(head));
+    fields.insert("modules_to_save".into(), if head.is_empty() { Value::Null } else { json!(head) });
     fields.sort_keys();
     Ok(Value::Object(fields))
 }

@@ -13,7 +13,7 @@ pub use super::config::{from_settings, peft_type};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
-use crate::{Base, Error, Head, Key, Method, Result, Shape, Trained};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Method, Result, Shape, Trained};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,8 +41,9 @@ pub fn save<M: Method>(
         });
     }
     let head: &[&str] = match trained.head {
-        Head::Classifier(_) => &["classifier", "score"],
+        Head::Classifier(_) | Head::Score(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
+        Head::LanguageModel(_) => &[],
     };
     let json = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
     let settings = config::write(config, shape, &labels.base, head)?;
@@ -131,13 +132,21 @@ impl Taker {
 
     /// The head whose names start with `prefix`; `None` if there is none.
     fn head(&mut self, prefix: &str, base: &Base) -> Result<Option<Head>> {
-        let key = |name: &str| head_key(prefix, name, base.shape());
-        let head =
-            match (self.file.shape(&key("Classifier.out.bias").name), self.file.shape(&key("MaskedLm.bias").name)) {
-                (Some([outputs]), _) => Head::classifier(base, *outputs, 0),
-                (_, Some(_)) => Head::masked_lm(base, 0),
+        let shape = base.shape();
+        let key = |name: &str| head_key(prefix, name, shape);
+        let dims = |name: &str| self.file.shape(&key(name).name);
+        let head = match shape.architecture {
+            Architecture::Bert | Architecture::Roberta => match dims("Classifier.out.bias") {
+                Some([outputs]) => Head::classifier(base, *outputs, 0),
+                _ if dims("MaskedLm.bias").is_some() => Head::masked_lm(base, 0),
                 _ => return Ok(None),
-            };
+            },
+            Architecture::Llama(_) => match dims("Score.weight") {
+                Some([outputs, _]) => Head::classifier(base, *outputs, 0),
+                _ => Head::LanguageModel(LanguageModel {}),
+            },
+            Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
+        };
         self.fill(head, key).map(Some)
     }
 

@@ -10,7 +10,17 @@ use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::tensors;
-use crate::{Base, Error, Head, Key, Result, Shape};
+use crate::{Architecture, Base, Error, Head, Key, Part, Place, Result, Shape};
+
+/// What a model's directory holds beside settings and weights.
+const OTHER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+];
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -58,12 +68,22 @@ impl Pretrained {
         let mut shape = Shape::from_config(&config, &path)?;
         let file = Checkpoint::open_model(&dir)?;
         let prefix = find_prefix(&file, &shape)?;
+        let name = |shape: &Shape, place: &Place| match place.site.part {
+            Part::Vocabulary => shape.file_name(place),
+            _ => format!("{prefix}{}", place.name),
+        };
         // A BERT for masked words is saved without the pooler.
         shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+        // What transformers writes of T5 says that the tables are tied even where they are not. A LLaMA for classes has no table for words.
+        shape.tied = match shape.architecture {
+            Architecture::T5(_) => file.shape("lm_head.weight").is_none(),
+            Architecture::Llama(_) => shape.tied || file.shape("score.weight").is_some(),
+            _ => shape.tied,
+        };
         let mut taken = BTreeSet::new();
-        let base = Base::new(shape, device, |place| {
-            let name = format!("{prefix}{}", place.name);
-            let old = format!("{prefix}{}", old_name(&place.name));
+        let base = Base::new(shape.clone(), device, |place| {
+            let name = name(&shape, place);
+            let old = old_name(&name);
             let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
             let data = file.read_f32(&name, &place.file_dims());
             taken.insert(name);
@@ -72,7 +92,14 @@ impl Pretrained {
         // Heads of other tasks may be there. A layer that the forward would leave out may not.
         let backbone = |name: &&str| {
             let inner = name.strip_prefix(&prefix).unwrap_or_default();
-            ["encoder.", "embeddings."].iter().any(|part| inner.starts_with(part)) && !inner.ends_with("position_ids")
+            let copies = [
+                "position_ids",
+                "embed_tokens.weight",
+                "rotary_emb.inv_freq",
+                "EncDecAttention.relative_attention_bias.weight",
+            ];
+            let parts = ["encoder.", "embeddings.", "decoder.", "layers."];
+            parts.iter().any(|part| inner.starts_with(part)) && !copies.iter().any(|copy| inner.ends_with(copy))
         };
         if let Some(name) = file.names().filter(backbone).find(|name| !taken.contains(*name)) {
             let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
@@ -103,7 +130,7 @@ impl Pretrained {
         let shape = base.shape();
         let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
         for place in shape.places() {
-            files.insert(format!("{}{}", shape.prefix(), place.name), base.tensor_data(&place));
+            files.insert(shape.file_name(&place), base.tensor_data(&place));
         }
         for (name, data) in tensors(head) {
             let Key { name, transposed } = Head::key(&name, shape.architecture);
@@ -111,7 +138,7 @@ impl Pretrained {
         }
         let config = self.config_with(head, classes);
         write_directory(output, |dir| {
-            for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"] {
+            for name in OTHER_FILES {
                 if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
                     std::fs::copy(&from, dir.join(name)).map_err(Error::io("copy", &from))?;
                 }
@@ -122,7 +149,12 @@ impl Pretrained {
     }
 
     fn config_with(&self, head: &Head, classes: &[String]) -> Value {
-        let family = if self.base.shape().prefix() == "bert." { "Bert" } else { "Roberta" };
+        let family = match self.base.shape().architecture {
+            Architecture::Bert => "Bert",
+            Architecture::Roberta => "Roberta",
+            Architecture::T5(_) => "T5",
+            Architecture::Llama(_) => "Llama",
+        };
         let mut config = self.config.clone();
         // Weights are written as f32, whatever they were.
         for key in ["dtype", "torch_dtype"] {
@@ -130,16 +162,18 @@ impl Pretrained {
                 config[key] = json!("float32");
             }
         }
-        match head {
-            Head::Classifier(classifier) => {
-                let outputs = classifier.out.bias.val().dims()[0];
-                let names: Vec<String> =
-                    (0..outputs).map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"))).collect();
-                config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
-                config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
-                config["label2id"] = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
-            }
-            Head::MaskedLm(_) => config["architectures"] = json!([format!("{family}ForMaskedLM")]),
+        let task = match head {
+            Head::Classifier(_) | Head::Score(_) => "SequenceClassification",
+            Head::MaskedLm(_) => "MaskedLM",
+            Head::LanguageModel(_) if family == "T5" => "ConditionalGeneration",
+            Head::LanguageModel(_) => "CausalLM",
+        };
+        config["architectures"] = json!([format!("{family}For{task}")]);
+        if let Some(outputs) = head.outputs() {
+            let names: Vec<String> =
+                (0..outputs).map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"))).collect();
+            config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
+            config["label2id"] = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
         }
         config
     }

@@ -1,13 +1,21 @@
 //! Frozen backbones: their tensors by site, and one readable forward for each family.
 
-pub mod bert;
+pub(crate) mod bert;
+mod cache;
+pub(crate) mod fields;
+pub(crate) mod llama;
+pub(crate) mod places;
+pub(crate) mod t5;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 
+pub use cache::Cache;
+
 use crate::{
-    Attention, Batch, Error, Example, Hooks, Place, Result, Shape, Site, Slot, Weight,
+    Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Result, Sequence, Shape, Site,
+    Slot, Weight,
     random::{Random, fingerprint},
 };
 
@@ -23,13 +31,13 @@ pub struct Base {
 /// What a backbone gives to a head.
 #[derive(Clone, Debug)]
 pub struct Hidden {
-    /// Final hidden states, `[batch, prompt + tokens, hidden]`.
+    /// Final hidden states, `[batch, prompt + tokens, hidden]`; the decoder's, where there are an encoder and a decoder.
     pub states: Tensor<3>,
     /// How many rows at the front are virtual tokens.
     pub prompt: usize,
     /// The pooler's output, `[batch, hidden]`, if the model has one.
     pub pooled: Option<Tensor<2>>,
-    /// The word table as this run used it, `[vocab, hidden]`, for heads tied to it.
+    /// What makes logits over words, `[vocab, hidden]`, as this run used it: the word table, or the model's own for that.
     pub words: Tensor<2>,
 }
 
@@ -177,7 +185,8 @@ impl Base {
                     format!("ids below {}, the model's vocabulary", self.shape.vocab),
                 );
             }
-            if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types) {
+            // A model without a type table takes types of 0, which say nothing.
+            if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types.max(1)) {
                 return wrong("token_type_ids", kind.to_string(), format!("types below {}", self.shape.types));
             }
             let masked = example.mask.as_ref().map_or(length, Vec::len);
@@ -190,12 +199,38 @@ impl Base {
                 );
             }
         }
-        Batch::new(examples.iter().copied(), self.shape.pad, &self.device)
+        let batch = Batch::new(examples.iter().copied(), self.shape.pad, &self.device)?;
+        match self.shape.architecture {
+            Architecture::T5(t5) => batch.with_decoder(&self.shifted(examples, t5.start)?, &self.device),
+            _ => Ok(batch),
+        }
+    }
+
+    /// What a decoder sees of the texts that it is to predict: all behind it by one, as in transformers. Without a text, the start.
+    fn shifted(&self, examples: &[&Example], start: usize) -> Result<Vec<Vec<u32>>> {
+        let word = |word: &i32| match *word {
+            crate::loss::IGNORED => Ok(self.shape.pad as u32),
+            word if (0..self.shape.vocab as i32).contains(&word) => Ok(word as u32),
+            word => Err(Error::config("labels", word, format!("words below {}", self.shape.vocab))),
+        };
+        let shifted = |example: &&Example| {
+            let before = match &example.label {
+                Some(Label::Words(words)) if !words.is_empty() => &words[..words.len() - 1],
+                _ => &[],
+            };
+            std::iter::once(Ok(start as u32)).chain(before.iter().map(word)).collect()
+        };
+        examples.iter().map(shifted).collect()
     }
 
     /// Runs a batch through the frozen layers with `hooks` at their seams.
     pub fn forward(&self, batch: &Batch, hooks: &dyn Hooks) -> Result<Hidden> {
-        bert::forward(&Frame { base: self, hooks, batch })
+        let frame = Frame { base: self, hooks, batch };
+        match &self.shape.architecture {
+            Architecture::Bert | Architecture::Roberta => bert::forward(&frame),
+            Architecture::T5(t5) => t5::forward(&frame, t5),
+            Architecture::Llama(llama) => llama::forward(&frame, llama),
+        }
     }
 }
 
@@ -217,15 +252,28 @@ impl Frame<'_> {
         self.hooks.vector(site, slot, self.base.vector(site, slot))
     }
 
-    /// A linear map with its bias, inside the hook `linear`.
+    /// A linear map with its bias, if it has one, inside the hook `linear`.
     pub fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        self.hooks.linear(site, x, &|x| self.weight(site).linear(x, Some(self.vector(site, Slot::Bias))))
+        let bias = || self.base.vectors.get(&(site, Slot::Bias)).cloned();
+        let bias = || bias().map(|bias| self.hooks.vector(site, Slot::Bias, bias));
+        self.hooks.linear(site, x, &|x| self.weight(site).linear(x, bias()))
     }
 
     /// A layer normalization.
     pub fn norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
         let (gain, bias) = (self.vector(site, Slot::Gain), self.vector(site, Slot::Bias));
         module::layer_norm(x, gain, Some(bias), self.base.shape.eps)
+    }
+
+    /// A normalization by the root of the mean square.
+    pub fn rms_norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
+        let scale = (x.clone().powi_scalar(2).mean_dim(2) + self.base.shape.eps).sqrt();
+        x / scale * self.vector(site, Slot::Gain).unsqueeze()
+    }
+
+    /// What makes logits over words.
+    pub fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
+        if self.base.shape.tied { words } else { self.weight(Site::decoder(0, Part::Vocabulary)).dense() }
     }
 
     /// Dropout, while training.
@@ -236,23 +284,101 @@ impl Frame<'_> {
         }
     }
 
-    /// Multi-head attention from split queries, keys and values, inside the hook `attend`; heads are joined again.
-    pub fn attend(&self, site: Site, attention: Attention) -> Tensor<3> {
+    /// x + f(x), with `f` a sub-layer inside its hook.
+    pub fn residual(&self, site: Site, x: Sequence, f: Next<'_, Sequence, Tensor<3>>) -> Sequence {
+        let output = self.hooks.sublayer(site, x.clone(), f);
+        Sequence { hidden: x.hidden + output, ..x }
+    }
+
+    /// Multi-head attention from split queries, keys and values, inside the hook `attend`; scores are
+    /// divided by `divisor`, heads are joined again.
+    pub fn attend(&self, site: Site, attention: Attention, divisor: f64) -> Tensor<3> {
         let attend = |a: Attention| {
-            let width = a.query.dims()[3];
-            let scores = a.query.matmul(a.key.swap_dims(2, 3)).div_scalar((width as f64).sqrt());
+            let heads = a.query.dims()[1];
+            let (key, value) = (shared(a.key, heads), shared(a.value, heads));
+            let scores = a.query.matmul(key.swap_dims(2, 3));
+            let scores = if divisor == 1.0 { scores } else { scores.div_scalar(divisor) };
             let weights = activation::softmax(a.mask.apply(scores), 3);
-            self.dropout(weights, self.base.shape.attention_dropout, site).matmul(a.value)
+            self.dropout(weights, self.base.shape.attention_dropout, site).matmul(value)
         };
         let context = self.hooks.attend(site, attention, &attend);
         let [batch, heads, tokens, width] = context.dims();
         context.swap_dims(1, 2).reshape([batch, tokens, heads * width])
     }
 
-    /// Splits `[batch, tokens, hidden]` into heads, `[batch, heads, tokens, head width]`.
-    pub fn split(&self, x: Tensor<3>) -> Tensor<4> {
-        let [batch, tokens, hidden] = x.dims();
-        let heads = self.base.shape.heads;
-        x.reshape([batch, tokens, heads, hidden / heads]).swap_dims(1, 2)
+    /// Splits `[batch, tokens, heads * width]` into heads, `[batch, heads, tokens, width]`.
+    pub fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
+        let [batch, tokens, inner] = x.dims();
+        x.reshape([batch, tokens, heads, inner / heads]).swap_dims(1, 2)
     }
+
+    /// How many rows the cache holds.
+    pub fn past(&self) -> usize {
+        self.batch.cache.as_ref().map_or(0, Cache::rows)
+    }
+
+    /// A decoder's sequence with what its rows see of those in the cache.
+    pub fn follow(&self, mut x: Sequence) -> Sequence {
+        let Some(cache) = self.batch.cache.as_ref().filter(|_| x.past > 0) else { return x };
+        let [size, rows, _] = x.hidden.dims();
+        let visible = |n| Tensor::full([size, n], false, &self.base.device);
+        x.mask.padding = match (cache.padding(), x.mask.padding) {
+            (None, None) => None,
+            (before, new) => {
+                let (before, new) = (before.unwrap_or_else(|| visible(x.past)), new.unwrap_or_else(|| visible(rows)));
+                Some(Tensor::cat(vec![before, new], 1))
+            }
+        };
+        x.mask.causal = x.mask.causal.map(|causal| causal + x.past);
+        x
+    }
+
+    /// Keys and values of a decoder's rows behind those in the cache.
+    pub fn remember(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        match &self.batch.cache {
+            Some(cache) => cache.extend(site, key, value),
+            None => (key, value),
+        }
+    }
+
+    /// Keys and values of the encoder's rows, computed once for a text.
+    pub fn remember_once(
+        &self,
+        site: Site,
+        compute: impl FnOnce() -> (Tensor<4>, Tensor<4>),
+    ) -> (Tensor<4>, Tensor<4>) {
+        match &self.batch.cache {
+            Some(cache) => cache.once(site, compute),
+            None => compute(),
+        }
+    }
+
+    /// The encoder's output in the cache.
+    pub fn encoded(&self) -> Option<Sequence> {
+        self.batch.cache.as_ref().and_then(Cache::encoded)
+    }
+
+    /// Puts the encoder's output into the cache.
+    pub fn keep_encoded(&self, x: &Sequence) {
+        if let Some(cache) = &self.batch.cache {
+            cache.set_encoded(x.clone());
+        }
+    }
+
+    /// Ends a decoder's step in the cache.
+    pub fn finish(&self, x: &Sequence) {
+        if let Some(cache) = &self.batch.cache {
+            cache.advance(x.hidden.dims()[1], x.mask.padding.clone());
+        }
+    }
+}
+
+/// Each head of keys or values for as many heads of queries as share it.
+fn shared(x: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [batch, own, rows, width] = x.dims();
+    if own == heads {
+        return x;
+    }
+    let groups = heads / own;
+    x.unsqueeze_dim::<5>(2).expand([batch, own, groups, rows, width]).reshape([batch, heads, rows, width])
 }

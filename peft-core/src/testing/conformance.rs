@@ -24,21 +24,22 @@ use crate::{Adapter, Bare, Base, Batch, Head, Hidden, Method, Trained, Tuner, io
 /// - C10 two backends agree (run where `PEFT_DEVICE` names another than flex)
 ///
 /// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
-/// fail.
+/// fail. A method that some architectures cannot have is put to the test on others with
+/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere.
 #[macro_export]
 macro_rules! conformance {
-    ($config:expr $(, skip($($check:ident: $reason:literal),*))?) => {
-        $crate::conformance!(@tests $config, [$($((stringify!($check), $reason)),*)?],
+    ($config:expr $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
+        $crate::conformance!(@tests $config, [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
             c1 c2 c3 c4 c5 c6 c7 c8 c9 c10);
     };
-    (@tests $config:expr, $skips:tt, $($check:ident)*) => {
+    (@tests $config:expr, $only:tt, $skips:tt, $($check:ident)*) => {
         mod conformance {
             use super::*;
             $(
                 #[test]
                 fn $check() {
                     $crate::testing::conformance::check(
-                        stringify!($check), $crate::testing::conformance::$check, &$config, &$skips);
+                        stringify!($check), $crate::testing::conformance::$check, &$config, &$only, &$skips);
                 }
             )*
         }
@@ -48,13 +49,26 @@ macro_rules! conformance {
 /// What a check finds: nothing, or a fault.
 pub type Finding = Result<(), String>;
 
-/// Runs a check on every architecture. A skipped one must fail on at least one of them.
+/// Runs a check on every architecture, or `only` on some. A skipped one must fail on at least one of them.
 ///
 /// # Panics
-/// If a check fails, or passes though it is skipped.
-pub fn check<M: Method>(name: &str, check: fn(&M, &Base) -> Finding, config: &M, skips: &[(&str, &str)]) {
+/// If a check fails, or passes though it is skipped, or if the method starts where it cannot be.
+pub fn check<M: Method>(
+    name: &str,
+    check: fn(&M, &Base) -> Finding,
+    config: &M,
+    only: &[(&[&str], &str)],
+    skips: &[(&str, &str)],
+) {
     let skip = skips.iter().find(|(skipped, _)| skipped.eq_ignore_ascii_case(name));
-    let findings: Vec<_> = SHAPES.iter().map(|shape| (shape, check(config, &base(shape, &device())))).collect();
+    let mut findings = vec![];
+    for shape in SHAPES {
+        let base = base(shape, &device());
+        match only.iter().find(|(shapes, _)| !shapes.contains(&shape)) {
+            Some((_, reason)) => assert!(config.init(&base, 0).is_err(), "{} starts on {shape} ({reason})", M::NAME),
+            None => findings.push((shape, check(config, &base))),
+        }
+    }
     match skip {
         Some((_, reason)) => {
             assert!(findings.iter().any(|(_, f)| f.is_err()), "{name} is skipped ({reason}) but passes");
@@ -96,15 +110,15 @@ fn random<M: Method>(config: &M, base: &Base) -> Result<M::Tuner, String> {
     Ok(randomized(&init(config, base)?, 5))
 }
 
-/// A loss without symmetries: hidden states and pooled output times fixed random weights, a mean over the batch.
+/// A loss without symmetries: everything that a head sees times fixed random weights, a mean over the batch.
 pub fn loss(hidden: Hidden) -> Tensor<1> {
     let weigh = |x: Tensor<3>, name| {
         let weights = Random::new(13, name).normal_tensor(x.dims(), 1.0, &x.device().inner());
         (x * weights).mean()
     };
     let pooled = hidden.pooled.map(|p| weigh(p.unsqueeze_dim(1), "pooled"));
-    let states = weigh(hidden.states, "states");
-    pooled.map_or(states.clone(), |p| p + states)
+    let seen = weigh(hidden.states, "states") + weigh(hidden.words.unsqueeze(), "words");
+    pooled.map_or(seen.clone(), |p| p + seen)
 }
 
 fn gradients<T: Tuner>(loss: Tensor<1>, tuner: &T) -> Result<GradientsParams, String> {
@@ -222,7 +236,7 @@ pub fn c7<M: Method>(config: &M, base: &Base) -> Finding {
     let (tuner, examples) = (random(config, base)?.valid(), examples(base));
     let whole = tuner.run(base, &batch(base)).map_err(|e| e.to_string())?;
     for (i, example) in examples.iter().enumerate() {
-        let one = Batch::new([example], base.shape().pad, base.device()).map_err(|e| e.to_string())?;
+        let one = base.batch(&[example]).map_err(|e| e.to_string())?;
         let alone = tuner.run(base, &one).map_err(|e| e.to_string())?.states;
         let [_, rows, hidden] = alone.dims();
         let same = whole.states.clone().slice([i..i + 1, 0..rows, 0..hidden]);

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::view::{Rewrite, view};
-use crate::{Base, Batch, Example, Label, Place, Shape, Slot, random::Random};
+use crate::{Architecture, Base, Batch, Example, Label, Part, Place, Shape, Slot, random::Random};
 
 /// The device that tests run on: `PEFT_DEVICE`, flex if it is not set.
 ///
@@ -16,7 +16,10 @@ pub fn device() -> Device {
 }
 
 /// The shapes that the suite runs on, one of each architecture.
-pub const SHAPES: [&str; 2] = ["roberta-tiny", "bert-tiny"];
+pub const SHAPES: [&str; 4] = ["roberta-tiny", "bert-tiny", "t5-tiny", "llama-tiny"];
+
+/// Those of them that are encoders, with biases and normalizations behind their sub-layers.
+pub const ENCODERS: [&str; 2] = ["roberta-tiny", "bert-tiny"];
 
 /// A base of a named shape with random tensors, no bias zero and no gain one.
 ///
@@ -24,12 +27,15 @@ pub const SHAPES: [&str; 2] = ["roberta-tiny", "bert-tiny"];
 /// If there is no such shape.
 pub fn base(shape: &str, device: &Device) -> Base {
     let shape = Shape::named(shape).unwrap_or_else(|e| panic!("{e}"));
+    let (scores_are_plain, width) = (matches!(shape.architecture, Architecture::T5(_)), shape.head_width as f64);
     let draw = |place: &Place| {
         let mut random = Random::new(7, &place.name);
-        let (mean, std) = match place.slot {
-            Slot::Weight => (0.0, 0.3),
-            Slot::Bias => (0.0, 0.2),
-            Slot::Gain => (1.0, 0.2),
+        let (mean, std) = match (place.slot, place.site.part) {
+            // T5 does not divide scores by the root of the heads' width: its queries start smaller instead.
+            (Slot::Weight, Part::Query | Part::CrossQuery) if scores_are_plain => (0.0, 0.3 / width.sqrt()),
+            (Slot::Weight, _) => (0.0, 0.3),
+            (Slot::Bias, _) => (0.0, 0.2),
+            (Slot::Gain, _) => (1.0, 0.2),
         };
         let values: Vec<f32> = (0..place.count()).map(|_| (mean + std * random.normal()) as f32).collect();
         Ok(TensorData::new(values, place.file_dims()))
@@ -47,7 +53,13 @@ pub fn examples(base: &Base) -> Vec<Example> {
             ids: (0..length).map(|_| (4 + random.below(shape.vocab - 4)) as u32).collect(),
             mask: None,
             types: (shape.types > 1).then(|| (0..length).map(|t| u32::from(t > length / 2)).collect()),
-            label: Some(Label::Class(i % 2)),
+            label: Some(match shape.architecture {
+                Architecture::T5(_) => {
+                    let words = (0..8 - i).map(|_| (2 + random.below(shape.vocab - 2)) as i32);
+                    Label::Words(words.collect())
+                }
+                _ => Label::Class(i % 2),
+            }),
         })
         .collect()
 }
@@ -57,7 +69,7 @@ pub fn examples(base: &Base) -> Vec<Example> {
 /// # Panics
 /// Never on these examples.
 pub fn batch(base: &Base) -> Batch {
-    Batch::new(&examples(base), base.shape().pad, base.device()).unwrap_or_else(|e| panic!("{e}"))
+    base.batch(&examples(base).iter().collect::<Vec<_>>()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The module with a random number of standard deviation 0.3 added to every trainable element.

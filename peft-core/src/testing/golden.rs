@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
 use crate::load::Checkpoint;
+use crate::loss::targets;
 use crate::view::{Visit, tensors, visit};
 use crate::{Base, Batch, Example, Key, Label, Method, Trained, io, train::Optim};
 
@@ -47,7 +48,10 @@ pub fn examples(path: &Path) -> Vec<Example> {
                 ids: unsigned(&ids[i][..real]),
                 mask: None,
                 types: types.as_ref().map(|t| unsigned(&t[i][..real])),
-                label: labels.as_ref().map(|l| Label::Class(l[i][0] as usize)),
+                label: labels.as_ref().map(|l| match &l[i][..] {
+                    [class] => Label::Class(*class as usize),
+                    words => Label::Words(words.iter().map(|word| *word as i32).collect()),
+                }),
             }
         })
         .collect()
@@ -71,7 +75,7 @@ impl Case {
     pub fn open(dir: PathBuf, base: &str) -> Self {
         let base = model(base).base;
         let examples = examples(&dir.join("inputs.safetensors"));
-        let batch = Batch::new(&examples, base.shape().pad, base.device()).unwrap_or_else(|e| panic!("{e}"));
+        let batch = base.batch(&examples.iter().collect::<Vec<_>>()).unwrap_or_else(|e| panic!("{e}"));
         let labels = examples.iter().filter_map(|e| e.label.clone()).collect();
         let expected = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap_or_else(|e| panic!("{e}"));
         Case { dir, base, batch, labels, expected }
@@ -110,7 +114,7 @@ impl Case {
         for step in 0..10 {
             let labels: Vec<&Label> = self.labels.iter().collect();
             let loss = trained.loss(&self.base, &self.batch, &labels).unwrap_or_else(|e| panic!("{e}"));
-            let loss = loss / self.labels.len() as f32;
+            let loss = loss / targets(&self.labels, trained.head.ahead(self.base.shape())) as f32;
             losses.push(loss.clone().into_scalar::<f32>());
             let gradients = GradientsParams::from_grads(loss.backward(), &trained);
             if step == 0 {
@@ -135,6 +139,15 @@ impl Case {
         let Key { name, transposed } = key(name);
         let data = if transposed { io::peft::transpose(data) } else { data };
         self.compare(&format!("{kind}.{name}"), data, t);
+    }
+
+    /// Compares the logits of the adapter that PEFT saved.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub fn check_logits<M: Method>(&self) {
+        let (_, trained) = self.load::<M>();
+        self.compare("logits", self.logits(&trained.valid()).into_data(), REFERENCE);
     }
 
     /// [`check`](Self::check) on the adapter that PEFT saved, with the method's own names.

@@ -6,6 +6,7 @@ use burn::module::Module;
 
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
+use crate::loss::targets;
 use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
 
 /// The logits of one example.
@@ -13,7 +14,7 @@ use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
 pub struct Logits {
     /// Row after row.
     pub values: Vec<f32>,
-    /// `[classes]` from a classifier, `[tokens, vocab]` from a masked-word head.
+    /// `[classes]` from a classifier, `[tokens, vocab]` from a head for words.
     pub dims: Vec<usize>,
 }
 
@@ -63,10 +64,39 @@ impl fmt::Display for Metrics {
     }
 }
 
+/// Metrics of what is trained on labelled examples: those of [`evaluate`], or for words the mean `loss` of a word.
+pub fn measure<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    examples: &[Example],
+    workers: &Workers,
+) -> Result<Metrics> {
+    if trained.head.outputs().is_some() {
+        return evaluate(&predict(base, trained, examples, workers)?, examples);
+    }
+    let trained = trained.valid();
+    let labels = labels(examples)?;
+    let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));
+    if count == 0 {
+        return Err(Error::config("labels", "no word that counts", "at least one"));
+    }
+    let one = |i: usize| {
+        let loss = trained.loss(base, &base.batch(&[&examples[i]])?, &[labels[i]])?;
+        Ok(f64::from(loss.into_scalar::<f32>()))
+    };
+    let mut sum = 0.0;
+    workers.run(examples.len(), one, |loss| sum += loss)?;
+    Ok(Metrics(vec![("loss", sum / count as f64)]))
+}
+
+fn labels(examples: &[Example]) -> Result<Vec<&Label>> {
+    let missing = || Error::config("label", "nothing", "a label for every example that is evaluated");
+    examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect()
+}
+
 /// Compares logits with the labels of their examples.
 pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
-    let missing = || Error::config("label", "nothing", "a label for every example that is evaluated");
-    let labels = examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect::<Result<Vec<_>>>()?;
+    let labels = labels(examples)?;
     let class = |l: &&Label| match l {
         Label::Class(class) => Some(*class),
         Label::Value(_) | Label::Words(_) => None,

@@ -94,7 +94,7 @@ impl<T: Procedure> Run<T> {
     /// The mean loss of a batch and its gradients.
     fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
         let all = labels(batch)?;
-        let count = targets(all);
+        let count = targets(all, trained.head.ahead(self.base.shape()));
         if count == 0 {
             let what = "no label in the batch counts: every word of it is ignored".to_string();
             return Err(Error::Training { step: self.step + 1, what });

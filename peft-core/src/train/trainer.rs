@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::check::Before;
 use super::checkpoint::{Best, Store};
 use super::micro::Workers;
-use super::predict::{Logits, Metrics, evaluate, predict};
+use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
 use super::{Checkpoints, Procedure, TrainConfig};
 use crate::data::Dataset;
@@ -89,9 +89,13 @@ impl Trainer {
     pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
         let tuner = method.init(&model.base, self.config.seed)?;
         let outputs = data.outputs()?;
-        let same = |head: &Head| head.outputs() == Some(outputs) && (outputs == 1 || model.classes() == data.classes);
-        let own = model.head.clone().filter(same);
-        Trained::new(tuner, own.unwrap_or_else(|| Head::classifier(&model.base, outputs, self.config.seed)))
+        let named = outputs.is_none_or(|n| n == 1) || model.classes() == data.classes;
+        let own = model.head.clone().filter(|head| named && head.outputs() == outputs);
+        let fresh = || match outputs {
+            Some(outputs) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
+            None => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
+        };
+        Trained::new(tuner, own.map_or_else(fresh, Ok)?)
     }
 
     /// Trains on from a given state, evaluating on other data.
@@ -105,9 +109,12 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<Tuned<'a, M>> {
         let (found, outputs) = (trained.head.outputs(), data.outputs()?);
-        if found != Some(outputs) {
-            let found = found.map_or("a head for words".to_string(), |n| format!("a head with {n} outputs"));
-            return Err(Error::config("head", found, format!("{outputs} outputs, as the labels of the data")));
+        if found != outputs {
+            let head = |outputs: Option<usize>| match outputs {
+                Some(outputs) => format!("a head with {outputs} outputs"),
+                None => "a head for words".to_string(),
+            };
+            return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(outputs))));
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (trained, base) = self.run(&model.base, trained, &data.examples, evaluation, observer)?;
@@ -181,7 +188,7 @@ impl Trainer {
             let report = run.step(data)?;
             observer.step(&report)?;
             if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
-                let metrics = evaluate(&run.predict(examples)?, examples)?;
+                let metrics = run.measure(examples)?;
                 observer.evaluated(run.step, &metrics)?;
                 self.compare(&mut best, &run, &metrics)?;
             }
@@ -227,6 +234,11 @@ impl<T: Procedure> Run<T> {
     pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
         predict(&self.base, &self.trained, examples, &self.workers)
     }
+
+    /// Metrics of what is trained so far.
+    pub fn measure(&self, examples: &[Example]) -> Result<Metrics> {
+        measure(&self.base, &self.trained, examples, &self.workers)
+    }
 }
 
 impl<'a, M: Method> Tuned<'a, M> {
@@ -249,7 +261,7 @@ impl<'a, M: Method> Tuned<'a, M> {
 
     /// Metrics on labelled data.
     pub fn evaluate(&self, data: &Dataset) -> Result<Metrics> {
-        evaluate(&self.predict(&data.examples)?, &data.examples)
+        measure(&self.base, &self.trained, &data.examples, &Workers::new(self.threads)?)
     }
 
     /// Trainable elements: of the method, and of the head.

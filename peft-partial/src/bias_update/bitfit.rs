@@ -43,6 +43,13 @@ impl BitFitConfig {
     /// The places of the trained biases.
     fn plan(&self, shape: &Shape) -> Result<Vec<Place>> {
         let biases: Vec<Place> = shape.places().into_iter().filter(|p| p.slot == Slot::Bias).collect();
+        if biases.is_empty() {
+            return Err(Error::config(
+                "model",
+                "no bias in it",
+                "a model with biases: BERT, RoBERTa, some LLaMAs, not T5",
+            ));
+        }
         let Some(parts) = &self.parts else { return Ok(biases) };
         let allowed: BTreeSet<Part> = biases.iter().map(|bias| bias.site.part).collect();
         let wrong = match parts.iter().find(|part| !allowed.contains(part)) {
@@ -113,7 +120,7 @@ mod tests {
     use burn::tensor::TensorData;
     use peft_core::testing::tolerances::SAME_FUNCTION;
     use peft_core::testing::{
-        base, batch, conformance::loss, device, difference, fixtures::SHAPES, golden::named, randomized,
+        base, batch, conformance::loss, device, difference, fixtures::ENCODERS, golden::named, randomized,
     };
     use peft_core::view::{tensors, with_values};
     use peft_core::{Bare, Head, Tuner, io::peft::from_settings};
@@ -122,11 +129,14 @@ mod tests {
     use super::*;
     use crate::{FullConfig, testing::assert_files_hold};
 
-    peft_core::conformance!(BitFitConfig::new());
+    peft_core::conformance!(BitFitConfig::new(), only(ENCODERS: "T5 and this LLaMA have no bias"));
 
     mod some_parts {
         use super::*;
-        peft_core::conformance!(BitFitConfig::new().with_parts([Part::Query, Part::Up, Part::NormAttention]));
+        peft_core::conformance!(
+            BitFitConfig::new().with_parts([Part::Query, Part::Up, Part::NormAttention]),
+            only(ENCODERS: "T5 and this LLaMA have no bias")
+        );
     }
 
     #[test]
@@ -143,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_is_trained_is_what_the_checkpoint_calls_bias() {
-        assert_files_hold(&BitFitConfig::new(), |place| place.name.ends_with(".bias"));
+        assert_files_hold(&BitFitConfig::new(), &ENCODERS, |place| place.name.ends_with(".bias"));
     }
 
     #[test]
@@ -158,12 +168,12 @@ mod tests {
         }
         let settings = from_settings::<BitFitConfig>(&["parts=query,up".into()]).unwrap();
         assert_eq!(settings, BitFitConfig::new().with_parts([Part::Query, Part::Up]));
-        assert!(from_settings::<BitFitConfig>(&["parts=query,gate".into()]).is_err());
+        assert!(from_settings::<BitFitConfig>(&["parts=query,gates".into()]).is_err());
     }
 
     /// On every architecture, a random state of BitFit.
     fn states(seed: u64) -> impl Iterator<Item = (Base, BitFit)> {
-        SHAPES.into_iter().map(move |name| {
+        ENCODERS.into_iter().map(move |name| {
             let base = base(name, &device());
             let bitfit = randomized(&BitFitConfig::new().init(&base, 0).unwrap(), seed);
             (base, bitfit)

@@ -1,65 +1,13 @@
 //! BERT (Devlin et al., 2019, arXiv:1810.04805) and RoBERTa (Liu et al., 2019, arXiv:1907.11692): a post-LN encoder.
 
+mod shape;
+
 use burn::tensor::{Int, Tensor, activation, module};
 
-use super::{Frame, Hidden};
-use crate::{Architecture, Attention, Error, Part, Place, Result, Sequence, Shape, Site, Slot, Stack};
+pub(crate) use shape::{from_fields, named, places, to_config};
 
-/// Every tensor: its site, its name in a checkpoint, its shape.
-pub(crate) fn places(shape: &Shape) -> Vec<Place> {
-    let Shape { hidden, intermediate, .. } = *shape;
-    let vector = |site, slot, length, name| Place { site, slot, dims: vec![length], transposed: false, name };
-    let table = |part, rows, word: &str| {
-        let name = format!("embeddings.{word}_embeddings.weight");
-        vec![Place {
-            site: Site::encoder(0, part),
-            slot: Slot::Weight,
-            dims: vec![rows, hidden],
-            transposed: false,
-            name,
-        }]
-    };
-    let norm = |site, module: String| {
-        vec![
-            vector(site, Slot::Gain, hidden, format!("{module}.weight")),
-            vector(site, Slot::Bias, hidden, format!("{module}.bias")),
-        ]
-    };
-    let linear = |site, [rows, columns]: [usize; 2], module: String| {
-        let (slot, name) = (Slot::Weight, format!("{module}.weight"));
-        vec![
-            Place { site, slot, dims: vec![rows, columns], transposed: true, name },
-            vector(site, Slot::Bias, columns, format!("{module}.bias")),
-        ]
-    };
-    let layer = |layer: usize| {
-        let at = |part| Site::encoder(layer, part);
-        let name = |module: &str| format!("encoder.layer.{layer}.{module}");
-        [
-            linear(at(Part::Query), [hidden, hidden], name("attention.self.query")),
-            linear(at(Part::Key), [hidden, hidden], name("attention.self.key")),
-            linear(at(Part::Value), [hidden, hidden], name("attention.self.value")),
-            linear(at(Part::Output), [hidden, hidden], name("attention.output.dense")),
-            norm(at(Part::NormAttention), name("attention.output.LayerNorm")),
-            linear(at(Part::Up), [hidden, intermediate], name("intermediate.dense")),
-            linear(at(Part::Down), [intermediate, hidden], name("output.dense")),
-            norm(at(Part::NormFeedForward), name("output.LayerNorm")),
-        ]
-        .concat()
-    };
-    let mut places = [
-        table(Part::Words, shape.vocab, "word"),
-        table(Part::Positions, shape.positions, "position"),
-        table(Part::Types, shape.types, "token_type"),
-        norm(Site::encoder(0, Part::NormEmbedding), "embeddings.LayerNorm".into()),
-    ]
-    .concat();
-    places.extend((0..shape.layers).flat_map(layer));
-    if shape.pooler {
-        places.extend(linear(Site::encoder(0, Part::Pooler), [hidden, hidden], "pooler.dense".into()));
-    }
-    places
-}
+use super::{Frame, Hidden};
+use crate::{Architecture, Attention, Error, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, and the pooler where there is one.
 pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
@@ -80,7 +28,7 @@ fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
     let (shape, batch) = (&*frame.base.shape, frame.batch);
     let [size, tokens] = batch.dims();
     let hidden = module::embedding(words, batch.ids.clone());
-    let sequence = Sequence { hidden, mask: batch.mask(), prompt: 0, offset: 0 };
+    let sequence = Sequence { hidden, mask: batch.mask(), prompt: 0, offset: 0, past: 0 };
     let x = frame.hooks.embed(Stack::Encoder, sequence);
     let length = x.offset + x.prompt + tokens;
     if length > shape.max_length() {
@@ -120,17 +68,18 @@ fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
     let at = |part| Site::encoder(layer, part);
     let attention = frame.hooks.sublayer(at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));
     let hidden = frame.norm(at(Part::NormAttention), x.hidden + attention);
-    let x = Sequence { hidden, mask: x.mask, prompt: x.prompt, offset: x.offset };
+    let x = Sequence { hidden, ..x };
     let output = frame.hooks.sublayer(at(Part::FeedForward), x.clone(), &|x| feed_forward(frame, layer, x));
     Sequence { hidden: frame.norm(at(Part::NormFeedForward), x.hidden + output), ..x }
 }
 
 fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::encoder(layer, part);
-    let project = |part| frame.split(frame.linear(at(part), x.hidden.clone()));
+    let heads = frame.base.shape.heads;
+    let project = |part| frame.split(frame.linear(at(part), x.hidden.clone()), heads);
     let (query, key, value) = (project(Part::Query), project(Part::Key), project(Part::Value));
     let attention = Attention { input: x.hidden, query, key, value, mask: x.mask };
-    let context = frame.attend(at(Part::SelfAttention), attention);
+    let context = frame.attend(at(Part::SelfAttention), attention, (frame.base.shape.head_width as f64).sqrt());
     let output = frame.linear(at(Part::Output), context);
     frame.dropout(output, frame.base.shape.dropout, at(Part::Output))
 }

@@ -1,0 +1,137 @@
+//! Beam search as in transformers: of each text, so many continuations run, and the best finished ones are kept.
+
+use super::decoder::Decoder;
+use super::{EarlyStopping, GenerateConfig};
+use crate::{Result, Tuner};
+
+/// A score below every other.
+const NONE: f64 = -1e9;
+
+/// A text and the sum of its log-probabilities, for a finished one over its length to the power of the penalty.
+#[derive(Clone, Debug)]
+struct Scored {
+    text: Vec<u32>,
+    score: f64,
+}
+
+/// The beams of one prompt.
+struct Beam {
+    prompt: usize,
+    running: Vec<Scored>,
+    finished: Vec<Scored>,
+}
+
+/// The beams of all prompts.
+pub(super) struct Beams<'a> {
+    config: &'a GenerateConfig,
+    stop: &'a [u32],
+    beams: Vec<Beam>,
+    done: Vec<Vec<u32>>,
+}
+
+/// One continuation: the place of its beam, its token, its sum.
+struct Step {
+    beam: usize,
+    token: u32,
+    score: f64,
+}
+
+impl<'a> Beams<'a> {
+    pub fn new(prompts: usize, config: &'a GenerateConfig, stop: &'a [u32]) -> Self {
+        let start = || vec![Scored { text: vec![], score: 0.0 }];
+        let beams = (0..prompts).map(|prompt| Beam { prompt, running: start(), finished: vec![] }).collect();
+        Beams { config, stop, beams, done: vec![vec![]; prompts] }
+    }
+
+    /// The best text of each prompt.
+    pub fn search<T: Tuner>(mut self, decoder: &mut Decoder<'_, T>) -> Result<Vec<Vec<u32>>> {
+        while !self.beams.is_empty() {
+            let logits = decoder.logits()?;
+            let (mut rows, mut tokens, mut first) = (vec![], vec![], 0);
+            for mut beam in std::mem::take(&mut self.beams) {
+                let count = beam.running.len();
+                let chosen = self.advance(&mut beam, &logits[first..first + count]);
+                match chosen {
+                    Some(steps) => {
+                        rows.extend(steps.iter().map(|step| first + step.beam));
+                        tokens.extend(steps.iter().map(|step| step.token));
+                        self.beams.push(beam);
+                    }
+                    None => {
+                        let prompt = beam.prompt;
+                        self.done[prompt] = best(beam);
+                    }
+                }
+                first += count;
+            }
+            decoder.select(&rows);
+            decoder.push(&tokens);
+        }
+        Ok(self.done)
+    }
+
+    /// One token more; gives the continuations that run on, or nothing if the prompt is done.
+    fn advance(&self, beam: &mut Beam, logits: &[Vec<f32>]) -> Option<Vec<Step>> {
+        let GenerateConfig { num_beams, length_penalty, early_stopping, max_new_tokens, .. } = *self.config;
+        let length = beam.running[0].text.len() + 1;
+        let penalty = |length: usize| (length as f64).powf(length_penalty);
+        let candidates = beam.candidates(logits, num_beams * 2.max(1 + self.stop.len()));
+        let ends = |step: &Step| self.stop.contains(&step.token) || length == max_new_tokens;
+        let text = |step: &Step| {
+            let mut text = beam.running[step.beam].text.clone();
+            text.push(step.token);
+            text
+        };
+        // Only the best continuations may end; the others are there to run on in their place.
+        let ended: Vec<Scored> = candidates[..num_beams]
+            .iter()
+            .filter(|step| ends(step))
+            .map(|step| Scored { text: text(step), score: step.score / penalty(length) })
+            .collect();
+        let on: Vec<Step> = candidates.into_iter().filter(|step| !ends(step)).take(num_beams).collect();
+        let running: Vec<Scored> = on.iter().map(|step| Scored { text: text(step), score: step.score }).collect();
+        beam.finished.extend(ended);
+        beam.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        beam.finished.truncate(num_beams);
+        beam.running = running;
+
+        let full = beam.finished.len() == num_beams;
+        let longest = match early_stopping {
+            EarlyStopping::Never if length_penalty > 0.0 => max_new_tokens,
+            _ => length,
+        };
+        let worst = if full { beam.finished[num_beams - 1].score } else { NONE };
+        let hope = beam.running.first().is_some_and(|best| best.score / penalty(longest) > worst);
+        let stopped = full && early_stopping == EarlyStopping::Yes;
+        (hope && !stopped && !on.is_empty()).then_some(on)
+    }
+}
+
+impl Beam {
+    /// The best continuations of all running texts, best first.
+    fn candidates(&self, logits: &[Vec<f32>], count: usize) -> Vec<Step> {
+        let mut all: Vec<Step> = vec![];
+        for (beam, (running, logits)) in self.running.iter().zip(logits).enumerate() {
+            let largest = logits.iter().fold(f32::MIN, |a, b| a.max(*b));
+            let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+            let log = f64::from(largest) + sum.ln();
+            let step = |(token, x): (usize, &f32)| Step {
+                beam,
+                token: token as u32,
+                score: running.score + f64::from(*x) - log,
+            };
+            all.extend(logits.iter().enumerate().map(step));
+        }
+        let better = |a: &Step, b: &Step| b.score.total_cmp(&a.score);
+        let count = count.min(all.len());
+        all.select_nth_unstable_by(count - 1, better);
+        all.truncate(count);
+        all.sort_by(better);
+        all
+    }
+}
+
+fn best(beam: Beam) -> Vec<u32> {
+    let all = if beam.finished.is_empty() { beam.running } else { beam.finished };
+    all.into_iter().next().map(|best| best.text).unwrap_or_default()
+}

@@ -1,0 +1,65 @@
+//! LLaMA (Touvron et al., 2023, arXiv:2302.13971): a pre-norm decoder with rotary positions, gated feed-forward networks and, from
+//! version 2 on, fewer heads of keys and values than of queries.
+
+mod rotary;
+mod shape;
+
+use burn::tensor::{Tensor, activation, module};
+
+use rotary::Rotary;
+pub use shape::{Llama, Scaling};
+pub(crate) use shape::{from_fields, named, places, to_config};
+
+use super::{Frame, Hidden};
+use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
+
+/// Embeddings, layers, the last normalization.
+pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
+    let shape = &*frame.base.shape;
+    let words = frame.weight(shape.words()).dense();
+    let hidden = module::embedding(words.clone(), frame.batch.ids.clone());
+    let mask = Mask { causal: Some(0), ..frame.batch.mask() };
+    let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
+    let x = frame.hooks.embed(Stack::Decoder, x);
+    let (length, allowed) = (x.offset + x.past + x.hidden.dims()[1], rotary::longest(shape, llama));
+    if length > allowed {
+        return Err(Error::TooLong { length, allowed });
+    }
+    let mut x = frame.follow(x);
+    let rotary = Rotary::new(shape, llama, &x);
+    for layer in 0..shape.layers {
+        let site = Site::decoder(layer, Part::Layer);
+        x = frame.hooks.layer(site, x, &|x| decoder_layer(frame, &rotary, layer, x));
+    }
+    frame.finish(&x);
+    let states = frame.rms_norm(Site::decoder(0, Part::NormFinal), x.hidden);
+    Ok(Hidden { states, prompt: x.prompt, pooled: None, words: frame.vocabulary(words) })
+}
+
+/// h = x + Attention(N(x)); y = h + FFN(N(h)).
+fn decoder_layer(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Sequence {
+    let at = |part| Site::decoder(layer, part);
+    let attention = |x| self_attention(frame, rotary, layer, x);
+    let x = frame.residual(at(Part::SelfAttention), x, &attention);
+    frame.residual(at(Part::FeedForward), x, &|x| feed_forward(frame, layer, x))
+}
+
+fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Tensor<3> {
+    let (at, shape) = (|part| Site::decoder(layer, part), &*frame.base.shape);
+    let input = frame.rms_norm(at(Part::NormAttention), x.hidden);
+    let project = |part, heads| frame.split(frame.linear(at(part), input.clone()), heads);
+    let query = rotary.turn(project(Part::Query, shape.heads));
+    let key = rotary.turn(project(Part::Key, shape.kv_heads()));
+    let (key, value) = frame.remember(at(Part::SelfAttention), key, project(Part::Value, shape.kv_heads()));
+    let attention = Attention { input, query, key, value, mask: x.mask };
+    let context = frame.attend(at(Part::SelfAttention), attention, (shape.head_width as f64).sqrt());
+    frame.linear(at(Part::Output), context)
+}
+
+/// (SiLU(x Wg) * x Wu) Wd.
+fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
+    let at = |part| Site::decoder(layer, part);
+    let x = frame.rms_norm(at(Part::NormFeedForward), x.hidden);
+    let gate = activation::silu(frame.linear(at(Part::Gate), x.clone()));
+    frame.linear(at(Part::Down), gate * frame.linear(at(Part::Up), x))
+}

@@ -1,0 +1,135 @@
+//! T5 and LLaMA against transformers: states, logits, losses, and generated texts.
+
+use std::fs;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use peft_core::generate::{EarlyStopping, GenerateConfig, candidates, generate};
+use peft_core::io::Pretrained;
+use peft_core::load::Checkpoint;
+use peft_core::loss::targets;
+use peft_core::testing::tolerances::REFERENCE;
+use peft_core::testing::{assert_close, golden};
+use peft_core::{Architecture, Bare, Example, Label, Shape, Trained, Tuner};
+use serde_json::Value;
+
+fn expected(model: &str, name: &str) -> Option<TensorData> {
+    let file = Checkpoint::open_file(&golden::model_dir(model).join("expected.safetensors")).unwrap();
+    file.shape(name).map(|dims| file.read_f32(name, dims).unwrap())
+}
+
+/// Rows that are not padding: of T5 those of the decoder.
+fn rows(example: &Example, shape: &Shape, found: usize) -> usize {
+    match (&example.label, shape.architecture) {
+        (Some(Label::Words(words)), Architecture::T5(_)) => words.len().min(found),
+        _ => example.ids.len().min(found),
+    }
+}
+
+fn check(model: &str) {
+    let Pretrained { base, head, .. } = golden::model(model);
+    let examples = golden::examples(&golden::model_dir(model).join("inputs.safetensors"));
+    let batch = base.batch(&examples.iter().collect::<Vec<_>>()).unwrap();
+    let trained = Trained::new(Bare {}, head.unwrap()).unwrap().valid();
+    let compare = |found: Tensor<3>, name: &str| {
+        let [_, found_rows, width] = found.dims();
+        let Some(wanted) = expected(model, name) else { return };
+        let wanted: Tensor<3> = match found_rows {
+            1 => Tensor::<2>::from_data(wanted, base.device()).unsqueeze_dim(1),
+            _ => Tensor::from_data(wanted, base.device()),
+        };
+        for (i, example) in examples.iter().enumerate() {
+            let cut = |t: &Tensor<3>| t.clone().slice([i..i + 1, 0..rows(example, base.shape(), found_rows), 0..width]);
+            assert_close(cut(&found), cut(&wanted), REFERENCE, &format!("{model}: {name} of sequence {i}"));
+        }
+    };
+    compare(trained.tuner.run(&base, &batch).unwrap().states, "hidden");
+    compare(trained.logits(&base, &batch).unwrap(), "logits");
+    if let Some(loss) = expected(model, "loss") {
+        let labels: Vec<&Label> = examples.iter().filter_map(|e| e.label.as_ref()).collect();
+        let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));
+        let found = trained.loss(&base, &batch, &labels).unwrap() / count as f32;
+        let loss = loss.iter::<f32>().next().unwrap();
+        assert_close(found, Tensor::<1>::from_data([loss], base.device()), REFERENCE, model);
+    }
+}
+
+#[test]
+fn states_logits_and_losses_equal_those_of_transformers() {
+    for model in ["t5", "t5-gated", "llama", "llama-llama3", "llama-linear", "llama-dynamic", "llama-classify"] {
+        check(model);
+    }
+}
+
+fn config(settings: &Value) -> GenerateConfig {
+    let mut config = GenerateConfig::default();
+    for (key, value) in settings.as_object().unwrap() {
+        match key.as_str() {
+            "max_new_tokens" => config.max_new_tokens = value.as_u64().unwrap() as usize,
+            "num_beams" => config.num_beams = value.as_u64().unwrap() as usize,
+            "length_penalty" => config.length_penalty = value.as_f64().unwrap(),
+            "early_stopping" => {
+                config.early_stopping = match value {
+                    Value::Bool(true) => EarlyStopping::Yes,
+                    Value::Bool(false) => EarlyStopping::No,
+                    _ => EarlyStopping::Never,
+                }
+            }
+            "eos_token_id" => config.eos_token_id = Some(ids(&Value::Array(vec![value.clone()])).remove(0)),
+            "num_return_sequences" | "do_sample" | "pad_token_id" => {}
+            other => panic!("an unknown setting {other}"),
+        }
+    }
+    config
+}
+
+/// Lists of ids; a number alone is a list of one.
+fn ids(lists: &Value) -> Vec<Vec<u32>> {
+    let id = |value: &Value| value.as_u64().unwrap() as u32;
+    let list = |value: &Value| value.as_array().map_or_else(|| vec![id(value)], |list| list.iter().map(id).collect());
+    lists.as_array().unwrap().iter().map(list).collect()
+}
+
+#[test]
+fn generated_ids_equal_those_of_transformers() {
+    let mut cases = 0;
+    for model in ["t5", "t5-gated", "llama", "llama-llama3"] {
+        let text = fs::read_to_string(golden::model_dir(model).join("generation.json")).unwrap();
+        let Pretrained { base, head, .. } = golden::model(model);
+        let trained = Trained::new(Bare {}, head.unwrap()).unwrap();
+        for case in serde_json::from_str::<Value>(&text).unwrap().as_array().unwrap() {
+            for use_cache in [true, false] {
+                let config = GenerateConfig { use_cache, ..config(&case["settings"]) };
+                let found = generate(&base, &trained, &ids(&case["input_ids"]), &config, |_, _| Ok(())).unwrap();
+                assert_eq!(found, ids(&case["ids"]), "{model}: {case}, cache {use_cache}");
+            }
+            cases += 1;
+        }
+    }
+    assert!(cases >= 24, "only {cases} cases");
+}
+
+#[test]
+fn candidates_for_drawing_are_those_of_transformers() {
+    let text = fs::read_to_string(golden::model_dir("sampling.json")).unwrap();
+    let file: Value = serde_json::from_str(&text).unwrap();
+    let numbers = |value: &Value| value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+    let logits: Vec<f32> = numbers(&file["logits"]).into_iter().map(|x| x as f32).collect();
+    for case in file["cases"].as_array().unwrap() {
+        let settings = &case["settings"];
+        let config = GenerateConfig {
+            do_sample: true,
+            temperature: settings["temperature"].as_f64().unwrap_or(1.0),
+            top_k: settings["top_k"].as_u64().unwrap_or(0) as usize,
+            top_p: settings["top_p"].as_f64().unwrap_or(1.0),
+            ..Default::default()
+        };
+        let mut found = candidates(&logits, &config);
+        found.sort_by_key(|(id, _)| *id);
+        let kept: Vec<u32> = found.iter().map(|(id, _)| *id).collect();
+        assert_eq!(kept, ids(&Value::Array(vec![case["kept"].clone()]))[0], "{settings}");
+        for ((_, p), q) in found.iter().zip(numbers(&case["probabilities"])) {
+            assert!((p - q).abs() <= f64::from(REFERENCE.0), "{settings}: {p} and {q}");
+        }
+    }
+}
