@@ -1,5 +1,5 @@
-//! GGUF files: that they read as the Python package gguf and transformers read them, and that bad ones end in an error that
-//! names the file and the key.
+//! GGUF files: that they read as the Python package gguf and transformers read them, and that bad ones end in an error
+//! that names the file and the key.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -83,15 +83,14 @@ fn the_configuration_of_a_model() {
     let config = Gguf::open(&golden("llama.gguf")).unwrap().config().unwrap();
     let expected = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 390, "hidden_size": 32,
-        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope_theta": 5000.0,
-        "rope_scaling": null, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": true, "bos_token_id": 1,
-        "eos_token_id": 2, "pad_token_id": null
+        "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope_theta": 5000.0,
+        "rope_scaling": null, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": true,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null
     });
     assert_eq!(config, expected);
 }
 
-#[cfg(feature = "tokenize")]
 #[test]
 fn tokenizers_give_the_ids_of_transformers() {
     let cases = read_json(&golden("tokenizers.json")).unwrap();
@@ -111,7 +110,6 @@ fn tokenizers_give_the_ids_of_transformers() {
     assert_eq!(pair.ids, [a, b].concat());
 }
 
-#[cfg(feature = "tokenize")]
 #[test]
 fn a_directory_with_one_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -128,7 +126,8 @@ fn a_directory_with_one_file() {
     assert_eq!(Gguf::find(dir.path()).unwrap(), None);
 }
 
-/// A file in the making: keys with the numbers of their types and their bytes; tensors with dimensions, type and offset.
+/// A file in the making: keys with the numbers of their types and their bytes; tensors with dimensions, type and
+/// offset.
 #[derive(Clone)]
 struct File {
     version: u32,
@@ -468,7 +467,6 @@ fn values_that_are_not_finite() {
 }
 
 /// A vocabulary of three tokens for texts of "a".
-#[cfg(feature = "tokenize")]
 fn words(model: &str) -> File {
     File::new()
         .key("tokenizer.ggml.model", 8, text(model))
@@ -479,7 +477,6 @@ fn words(model: &str) -> File {
         .count("tokenizer.ggml.bos_token_id", 0)
 }
 
-#[cfg(feature = "tokenize")]
 #[test]
 fn tokenizers_that_lie() {
     let tokenizer = |file: File| Tokenizer::from_gguf(&file.open()?, 3);
@@ -542,7 +539,6 @@ fn read(path: &Path, values: bool, tokenizer: bool) -> peft_core::Result<()> {
     let gguf = Gguf::open(path)?;
     if tokenizer {
         gguf.tokenizer()?;
-        #[cfg(feature = "tokenize")]
         Tokenizer::from_gguf(&gguf, 1000)?.encode("the <s>dog", None, 100)?;
     }
     gguf.config()?;
@@ -562,7 +558,8 @@ fn no_cut_and_no_flipped_bit_panics() {
         fs::write(&path, &good[..cut]).unwrap();
         assert_error(read(&path, true, true), &["bad.gguf"]);
     }
-    // One bit of every third byte of the metadata and the list of tensors, and of some of the data, which begin at 10080.
+    // One bit of every third byte of the metadata and the list of tensors, and of some of the data, which begin at
+    // 10080.
     fs::write(&path, &good).unwrap();
     let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let mut put = |place: usize, byte: u8| {

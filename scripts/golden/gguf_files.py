@@ -188,7 +188,7 @@ def encode(name):
     architecture, parts, _ = get_gguf_tokenizer(str(FOLDER / f"{name}.gguf"))
     backend, _ = convert_gguf_tokenizer(architecture, parts)
     if name == "smollm":
-        # transformers leaves out the cutting into digits, which SmolLM's own tokenizer.json has.
+        # transformers leaves out that every single digit is cut off first, as in llama.cpp.
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), backend.pre_tokenizer])
     around = ([1], [2]) if name == "llama-bpe" else ([], [])
     return lambda text: around[0] + backend.encode(text, add_special_tokens=False).ids + around[1]

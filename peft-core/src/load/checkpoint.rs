@@ -53,8 +53,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights of a model directory: `model.safetensors`, else the shards that
-    /// `model.safetensors.index.json` lists, else the same for `pytorch_model.bin`, else its one `.gguf`; or a `.gguf` file.
+    /// Opens the weights of a model directory: `model.safetensors`, else the shards that `model.safetensors.index.json`
+    /// lists, else the same for `pytorch_model.bin`, else its one `.gguf`; or a `.gguf` file.
     ///
     /// The tensors of a GGUF file get the names, and rows the order, that they have in Hugging Face transformers.
     pub fn open_model(dir: &Path) -> Result<Self> {
@@ -75,8 +75,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, or a GGUF file if it ends
-    /// in `.gguf`, with names and rows as they stand there.
+    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, or a GGUF file if it
+    /// ends in `.gguf`, with names and rows as they stand there.
     pub fn open_file(path: &Path) -> Result<Self> {
         Self::gather(path.to_path_buf(), open(path)?)
     }
@@ -203,8 +203,8 @@ pub(super) fn map(path: &Path, least: usize, expected: &str) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 
-/// Rows of heads from (first of the first half, first of the second half, second of the first half ..) to (first half, second
-/// half).
+/// Rows of heads from (first of the first half, first of the second half, second of the first half ..) to (first half,
+/// second half).
 fn halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let (row, head) = (bytes.len() / rows, rows / heads);
     let from = |to: usize| {

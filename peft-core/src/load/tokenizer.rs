@@ -34,8 +34,8 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model directory, or what its GGUF file says; `vocab` is the number of embeddings the model
-    /// has.
+    /// Reads `tokenizer.json` of a model directory, or what its GGUF file says; `vocab` is the number of embeddings the
+    /// model has.
     pub fn from_dir(dir: &Path, vocab: usize) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if path.exists() {

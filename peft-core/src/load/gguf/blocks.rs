@@ -119,8 +119,8 @@ fn scale_and_min(packed: &[u8], j: usize) -> (f32, f32) {
     (scale.into(), min.into())
 }
 
-/// Eight sub-blocks of 32, each with a scale and a minimum; two of them share 32 bytes. `high` gives the element l of sub-block j
-/// its fifth bit (as 16).
+/// Eight sub-blocks of 32, each with a scale and a minimum; two of them share 32 bytes. `high` gives the element l of
+/// sub-block j its fifth bit (as 16).
 fn sub_blocks(block: &[u8], quants: &[u8], out: &mut [f32; 256], high: impl Fn(usize, usize) -> u8) {
     let (d, d_min) = (half(block, 0), half(block, 2));
     for (j, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -141,8 +141,8 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     sub_blocks(block, &block[48..], out, |j, l| (block[16 + l] >> j & 1) * 16);
 }
 
-/// Two halves of 128, each four quarters of 32: a quarter has its low four bits in one half of the bytes of 64 elements, and its
-/// high two in a byte that all four share. Every 16 elements have a signed scale.
+/// Two halves of 128, each four quarters of 32: a quarter has its low four bits in one half of the bytes of 64
+/// elements, and its high two in a byte that all four share. Every 16 elements have a signed scale.
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let (low, high, scales, d) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
     for (i, value) in out.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! The architecture "llama" in GGUF, in the words of Hugging Face transformers: its configuration, and its tensors' names and
-//! rows.
+//! The architecture "llama" in GGUF, in the words of Hugging Face transformers: its configuration, and its tensors'
+//! names and rows.
 
 use std::f64::consts::TAU;
 use std::ops::Range;
@@ -32,8 +32,8 @@ const LAYER_NAMES: [(&str, &str); 9] = [
 ];
 
 impl Gguf {
-    /// What `config.json` of the model would be: a `LlamaForCausalLM`. Of the ways to stretch rotary positions, the linear one
-    /// and that of LLaMA 3 are understood.
+    /// What `config.json` of the model would be: a `LlamaForCausalLM`. Of the ways to stretch rotary positions, the
+    /// linear one and that of LLaMA 3 are understood.
     pub fn config(&self) -> Result<Value> {
         self.check_architecture()?;
         let hidden = self.count("llama.embedding_length")?;
@@ -153,8 +153,8 @@ impl Gguf {
         }
     }
 
-    /// LLaMA 3's scaling out of its divisors. The file has them and not the settings they were made with; these have been the
-    /// same but for the factor in every model so far, and are checked against each divisor.
+    /// LLaMA 3's scaling out of its divisors. The file has them and not the settings they were made with; these have
+    /// been the same but for the factor in every model so far, and are checked against each divisor.
     fn frequencies(&self, theta: f64, head: usize) -> Result<Value> {
         let data = Checkpoint::gather(self.path.to_path_buf(), self.tensors())?.read_f32(FREQUENCIES, &[head / 2])?;
         let divisors: Vec<f64> = data.iter::<f64>().collect();

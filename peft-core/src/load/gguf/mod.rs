@@ -49,8 +49,8 @@ impl Gguf {
         if !matches!(version, 2 | 3) {
             return Err(cursor.refuse(format!("version {version}"), "version 2 or 3, little-endian"));
         }
-        // A tensor has at least a name's length, the number of dimensions, one of them, a type and an offset; a key at least its
-        // length, a type and a byte.
+        // A tensor has at least a name's length, the number of dimensions, one of them, a type and an offset; a key at
+        // least its length, a type and a byte.
         let tensor_count = cursor.count("tensors", 32, MAX_TENSORS)?;
         let key_count = cursor.count("keys", 13, MAX_KEYS)?;
         let metadata = metadata(&mut cursor, path, key_count)?;

@@ -9,7 +9,10 @@ use crate::load::checkpoint::check_name;
 use crate::{Error, Result};
 
 /// How LLaMA 3 cuts a text before its merges.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 // Kinds of tokens, by their numbers in files.
 const NORMAL: i64 = 1;
@@ -26,8 +29,8 @@ struct Tokens<'a> {
 }
 
 impl Gguf {
-    /// What `tokenizer.json` would be: of `tokenizer.ggml.model`, "gpt2" (bytes) and "llama" (SentencePiece's characters with
-    /// bytes for the rest) are understood.
+    /// What `tokenizer.json` would be: of `tokenizer.ggml.model`, "gpt2" (bytes) and "llama" (SentencePiece's
+    /// characters with bytes for the rest) are understood.
     ///
     /// As transformers does, "llama" puts a space before a text that does not begin with one, and nowhere else.
     pub fn tokenizer(&self) -> Result<Value> {
@@ -157,7 +160,10 @@ impl<'a> Tokens<'a> {
     fn bytes(&self) -> Result<(Value, Value, Value)> {
         let key = "tokenizer.ggml.pre";
         let pre = self.gguf.optional(key, Gguf::text)?.unwrap_or("default");
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let byte_level = |regex: bool| {
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": regex})
+        };
         // A word that is a token is that token in LLaMA 3, even if no merges lead there.
         let (pre_tokenizer, whole) = match pre {
             "default" | "gpt-2" => (byte_level(true), false),
@@ -201,7 +207,8 @@ impl<'a> Tokens<'a> {
         Ok((pre_tokenizer, json!({"type": "Sequence", "decoders": steps}), model))
     }
 
-    /// Pairs in the order in which they merge: SentencePiece joins the two neighbours whose joined token has the highest score.
+    /// Pairs in the order in which they merge: SentencePiece joins the two neighbours whose joined token has the
+    /// highest score.
     fn scored_merges(&self) -> Result<Vec<(String, String)>> {
         let key = "tokenizer.ggml.scores";
         let scores = self.gguf.floats(key)?;

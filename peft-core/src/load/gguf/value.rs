@@ -7,7 +7,8 @@ pub(super) enum Value {
     Array(Array),
 }
 
-/// Where an array lies, its elements not yet read: the type of the elements, how many there are, the place of the first.
+/// Where an array lies, its elements not yet read: the type of the elements, how many there are, the place of the
+/// first.
 pub(super) struct Array {
     pub(super) kind: u32,
     pub(super) length: usize,
