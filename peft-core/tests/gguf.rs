@@ -483,6 +483,12 @@ fn tokenizers_that_lie() {
     let ids = |file: File, text: &str| tokenizer(file).unwrap().encode(text, None, 9).unwrap().ids;
     assert_eq!(ids(words("gpt2"), "aaa"), [2, 1]);
     assert_eq!(ids(words("gpt2").key("tokenizer.ggml.add_bos_token", 7, [1]), "aaa<s>"), [0, 2, 1, 0]);
+    // A word that is a token needs no merges in LLaMA 3.
+    let unmerged = |pre: &str| {
+        let file = words("gpt2").key("tokenizer.ggml.merges", 9, list(8, &[]));
+        file.key("tokenizer.ggml.pre", 8, text(pre))
+    };
+    assert_eq!((ids(unmerged("gpt-2"), "aa"), ids(unmerged("llama-bpe"), "aa")), (vec![1, 1], vec![2]));
 
     let refused =
         |file: File, parts: &[&str]| assert_error(tokenizer(file), &[&["bad.gguf: tokenizer"], parts].concat());
@@ -566,7 +572,7 @@ fn no_cut_and_no_flipped_bit_panics() {
         file.seek(SeekFrom::Start(place as u64)).unwrap();
         file.write_all(&[byte]).unwrap();
     };
-    for place in (0..10_080).step_by(3).chain((10_080..good.len()).step_by(97)) {
+    for place in (0..10_112).step_by(3).chain((10_112..good.len()).step_by(97)) {
         put(place, good[place] ^ 1 << (place % 8));
         // Some flips only change a value or a name.
         if let Err(error) = read(&path, place % 16 == 0, place % 64 == 0) {

@@ -21,6 +21,7 @@ TYPES = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K".split()
 HIDDEN, INNER, HEADS, KEY_HEADS, LAYERS = 32, 32, 4, 2, 2
 
 CORPUS = """
+2024 2024 1234 1234567
 The quick brown fox jumps over the lazy dog. It's the dog's turn, they're told; we'll see what the fox had done.
 def main(args): return [x for x in args if x != 0]  # comment
 In 2024 there were 365 days, 12 months and 1,234,567 things to do.
@@ -35,7 +36,7 @@ TEXTS = [
     "\u0000\u0001\x7f", "<s>", "</s>the", "the<s> dog", "the</s>dog </s> fox", "<unk>", "<0x41>", "<|im_start|>user\nthe<|im_end|>",
     "<|im_start|> <|im_start|>", "<think> the </think>", "<|im_start", "a<think>b", "  <think>  the",
     "the quick brown fox jumps over the lazy dog " * 3, "!?!?...---", "don't can't I'd you've", "\r\n\r\n x\r\n", "     indented",
-    "trailing   ", "thethethethe", "ﬁ ǅ ß İ", "مرحبا שלום", "한국어", "\U0001F1E9\U0001F1EA",
+    "trailing   ", "thethethethe", "that", "ﬁ ǅ ß İ", "مرحبا שלום", "한국어", "\U0001F1E9\U0001F1EA",
 ]  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def interleave(weight, heads):
 
 
 def pieces():
-    """A vocabulary like SentencePiece's: merges of characters, of which the file has the scores alone."""
+    """A vocabulary like SentencePiece's: merges of characters, of which the file has the scores alone, every forty the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", True)
     tokenizer.train_from_iterator([CORPUS], trainers.BpeTrainer(vocab_size=130, show_progress=False))
@@ -90,7 +91,7 @@ def pieces():
     merged = list(dict.fromkeys(merged))
     special, byte = ["<unk>", "<s>", "</s>"], [f"<0x{i:02X}>" for i in range(256)]
     tokens = special + byte + merged + letters + ["<think>"]
-    scores = [0.0] * 259 + [-float(i) for i in range(len(merged) + len(letters))] + [0.0]
+    scores = [0.0] * 259 + [-float(i // 40) for i in range(len(merged) + len(letters))] + [0.0]
     kinds = [2, 3, 3] + [6] * 256 + [1] * (len(merged) + len(letters)) + [4]
     return tokens, scores, kinds
 
@@ -156,10 +157,9 @@ def llama():
 
 
 def byte_level(pre):
-    """A file of metadata alone: merges of bytes, learnt behind this way to cut texts."""
-    digits = {"smollm": [pre_tokenizers.Digits(individual_digits=True)]}.get(pre, [])
+    """A file of metadata alone: merges of bytes, those of digits among them, whatever way it cuts texts."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(digits + [pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=350, show_progress=False, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([CORPUS], trainer)
