@@ -9,7 +9,9 @@ use burn::tensor::TensorData;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use super::gguf::{Gguf, blocks};
 use super::{guard, index, safetensors, torch};
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// The most tensors a checkpoint may hold.
@@ -22,13 +24,15 @@ pub(super) const MAX_NAME: usize = 1024;
 pub struct Entry {
     /// Extents, outermost first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Element type, in the spelling of safetensors: "F32", "BF16", "I64".
+    /// Element type, in the spelling of safetensors ("F32", "BF16", "I64") or of GGUF ("Q4_K").
     pub dtype: String,
 }
 
 /// Where a tensor's bytes are.
 pub(super) enum Source {
     Mapped(Arc<Mmap>, Range<usize>),
+    /// The same, with the rows of each of so many heads in the order of GGUF, in which the two halves alternate.
+    Interleaved(Arc<Mmap>, Range<usize>, usize),
     Torch(pytorch_reader::Tensor),
 }
 
@@ -49,15 +53,16 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights of a model directory: `model.safetensors`, else the shards that
-    /// `model.safetensors.index.json` lists, else the same for `pytorch_model.bin`.
+    /// Opens the weights of a model directory: `model.safetensors`, else the shards that `model.safetensors.index.json`
+    /// lists, else the same for `pytorch_model.bin`, else its one `.gguf`; or a `.gguf` file.
+    ///
+    /// The tensors of a GGUF file get the names, and rows the order, that they have in Hugging Face transformers.
     pub fn open_model(dir: &Path) -> Result<Self> {
-        let names =
-            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
-        // A dangling link counts as present, so that the error names it.
-        let present = names.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok());
-        let Some(name) = present else {
-            return Err(Error::file(dir, "weights", "none", format!("one of {}", names.join(", "))));
+        if let Some(path) = Gguf::find(dir)? {
+            return Self::from_gguf(&Gguf::open(&path)?);
+        }
+        let Some(name) = weights(dir) else {
+            return Err(Error::file(dir, "weights", "none", format!("one of {}, or a .gguf file", WEIGHTS.join(", "))));
         };
         let path = dir.join(name);
         if !name.ends_with(".index.json") {
@@ -70,12 +75,18 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens one file: safetensors, or a torch pickle if its name ends in `.bin`, `.pt` or `.pth`.
+    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, or a GGUF file if it
+    /// ends in `.gguf`, with names and rows as they stand there.
     pub fn open_file(path: &Path) -> Result<Self> {
         Self::gather(path.to_path_buf(), open(path)?)
     }
 
-    fn gather(path: PathBuf, stored: impl IntoIterator<Item = (String, Stored)>) -> Result<Self> {
+    /// The tensors of a model in GGUF, with names and rows as in Hugging Face transformers.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Self::gather(gguf.path().to_path_buf(), gguf.model_tensors()?)
+    }
+
+    pub(super) fn gather(path: PathBuf, stored: impl IntoIterator<Item = (String, Stored)>) -> Result<Self> {
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
         for (name, tensor) in stored {
             check_name(&tensor.path, &name)?;
@@ -111,7 +122,7 @@ impl Checkpoint {
         self.tensors.get(name).map_or(&self.path, |stored| &stored.path)
     }
 
-    /// Reads a tensor of floating-point numbers (F32, F16, BF16 or F64) of the expected shape as f32.
+    /// Reads a tensor of floating-point numbers (F32, F16, BF16, F64 or blocks of GGUF) of the expected shape as f32.
     ///
     /// A value that is not finite is an error: no trained weight is, and one of them spoils every output.
     pub fn read_f32(&self, name: &str, expected_shape: &[usize]) -> Result<TensorData> {
@@ -121,12 +132,17 @@ impl Checkpoint {
             let expected = format!("shape {expected_shape:?}");
             return Err(Error::file(&stored.path, name, format!("shape {shape:?}"), expected));
         }
-        let decode: fn(&[u8]) -> Vec<f32> = match dtype.as_str() {
+        let decode: blocks::Decoder = match dtype.as_str() {
             "F32" => |bytes| decode(bytes, f32::from_le_bytes),
             "F16" => |bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()),
             "BF16" => |bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()),
             "F64" => |bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32),
-            _ => return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64")),
+            _ => match blocks::decoder(dtype) {
+                Some(decode) => decode,
+                None => {
+                    return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64"));
+                }
+            },
         };
         let values = decode(&stored.bytes(name)?);
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
@@ -157,6 +173,9 @@ impl Stored {
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         match &self.source {
             Source::Mapped(map, range) => Ok(Cow::Borrowed(&map[range.clone()])),
+            Source::Interleaved(map, range, heads) => {
+                Ok(Cow::Owned(halves(&map[range.clone()], self.entry.shape[0], *heads)))
+            }
             Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
                 .map(Cow::Owned)
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
@@ -164,9 +183,41 @@ impl Stored {
     }
 }
 
+/// Where a directory has its weights, in the order of preference.
+const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The file that holds or lists the weights of a directory. A dangling link counts, so that the error names it.
+pub(super) fn weights(dir: &Path) -> Option<&'static str> {
+    WEIGHTS.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok())
+}
+
+/// Maps a file of at least so many bytes.
+pub(super) fn map(path: &Path, least: usize, expected: &str) -> Result<Mmap> {
+    let (file, size) = open_regular(path)?;
+    if size < least as u64 {
+        return Err(Error::file(path, "file size", format!("{size} bytes"), expected));
+    }
+    // SAFETY: the map is only read. Whoever changes a file in place while it is mapped breaks the promise that
+    // `Checkpoint` documents; all that is written here replaces files by a rename instead.
+    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
+
+/// Rows of heads from (first of the first half, first of the second half, second of the first half ..) to (first half,
+/// second half).
+fn halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let (row, head) = (bytes.len() / rows, rows / heads);
+    let from = |to: usize| {
+        let (start, place) = (to - to % head, to % head);
+        start + 2 * (place % (head / 2)) + place / (head / 2)
+    };
+    (0..rows).map(|to| &bytes[from(to) * row..][..row]).collect::<Vec<_>>().concat()
+}
+
 fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("bin" | "pt" | "pth") => torch::open(path),
+        Some("gguf") => Ok(Gguf::open(path)?.tensors()),
         _ => safetensors::open(path),
     }
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "load")]
 mod checkpoint;
+#[cfg(feature = "load")]
+mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "load")]
@@ -19,6 +21,8 @@ use std::path::Path;
 
 #[cfg(feature = "load")]
 pub use checkpoint::{Checkpoint, Entry};
+#[cfg(feature = "load")]
+pub use gguf::Gguf;
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
 #[cfg(feature = "tokenize")]

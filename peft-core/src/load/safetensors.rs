@@ -3,14 +3,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, TensorData};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorInfo, TensorView};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::checkpoint::{Entry, Source, Stored, check_count, check_name};
+use super::checkpoint::{Entry, Source, Stored, check_count, check_name, map};
 use super::index::Unique;
-use crate::files::{open_regular, write_file};
+use crate::files::write_file;
 use crate::{Error, Result};
 
 /// Bytes of the header's length, which opens the file.
@@ -20,14 +19,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Maps a safetensors file and lists its tensors.
 pub(super) fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
-    let (file, size) = open_regular(path)?;
-    if size < LENGTH as u64 {
-        let expected = "a safetensors file: 8 bytes of header length, the header, the tensors";
-        return Err(Error::file(path, "file size", format!("{size} bytes"), expected));
-    }
-    // SAFETY: the map is only read. Whoever changes a file in place while it is mapped breaks the promise that
-    // `Checkpoint` documents; all that is written here replaces files by a rename instead.
-    let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+    let map = map(path, LENGTH, "a safetensors file: 8 bytes of header length, the header, the tensors")?;
     let header = header(path, &map)?;
     let start = LENGTH + header.len();
     check_tensors(path, header, map.len() - start)?;
@@ -39,9 +31,12 @@ pub(super) fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
             "data_offsets that overlap or leave a hole",
             "the place where the tensor before ends",
         ),
-        SafeTensorError::MetadataIncompleteBuffer => {
-            Error::file(path, "file size", format!("{size} bytes"), "the end of the file where the last tensor ends")
-        }
+        SafeTensorError::MetadataIncompleteBuffer => Error::file(
+            path,
+            "file size",
+            format!("{} bytes", map.len()),
+            "the end of the file where the last tensor ends",
+        ),
         error => Error::file(path, "header", error, "a safetensors header"),
     })?;
     let map = Arc::new(map);

@@ -2,6 +2,8 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, TruncationParams, truncate_encodings};
 
+#[cfg(feature = "load")]
+use super::Gguf;
 use super::guard;
 use crate::files::read_file;
 use crate::{Error, Result};
@@ -9,7 +11,7 @@ use crate::{Error, Result};
 /// The largest tokenizer file that is read, in bytes.
 const MAX_TOKENIZER: u64 = 256 << 20;
 
-/// A tokenizer as `tokenizer.json` describes it.
+/// A tokenizer as `tokenizer.json` or the metadata of a GGUF file describes it.
 ///
 /// Truncation and padding that the file may ask for are ignored: [`encode`](Self::encode) truncates to the length it is
 /// given and never pads.
@@ -32,17 +34,30 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a model directory; `vocab` is the number of embeddings the model has.
+    /// Reads `tokenizer.json` of a model directory, or what its GGUF file says; `vocab` is the number of embeddings the
+    /// model has.
     pub fn from_dir(dir: &Path, vocab: usize) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        if !path.exists() {
-            let expected = "tokenizer.json, as the tokenizers library saves it";
-            return Err(Error::file(dir, "tokenizer", "none", expected));
+        if path.exists() {
+            return Self::parse(path.clone(), &read_file(&path, MAX_TOKENIZER)?, vocab);
         }
-        let bytes = read_file(&path, MAX_TOKENIZER)?;
+        #[cfg(feature = "load")]
+        if let Some(path) = Gguf::find(dir)? {
+            return Self::from_gguf(&Gguf::open(&path)?, vocab);
+        }
+        Err(Error::file(dir, "tokenizer", "none", "tokenizer.json, as the tokenizers library saves it"))
+    }
+
+    /// The tokenizer of a GGUF file; `vocab` is the number of embeddings the model has.
+    #[cfg(feature = "load")]
+    pub fn from_gguf(gguf: &Gguf, vocab: usize) -> Result<Self> {
+        Self::parse(gguf.path().to_path_buf(), gguf.tokenizer()?.to_string().as_bytes(), vocab)
+    }
+
+    fn parse(path: PathBuf, bytes: &[u8], vocab: usize) -> Result<Self> {
         let expected = "a tokenizer as the tokenizers library saves it";
         let (mut inner, last) = guard(&path, "tokenizer", expected, || {
-            let inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            let inner = tokenizers::Tokenizer::from_bytes(bytes)?;
             let last = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
             Ok::<_, tokenizers::Error>((inner, last))
         })?
