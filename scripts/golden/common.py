@@ -5,6 +5,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -65,6 +66,12 @@ def batch(gen, kind, lengths, vocab=97):
     if kind == "bert":
         inputs["token_type_ids"] = segments
     return inputs
+
+
+def in_float64():
+    """Runs of a model in float64 within this context are so throughout: transformers casts norms and
+    softmax to `torch.float32` by that name."""
+    return mock.patch.object(torch, "float32", torch.float64)
 
 
 def save(path, tensors):

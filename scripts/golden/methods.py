@@ -1,6 +1,6 @@
 """Writes the reference cases of the HF PEFT methods: adapter files, outputs, gradients, training.
 
-Usage: python scripts/golden/methods.py   (after models.py)
+Usage: python scripts/golden/methods.py   (after models.py and seq_models.py)
 """
 
 import copy
@@ -8,26 +8,31 @@ import os
 import warnings
 
 import torch
-from common import MODELS, REPO, batch, fresh, generator, normal, read_json, save, write_json
+from common import MODELS, REPO, batch, fresh, generator, in_float64, normal, read_json, save, write_json
 from peft import (
     IA3Config,
     LoraConfig,
     PeftModel,
     PrefixTuningConfig,
+    PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
     get_peft_model,
     get_peft_model_state_dict,
 )
-from transformers import AutoModelForSequenceClassification
+from seq_models import seq_batch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 warnings.filterwarnings("ignore", message=".*not initialized.*")
 
 REPARAM = REPO / "peft-reparam" / "tests" / "golden"
 ADDITIVE = REPO / "peft-additive" / "tests" / "golden"
-TASK = TaskType.SEQ_CLS
-ROBERTA, BERT = "roberta-classify", "bert-classify"
+TASK, SEQ2SEQ, CAUSAL = TaskType.SEQ_CLS, TaskType.SEQ_2_SEQ_LM, TaskType.CAUSAL_LM
+ROBERTA, BERT, T5, LLAMA = "roberta-classify", "bert-classify", "t5", "llama"
+T5_EVEN = "t5-even"
 LENGTHS = [11, 8, 7, 3]
+LABEL_LENGTHS = [6, 4, 5, 2]  # T5
+UNLABELLED = [4, 3, 2, 1]  # LLaMA: tokens at the start of a row that have no label
 LABELS = {ROBERTA: [0, 2, 1, 2], BERT: [1, 0, 0, 1]}
 STEPS = 10
 
@@ -67,6 +72,45 @@ CASES = {
         PrefixTuningConfig(task_type=TASK, num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=11),
     ),
     ADDITIVE / "prefix-bert": (BERT, PrefixTuningConfig(task_type=TASK, num_virtual_tokens=4)),
+    ADDITIVE / "p-tuning-mlp": (
+        ROBERTA,
+        PromptEncoderConfig(task_type=TASK, num_virtual_tokens=4, encoder_hidden_size=11),
+    ),
+    ADDITIVE / "p-tuning-lstm": (
+        ROBERTA,
+        PromptEncoderConfig(
+            task_type=TASK,
+            num_virtual_tokens=4,
+            encoder_reparameterization_type="LSTM",
+            encoder_hidden_size=7,
+            encoder_num_layers=2,
+        ),
+    ),
+    REPARAM / "lora-t5": (T5, LoraConfig(task_type=SEQ2SEQ, r=3, lora_alpha=5)),
+    REPARAM / "lora-llama": (LLAMA, LoraConfig(task_type=CAUSAL, r=3, lora_alpha=5)),
+    REPARAM / "lora-llama-all": (
+        LLAMA,
+        LoraConfig(task_type=CAUSAL, r=2, lora_alpha=4, target_modules="all-linear"),
+    ),
+    ADDITIVE / "ia3-t5": (T5, IA3Config(task_type=SEQ2SEQ)),
+    ADDITIVE / "ia3-llama": (LLAMA, IA3Config(task_type=CAUSAL)),
+    ADDITIVE / "prompt-t5": (T5, PromptTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4)),
+    ADDITIVE / "prompt-llama": (LLAMA, PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4)),
+    # PEFT by itself takes the number of the encoder's layers and d_model, which do not fit this decoder.
+    ADDITIVE / "prefix-t5": (
+        T5,
+        PrefixTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4, num_layers=3, token_dim=30, num_attention_heads=3),
+    ),
+    ADDITIVE / "prefix-t5-even": (T5_EVEN, PrefixTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4)),
+    ADDITIVE / "prefix-llama": (LLAMA, PrefixTuningConfig(task_type=CAUSAL, num_virtual_tokens=4)),
+    ADDITIVE / "p-tuning-t5": (
+        T5,
+        PromptEncoderConfig(task_type=SEQ2SEQ, num_virtual_tokens=4, encoder_hidden_size=11),
+    ),
+    ADDITIVE / "p-tuning-llama": (
+        LLAMA,
+        PromptEncoderConfig(task_type=CAUSAL, num_virtual_tokens=4, encoder_hidden_size=11),
+    ),
 }
 
 
@@ -84,19 +128,49 @@ SEEDS = {
     "prefix": 8,
     "prefix-projection": 3,
     "prefix-bert": 10,
+    "p-tuning-mlp": 11,
+    "p-tuning-lstm": 1,
+    "lora-t5": 46,
+    "lora-llama": 9,
+    "lora-llama-all": 31,
+    "ia3-t5": 16,
+    "ia3-llama": 51,
+    "prompt-t5": 0,
+    "prompt-llama": 47,
+    "prefix-t5": 14,
+    "prefix-t5-even": 21,
+    "prefix-llama": 4,
+    "p-tuning-t5": 23,
+    "p-tuning-llama": 35,
 }
 
 
-def base_model(name):
+def base_model(name, **options):
     # The working directory is the folder of the models, so that adapter_config.json names just the model.
-    return AutoModelForSequenceClassification.from_pretrained(name, attn_implementation="eager")
+    family = name.split("-")[0]
+    auto = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}.get(family, AutoModelForSequenceClassification)
+    return auto.from_pretrained(name, **options)
+
+
+def inputs_for(gen, base):
+    family = base.split("-")[0]
+    if family in ("t5", "llama"):
+        return seq_batch(gen, family, LENGTHS, LABEL_LENGTHS, UNLABELLED)
+    inputs = batch(gen, family, LENGTHS)
+    inputs["labels"] = torch.tensor(LABELS[base])
+    return inputs
+
+
+def has_encoder(config):
+    """Whether the virtual tokens are the output of a network, of which PEFT saves only the result."""
+    return config.peft_type == "P_TUNING" or getattr(config, "prefix_projection", False)
 
 
 def trainable(model):
     """Trainable tensors under the keys PEFT saves them with.
 
-    The virtual tokens of prompt learning are named as they are saved without a projection
-    (`prompt_embeddings`); with a projection they are named inside the prefix encoder.
+    The virtual tokens of prompt learning are named as they are saved without a network
+    (`prompt_embeddings`); what makes them in a network is named inside the prompt encoder.
     """
     saved = {value.data_ptr(): key for key, value in get_peft_model_state_dict(model).items()}
     prompt = "prompt_encoder.default."
@@ -105,8 +179,8 @@ def trainable(model):
         if not parameter.requires_grad:
             continue
         if name.startswith(prompt):
-            plain = model.active_peft_config.to_dict().get("prefix_projection") is not True
-            key = "prompt_embeddings" if plain else name.removeprefix(prompt)
+            network = has_encoder(model.active_peft_config)
+            key = name.removeprefix(prompt) if network else "prompt_embeddings"
         elif parameter.data_ptr() in saved:
             key = saved[parameter.data_ptr()]
         else:
@@ -127,6 +201,8 @@ def randomize_adapter(tensors, gen):
             value = normal(gen, parameter.shape, 0.5)
         elif "classifier" in key or "transform" in key:
             value = normal(gen, parameter.shape, 0.2 if key.endswith("bias") else 0.3)
+        elif "mlp_head" in key or "lstm_head" in key:
+            value = normal(gen, parameter.shape, 0.2 if "bias" in key else 0.4)
         else:  # a bias of the base model (bias="all" or "lora_only"): different from the base file
             assert key.endswith("bias"), key
             value = parameter + normal(gen, parameter.shape, 0.1)
@@ -152,10 +228,9 @@ def train(model, inputs, tensors):
 def reference(model, inputs):
     """Everything in expected.safetensors; leaves the model trained."""
     tensors = trainable(model)
-    features = {key: value for key, value in inputs.items() if key != "labels"}
     model.eval()
     with torch.no_grad():
-        expected = {"logits": model(**features).logits}
+        expected = {"logits": model(**inputs).logits}
     model.train()
     loss = model(**inputs).loss
     loss.backward()
@@ -169,20 +244,24 @@ def reference(model, inputs):
         expected[f"final.{key}"] = parameter.detach().clone()
     model.eval()
     with torch.no_grad():
-        expected["logits_final"] = model(**features).logits
+        expected["logits_final"] = model(**inputs).logits
     return expected
+
+
+def start(name, base, config, seed):
+    """The batch, the model with its adapter at random, and what is trained."""
+    gen = generator(f"{name}/{seed}")
+    inputs = inputs_for(gen, base)
+    model = get_peft_model(base_model(base, attn_implementation="eager"), copy.deepcopy(config))
+    tensors = trainable(model)
+    randomize_adapter(tensors, gen)
+    return inputs, model, tensors
 
 
 def write_case(folder, base, config):
     name = folder.name
     print(name)
-    gen = generator(f"{name}/{SEEDS[name]}")
-    inputs = batch(gen, base.split("-")[0], LENGTHS)
-    inputs["labels"] = torch.tensor(LABELS[base])
-
-    model = get_peft_model(base_model(base), copy.deepcopy(config))
-    tensors = trainable(model)
-    randomize_adapter(tensors, gen)
+    inputs, model, tensors = start(name, base, config, SEEDS[name])
     fresh(folder)
     save(folder / "inputs.safetensors", inputs)
     model.save_pretrained(folder / "adapter")
@@ -192,22 +271,23 @@ def write_case(folder, base, config):
         if isinstance(settings.get(key), list):
             settings[key].sort()
     write_json(folder / "adapter" / "adapter_config.json", settings)
-    if getattr(config, "prefix_projection", False):
-        save(folder / "projection.safetensors", {k: v for k, v in tensors.items() if "classifier" not in k})
+    if has_encoder(config):
+        file = "encoder.safetensors" if config.peft_type == "P_TUNING" else "projection.safetensors"
+        save(folder / file, {k: v for k, v in tensors.items() if "classifier" not in k})
 
     double = copy.deepcopy(model).double()
     expected = reference(model, inputs)
     save(folder / "expected.safetensors", expected)
 
     # PEFT reads the adapter back to the same logits, with the default attention kernel.
-    again = AutoModelForSequenceClassification.from_pretrained(base)
-    again = PeftModel.from_pretrained(again, folder / "adapter").eval()
+    again = PeftModel.from_pretrained(base_model(base), folder / "adapter").eval()
     with torch.no_grad():
-        logits = again(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+        logits = again(**inputs).logits
     assert torch.allclose(logits, expected["logits"], atol=1e-5), "reload"
 
     # How far float32 can be trusted: the same run in float64.
-    exact = reference(double, inputs)
+    with in_float64():
+        exact = reference(double, inputs)
     losses = " ".join(f"{x:.4f}" for x in expected["losses"].tolist())
     print(f"  losses {losses}")
     for prefix in ["logits", "loss", "losses", "logits_final", "grad.", "final."]:

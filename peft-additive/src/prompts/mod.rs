@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 /// Rows in front of a sequence during one run.
 struct Prompt {
-    /// `[stacks * virtual tokens, hidden]`: those of an encoder before those of the decoder behind it.
+    /// `[stacks * virtual tokens, hidden]`. Where there are two stacks, PEFT keeps rows for the decoder behind those for the encoder,
+    /// and never uses them.
     rows: Tensor<2>,
     stacks: usize,
 }
@@ -19,23 +20,22 @@ struct Prompt {
 impl Hooks for Prompt {
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
         // A text that goes on has its prompt already.
-        if x.past > 0 {
+        if x.past > 0 || self.stacks == 2 && stack == Stack::Decoder {
             return x;
         }
         let ([rows, hidden], [batch, _, _]) = (self.rows.dims(), x.hidden.dims());
         let n = rows / self.stacks;
-        let first = if stack == Stack::Decoder { rows - n } else { 0 };
-        let rows = self.rows.clone().narrow(0, first, n).unsqueeze::<3>().expand([batch, n, hidden]);
+        let rows = self.rows.clone().narrow(0, 0, n).unsqueeze::<3>().expand([batch, n, hidden]);
         let hidden = Tensor::cat(vec![rows, x.hidden], 1);
         Sequence { hidden, mask: x.mask.prepend(n), prompt: x.prompt + n, ..x }
     }
 }
 
-/// What PEFT writes of the model beside the settings of a prompt; `heads` of this width are those that it is for.
-fn derived(shape: &Shape, heads: usize, width: usize) -> Map<String, Value> {
+/// What PEFT writes of the model beside the settings of a prompt: how many layers, heads and numbers in a row it is for.
+fn derived(shape: &Shape, layers: usize, heads: usize, width: usize) -> Map<String, Value> {
     let fields = [
-        ("token_dim", heads * width),
-        ("num_layers", shape.layers),
+        ("token_dim", width),
+        ("num_layers", layers),
         ("num_attention_heads", heads),
         ("num_transformer_submodules", shape.stacks().len()),
     ];
@@ -44,9 +44,7 @@ fn derived(shape: &Shape, heads: usize, width: usize) -> Map<String, Value> {
 
 /// The same for vectors as wide as the model.
 fn derived_of_rows(shape: &Shape) -> Map<String, Value> {
-    let mut fields = derived(shape, shape.heads, shape.head_width);
-    fields.insert("token_dim".into(), shape.hidden.into());
-    fields
+    derived(shape, shape.layers, shape.heads, shape.hidden)
 }
 
 /// As torch starts a linear map (and, with the width of its state as `fan`, an LSTM): weight and bias uniform within

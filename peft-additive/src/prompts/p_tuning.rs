@@ -1,12 +1,12 @@
 //! # P-tuning                               family: additive / soft prompt-based
-//! x' = [f(E); E(x)]                        E: [l, d], one for each stack; f: an MLP, or a bidirectional LSTM and an MLP
+//! x' = [f(E); E(x)]                        E: [l, d]; f: an MLP, or a bidirectional LSTM and an MLP
 //! Paper: Liu et al., 2021, arXiv:2103.10385, section 3.   Reference: huggingface/peft tuners/p_tuning
 //! Trains: E and f, see `count`.            Merges: no, the prompt lengthens the sequence.
 //! Identities:
 //! - it is prompt tuning with f(E): `it_is_prompt_tuning_with_what_it_computes`
 //! - with f an LSTM, row i depends on the rows on both sides: `rows_depend_on_all_with_an_lstm_and_on_themselves_with_an_mlp`
 //!
-//! Differs from the paper: the prompt stands in front of the text as in PEFT, whatever the template; the MLP of PEFT has three linear maps. Files hold f(E) only, as PEFT's do, so that a loaded prompt has no f. Dropout between the layers of the LSTM is not offered.
+//! Differs from the paper: the prompt stands in front of the text as in PEFT, whatever the template; the MLP of PEFT has three linear maps; on T5 there are 2 l rows as in PEFT, of which the encoder gets the first l and the others only have a say through an LSTM. Files hold f(E) only, as PEFT's do, so that a loaded prompt has no f. Dropout between the layers of the LSTM is not offered.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};

@@ -10,7 +10,7 @@
 //! - projected == flat with M: `a_projection_folds_into_the_flat_form`
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
 //!
-//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l takes entries 4 l and 4 l + 1 of the 2 L, counted in circles, so that half of them are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -73,9 +73,17 @@ fn key_width(shape: &Shape) -> usize {
     shape.kv_heads() * shape.head_width
 }
 
+/// The layers for which there are keys and values.
+fn layers(shape: &Shape) -> usize {
+    match shape.architecture {
+        Architecture::T5(t5) => t5.decoder_layers,
+        _ => shape.layers,
+    }
+}
+
 /// A key and a value for each layer.
 fn flat_width(shape: &Shape) -> usize {
-    2 * shape.layers * key_width(shape)
+    2 * layers(shape) * key_width(shape)
 }
 
 /// Keys and values in front of those of every self-attention.
@@ -132,7 +140,7 @@ impl Method for PrefixTuningConfig {
             embedding: Param::from_tensor(embedding),
             projection,
             heads: shape.kv_heads(),
-            layers: shape.layers,
+            layers: layers(shape),
             t5: matches!(shape.architecture, Architecture::T5(_)),
         })
     }
@@ -153,7 +161,7 @@ impl Method for PrefixTuningConfig {
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        derived(shape, shape.kv_heads(), shape.head_width)
+        derived(shape, layers(shape), shape.kv_heads(), key_width(shape))
     }
 
     fn to_saved(tuner: PrefixTuning) -> PrefixTuning {
@@ -178,7 +186,7 @@ impl Opened {
     fn places(&self, site: Site) -> Option<[usize; 2]> {
         let (first, entries) = (2 * site.layer, self.entries.dims()[0]);
         match (site.part, site.stack) {
-            (Part::SelfAttention, Stack::Decoder) if self.t5 => Some([2 * first % entries, (2 * first + 1) % entries]),
+            (Part::SelfAttention, Stack::Decoder) if self.t5 => Some([0, 1].map(|i| (2 * first + i) % entries)),
             (Part::SelfAttention, _) if !self.t5 => Some([first, first + 1]),
             _ => None,
         }
@@ -254,6 +262,7 @@ mod tests {
             ("prefix", "roberta-classify"),
             ("prefix-bert", "bert-classify"),
             ("prefix-t5", "t5"),
+            ("prefix-t5-even", "t5-even"),
             ("prefix-llama", "llama"),
         ] {
             Case::open(golden(case), base).check_method::<PrefixTuningConfig>();

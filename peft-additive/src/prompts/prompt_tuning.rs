@@ -1,12 +1,12 @@
 //! # Prompt tuning                          family: additive / soft prompt-based
-//! x' = [P; E(x)]                           P: [l, d], one for each stack
+//! x' = [P; E(x)]                           P: [l, d]
 //! Paper: Lester et al., 2021, arXiv:2104.08691, section 2.   Reference: huggingface/peft tuners/prompt_tuning
 //! Trains: l d, on T5 2 l d.                Merges: no, P lengthens the sequence.
 //! Identities:
 //! - P = E(t) is the frozen model on the tokens [t; x]: `a_prompt_of_words_is_those_words`
 //! - swapping two rows while keeping their sums with the position embeddings swaps their states and changes no other: `rows_with_their_positions_can_be_swapped`
 //!
-//! Differs from the paper: the head reads the first virtual token and 20 of them are the default, as in PEFT and the survey (the paper has no head, and 100). On T5 the decoder has virtual tokens of its own in front of what it writes, as in PEFT (the paper has them in the encoder only). Rows start as words drawn from the whole vocabulary, as PEFT's SAMPLE_VOCAB (the paper: from its 5,000 most frequent words), not as PEFT's default N(0, 1): PEFT's own documentation warns that such rows may lie outside of what the model knows as words, and the paper finds words to be the better start.
+//! Differs from the paper: the head reads the first virtual token and 20 of them are the default, as in PEFT and the survey (the paper has no head, and 100). On T5 only the encoder has virtual tokens, as in the paper; as in PEFT there are as many rows again, for the decoder, which nothing uses. Rows start as words drawn from the whole vocabulary, as PEFT's SAMPLE_VOCAB (the paper: from its 5,000 most frequent words), not as PEFT's default N(0, 1): PEFT's own documentation warns that such rows may lie outside of what the model knows as words, and the paper finds words to be the better start.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};

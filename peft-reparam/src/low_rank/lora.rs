@@ -309,6 +309,9 @@ mod tests {
             ("lora-bert", "bert-classify"),
             ("lora-bias", "roberta-classify"),
             ("lora-patterns", "roberta-classify"),
+            ("lora-t5", "t5"),
+            ("lora-llama", "llama"),
+            ("lora-llama-all", "llama"),
         ];
         for (case, base) in cases {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
