@@ -2,6 +2,7 @@
 //! translations with BLEU, Alpaca's instructions, MMLU's questions.
 
 pub mod bleu;
+pub mod parallel;
 
 use std::path::{Path, PathBuf};
 
