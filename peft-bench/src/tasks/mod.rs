@@ -3,6 +3,7 @@
 
 pub mod alpaca;
 pub mod bleu;
+pub mod mmlu;
 pub mod parallel;
 
 use std::path::{Path, PathBuf};
