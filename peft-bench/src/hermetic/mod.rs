@@ -6,6 +6,7 @@ pub mod grammar;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod translation;
 pub mod vocabulary;
 mod write;
 
