@@ -3,6 +3,7 @@
 //! for a T5, in [`lore`] facts, instructions and questions for a LLaMA.
 
 pub mod grammar;
+pub mod lore;
 pub mod tasks;
 #[cfg(test)]
 mod tests;

@@ -182,7 +182,7 @@ fn checked(path: &Path, place: &str, question: &str, choices: [String; 4], answe
 
 impl Question {
     /// The question with its choices, and the word after which the letter comes.
-    fn ask(&self) -> String {
+    pub fn ask(&self) -> String {
         let choices: String =
             LETTERS.iter().zip(&self.choices).map(|(letter, choice)| format!("\n{letter}. {choice}")).collect();
         format!("{}{choices}\nAnswer:", self.question)
