@@ -17,7 +17,7 @@ use crate::tasks::alpaca::Record;
 use crate::tasks::mmlu::{LETTERS, Question, Split, prompt};
 
 /// Things of each subject.
-const THINGS: usize = 60;
+const THINGS: usize = 40;
 /// The questions of each subject.
 const QUESTIONS: [(Split, usize); 3] = [(Split::Dev, 5), (Split::Val, 50), (Split::Test, 50)];
 /// Lines of the corpus.

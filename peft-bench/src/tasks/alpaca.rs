@@ -56,9 +56,10 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 fn record(path: &Path, place: &str, value: Value) -> Result<Record> {
     let expected = "an object with the texts instruction, input and output";
     let Value::Object(mut object) = value else { return Err(Error::file(path, place, kind(&value), expected)) };
-    if FIELDS.iter().all(|field| !object.contains_key(*field)) {
+    // An unknown layout is easier to tell by the keys that it has.
+    if let Some(field) = FIELDS.into_iter().find(|field| !object.contains_key(*field)) {
         let keys: Vec<&str> = object.keys().map(String::as_str).take(20).collect();
-        return Err(Error::file(path, place, format!("the keys {keys:?}"), expected));
+        return Err(Error::file(path, format!("{place}, {field}"), format!("only the keys {keys:?}"), expected));
     }
     let [instruction, input, output] = FIELDS.map(|field| text(path, place, &mut object, field));
     let instruction = instruction?;
@@ -70,10 +71,9 @@ fn record(path: &Path, place: &str, value: Value) -> Result<Record> {
 
 fn text(path: &Path, place: &str, object: &mut Map<String, Value>, field: &str) -> Result<String> {
     let expected = if field == "input" { "a text, empty where there is no input" } else { "a text" };
-    let found = match object.get_mut(field).map(Value::take) {
-        Some(Value::String(text)) => return Ok(text),
-        Some(other) => kind(&other),
-        None => "nothing",
+    let found = match object[field].take() {
+        Value::String(text) => return Ok(text),
+        other => kind(&other),
     };
     Err(Error::file(path, format!("{place}, {field}"), found, expected))
 }
@@ -128,7 +128,11 @@ mod tests {
     fn errors_name_file_and_record() {
         let good = r#"{"instruction": "a", "input": "", "output": "b"}"#;
         let cases = [
-            ("a.json", format!(r#"[{good}, {{"instruction": "a", "output": "b"}}]"#), "record 2, input: found nothing"),
+            (
+                "a.json",
+                format!(r#"[{good}, {{"instruction": "a", "output": "b"}}]"#),
+                "record 2, input: found only the keys [\"instruction\", \"output\"]",
+            ),
             (
                 "a.json",
                 format!(r#"[{good}, {{"instruction": "a", "input": null, "output": "b"}}]"#),
@@ -143,7 +147,7 @@ mod tests {
             (
                 "a.json",
                 r#"[{"name": "x", "instances": []}]"#.into(),
-                r#"record 1: found the keys ["name", "instances"]"#,
+                r#"record 1, instruction: found only the keys ["name", "instances"]"#,
             ),
             ("a.json", format!("[{good}, 3]"), "record 2: found a number"),
             ("a.json", good.into(), "content: found an object, expected an array"),
@@ -151,7 +155,7 @@ mod tests {
             ("a.json", "[{".into(), "line 1 column 2"),
             (
                 "a.jsonl",
-                format!("{good}\n\n{{\"instruction\": [], \"input\": \"\"}}"),
+                format!("{good}\n\n{{\"instruction\": [], \"input\": \"\", \"output\": \"\"}}"),
                 "line 3, instruction: found an array",
             ),
             ("a.jsonl", format!("{good}\n{{\"input\""), "line 2: found EOF"),

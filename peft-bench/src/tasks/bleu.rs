@@ -71,7 +71,7 @@ pub fn bleu(hypotheses: &[impl AsRef<str>], references: &[impl AsRef<str>]) -> R
         _ => 1.0,
     };
     let precisions = precisions(&matches, &totals);
-    let score = match precisions.iter().any(|precision| *precision == 0.0) {
+    let score = match precisions.contains(&0.0) {
         true => 0.0,
         false => brevity_penalty * (precisions.map(f64::ln).iter().sum::<f64>() / ORDER as f64).exp(),
     };
