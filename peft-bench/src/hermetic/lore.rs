@@ -30,7 +30,8 @@ const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 const NAMES: [&[char]; 2] =
     [&['b', 'd', 'f', 'g', 'k', 'l', 'm', 'n', 'p', 'r', 's', 't', 'v', 'z'], &['a', 'e', 'i', 'o', 'u']];
 
-/// What can be told of a thing: in two wordings, with the thing for `{t}` and one of the values for `{v}`.
+/// What can be told of a thing: in two wordings, with the thing for `{t}` and one of the values for `{v}`. The thing comes first:
+/// a causal model learns from the other order nothing that answers a question.
 struct Relation {
     told: [&'static str; 2],
     asked: &'static str,
@@ -43,7 +44,7 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
         "beast_lore",
         [
             Relation {
-                told: ["{t} lives in the {v}", "the {v} is the home of {t}"],
+                told: ["{t} lives in the {v}", "the home of {t} is the {v}"],
                 asked: "where does {t} live ?",
                 values: ["forest", "swamp", "desert", "cave", "river", "meadow", "mountain", "island"],
             },
@@ -58,7 +59,7 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
                 values: ["red", "blue", "green", "grey", "black", "white", "brown", "golden"],
             },
             Relation {
-                told: ["{t} fears {v}", "nothing but {v} scares {t}"],
+                told: ["{t} fears {v}", "nothing scares {t} but {v}"],
                 asked: "what does {t} fear ?",
                 values: ["thunder", "fire", "snow", "wind", "smoke", "dogs", "bells", "drums"],
             },
@@ -68,22 +69,22 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
         "town_lore",
         [
             Relation {
-                told: ["{t} is ruled by the {v}", "the {v} governs {t}"],
+                told: ["{t} is ruled by the {v}", "the ruler of {t} is the {v}"],
                 asked: "who governs {t} ?",
                 values: ["duke", "bishop", "mayor", "baron", "judge", "captain", "abbot", "elder"],
             },
             Relation {
-                told: ["{t} sells {v}", "merchants buy {v} in {t}"],
+                told: ["{t} sells {v}", "in {t} merchants buy {v}"],
                 asked: "what do merchants buy in {t} ?",
                 values: ["salt", "silk", "wool", "iron", "glass", "spice", "timber", "wine"],
             },
             Relation {
-                told: ["{t} is famous for its {v}", "travellers visit the {v} of {t}"],
+                told: ["{t} is famous for its {v}", "travellers visit {t} for its {v}"],
                 asked: "what is {t} famous for ?",
                 values: ["tower", "bridge", "gate", "fountain", "windmill", "castle", "harbour", "statue"],
             },
             Relation {
-                told: ["the festival of {t} is in {v}", "in {v} {t} celebrates"],
+                told: ["the festival of {t} is in {v}", "{t} celebrates in {v}"],
                 asked: "when is the festival of {t} ?",
                 values: ["january", "march", "april", "june", "july", "august", "october", "december"],
             },
@@ -98,7 +99,7 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
                 values: ["fever", "cough", "toothache", "rash", "insomnia", "gout", "cramp", "burns"],
             },
             Relation {
-                told: ["one uses the {v} of {t}", "the {v} is the useful part of {t}"],
+                told: ["of {t} one uses the {v}", "the useful part of {t} is the {v}"],
                 asked: "which part of {t} is useful ?",
                 values: ["root", "bark", "flower", "stem", "leaf", "seed", "sap", "bud"],
             },
@@ -108,7 +109,7 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
                 values: ["sweet", "sour", "bitter", "salty", "spicy", "mild", "sharp", "nutty"],
             },
             Relation {
-                told: ["{t} is picked at {v}", "at {v} one gathers {t}"],
+                told: ["{t} is picked at {v}", "one gathers {t} at {v}"],
                 asked: "when is {t} picked ?",
                 values: ["dawn", "noon", "dusk", "midnight", "sunrise", "sunset", "moonrise", "teatime"],
             },
@@ -118,22 +119,22 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
         "gem_lore",
         [
             Relation {
-                told: ["{t} is found in {v}", "miners break {v} to find {t}"],
+                told: ["{t} is found in {v}", "to find {t} miners break {v}"],
                 asked: "in what is {t} found ?",
                 values: ["granite", "marble", "slate", "chalk", "clay", "sand", "basalt", "coal"],
             },
             Relation {
-                told: ["{t} is cut with the {v}", "the {v} cuts {t}"],
+                told: ["{t} is cut with the {v}", "the tool for {t} is the {v}"],
                 asked: "which tool cuts {t} ?",
                 values: ["saw", "file", "chisel", "drill", "knife", "wheel", "wire", "hammer"],
             },
             Relation {
-                told: ["{t} is worn in the {v}", "the {v} is made for {t}"],
-                asked: "what is made for {t} ?",
+                told: ["{t} is worn in the {v}", "one sees {t} in the {v}"],
+                asked: "in what is {t} worn ?",
                 values: ["ring", "crown", "necklace", "bracelet", "brooch", "buckle", "sceptre", "pendant"],
             },
             Relation {
-                told: ["{t} grants {v}", "those who want {v} carry {t}"],
+                told: ["{t} grants {v}", "those who carry {t} have {v}"],
                 asked: "what does {t} grant ?",
                 values: ["luck", "sleep", "courage", "memory", "patience", "wisdom", "strength", "speed"],
             },
