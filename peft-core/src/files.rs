@@ -58,6 +58,21 @@ pub fn read_json(path: &Path) -> Result<Value> {
     parse_json::<Distinct>(path, "valid JSON").map(|Distinct(value)| value)
 }
 
+/// The largest file of JSON lines that is read, in bytes.
+const MAX_LINES: u64 = 1 << 30;
+
+/// Reads a file of at most 1 GiB with a JSON value on every line that is not blank: each with the number of its line, from 1.
+/// A key that stands twice in one object is an error.
+pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
+    let text = read_text(path, MAX_LINES)?;
+    let value = |(line, text): (usize, &str)| match serde_json::from_str(text) {
+        Ok(Distinct(value)) => Ok((line, value)),
+        Err(error) => Err(Error::file(path, format!("line {line}"), error, "a JSON value on a line of its own")),
+    };
+    let lines = (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(&text).lines());
+    lines.filter(|(_, text)| !text.trim().is_empty()).map(value).collect()
+}
+
 /// A JSON value whose objects have each key once; of equal keys `serde_json` would take the last in silence.
 pub(crate) struct Distinct(pub(crate) Value);
 

@@ -309,7 +309,7 @@ impl Event {
     }
 
     /// Place and day in either order, each with a blank before it.
-    fn adjuncts(&self, random: &mut Random) -> Vec<String> {
+    pub fn adjuncts(&self, random: &mut Random) -> Vec<String> {
         let place = self.place.map(|place| format!(" in the {}", PLACES[place]));
         let day = self.day.map(|day| format!(" on {}", DAYS[day]));
         let pair = if chance(random, 0.5) { [place, day] } else { [day, place] };

@@ -1,14 +1,15 @@
 //! The files: what the grammar says, in the formats of others.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use peft_core::files::write_file;
 use peft_core::random::Random;
 use peft_core::{Error, Result};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::tasks::{Example, TASKS, Task};
+use super::vocabulary::Tokenizer;
 
 /// Training examples of a task.
 const TRAIN: usize = 2000;
@@ -24,7 +25,12 @@ const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 /// A line of the corpus is one text, or two with a tab between them, then what one says of them in a word, without a full
 /// stop. No texts of a training example are those of a development example or of a line of the corpus.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
-    for (name, content) in files(seed) {
+    save(directory, files(seed))
+}
+
+/// Writes files by their paths in a directory.
+pub(super) fn save(directory: &Path, files: Vec<(String, String)>) -> Result<()> {
+    for (name, content) in files {
         let path = directory.join(name);
         let folder = path.parent().unwrap_or(directory);
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -117,29 +123,17 @@ fn corpus(seed: u64, seen: &HashSet<String>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// A tokenizer of whole words in the format of the tokenizers library, with RoBERTa's special tokens.
+/// A tokenizer with RoBERTa's special tokens.
 fn tokenizer(corpus: &str) -> String {
-    let words: BTreeSet<&str> = corpus.split_whitespace().collect();
-    let tokens = SPECIAL.into_iter().chain(words);
-    let vocab: Map<_, _> = tokens.enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect();
-    let added = |(id, token): (usize, &&str)| {
-        json!({
-            "id": id, "content": token, "single_word": false, "lstrip": *token == "<mask>", "rstrip": false,
-            "normalized": false, "special": true,
-        })
-    };
-    let file = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": SPECIAL.iter().enumerate().map(added).collect::<Vec<_>>(),
-        "normalizer": { "type": "Lowercase" },
-        "pre_tokenizer": { "type": "WhitespaceSplit" },
-        "post_processor": {
+    let tokenizer = Tokenizer {
+        special: &SPECIAL,
+        sentinels: &[],
+        unknown: "<unk>",
+        normalizer: json!({ "type": "Lowercase" }),
+        cut: json!({ "type": "WhitespaceSplit" }),
+        finish: json!({
             "type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": true, "add_prefix_space": false,
-        },
-        "decoder": null,
-        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
-    });
-    format!("{file:#}\n")
+        }),
+    };
+    tokenizer.file(&corpus.split_whitespace().collect())
 }

@@ -1,4 +1,10 @@
-//! The tasks of GLUE that the survey's Table III reports, in GLUE's own directory layout.
+//! The tasks of GLUE that the survey's Table III reports, in GLUE's own directory layout; and the data of its Tables IV to VI:
+//! translations with BLEU, Alpaca's instructions, MMLU's questions.
+
+pub mod alpaca;
+pub mod bleu;
+pub mod mmlu;
+pub mod parallel;
 
 use std::path::{Path, PathBuf};
 
