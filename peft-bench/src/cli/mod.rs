@@ -7,6 +7,7 @@ mod eval;
 #[cfg(feature = "tensorboard")]
 mod events;
 mod forward;
+mod generate;
 mod inspect;
 mod merge;
 mod methods;
@@ -45,6 +46,8 @@ enum Command {
     Predict(predict::Predict),
     /// Write the logits of examples given as token ids
     Forward(forward::Forward),
+    /// Let a model that predicts words write
+    Generate(generate::Generate),
     /// Fold an adapter into its model
     Merge(merge::Merge),
     /// Say what a model or adapter directory holds
@@ -69,6 +72,7 @@ impl Cli {
             Command::Eval(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Forward(command) => command.run(),
+            Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::Args;
 use peft_core::data::{Builder, Labelled};
+use peft_core::files::read_text;
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
 use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
@@ -107,6 +108,15 @@ pub fn own_head(model: &Pretrained) -> Result<Head> {
         let name = Head::key("Classifier.out.bias", model.base.shape().architecture).name;
         Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
     })
+}
+
+/// The lines of a file. A blank one is refused, so that there is a line of output for each line of input.
+pub fn lines(path: &Path) -> Result<Vec<String>> {
+    let content = read_text(path, 1 << 30)?;
+    match content.lines().position(|line| line.trim().is_empty()) {
+        Some(blank) => Err(Error::file(path, format!("line {}", blank + 1), "a blank line", "a text in every line")),
+        None => Ok(content.lines().map(str::to_string).collect()),
+    }
 }
 
 /// Writes a line to standard output. A reader that has gone away ends the program in silence, as it does any other.

@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use peft_core::files::read_text;
 use peft_core::io::peft;
-use peft_core::load::Tokenizer;
 use peft_core::train::argmax;
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, logits, max_length, print, threads};
+use super::options::{ModelArgs, lines, logits, max_length, print, threads};
 
 /// Label texts with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]
@@ -36,12 +34,8 @@ pub struct Predict {
 impl Predict {
     pub(super) fn run(self) -> Result<()> {
         let model: Pretrained = self.model.open()?;
-        let dir = model
-            .dir
-            .as_deref()
-            .ok_or_else(|| Error::config("--model", &self.model.model, "a directory with a tokenizer"))?;
         let shape = model.base.shape();
-        let tokenizer = Tokenizer::from_dir(dir, shape.vocab)?;
+        let tokenizer = model.tokenizer()?;
         let mut texts = self.text;
         if let Some(path) = &self.file {
             texts.extend(lines(path)?);
@@ -67,15 +61,6 @@ impl Predict {
             print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
         }
         Ok(())
-    }
-}
-
-/// The lines of a file. A blank one is refused, so that there is a line of output for each line of input.
-fn lines(path: &Path) -> Result<Vec<String>> {
-    let content = read_text(path, 1 << 30)?;
-    match content.lines().position(|line| line.trim().is_empty()) {
-        Some(blank) => Err(Error::file(path, format!("line {}", blank + 1), "a blank line", "a text in every line")),
-        None => Ok(content.lines().map(str::to_string).collect()),
     }
 }
 

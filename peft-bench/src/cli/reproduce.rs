@@ -6,35 +6,60 @@ use clap::Args;
 use peft_core::{Error, Result};
 
 use super::options::threads;
-use crate::reproduce::{Plan, rows};
+use crate::reproduce::rows::{self, Row};
+use crate::reproduce::translation::{self, Stems};
+use crate::reproduce::{Plan, instruction, sequences};
 use crate::tasks::{TASKS, Task};
 
-/// Train the rows of the survey's Table III and set them beside its figures
+/// Train the rows of a table of the survey and set them beside its figures
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft reproduce\n  peft reproduce --quick\n  \
-    peft reproduce --model roberta-base --data GLUE --rows LoRA,BitFit --tasks rte,mrpc --seeds 0,1,2 --epochs 20\n\n\
-    Without --model and --data it makes both: a corpus and eight tasks of GLUE's kinds from a grammar, and a small RoBERTa \
-    pretrained on the corpus. Interrupted, the same command goes on where it was.")]
+    peft reproduce --model roberta-base --data GLUE --rows LoRA,BitFit --tasks rte,mrpc --seeds 0,1,2 --epochs 20\n  \
+    peft reproduce --table 4\n  peft reproduce --table 4 --model t5-base --data wmt16-en-ro --test newstest2016\n  \
+    peft reproduce --table 6 --model DIR --data DIR --max-steps 200 --limit 20\n\n\
+    Without --model and --data it makes both from a grammar: for Table III a corpus, eight tasks of GLUE's kinds and a small \
+    RoBERTa, for Table IV two languages and a small T5, for Tables V and VI facts, instructions, questions and a small LLaMA. \
+    Interrupted, the same command goes on where it was.\n\n\
+    The directory of the data is for Table III that of GLUE; for Table IV it has line-aligned files TRAIN.en, TRAIN.ro, TEST.en, \
+    TEST.ro; for Tables V and VI alpaca_data.json (or .jsonl) and the questions in mmlu/.")]
 pub struct Reproduce {
+    /// The table: 3 (RoBERTa on GLUE), 4 (T5 on translation), 5 (LLaMA fine-tuned at three rates), 6 (LLaMA on MMLU)
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=6))]
+    table: u8,
     /// A model directory, or the id of a model on a hub
     #[arg(long, requires = "data")]
     model: Option<String>,
-    /// The directory of GLUE's tasks
+    /// The directory of the data, see below
     #[arg(long, requires = "model")]
     data: Option<PathBuf>,
-    /// A third of the pretraining, three tasks, four rows, one seed: two minutes
+    /// Less pretraining, fewer tasks and rows, one seed: two minutes
     #[arg(long, conflicts_with = "model")]
     quick: bool,
     /// Rows by the survey's names or ours [default: all]
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Tasks [default: all]
+    /// Tasks of Table III [default: all]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
+    /// Table IV: the names of the files that are trained on
+    #[arg(long, value_name = "STEM", default_value = "train")]
+    train: String,
+    /// Table IV: the names of the files that are scored
+    #[arg(long, value_name = "STEM", default_value = "test")]
+    test: String,
+    /// The most that is scored: sentences of Table IV, questions of each subject of Tables V and VI [default: 200, 50]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Sequences in a step of Tables IV to VI [default: 32; 16 for Tables V and VI with --model]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+    /// Tokens to which texts of Tables IV to VI are cut
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(8..))]
+    max_length: u32,
     /// Seeds [default: 0,1]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Times through the data of a task [default: 5; 10 with --model]
+    /// Times through the data of a task [default: 5; 10 with --model; 3 and 1 of Tables IV to VI]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Stop each run after so many steps, if that is sooner
@@ -46,9 +71,9 @@ pub struct Reproduce {
     /// Threads; changes no bit of the results [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Where models, outcomes and the report are written
-    #[arg(long, default_value = "target/reproduce")]
-    output: PathBuf,
+    /// Where models, outcomes and the report are written [default: target/reproduce, table-4 and so on in it]
+    #[arg(long)]
+    output: Option<PathBuf>,
     /// Where to compute
     #[arg(long, default_value_t = peft_core::available().first().copied().unwrap_or("none").to_string())]
     device: String,
@@ -56,44 +81,92 @@ pub struct Reproduce {
 
 impl Reproduce {
     pub(super) fn run(self) -> Result<()> {
-        let quick = self.quick;
-        let names = |given: &[String], usual: &[&str]| match given.is_empty() {
-            true => usual.iter().map(|name| name.to_string()).collect::<Vec<_>>(),
-            false => given.to_vec(),
-        };
-        let all_rows = rows::ROWS.map(|row| row.name);
-        let row_names = names(&self.rows, if quick { &["Linear probe", "FT", "BitFit", "LoRA"] } else { &all_rows });
-        let all_tasks = TASKS.map(|task| task.name);
-        let task_names = names(&self.tasks, if quick { &["cola", "mnli", "qnli"] } else { &all_tasks });
+        let output = self.output.clone().unwrap_or_else(|| {
+            let all = PathBuf::from("target/reproduce");
+            if self.table == 3 { all } else { all.join(format!("table-{}", self.table)) }
+        });
+        if self.table == 3 { self.classification(output) } else { self.sequences(output) }
+    }
+
+    /// Rows by their names, in a quick run some of them.
+    fn rows(&self, all: &[Row], quick: &[&str]) -> Result<Vec<Row>> {
+        let usual = all.iter().filter(|row| !self.quick || quick.contains(&row.name)).copied();
+        match self.rows.is_empty() {
+            true => Ok(usual.collect()),
+            false => self.rows.iter().map(|name| Row::named(all, name)).collect(),
+        }
+    }
+
+    fn seeds(&self) -> Vec<u64> {
+        match (self.seeds.is_empty(), self.quick) {
+            (false, _) => self.seeds.clone(),
+            (true, true) => vec![0],
+            (true, false) => vec![0, 1],
+        }
+    }
+
+    fn rates(&self, rows: &[Row]) -> Result<Vec<(String, f64)>> {
         let rate = |text: &String| {
             let wrong = || Error::config("--learning-rate", text, "ROW=RATE, such as LoRA=5e-4");
-            let (name, rate) = text.split_once('=').ok_or_else(wrong)?;
+            let (name, rate) = text.rsplit_once('=').ok_or_else(wrong)?;
             let rate = rate.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0).ok_or_else(wrong)?;
-            Ok((rows::Row::named(name)?.name.to_string(), rate))
+            Ok((Row::named(rows, name)?.name.to_string(), rate))
+        };
+        self.learning_rate.iter().map(rate).collect()
+    }
+
+    fn classification(self, output: PathBuf) -> Result<()> {
+        let tasks = match (self.tasks.is_empty(), self.quick) {
+            (false, _) => self.tasks.clone(),
+            (true, true) => ["cola", "mnli", "qnli"].map(str::to_string).to_vec(),
+            (true, false) => TASKS.map(|task| task.name.to_string()).to_vec(),
         };
         let epochs = if self.model.is_some() { 10 } else { 5 };
         let plan = Plan {
-            real: self.model.zip(self.data),
-            rows: row_names.iter().map(|name| rows::Row::named(name)).collect::<Result<_>>()?,
-            tasks: task_names.iter().map(|name| Task::named(name)).collect::<Result<_>>()?,
-            seeds: match self.seeds.is_empty() {
-                true => {
-                    if quick {
-                        vec![0]
-                    } else {
-                        vec![0, 1]
-                    }
-                }
-                false => self.seeds,
-            },
+            rows: self.rows(&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"])?,
+            tasks: tasks.iter().map(|name| Task::named(name)).collect::<Result<_>>()?,
+            seeds: self.seeds(),
             epochs: self.epochs.map_or(epochs, |epochs| epochs as usize),
             max_steps: self.max_steps.map(|steps| steps as usize),
-            learning_rates: self.learning_rate.iter().map(rate).collect::<Result<_>>()?,
-            quick,
+            learning_rates: self.rates(&rows::ROWS)?,
+            quick: self.quick,
             threads: self.threads.unwrap_or_else(threads).max(1),
-            output: self.output,
+            output,
             device: peft_core::device(&self.device)?,
+            real: self.model.zip(self.data),
         };
         crate::reproduce::run(&plan).map(|_| ())
+    }
+
+    fn sequences(self, output: PathBuf) -> Result<()> {
+        if !self.tasks.is_empty() {
+            return Err(Error::config("--tasks", self.tasks.join(","), "none: only Table III has tasks"));
+        }
+        let (all, quick): (&[Row], &[&str]) = match self.table {
+            4 => (&rows::ROWS_IV, &["LoRA"]),
+            5 => (&rows::ROWS_V, &["FT, 2e-4"]),
+            _ => (&rows::ROWS_VI, &["LoRA"]),
+        };
+        let (translation, made) = (self.table == 4, self.model.is_none());
+        let plan = sequences::Plan {
+            rows: self.rows(all, quick)?,
+            seeds: self.seeds(),
+            epochs: self.epochs.map_or(if translation { 3 } else { 1 }, |epochs| epochs as usize),
+            max_steps: self.max_steps.map(|steps| steps as usize),
+            learning_rates: self.rates(all)?,
+            batch_size: self.batch_size.map_or(if translation || made { 32 } else { 16 }, |size| size as usize),
+            max_length: self.max_length as usize,
+            limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
+            quick: self.quick,
+            threads: self.threads.unwrap_or_else(threads).max(1),
+            output,
+            device: peft_core::device(&self.device)?,
+            real: self.model.zip(self.data),
+        };
+        match self.table {
+            4 => translation::run(&plan, &Stems { train: self.train, test: self.test }),
+            table => instruction::run(&plan, table == 5),
+        }
+        .map(|_| ())
     }
 }

@@ -1,28 +1,32 @@
 //! Table III of the survey: every row that is written on every task, on a model and tasks that are made here or on real ones.
 
 mod html;
+pub mod instruction;
+mod outcome;
 mod plot;
 mod pretrain;
 pub mod report;
 pub mod rows;
+pub mod sequences;
 pub mod survey;
+pub mod translation;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use burn::tensor::Device;
 use peft_core::data::{Dataset, Labelled};
-use peft_core::files::{read_json, write_file};
+use peft_core::files::write_file;
 use peft_core::io::{Pretrained, peft};
-use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
+use peft_core::train::TrainConfig;
 use peft_core::{Error, Example, Head, Method, Result, Shape};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::registry::{WithMethod, by_name};
 use crate::tasks::Task;
+use outcome::Place;
 use pretrain::Recipe;
 use report::{Cell, Column, Outcome, Report};
 use rows::Row;
@@ -153,25 +157,30 @@ pub fn run(plan: &Plan) -> Result<Report> {
                 println!("{}", report.progress(row, column, &outcome));
                 report.rows[row].cells[column].runs.push(outcome);
                 report.rows[row].cells[column].runs.sort_by_key(|run| run.seed);
-                write(plan, &report)?;
+                write(&plan.output, &report)?;
             }
             Ok(())
         })?;
     }
     let minutes = started.elapsed().as_secs_f64() / 60.0;
     report.setting.push(("Time of this call".into(), format!("{minutes:.1} minutes on {} threads", plan.threads)));
-    write(plan, &report)?;
-    println!("\n{}", report.table());
-    report.reading().iter().for_each(|line| println!("{line}"));
-    println!("\n{}", plan.output.join("REPORT.md").display());
-    println!("{}", plan.output.join("report.html").display());
+    write(&plan.output, &report)?;
+    show(&plan.output, &report);
     Ok(report)
 }
 
-fn write(plan: &Plan, report: &Report) -> Result<()> {
-    write_file(&plan.output.join("REPORT.md"), report.markdown().as_bytes())?;
-    write_file(&plan.output.join("report.html"), report.html().as_bytes())?;
-    write_file(&plan.output.join("report.json"), json!(report).to_string().as_bytes())
+fn write(output: &Path, report: &Report) -> Result<()> {
+    write_file(&output.join("REPORT.md"), report.markdown().as_bytes())?;
+    write_file(&output.join("report.html"), report.html().as_bytes())?;
+    write_file(&output.join("report.json"), json!(report).to_string().as_bytes())
+}
+
+/// Prints the table when all is done.
+fn show(output: &Path, report: &Report) {
+    println!("\n{}", report.table());
+    report.reading().iter().for_each(|line| println!("{line}"));
+    println!("\n{}", output.join("REPORT.md").display());
+    println!("{}", output.join("report.html").display());
 }
 
 /// The report before the first run.
@@ -236,19 +245,6 @@ fn blank(plan: &Plan, name: &str, model: &Pretrained) -> Result<Report> {
     })
 }
 
-/// Losses on the way, at most a hundred.
-#[derive(Default)]
-struct Losses(Vec<(usize, f64)>);
-
-impl Observer for Losses {
-    fn step(&mut self, report: &StepReport) -> Result<()> {
-        if report.step.is_multiple_of(report.total.div_ceil(100)) {
-            self.0.push((report.step, report.loss));
-        }
-        Ok(())
-    }
-}
-
 impl Job<'_> {
     fn config(&self, samples: usize) -> TrainConfig {
         let (plan, row) = (self.plan, &self.row);
@@ -276,36 +272,11 @@ impl WithMethod for Job<'_> {
         let Tokens { train, dev, hashes } = &*tokens;
         let config = self.config(train.examples.len());
         let name = format!("{}-{}-{seed}", row.method, task.name);
-        let place = plan.output.join("runs");
-        let path = place.join(format!("{name}-{}.json", key(&method, &config, weights, hashes)));
-        if path.exists() {
-            return serde_json::from_value(read_json(&path)?)
-                .map_err(|e| Error::file(&path, "content", e, "the outcome of a run"));
-        }
-        std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
-        let started = Instant::now();
-        let checkpoints = Checkpoints { dir: path.with_extension("checkpoints"), every: None, resume: true };
-        let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
-        let start = trainer.start(model, &method, train)?;
-        let mut losses = Losses::default();
-        let tuned = trainer.train(model, method, start, train, None, &mut losses)?;
-        let metrics = tuned.evaluate(dev)?;
-        let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
-        let outcome = Outcome {
-            seed,
-            scores: task.metrics.iter().map(score).collect(),
-            losses: losses.0,
-            seconds: started.elapsed().as_secs_f64(),
-        };
-        write_file(&path, json!(outcome).to_string().as_bytes())?;
-        checkpoints.remove()?;
-        Ok(outcome)
+        let place = Place { model, weights, output: &plan.output };
+        place.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
+            let metrics = tuned.evaluate(dev)?;
+            let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
+            Ok(task.metrics.iter().map(score).collect())
+        })
     }
-}
-
-/// A name for everything that decides an outcome.
-fn key<M: Method>(method: &M, config: &TrainConfig, weights: u64, [train, dev]: &[u64; 2]) -> String {
-    let config = TrainConfig { threads: 1, ..config.clone() };
-    let all = json!([method, config, weights, train, dev]).to_string();
-    Sha256::digest(all).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }

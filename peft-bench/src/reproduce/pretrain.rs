@@ -150,14 +150,14 @@ fn masked(ids: Vec<u32>, line: usize, vocab: usize) -> Example {
 }
 
 /// Progress on a terminal, a line now and then elsewhere.
-struct Bar {
+pub(super) struct Bar {
     bar: ProgressBar,
     started: Instant,
     loss: f64,
 }
 
 impl Bar {
-    fn new(steps: usize) -> Self {
+    pub fn new(steps: usize) -> Self {
         let bar = ProgressBar::new(steps as u64);
         let style = "pretraining {bar:30} {pos}/{len} {msg} {eta} left";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -135,9 +135,10 @@ impl Row {
         Cell { survey, runs: seeds.filter_map(run).collect() }
     }
 
-    /// All cells and the average.
+    /// All cells and, of several, the average.
     pub(super) fn with_average(&self) -> Vec<Cell> {
-        self.cells.iter().cloned().chain([self.average()]).collect()
+        let average = (self.cells.len() != 1).then(|| self.average());
+        self.cells.iter().cloned().chain(average).collect()
     }
 
     /// What stands before the scores: the survey's side and ours of #TPs, trained here, head.
@@ -189,7 +190,7 @@ impl Report {
             (Some(low), Some(high)) if low == high => format!("{low} here"),
             (Some(low), Some(high)) => format!("{low} to {high} here"),
         };
-        vec![
+        let mut lines = vec![
             "A method has the survey's figures first, then ours.".into(),
             "#TPs: trainable parameters as the survey prints them, then ours for the model of the survey. Here: those \
             that were trained for this table, without the head. Head: the task head trained beside them."
@@ -199,11 +200,16 @@ impl Report {
                 "Ours are means over seeds ({seeds}). ± is the sample standard deviation over them, and is not given \
                 of a single one. Of so few it is a rough measure of the noise, no interval of confidence."
             ),
-            "Avg: the mean of the first metrics/the mean of the second ones; a task with one metric counts in both. It \
-            is over the tasks shown (the survey's is computed again for them) and the seeds that every task has."
-                .into(),
             "A - is a figure that is not given, a … one that is not there yet.".into(),
-        ]
+        ];
+        if self.columns.len() != 1 {
+            lines.push(
+                "Avg: the mean of the first metrics/the mean of the second ones; a task with one metric counts in both. \
+                It is over the tasks shown (the survey's is computed again for them) and the seeds that every task has."
+                    .into(),
+            );
+        }
+        lines
     }
 
     /// REPORT.md
@@ -241,7 +247,8 @@ impl Report {
     /// The names of the columns.
     pub(super) fn header(&self) -> Vec<String> {
         let tasks = self.columns.iter().map(|column| &*column.name);
-        ["method", "", "#TPs", "here", "head"].into_iter().chain(tasks).chain(["Avg"]).map(String::from).collect()
+        let average = (self.columns.len() != 1).then_some("Avg");
+        ["method", "", "#TPs", "here", "head"].into_iter().chain(tasks).chain(average).map(String::from).collect()
     }
 }
 

@@ -85,6 +85,52 @@ pub const ROWS: [Row; 8] = [
     },
 ];
 
+/// The rows of Table IV.
+pub const ROWS_IV: [Row; 3] = [
+    Row { name: "FT", method: "full", learning_rate: 1e-4, small_learning_rate: 5e-4, counts_head: false, ..ROW },
+    Row { name: "IA3", method: "ia3", learning_rate: 3e-3, small_learning_rate: 2e-2, counts_head: false, ..ROW },
+    Row {
+        name: "LoRA",
+        method: "lora",
+        settings: &["r=8", "lora_alpha=16", "target_modules=query,value"],
+        learning_rate: 1e-3,
+        small_learning_rate: 5e-3,
+        counts_head: false,
+        ..ROW
+    },
+];
+
+/// The rows of Table V: full fine-tuning at three learning rates; the small model's are a hundred times as high.
+pub const ROWS_V: [Row; 3] = [
+    Row { name: "FT, 2e-4", method: "full", learning_rate: 2e-4, small_learning_rate: 2e-2, counts_head: false, ..ROW },
+    Row { name: "FT, 5e-5", method: "full", learning_rate: 5e-5, small_learning_rate: 5e-3, counts_head: false, ..ROW },
+    Row { name: "FT, 1e-6", method: "full", learning_rate: 1e-6, small_learning_rate: 1e-4, counts_head: false, ..ROW },
+];
+
+/// The rows of Table VI but QLoRA, which needs a quantized base.
+pub const ROWS_VI: [Row; 3] = [
+    Row { name: "FT", method: "full", learning_rate: 1e-6, small_learning_rate: 1e-4, counts_head: false, ..ROW },
+    Row {
+        name: "IA3",
+        method: "ia3",
+        settings: &["target_modules=all-linear", "feedforward_modules=down_proj"],
+        learning_rate: 3e-3,
+        small_learning_rate: 1e-2,
+        counts_head: false,
+        ..ROW
+    },
+    Row {
+        name: "LoRA",
+        method: "lora",
+        settings: &["r=64", "lora_alpha=16", "target_modules=all-linear"],
+        small_settings: &["r=8", "lora_alpha=16", "target_modules=all-linear"],
+        learning_rate: 2e-4,
+        small_learning_rate: 2e-3,
+        counts_head: false,
+        ..ROW
+    },
+];
+
 struct Count<'a>(&'a Shape, Vec<String>);
 
 impl WithMethod for Count<'_> {
@@ -95,11 +141,11 @@ impl WithMethod for Count<'_> {
 }
 
 impl Row {
-    /// The row of this name, in any case.
-    pub fn named(name: &str) -> Result<Self> {
-        let known = || ROWS.map(|row| row.name).join(", ");
-        let same = |row: &Row| row.name.eq_ignore_ascii_case(name) || row.method == name;
-        ROWS.into_iter().find(same).ok_or_else(|| Error::config("--rows", name, known()))
+    /// The row of this name, in any case, among those of a table.
+    pub fn named(rows: &[Row], name: &str) -> Result<Self> {
+        let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+        let same = |row: &&Row| row.name.eq_ignore_ascii_case(name) || row.method == name;
+        rows.iter().find(same).copied().ok_or_else(|| Error::config("--rows", name, known()))
     }
 
     /// Its settings as commands take them, the survey's or those for the small model.
@@ -123,6 +169,35 @@ impl Row {
 mod tests {
     use super::*;
     use crate::reproduce::survey::table_iii;
+
+    #[test]
+    fn counts_of_sequence_models_are_those_of_the_survey() {
+        let count = |rows: &[Row], name: &str, shape: &str| {
+            Row::named(rows, name).unwrap().survey_count(&Shape::named(shape).unwrap()).unwrap()
+        };
+        for (shape, full, lora, ia3) in
+            [("t5-base", 222_903_552, 884_736, 129_024), ("t5-large", 737_668_096, 2_359_296, 344_064)]
+        {
+            assert_eq!(count(&ROWS_IV, "FT", shape), full);
+            assert_eq!(count(&ROWS_IV, "LoRA", shape), lora);
+            assert_eq!(count(&ROWS_IV, "IA3", shape), ia3);
+        }
+        // The other reading of the survey's 0.07M and 0.19M: the inputs of the last maps alone.
+        let wo = Row { settings: &["target_modules=wo", "feedforward_modules=wo"], ..ROWS_IV[1] };
+        assert_eq!(wo.survey_count(&Shape::named("t5-base").unwrap()).unwrap(), 73_728);
+        assert_eq!(wo.survey_count(&Shape::named("t5-large").unwrap()).unwrap(), 196_608);
+        for (shape, full, lora, ia3) in
+            [("llama-7b", 6_738_415_616, 159_907_840, 1_581_056), ("llama-13b", 13_015_864_320, 250_347_520, 2_478_080)]
+        {
+            assert_eq!(count(&ROWS_VI, "FT", shape), full);
+            assert_eq!(count(&ROWS_VI, "LoRA", shape), lora);
+            assert_eq!(count(&ROWS_VI, "IA3", shape), ia3);
+            // As the survey prints all parameters and their share.
+            let percent = |count: usize| 100.0 * count as f64 / (full + count) as f64;
+            let printed = if shape == "llama-7b" { [2.32, 0.02] } else { [1.88, 0.02] };
+            assert!((percent(lora) - printed[0]).abs() < 0.01 && (percent(ia3) - printed[1]).abs() < 0.01);
+        }
+    }
 
     /// The survey prints millions with two or three digits after the point, rounded or cut.
     #[test]

@@ -30,6 +30,38 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     serde_json::from_str(include_str!("survey.json")).expect("a file of this crate, which a test reads")
 });
 
+/// A row of Tables IV to VI: model, row, trainable parameters as printed (Table V has none), score.
+pub type Printed = (&'static str, &'static str, &'static str, f64);
+
+/// Table IV: BLEU of T5 on WMT16's English to Romanian.
+pub const TABLE_IV: [Printed; 6] = [
+    ("T5-base", "FT", "222.9M", 27.42),
+    ("T5-base", "IA3", "0.07M", 27.58),
+    ("T5-base", "LoRA", "0.88M", 27.78),
+    ("T5-large", "FT", "737.7M", 28.13),
+    ("T5-large", "IA3", "0.19M", 28.12),
+    ("T5-large", "LoRA", "2.36M", 28.12),
+];
+
+/// Table V: 5-shot accuracy on MMLU of LLaMA-7B, fine-tuned on Alpaca at three learning rates.
+pub const TABLE_V: [Printed; 3] = [
+    ("LLaMA-7B", "FT, 2e-4", "6738.4M", 25.71),
+    ("LLaMA-7B", "FT, 5e-5", "6738.4M", 26.65),
+    ("LLaMA-7B", "FT, 1e-6", "6738.4M", 41.79),
+];
+
+/// Table VI: 5-shot accuracy on MMLU of LLaMA, fine-tuned on Alpaca.
+pub const TABLE_VI: [Printed; 8] = [
+    ("LLaMA-7B", "FT", "6738.4M", 41.79),
+    ("LLaMA-7B", "IA3", "1.58M", 37.88),
+    ("LLaMA-7B", "LoRA", "159.9M", 40.67),
+    ("LLaMA-7B", "QLoRA", "79.9M", 39.96),
+    ("LLaMA-13B", "FT", "13015.9M", 49.6),
+    ("LLaMA-13B", "IA3", "2.48M", 47.42),
+    ("LLaMA-13B", "LoRA", "250.3M", 47.49),
+    ("LLaMA-13B", "QLoRA", "125.2M", 47.29),
+];
+
 /// The row of a method on a model, both by the names of the survey.
 pub fn table_iii(model: &str, method: &str) -> Option<&'static Row> {
     TABLE.rows.iter().find(|row| row.model == model && row.method == method)

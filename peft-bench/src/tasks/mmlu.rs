@@ -337,14 +337,15 @@ pub struct Scores(pub Vec<Score>);
 
 impl Scores {
     /// Asks all questions, each after the first [`SHOTS`] of its subject's questions in `shots`. The answer is the choice
-    /// with the largest of the four `logits` that follow the prompt, the first of equal ones.
+    /// with the largest of the four logits that follow the prompt, the first of equal ones; `logits` gives them for all prompts of
+    /// a subject.
     ///
     /// An error if a subject has not that many questions in `shots`, a prompt does not fit without any, or a logit is no number.
     pub fn of(
         subjects: &[Subject],
         shots: &[Subject],
         fits: impl Fn(&str) -> bool,
-        mut logits: impl FnMut(&str) -> Result<[f32; 4]>,
+        mut logits: impl FnMut(&[String]) -> Result<Vec<[f32; 4]>>,
     ) -> Result<Self> {
         let mut scores = Vec::with_capacity(subjects.len());
         for Subject { name, questions } in subjects {
@@ -355,19 +356,22 @@ impl Scores {
                 return Err(Error::config("solved examples", found, format!("{SHOTS}, of the split dev")));
             };
             let mut score = Score { subject: name.clone(), right: 0, questions: questions.len(), shortened: 0 };
+            let mut prompts = Vec::with_capacity(questions.len());
             for (question, number) in questions.iter().zip(1..) {
                 let (prompt, count) = prompt(name, solved, question, &fits).ok_or_else(|| {
                     let found = format!("question {number} of {name}, alone");
                     Error::config("prompt", found, "one that fits the model")
                 })?;
-                let logits = logits(&prompt)?;
+                score.shortened += usize::from(count < SHOTS);
+                prompts.push(prompt);
+            }
+            for ((question, number), logits) in questions.iter().zip(1..).zip(logits(&prompts)?) {
                 if logits.iter().any(|logit| logit.is_nan()) {
                     let detail = format!("{logits:?} for question {number} of {name}");
                     return Err(Error::Check { what: "logits of the choices are numbers", detail });
                 }
                 let best = (0..4).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
                 score.right += usize::from(best == question.answer);
-                score.shortened += usize::from(count < SHOTS);
             }
             scores.push(score);
         }
@@ -517,10 +521,10 @@ mod tests {
             &test,
             &dev,
             |text| text.len() < 230,
-            |prompt| {
-                asked += 1;
-                assert!(prompt.ends_with("\nAnswer:"));
-                Ok([1.0, 1.0, f32::NEG_INFINITY, 0.5])
+            |prompts| {
+                asked += prompts.len();
+                assert!(prompts.iter().all(|prompt| prompt.ends_with("\nAnswer:")));
+                Ok(vec![[1.0, 1.0, f32::NEG_INFINITY, 0.5]; prompts.len()])
             },
         )
         .unwrap();
@@ -539,7 +543,7 @@ mod tests {
         assert_eq!(scores.of_area(Area::Stem), None);
 
         let fails = |dev: &[Subject], fits: bool, logit: f32| {
-            Scores::of(&test, dev, |_| fits, |_| Ok([logit; 4])).unwrap_err().to_string()
+            Scores::of(&test, dev, |_| fits, |prompts| Ok(vec![[logit; 4]; prompts.len()])).unwrap_err().to_string()
         };
         assert!(fails(&dev[1..], true, 0.0).contains("0 questions of anatomy"));
         assert!(fails(&dev, false, 0.0).contains("question 1 of anatomy"));

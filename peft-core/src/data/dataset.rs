@@ -58,11 +58,10 @@ impl Labelled {
 
     #[cfg(feature = "tokenize")]
     fn encode(&self, model: &Pretrained, max_length: usize) -> Result<Vec<Example>> {
-        let dir = model
-            .dir
-            .as_deref()
-            .ok_or_else(|| Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer"))?;
-        self.tokenize(&crate::load::Tokenizer::from_dir(dir, model.base.shape().vocab)?, max_length)
+        if model.dir.is_none() {
+            return Err(Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer"));
+        }
+        self.tokenize(&model.tokenizer()?, max_length)
     }
 
     #[cfg(not(feature = "tokenize"))]

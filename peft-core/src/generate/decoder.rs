@@ -9,8 +9,10 @@ pub(super) struct Decoder<'a, T: Tuner> {
     cache: Option<Cache>,
     /// What an encoder reads, a list for each text; empty without one.
     sources: Vec<Example>,
-    /// What the decoder has seen, prompts included.
+    /// What the decoder sees, prompts included.
     texts: Vec<Vec<u32>>,
+    /// What of it is not in the cache yet.
+    fresh: Vec<Vec<u32>>,
 }
 
 impl<'a, T: Tuner> Decoder<'a, T> {
@@ -28,19 +30,43 @@ impl<'a, T: Tuner> Decoder<'a, T> {
             Architecture::T5(t5) => (prompts.iter().map(source).collect(), vec![vec![t5.start as u32]; prompts.len()]),
             _ => (vec![], prompts.to_vec()),
         };
-        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts })
+        let fresh = texts.clone();
+        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, fresh })
+    }
+
+    /// Computes the first tokens of a decoder's only text, for others to go on from.
+    pub fn keep(&mut self, tokens: usize) -> Result<()> {
+        if tokens > 0 && self.sources.is_empty() {
+            let rest = self.fresh[0].split_off(tokens);
+            self.run(&self.fresh)?;
+            self.fresh[0] = rest;
+        }
+        Ok(())
+    }
+
+    /// The same with another text, which begins with what was kept.
+    pub fn fork(&self, text: Vec<u32>) -> Self {
+        let cache = self.cache.as_ref().map(Cache::fork);
+        if !self.sources.is_empty() {
+            let sources = vec![Example { ids: text, ..Default::default() }];
+            return Decoder { cache, sources, texts: self.texts.clone(), fresh: self.fresh.clone(), ..*self };
+        }
+        let kept = self.texts[0].len() - self.fresh[0].len();
+        let fresh = vec![text[kept..].to_vec()];
+        Decoder { cache, sources: vec![], texts: vec![text], fresh, ..*self }
     }
 
     /// Logits of the next token of each text.
     pub fn logits(&self) -> Result<Vec<Vec<f32>>> {
+        self.run(if self.cache.is_some() { &self.fresh } else { &self.texts })
+    }
+
+    /// Runs what is new of each text; gives the logits behind its end.
+    fn run(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
         let (shape, device) = (self.base.shape(), self.base.device());
-        // Of what the cache knows only the last token is new.
-        let known = self.cache.as_ref().is_some_and(|cache| cache.rows() > 0);
-        let new = |text: &Vec<u32>| if known { vec![text[text.len() - 1]] } else { text.clone() };
-        let texts: Vec<Vec<u32>> = self.texts.iter().map(new).collect();
         let mut batch = match self.sources.is_empty() {
-            true => Batch::padded_in_front(&texts, shape.pad, device)?,
-            false => Batch::new(&self.sources, shape.pad, device)?.with_decoder(&texts, device)?,
+            true => Batch::padded_in_front(texts, shape.pad, device)?,
+            false => Batch::new(&self.sources, shape.pad, device)?.with_decoder(texts, device)?,
         };
         batch.cache = self.cache.clone();
         let hidden = self.trained.tuner.run(self.base, &batch)?;
@@ -59,11 +85,13 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         for (text, token) in self.texts.iter_mut().zip(tokens) {
             text.push(*token);
         }
+        self.fresh = tokens.iter().map(|token| vec![*token]).collect();
     }
 
     /// Goes on with these of the texts, in this order; one may stand several times.
     pub fn select(&mut self, rows: &[usize]) {
         self.texts = rows.iter().map(|row| self.texts[*row].clone()).collect();
+        self.fresh = rows.iter().map(|row| self.fresh[*row].clone()).collect();
         if !self.sources.is_empty() {
             self.sources = rows.iter().map(|row| self.sources[*row].clone()).collect();
         }

@@ -10,7 +10,7 @@ pub use sample::candidates;
 
 use crate::random::Random;
 use crate::train::argmax;
-use crate::{Base, Error, Result, Trained, Tuner};
+use crate::{Base, Error, Head, Result, Trained, Tuner};
 use beam::Beams;
 use decoder::Decoder;
 
@@ -115,6 +115,26 @@ impl GenerateConfig {
     }
 }
 
+/// The logits of the token that comes after each prompt. What all prompts begin with is computed once.
+pub fn next_logits<T: Tuner>(base: &Base, trained: &Trained<T>, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    check_head(&trained.head)?;
+    let same = |i: usize| prompts.iter().all(|prompt| prompt[i] == prompts[0][i]);
+    // Each prompt has a token of its own left to compute.
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
+    let common = (0..shortest).take_while(|i| same(*i)).count();
+    let mut start = Decoder::new(base, trained, prompts.get(..1).unwrap_or_default(), true)?;
+    start.keep(common)?;
+    let one = |prompt: &Vec<u32>| Ok(start.fork(prompt.clone()).logits()?.remove(0));
+    prompts.iter().map(one).collect()
+}
+
+fn check_head(head: &Head) -> Result<()> {
+    match head.outputs() {
+        None => Ok(()),
+        Some(_) => Err(Error::config("head", "a head for classes or values", "a head for words, which generates")),
+    }
+}
+
 /// Texts that go on from prompts (on T5: that answer them), each with the token that ended it, if one did. `follow` is told each
 /// token of each prompt as it comes; with beams, all at the end.
 ///
@@ -128,9 +148,7 @@ pub fn generate<T: Tuner>(
 ) -> Result<Vec<Vec<u32>>> {
     let shape = base.shape();
     config.check(shape.vocab)?;
-    if trained.head.outputs().is_some() {
-        return Err(Error::config("head", "a head for classes or values", "a head for words, which generates"));
-    }
+    check_head(&trained.head)?;
     let stop = config.eos_token_id.clone().unwrap_or_else(|| shape.stop.iter().map(|id| *id as u32).collect());
     let trained = burn::module::Module::valid(trained);
     let mut decoder = Decoder::new(base, &trained, prompts, config.use_cache)?;

@@ -142,13 +142,13 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
                 format!("one of the keys of {}: {known}", M::NAME),
             ));
         };
-        // Names are a list where there are several, a list is the default, or there is no default and no text is taken.
+        // Names are a list where there are several, a list is the default, or there is no default and a list is taken.
         // Anything else, such as a pattern, is a text.
         let words: Vec<&str> = text.split(',').map(str::trim).collect();
         let plain = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
-        let text_taken = || parse::<M>(Map::from_iter([(key.to_string(), json!(text))])).is_ok();
+        let list_taken = || parse::<M>(Map::from_iter([(key.to_string(), json!(words))])).is_ok();
         let list =
-            words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && !text_taken());
+            words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && list_taken());
         let value = match serde_json::from_str::<Value>(text) {
             Ok(_) => serde_json::from_str(text)
                 .map(|Distinct(value)| value)

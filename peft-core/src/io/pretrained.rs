@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
-use crate::load::{Checkpoint, write_safetensors};
+use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::view::tensors;
 use crate::{Architecture, Base, Error, Head, Key, Part, Place, Result, Shape};
 
@@ -36,7 +36,7 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Opens a model: a directory, `shape:NAME` for a published shape with random weights, or (with the feature `hub`) the
+    /// Opens a model: a directory, a GGUF file or a directory with one, `shape:NAME` for a published shape with random weights, or (with the feature `hub`) the
     /// id of a model on a hub.
     pub fn open(name: &str, device: &Device) -> Result<Self> {
         if let Some(shape) = name.strip_prefix("shape:") {
@@ -56,17 +56,19 @@ impl Pretrained {
         match name.strip_prefix("shape:") {
             Some(shape) => Shape::named(shape),
             None => {
-                let path = directory(name)?.join("config.json");
-                Shape::from_config(&read_json(&path)?, &path)
+                let (config, path, _) = config(&directory(name)?)?;
+                Shape::from_config(&config, &path)
             }
         }
     }
 
     fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
-        let path = dir.join("config.json");
-        let config = read_json(&path)?;
+        let (config, path, gguf) = config(&dir)?;
         let mut shape = Shape::from_config(&config, &path)?;
-        let file = Checkpoint::open_model(&dir)?;
+        let file = match gguf {
+            Some(gguf) => Checkpoint::from_gguf(&gguf)?,
+            None => Checkpoint::open_model(&dir)?,
+        };
         let prefix = find_prefix(&file, &shape)?;
         let name = |shape: &Shape, place: &Place| match place.site.part {
             Part::Vocabulary => shape.file_name(place),
@@ -117,6 +119,14 @@ impl Pretrained {
         Ok(Pretrained { base, head, config, dir: Some(dir) })
     }
 
+    /// The tokenizer in its directory.
+    #[cfg(feature = "tokenize")]
+    pub fn tokenizer(&self) -> Result<crate::load::Tokenizer> {
+        let expected = "a directory with a tokenizer: a shape with random weights has none";
+        let dir = self.dir.as_deref().ok_or_else(|| Error::config("--model", "a shape", expected))?;
+        crate::load::Tokenizer::from_dir(dir, self.base.shape().vocab)
+    }
+
     /// The names of the head's classes, in order, as in `config.json` or, as in transformers, `LABEL_0`, `LABEL_1` and so on;
     /// empty without a head for classes.
     pub fn classes(&self) -> Vec<String> {
@@ -142,6 +152,10 @@ impl Pretrained {
                 if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
                     std::fs::copy(&from, dir.join(name)).map_err(Error::io("copy", &from))?;
                 }
+            }
+            if let Some(file) = self.dir.as_deref().map(Gguf::find).transpose()?.flatten() {
+                let tokenizer = Gguf::open(&file)?.tokenizer()?;
+                write_file(&dir.join("tokenizer.json"), tokenizer.to_string().as_bytes())?;
             }
             write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
             write_safetensors(&dir.join("model.safetensors"), &files)
@@ -196,6 +210,18 @@ fn check_class_names(path: &Path, id2label: Option<&Value>, outputs: usize) -> R
     }
     let expected = format!("{outputs} distinct names, as the head has outputs, under the keys 0 to {}", outputs - 1);
     Err(Error::file(path, "id2label", names, expected))
+}
+
+/// The settings of a model, the file that they stand in, and the GGUF file if that is it.
+fn config(dir: &Path) -> Result<(Value, PathBuf, Option<Gguf>)> {
+    let path = dir.join("config.json");
+    match Gguf::find(dir)?.filter(|_| !path.exists()) {
+        Some(file) => {
+            let gguf = Gguf::open(&file)?;
+            Ok((gguf.config()?, file, Some(gguf)))
+        }
+        None => Ok((read_json(&path)?, path, None)),
+    }
 }
 
 /// The directory of this name, else (with the feature `hub`) that of the hub's model of this name.

@@ -99,6 +99,21 @@ impl Tokenizer {
         Ok(encoded)
     }
 
+    /// The tokens of a text alone, without special tokens around them.
+    pub fn plain(&self, text: &str) -> Result<Vec<u32>> {
+        let expected = "a tokenizer that can encode every text";
+        let encoded = guard(&self.path, "tokenizer", expected, || self.inner.encode_fast(text, false))?
+            .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
+        Ok(encoded.get_ids().to_vec())
+    }
+
+    /// The text of some tokens, without the special ones among them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let expected = "a tokenizer that can decode its tokens";
+        guard(&self.path, "tokenizer", expected, || self.inner.decode(ids, true))?
+            .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))
+    }
+
     fn run(&self, a: &str, b: Option<&str>, max_length: usize) -> tokenizers::Result<Encoded> {
         let a = self.inner.encode_fast(a, false)?;
         let b = b.map(|b| self.inner.encode_fast(b, false)).transpose()?;

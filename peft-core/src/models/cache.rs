@@ -11,7 +11,7 @@ use crate::{Sequence, Site};
 #[derive(Clone, Debug, Default)]
 pub struct Cache(Arc<Mutex<State>>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     /// Those of steps that are done.
     done: BTreeMap<Site, Entry>,
@@ -29,6 +29,11 @@ impl Cache {
     /// Number of rows, virtual tokens among them.
     pub fn rows(&self) -> usize {
         self.state().rows
+    }
+
+    /// Another cache with what is in this one.
+    pub fn fork(&self) -> Self {
+        Cache(Arc::new(Mutex::new(self.state().clone())))
     }
 
     /// True where a row is padding, `[batch, rows]`; absent if none is.
