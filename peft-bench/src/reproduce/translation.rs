@@ -27,6 +27,9 @@ const BATCH: usize = 16;
 /// The share of words that are left out of a text in pretraining, and the mean length of a gap.
 const NOISE: (f64, f64) = (0.15, 2.0);
 
+/// One in so many examples of the pretraining is a translation.
+const MIXTURE: usize = 8;
+
 /// The names of the parallel files: what is trained on, what is scored.
 #[derive(Clone, Debug)]
 pub struct Stems {
@@ -124,7 +127,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         return Ok(());
     }
     let (vocab, tokenizer) = tokenizer(data)?;
-    let recipe = Recipe { steps: if quick { 1200 } else { 6000 }, batch_size: 32, learning_rate: 2e-3 };
+    let recipe = Recipe { steps: if quick { 1500 } else { 8000 }, batch_size: 32, learning_rate: 2e-3 };
     let t5 = T5 { decoder_layers: 2, gated: false, buckets: 32, max_distance: 128, scaled: true, start: 0 };
     let shape = Shape {
         architecture: Architecture::T5(t5),
@@ -137,7 +140,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         ..Shape::named("t5-base")?
     }
     .with_dropout(0.0);
-    let count = recipe.steps * recipe.batch_size / 2;
+    let count = recipe.steps * recipe.batch_size;
     let texts = ["text.en", "text.ro"].map(|name| read_text(&data.join(name), 1 << 30));
     let [english, romanian] = texts;
     let (english, romanian) = (english?, romanian?);
@@ -146,9 +149,13 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
     let mixture = read(data, "mixture")?;
     let mut examples = vec![];
     for i in 0..count {
-        let ids = tokenizer.plain(lines[i % lines.len()])?;
-        examples.push(denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0]));
-        examples.push(translation(&tokenizer, &mixture[i % mixture.len()], 128)?);
+        examples.push(match i % MIXTURE {
+            0 => translation(&tokenizer, &mixture[i / MIXTURE % mixture.len()], 128)?,
+            _ => {
+                let ids = tokenizer.plain(lines[i % lines.len()])?;
+                denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0])
+            }
+        });
     }
     pretrain((shape, &recipe), &examples, (data, model), (threads, device))
 }
