@@ -3,7 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
-use crate::{Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Tuner, loss, random::Random};
+use crate::{
+    Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Tuner, loss, random::Random, weight::linear,
+};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -25,7 +27,7 @@ impl Affine {
 
     /// `x W + b`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        module::linear(x, self.weight.val(), Some(self.bias.val()))
+        linear(x, self.weight.val(), Some(self.bias.val()))
     }
 }
 
@@ -233,7 +235,7 @@ impl MaskedLm {
     fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
         let x = activation::gelu(self.dense.forward(states));
         let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), shape.eps);
-        module::linear(x, words.transpose(), Some(self.bias.val()))
+        linear(x, words.transpose(), Some(self.bias.val()))
     }
 }
 

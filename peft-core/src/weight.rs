@@ -21,7 +21,7 @@ pub trait Packed: Debug + Send + Sync {
 
     /// `x W` for x `[batch, tokens, in]`.
     fn product(&self, x: Tensor<3>) -> Tensor<3> {
-        module::linear(x, self.dense(), None)
+        linear(x, self.dense(), None)
     }
 }
 
@@ -37,7 +37,7 @@ impl Weight {
     /// `x W + b` for x `[batch, tokens, in]`.
     pub fn linear(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
         match self {
-            Weight::Dense(w) => module::linear(x, w.clone(), bias),
+            Weight::Dense(w) => linear(x, w.clone(), bias),
             Weight::Packed(w) => {
                 let y = w.product(x);
                 match bias {
@@ -47,4 +47,14 @@ impl Weight {
             }
         }
     }
+}
+
+/// `x W + b` with the rows of all samples as one matrix. A product for each sample would copy a `W` that lies transposed, as those
+/// from files do, and the graph would keep the copy.
+pub(crate) fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let mut dims = x.dims();
+    let rows = dims[..D - 1].iter().product();
+    let y = module::linear::<2>(x.reshape([rows, dims[D - 1]]), w, bias);
+    dims[D - 1] = y.dims()[1];
+    y.reshape(dims)
 }

@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::files::{read_json, read_text, write_directory};
 use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
 use peft_core::loss::IGNORED;
-use peft_core::random::Random;
+use peft_core::random::{Noise, Random};
 use peft_core::train::{Checkpoints, Observer, Schedule, StepReport, TrainConfig, Trainer};
-use peft_core::{Base, Example, Head, Label, Method, Place, Result, Shape, Slot, Trained};
+use peft_core::{
+    Adapter, Base, Batch, Example, Head, Hooks, Label, Method, Place, Procedure, Result, Sequence, Shape, Slot, Stack,
+    Trained,
+};
 use peft_partial::FullConfig;
 
 use crate::hermetic;
@@ -54,6 +58,8 @@ impl Recipe {
 
 /// The longest sequence, in tokens.
 const POSITIONS: usize = 96;
+/// At how many positions a sequence may begin in pretraining.
+const BEGINNINGS: usize = 11;
 /// Ids of the special tokens that the generated tokenizer begins with.
 const SPECIAL: usize = 5;
 const MASK: u32 = 4;
@@ -91,7 +97,7 @@ fn pretrain(data: &Path, output: &Path, recipe: &Recipe, threads: usize, device:
     let mut examples = Vec::new();
     for (i, text) in corpus.lines().cycle().take(recipe.steps * recipe.batch_size).enumerate() {
         let (a, b) = text.split_once('\t').map_or((text, None), |(a, b)| (a, Some(b)));
-        examples.push(masked(tokenizer.encode(a, b, POSITIONS)?.ids, i, shape.vocab));
+        examples.push(masked(tokenizer.encode(a, b, POSITIONS - BEGINNINGS + 1)?.ids, i, shape.vocab));
     }
     let base = start(shape, device)?;
     let config = TrainConfig {
@@ -104,16 +110,40 @@ fn pretrain(data: &Path, output: &Path, recipe: &Recipe, threads: usize, device:
         ..TrainConfig::new(recipe.learning_rate).with_steps(recipe.steps).with_batch_size(recipe.batch_size)
     };
     let full = FullConfig::default().init(&base, 0)?;
-    let trained = Trained::new(full, Head::masked_lm(&base, 0))?;
+    let trained = Trained::new((Anywhere {}, full), Head::masked_lm(&base, 0))?;
     let mut bar = Bar::new(recipe.steps);
     let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
     let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
     let (trained, base) = trainer.run(&base, trained, &examples, None, &mut bar)?;
-    let merged = FullConfig::merge(&trained.tuner).map_or(base.clone(), |merge| base.merged(merge));
+    let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
     let model = Pretrained { config: base.shape().to_config(), base, head: None, dir: Some(data.to_path_buf()) };
     model.save(output, &merged, &trained.head, &[])?;
     checkpoints.remove()
 }
+
+/// Begins each piece of a batch at another position. RoBERTa is pretrained on sentences packed to 512 tokens, which hence stand
+/// anywhere. Here a sequence is a line, and a model that saw lines at the first position only is lost where a prefix or a prompt
+/// moves them, if only by one.
+#[derive(Module, Debug)]
+struct Anywhere {}
+
+struct Begin(usize);
+
+impl Hooks for Begin {
+    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
+        Sequence { offset: x.offset + self.0, ..x }
+    }
+}
+
+impl Adapter for Anywhere {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        let begin =
+            |noise: &Noise| Random::new(noise.step, &format!("position of {}", noise.samples[0])).below(BEGINNINGS);
+        f(&Begin(batch.noise.as_deref().map_or(0, begin)))
+    }
+}
+
+impl Procedure for Anywhere {}
 
 /// Random weights whose maps keep the size of what they map, for widths far below those that 0.02 is made for.
 fn start(shape: Shape, device: &Device) -> Result<Base> {
