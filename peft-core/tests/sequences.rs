@@ -61,6 +61,47 @@ fn states_logits_and_losses_equal_those_of_transformers() {
     }
 }
 
+/// A GGUF file as a model: its rows of queries and keys in the order of transformers, its blocks decoded.
+#[test]
+fn a_gguf_file_is_the_model_of_transformers() {
+    let dir = golden::model_dir("gguf");
+    let Pretrained { base, head, .. } = golden::model("gguf/llama.gguf");
+    let file = Checkpoint::open_file(&dir.join("llama.safetensors")).unwrap();
+    let (dims, ids) = file.read_i64("input_ids").unwrap();
+    let example = |row: &[i64]| Example { ids: row.iter().map(|id| *id as u32).collect(), ..Default::default() };
+    let examples: Vec<Example> = ids.chunks(dims[1]).map(example).collect();
+    let batch = base.batch(&examples.iter().collect::<Vec<_>>()).unwrap();
+    let trained = Trained::new(Bare {}, head.unwrap()).unwrap().valid();
+    let wanted = |name: &str| file.read_f32(name, file.shape(name).unwrap()).unwrap();
+    let hidden = trained.tuner.run(&base, &batch).unwrap().states;
+    assert_close(hidden, Tensor::from_data(wanted("hidden"), base.device()), REFERENCE, "hidden");
+    let logits = trained.logits(&base, &batch).unwrap().narrow(1, dims[1] - 1, 1).squeeze_dim::<2>(1);
+    assert_close(logits, Tensor::from_data(wanted("logits"), base.device()), REFERENCE, "logits");
+}
+
+/// What cannot be generated from is told by name.
+#[test]
+fn what_cannot_be_generated_is_refused() {
+    let refused = |model: &str, prompts: &[Vec<u32>], config: GenerateConfig, words: [&str; 2]| {
+        let Pretrained { base, head, .. } = golden::model(model);
+        let trained = Trained::new(Bare {}, head.unwrap()).unwrap();
+        let error = generate(&base, &trained, prompts, &config, |_, _| Ok(())).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    let new = GenerateConfig::new;
+    refused("llama", &[vec![5], vec![]], new(3), ["prompt 1", "no token"]);
+    refused("t5", &[vec![]], new(3), ["prompt 0", "no token"]);
+    refused("llama", &[vec![97]], new(3), ["input_ids", "97"]);
+    refused("llama", &[vec![5; 63]], new(3), ["65", "64"]);
+    refused("llama", &[vec![5]], new(0), ["max_new_tokens", "at least 1"]);
+    refused("t5", &[vec![5]], new(3).with_beams(49), ["num_beams", "1 to 48"]);
+    refused("llama", &[vec![5]], GenerateConfig { top_p: 0.0, ..new(3) }, ["top_p", "above 0"]);
+    refused("llama", &[vec![5]], GenerateConfig { temperature: f64::NAN, ..new(3) }, ["temperature", "NaN"]);
+    refused("llama", &[vec![5]], GenerateConfig { eos_token_id: Some(vec![97]), ..new(3) }, ["eos_token_id", "97"]);
+    refused("llama-classify", &[vec![5]], new(3), ["head", "for words"]);
+    refused("bert-mlm", &[vec![5]], new(3), ["head", "masked words"]);
+}
+
 fn config(settings: &Value) -> GenerateConfig {
     let mut config = GenerateConfig::default();
     for (key, value) in settings.as_object().unwrap() {

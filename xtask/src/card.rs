@@ -16,7 +16,7 @@ pub struct Card {
     pub differs: String,
 }
 
-/// A statement about a method with the tests that check it: names of functions, or C1 to C10 of the conformance suite.
+/// A statement about a method with the tests that check it: names of functions, or C1 to C11 of the conformance suite.
 #[derive(Debug, PartialEq)]
 pub struct Identity {
     pub text: String,
@@ -79,10 +79,12 @@ fn identities(list: &str) -> Result<Vec<Identity>> {
     list.lines().filter(|line| !line.is_empty()).map(identity).collect()
 }
 
-/// A use of the conformance suite: the configuration, and the skipped properties with their reasons.
+/// A use of the conformance suite: the configuration, why it is not on all models if it is not, and the skipped properties with
+/// their reasons.
 #[derive(Debug, PartialEq)]
 pub struct Conformance {
     pub config: String,
+    pub only: Option<String>,
     pub skipped: Vec<(String, String)>,
 }
 
@@ -92,11 +94,13 @@ pub fn conformance(source: &str) -> Vec<Conformance> {
     uses.map(|(inside, _)| {
         let inside = inside.split_whitespace().collect::<Vec<_>>().join(" ");
         let (config, skips) = inside.split_once(", skip(").unwrap_or((&inside, ""));
+        let (config, only) = config.split_once(", only(").map_or((config, None), |(config, only)| (config, Some(only)));
+        let only = only.and_then(|only| only.split('"').nth(1)).map(str::to_string);
         // A reason stands between quotes, its property before the colon in front of them.
         let words: Vec<&str> = skips.split('"').collect();
         let pairs = words.chunks_exact(2);
         let skip = |pair: &[&str]| (pair[0].trim_matches([' ', ',', ':']).to_string(), pair[1].to_string());
-        Conformance { config: config.trim_end_matches(',').to_string(), skipped: pairs.map(skip).collect() }
+        Conformance { config: config.trim_end_matches(',').to_string(), only, skipped: pairs.map(skip).collect() }
     })
     .collect()
 }
@@ -135,7 +139,7 @@ mod tests {
         skip(C1: "it starts (somehow) elsewhere", C3: "no, never")
     );
     mod more {
-        peft_core::conformance!(LoraConfig::new(2));
+        peft_core::conformance!(LoraConfig::new(2), only(ENCODERS: "some names"));
     }
 
     #[test]
@@ -195,8 +199,9 @@ mod tests {
             "LoraConfig::new(3).with_alpha(5.0)".to_string(),
             vec![skip("C1", "it starts (somehow) elsewhere"), skip("C3", "no, never")],
         );
-        let second = Conformance { config: "LoraConfig::new(2)".into(), skipped: vec![] };
-        assert_eq!(conformance(FILE), [Conformance { config, skipped }, second]);
+        let second =
+            Conformance { config: "LoraConfig::new(2)".into(), only: Some("some names".into()), skipped: vec![] };
+        assert_eq!(conformance(FILE), [Conformance { config, only: None, skipped }, second]);
         assert_eq!(tests(FILE), ["equals_the_reference", "scales"]);
     }
 }

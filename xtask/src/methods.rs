@@ -92,18 +92,19 @@ fn verified(package: &str, file: &str, source: &str, card: &Card) -> Result<(Vec
     Ok((identities, others))
 }
 
-fn suite(Conformance { config, skipped }: &Conformance) -> String {
+fn suite(Conformance { config, only, skipped }: &Conformance) -> String {
     let reasons = skipped.iter().map(|(property, reason)| format!("{property} ({reason})"));
     let but =
         if skipped.is_empty() { "all".into() } else { format!("all but {}", reasons.collect::<Vec<_>>().join(", ")) };
-    format!("conformance C1 to C10 of `{config}`: {but}")
+    let only = only.as_ref().map_or(String::new(), |why| format!(" on encoders only ({why})"));
+    format!("conformance C1 to C11 of `{config}`{only}: {but}")
 }
 
 fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
     let mut page = String::from(
         "# Methods\n\n\
          Written by `cargo xtask methods` from the cards at the head of the methods' files. Behind each identity stand the\n\
-         tests that check it: functions of the method's crate, or properties C1 to C10 of the conformance suite.\n\n\
+         tests that check it: functions of the method's crate, or properties C1 to C11 of the conformance suite.\n\n\
          | method | family | crate | trains | merges | paper |\n| --- | --- | --- | --- | --- | --- |\n",
     );
     for Entry { package, card, .. } in entries {

@@ -238,12 +238,14 @@ impl Procedure for PTuning {}
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::path::Path;
 
-    use peft_core::Tuner;
+    use peft_core::load::Checkpoint;
     use peft_core::testing::tolerances::SAME_FUNCTION;
     use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, golden::Case, randomized};
     use peft_core::view::{tensors, with_values};
+    use peft_core::{Head, Trained, Tuner};
     use proptest::prelude::*;
 
     use super::*;
@@ -270,6 +272,52 @@ mod tests {
         for (case, base) in [("p-tuning-t5", "t5"), ("p-tuning-llama", "llama")] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_logits::<PTuningConfig>();
+        }
+    }
+
+    /// What the reference calls the tensor that records call `name`.
+    fn reference_name(name: &str) -> Key {
+        let path: Vec<&str> = name.split('.').collect();
+        match path[..] {
+            ["embedding"] => Key::plain("embedding.weight"),
+            ["maps", map, leaf] => {
+                let name = format!("mlp_head.{}.{leaf}", 2 * map.parse::<usize>().unwrap());
+                Key { name, transposed: leaf == "weight" }
+            }
+            ["lstm", "cells", cell, kind, leaf] => {
+                let cell: usize = cell.parse().unwrap();
+                let kind = if kind == "input" { "ih" } else { "hh" };
+                let back = if cell % 2 == 1 { "_reverse" } else { "" };
+                Key { name: format!("lstm_head.{leaf}_{kind}_l{}{back}", cell / 2), transposed: leaf == "weight" }
+            }
+            _ => unreachable!("{name}"),
+        }
+    }
+
+    /// Logits, gradients and ten steps, with what the rows are computed by.
+    #[test]
+    fn equals_the_reference() {
+        for name in ["p-tuning-mlp", "p-tuning-lstm"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+            let case = Case::open(dir.clone(), "roberta-classify");
+            let (config, loaded) = case.load::<PTuningConfig>();
+            let file = Checkpoint::open_file(&dir.join("encoder.safetensors")).unwrap();
+            let fresh = Trained::new(config.init(&case.base, 0).unwrap(), loaded.head).unwrap();
+            let mut values = BTreeMap::new();
+            for name in tensors(&fresh).into_keys() {
+                let Some(own) = name.strip_prefix("tuner.") else { continue };
+                let Key { name: stored, transposed } = reference_name(own);
+                let data = file.read_f32(&stored, file.shape(&stored).unwrap()).unwrap();
+                let matrix = || Tensor::<2>::from_data(data.clone(), case.base.device()).transpose().into_data();
+                values.insert(name, if transposed { matrix() } else { data });
+            }
+            case.check(with_values(fresh, &values).unwrap(), |name| match name.strip_prefix("head.") {
+                Some(head) => {
+                    let Key { name, transposed } = Head::key(head, case.base.shape().architecture);
+                    Key { name: format!("base_model.{name}"), transposed }
+                }
+                None => reference_name(&name["tuner.".len()..]),
+            });
         }
     }
 

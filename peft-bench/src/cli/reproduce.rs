@@ -59,7 +59,7 @@ pub struct Reproduce {
     /// Seeds [default: 0,1]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Times through the data of a task [default: 5; 10 with --model; 3 and 1 of Tables IV to VI]
+    /// Times through the data of a task [default: 5; 10 with --model; 5 of Table IV, 1 of Tables V and VI]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Stop each run after so many steps, if that is sooner
@@ -151,7 +151,7 @@ impl Reproduce {
         let plan = sequences::Plan {
             rows: self.rows(all, quick)?,
             seeds: self.seeds(),
-            epochs: self.epochs.map_or(if translation { 3 } else { 1 }, |epochs| epochs as usize),
+            epochs: self.epochs.map_or(if translation { 5 } else { 1 }, |epochs| epochs as usize),
             max_steps: self.max_steps.map(|steps| steps as usize),
             learning_rates: self.rates(all)?,
             batch_size: self.batch_size.map_or(if translation || made { 32 } else { 16 }, |size| size as usize),

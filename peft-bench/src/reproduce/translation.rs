@@ -28,7 +28,7 @@ const BATCH: usize = 16;
 const NOISE: (f64, f64) = (0.15, 2.0);
 
 /// One in so many examples of the pretraining is a translation.
-const MIXTURE: usize = 8;
+const MIXTURE: usize = 2;
 
 /// The names of the parallel files: what is trained on, what is scored.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         return Ok(());
     }
     let (vocab, tokenizer) = tokenizer(data)?;
-    let recipe = Recipe { steps: if quick { 1500 } else { 8000 }, batch_size: 32, learning_rate: 2e-3 };
+    let recipe = Recipe { steps: if quick { 2000 } else { 4000 }, batch_size: 32, learning_rate: 2e-3 };
     let t5 = T5 { decoder_layers: 2, gated: false, buckets: 32, max_distance: 128, scaled: true, start: 0 };
     let shape = Shape {
         architecture: Architecture::T5(t5),

@@ -129,9 +129,9 @@ pub fn next_logits<T: Tuner>(base: &Base, trained: &Trained<T>, prompts: &[Vec<u
 }
 
 fn check_head(head: &Head) -> Result<()> {
-    match head.outputs() {
-        None => Ok(()),
-        Some(_) => Err(Error::config("head", "a head for classes or values", "a head for words, which generates")),
+    match head {
+        Head::LanguageModel(_) => Ok(()),
+        _ => Err(Error::config("head", "one for classes, values or masked words", "a head for words, of T5 or LLaMA")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The conformance suite: ten properties that every method has, or names as skipped with a reason, which is checked too.
+//! The conformance suite: eleven properties that every method has, or names as skipped with a reason, which is checked too.
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
@@ -6,9 +6,10 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::tolerances::{MERGED, SAME_FUNCTION, TWO_BACKENDS, Tolerance};
 use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
+use crate::generate::{GenerateConfig, generate};
 use crate::random::Random;
 use crate::view::{Visit, tensors, visit};
-use crate::{Adapter, Bare, Base, Batch, Head, Hidden, Method, Trained, Tuner, io, train::Optim};
+use crate::{Adapter, Bare, Base, Batch, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim};
 
 /// Generates one test for each property, on every architecture:
 ///
@@ -22,6 +23,7 @@ use crate::{Adapter, Bare, Base, Batch, Head, Hidden, Method, Trained, Tuner, io
 /// - C8 a seed decides every bit
 /// - C9 a few steps lower the loss
 /// - C10 two backends agree (run where `PEFT_DEVICE` names another than flex)
+/// - C11 a text is generated alike with and without what is kept of earlier tokens (on T5 and LLaMA)
 ///
 /// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
 /// fail. A method that some architectures cannot have is put to the test on others with
@@ -30,7 +32,7 @@ use crate::{Adapter, Bare, Base, Batch, Head, Hidden, Method, Trained, Tuner, io
 macro_rules! conformance {
     ($config:expr $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
         $crate::conformance!(@tests $config, [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
-            c1 c2 c3 c4 c5 c6 c7 c8 c9 c10);
+            c1 c2 c3 c4 c5 c6 c7 c8 c9 c10 c11);
     };
     (@tests $config:expr, $only:tt, $skips:tt, $($check:ident)*) => {
         mod conformance {
@@ -281,4 +283,25 @@ pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
     }
     #[cfg(not(feature = "flex"))]
     Err(format!("flex is not compiled in beside {:?}", here.device()))
+}
+
+/// C11: a text is generated alike with and without what is kept of earlier tokens, greedily and by beams.
+pub fn c11<M: Method>(config: &M, base: &Base) -> Finding {
+    let text = |e: crate::Error| e.to_string();
+    if !base.shape().pre_norm() {
+        return Ok(());
+    }
+    let prompts: Vec<Vec<u32>> = examples(base).into_iter().map(|example| example.ids).collect();
+    let trained = Trained::new(random(config, base)?, Head::LanguageModel(LanguageModel {})).map_err(text)?;
+    for num_beams in [1, 3] {
+        let ids = |use_cache| {
+            let config = GenerateConfig { use_cache, ..GenerateConfig::new(7).with_beams(num_beams) };
+            generate(base, &trained, &prompts, &config, |_, _| Ok(())).map_err(text)
+        };
+        let (kept, again) = (ids(true)?, ids(false)?);
+        if kept != again {
+            return Err(format!("{num_beams} beams: {kept:?} with a cache, {again:?} without"));
+        }
+    }
+    Ok(())
 }
