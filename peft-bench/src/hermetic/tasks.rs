@@ -82,7 +82,7 @@ const FILM: [&str; 8] = ["film", "plot", "cast", "music", "script", "story", "di
 /// SST-2: an opinion, often negated, often against a concession of the opposite.
 fn sentiment(random: &mut Random, class: usize) -> Example {
     let opinion = |random: &mut Random, liked: bool| {
-        let negated = chance(random, 0.33);
+        let negated = chance(random, 0.2);
         let adverb = if negated {
             pick(random, &["not", "never", "hardly", "far from", "anything but"])
         } else {
