@@ -60,7 +60,7 @@ pub const ROWS: [Row; 8] = [
         settings: &["num_virtual_tokens=20"],
         small_settings: &["num_virtual_tokens=10"],
         learning_rate: 1e-2,
-        small_learning_rate: 1e-2,
+        small_learning_rate: 3e-3,
         ..ROW
     },
     Row {
