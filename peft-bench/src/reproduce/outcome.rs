@@ -58,10 +58,7 @@ impl Place<'_> {
         std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let outcome = run(&path)?;
         write_file(&path, json!(outcome).to_string().as_bytes())?;
-        let checkpoints = checkpoints(&path);
-        if checkpoints.dir.exists() {
-            checkpoints.remove()?;
-        }
+        checkpoints(&path).remove()?;
         Ok(outcome)
     }
 }

@@ -72,7 +72,7 @@ pub(super) fn tokenizer(directory: &Path) -> Result<(usize, Tokenizer)> {
     Ok((vocab, Tokenizer::from_dir(directory, vocab)?))
 }
 
-/// Pretrains a model of this shape on examples of words, and writes it into `output` with the tokenizer of `data`.
+/// Pretrains a model of this shape on examples of words, in their order, and writes it into `output` with the tokenizer of `data`.
 pub(super) fn pretrain(
     (shape, recipe): (Shape, &Recipe),
     examples: &[Example],
@@ -84,7 +84,8 @@ pub(super) fn pretrain(
         adam_beta2: 0.98,
         weight_decay: 0.01,
         warmup_steps: recipe.steps / 20,
-        group_by_length: true,
+        // In the order in which they are given, which may have a meaning.
+        shuffle: false,
         threads,
         ..TrainConfig::new(recipe.learning_rate).with_steps(recipe.steps).with_batch_size(recipe.batch_size)
     };

@@ -10,7 +10,7 @@ use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::view::tensors;
-use crate::{Architecture, Base, Error, Head, Key, Part, Place, Result, Shape};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
 
 /// What a model's directory holds beside settings and weights.
 const OTHER_FILES: [&str; 6] = [
@@ -48,7 +48,8 @@ impl Pretrained {
     /// A model of this shape with random weights.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
         let config = shape.to_config();
-        Pretrained { base: Base::random(shape, seed, device), head: None, config, dir: None }
+        let head = shape.pre_norm().then_some(Head::LanguageModel(LanguageModel {}));
+        Pretrained { base: Base::random(shape, seed, device), head, config, dir: None }
     }
 
     /// The shape of a model, without its weights.

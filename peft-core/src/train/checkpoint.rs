@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,10 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Removes them all.
     pub fn remove(&self) -> Result<()> {
-        fs::remove_dir_all(&self.dir).map_err(Error::io("remove", &self.dir))
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result.map_err(Error::io("remove", &self.dir)),
+        }
     }
 }
 
