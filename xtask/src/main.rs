@@ -20,7 +20,7 @@ The chores of the workspace.
     cargo xtask backends [NAMES]    the conformance suite on flex, wgpu, tch (flex if none is named)
     cargo xtask methods [--check]   writes METHODS.md from the cards of the methods, or checks that it is up to date
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
-    cargo xtask reproduce [ARGS]    the survey's Table III, trained from nothing or on real files (--help tells more)
+    cargo xtask reproduce [ARGS]    the survey's Tables III to VI, trained from nothing or on real files (--help tells more)
     cargo xtask real [ARGS]         trains on a real model and real sentences, merges, and compares (--help tells more)
     cargo xtask interop             exchanges adapters and merged models with transformers and PEFT (python3)";
 

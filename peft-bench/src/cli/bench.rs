@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use peft_core::io::{Pretrained, peft};
 use peft_core::random::Random;
 use peft_core::train::{Run, TrainConfig};
-use peft_core::{Error, Example, Head, Label, Method, Result, Trained};
+use peft_core::{Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
 use serde_json::json;
 
 use super::options::{ModelArgs, peak_bytes, print, threads};
@@ -74,13 +74,23 @@ impl WithMethod for (&Step, Pretrained) {
             let found = format!("{} sequences of {}", step.batch, step.seq);
             return Err(Error::config("--batch, --seq", found, format!("1 or more of 1 to {room} tokens")));
         }
-        let trained = Trained::new(method.init(&base, 0)?, Head::classifier(&base, 2, 0))?;
+        // A decoder predicts the words that it reads, or that it answers with.
+        let head = match base.shape().pre_norm() {
+            true => Head::LanguageModel(LanguageModel {}),
+            false => Head::classifier(&base, 2, 0),
+        };
+        let trained = Trained::new(method.init(&base, 0)?, head)?;
         let trainable: usize = peft_core::view::shapes(&trained).iter().map(|(_, d)| d.iter().product::<usize>()).sum();
         let mut random = Random::new(0, "bench");
         let vocab = base.shape().vocab;
         let example = |i: usize| {
             let token = |_| (vocab / 4 + random.below(vocab - vocab / 4)) as u32;
-            Example { ids: (0..step.seq).map(token).collect(), label: Some(Label::Class(i % 2)), ..Default::default() }
+            let ids: Vec<u32> = (0..step.seq).map(token).collect();
+            let label = match base.shape().pre_norm() {
+                true => Label::Words(ids.iter().map(|id| *id as i32).collect()),
+                false => Label::Class(i % 2),
+            };
+            Example { ids, label: Some(label), ..Default::default() }
         };
         let data: Vec<Example> = (0..step.batch).map(example).collect();
         let settings = TrainConfig {

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::registry::{WithMethod, by_name};
 use crate::tasks::Task;
-use outcome::Place;
+use outcome::Runs;
 use pretrain::Recipe;
 use report::{Cell, Column, Outcome, Report};
 use rows::Row;
@@ -272,8 +272,8 @@ impl WithMethod for Job<'_> {
         let Tokens { train, dev, hashes } = &*tokens;
         let config = self.config(train.examples.len());
         let name = format!("{}-{}-{seed}", row.method, task.name);
-        let place = Place { model, weights, output: &plan.output };
-        place.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
+        let runs = Runs { model, weights, output: &plan.output };
+        runs.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
             let metrics = tuned.evaluate(dev)?;
             let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
             Ok(task.metrics.iter().map(score).collect())

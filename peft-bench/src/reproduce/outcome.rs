@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::report::Outcome;
 
 /// Where and on what methods are trained.
-pub(super) struct Place<'a> {
+pub(super) struct Runs<'a> {
     pub model: &'a Pretrained,
     /// The fingerprint of the model's base.
     pub weights: u64,
@@ -22,7 +22,7 @@ pub(super) struct Place<'a> {
     pub output: &'a Path,
 }
 
-impl Place<'_> {
+impl Runs<'_> {
     /// Trains a method and scores it, unless the outcome is there. `data` tells by fingerprints and settings what is trained on and
     /// how it is scored.
     pub fn outcome<M: Method>(

@@ -11,13 +11,13 @@ use peft_core::load::Tokenizer;
 use peft_core::random::Random;
 use peft_core::train::{Checkpoints, TrainConfig, Trainer};
 use peft_core::{
-    Architecture, Bare, Base, Error, Example, Head, LanguageModel, Method, Part, Place as Tensor, Result, Shape, Slot,
-    Trained, Tuner,
+    Architecture, Bare, Base, Error, Example, Head, LanguageModel, Method, Part, Place, Result, Shape, Slot, Trained,
+    Tuner,
 };
 use peft_partial::FullConfig;
 use serde_json::{Value, json};
 
-use super::outcome::Place;
+use super::outcome::Runs;
 use super::pretrain::Bar;
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
@@ -105,7 +105,7 @@ pub(super) fn pretrain(
 fn start(shape: Shape, device: &Device) -> Result<Base> {
     let (hidden, width, inner) = (shape.hidden as f64, shape.head_width as f64, shape.intermediate as f64);
     let t5 = matches!(shape.architecture, Architecture::T5(_));
-    Base::new(shape, device, |place: &Tensor| {
+    Base::new(shape, device, |place: &Place| {
         let std = match place.site.part {
             Part::Words if t5 => 1.0,
             Part::Query | Part::CrossQuery if t5 => (hidden * width).powf(-0.5),
@@ -145,14 +145,14 @@ impl<S: Score + Sync> Experiment<'_, S> {
     /// Runs all rows, goes on where it was interrupted, and writes the report.
     pub fn run(&self, mut report: Report) -> Result<Report> {
         let (plan, started) = (self.plan, Instant::now());
-        let place = Place { model: self.model, weights: self.model.base.fingerprint(), output: &plan.output };
-        let untuned = self.untuned(&place)?;
+        let runs = Runs { model: self.model, weights: self.model.base.fingerprint(), output: &plan.output };
+        let untuned = self.untuned(&runs)?;
         println!("{}", report.progress(0, 0, &untuned));
         report.rows[0].cells[0].runs.push(untuned);
         write(&plan.output, &report)?;
         for (i, row) in plan.rows.iter().enumerate() {
             for seed in &plan.seeds {
-                let outcome = by_name(row.method, Job { experiment: self, place: &place, row, seed: *seed })?;
+                let outcome = by_name(row.method, Job { experiment: self, runs: &runs, row, seed: *seed })?;
                 println!("{}", report.progress(i + 1, 0, &outcome));
                 report.rows[i + 1].cells[0].runs.push(outcome);
                 write(&plan.output, &report)?;
@@ -165,10 +165,10 @@ impl<S: Score + Sync> Experiment<'_, S> {
         Ok(report)
     }
 
-    fn untuned(&self, place: &Place<'_>) -> Result<Outcome> {
+    fn untuned(&self, runs: &Runs<'_>) -> Result<Outcome> {
         let trained = Trained::new(Bare {}, Head::LanguageModel(LanguageModel {}))?;
         let started = Instant::now();
-        place.kept("untuned", &json!([place.weights, self.scored]), |_| {
+        runs.kept("untuned", &json!([runs.weights, self.scored]), |_| {
             let scores = self.score.score(&self.model.base, &trained)?;
             Ok(Outcome { seed: 0, scores, losses: vec![], seconds: started.elapsed().as_secs_f64() })
         })
@@ -241,7 +241,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
 /// One run.
 struct Job<'a, S> {
     experiment: &'a Experiment<'a, S>,
-    place: &'a Place<'a>,
+    runs: &'a Runs<'a>,
     row: &'a Row,
     seed: u64,
 }
@@ -249,7 +249,7 @@ struct Job<'a, S> {
 impl<S: Score + Sync> WithMethod for Job<'_, S> {
     type Output = Outcome;
     fn call<M: Method>(self) -> Result<Outcome> {
-        let Job { experiment, place, row, seed } = self;
+        let Job { experiment, runs, row, seed } = self;
         let plan = experiment.plan;
         let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
         let config = TrainConfig { threads: plan.threads, ..TrainConfig::new(experiment.rate(row)) }
@@ -260,7 +260,7 @@ impl<S: Score + Sync> WithMethod for Job<'_, S> {
         let config = TrainConfig { warmup_steps: (steps as f64 * 0.06) as usize, ..config.with_steps(steps) };
         let data = [json!(Example::fingerprint(&experiment.train.examples)), experiment.scored.clone()];
         let name = format!("{}-{seed}", row.name.replace([' ', ','], ""));
-        place.outcome(&name, (method, config), experiment.train, &data, |tuned| {
+        runs.outcome(&name, (method, config), experiment.train, &data, |tuned| {
             experiment.score.score(&tuned.base, &tuned.trained)
         })
     }
