@@ -6,7 +6,7 @@
 
 use burn::{module::{Module, Param}, tensor::Tensor};
 use peft_core::{
-    Base, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, file_path, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,18 @@ impl Default for ShiftConfig {
     }
 }
 
+impl ShiftConfig {
+    /// The sites, each of which must have a bias.
+    fn sites(&self, shape: &Shape) -> Result<Vec<Site>> {
+        let (sites, places) = (self.target_modules.resolve(shape)?, shape.places());
+        let bare = |site: &&Site| !places.iter().any(|p| p.site == **site && p.slot == Slot::Bias);
+        match sites.iter().find(bare) {
+            Some(site) => Err(Error::config("target_modules", site, "linear maps with a bias")),
+            None => Ok(sites),
+        }
+    }
+}
+
 /// One trainable vector a site.
 #[derive(Module, Debug)]
 pub struct Shift {
@@ -38,11 +50,11 @@ impl Method for ShiftConfig {
     fn init(&self, base: &Base, _seed: u64) -> Result<Shift> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let zero = |site| (site, Param::from_tensor(Tensor::zeros([shape.linear_dims(site)[1]], &device)));
-        Ok(Shift { shifts: self.target_modules.resolve(shape)?.into_iter().map(zero).collect() })
+        Ok(Shift { shifts: self.sites(shape)?.into_iter().map(zero).collect() })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        Ok(self.target_modules.resolve(shape)?.into_iter().map(|site| shape.linear_dims(site)[1]).sum())
+        Ok(self.sites(shape)?.into_iter().map(|site| shape.linear_dims(site)[1]).sum())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -75,7 +87,9 @@ peft_core::adapter!(Shift);
 
 #[cfg(test)]
 mod tests {
+    use peft_core::testing::fixtures::ENCODERS;
+
     use super::*;
 
-    peft_core::conformance!(ShiftConfig::default());
+    peft_core::conformance!(ShiftConfig::default(), only(ENCODERS: "T5 and LLaMA have no biases"));
 }
