@@ -94,7 +94,7 @@ pub const ROWS_IV: [Row; 3] = [
         method: "lora",
         settings: &["r=8", "lora_alpha=16", "target_modules=query,value"],
         learning_rate: 1e-3,
-        small_learning_rate: 5e-3,
+        small_learning_rate: 2e-3,
         counts_head: false,
         ..ROW
     },

@@ -127,7 +127,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         return Ok(());
     }
     let (vocab, tokenizer) = tokenizer(data)?;
-    let recipe = Recipe { steps: if quick { 2000 } else { 4000 }, batch_size: 32, learning_rate: 2e-3 };
+    let recipe = Recipe { steps: if quick { 1500 } else { 3000 }, batch_size: 32, learning_rate: 2e-3 };
     let t5 = T5 { decoder_layers: 2, gated: false, buckets: 32, max_distance: 128, scaled: true, start: 0 };
     let shape = Shape {
         architecture: Architecture::T5(t5),
@@ -152,7 +152,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         examples.push(match i % MIXTURE {
             0 => translation(&tokenizer, &mixture[i / MIXTURE % mixture.len()], 128)?,
             _ => {
-                let ids = tokenizer.plain(lines[i % lines.len()])?;
+                let ids = tokenizer.plain(lines[i / MIXTURE % lines.len()])?;
                 denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0])
             }
         });
