@@ -18,7 +18,7 @@ use super::sequences::{Experiment, Plan, Recipe, Score, pretrain, some, tokenize
 use super::survey::TABLE_IV;
 use crate::hermetic;
 use crate::tasks::bleu::{SIGNATURE, bleu};
-use crate::tasks::parallel::{Pair, read};
+use crate::tasks::parallel::{Pair, read, with_commas_below};
 
 /// Beams, as in T5's own evaluation (Raffel et al., 2020, section 3.1).
 const BEAMS: usize = 4;
@@ -67,7 +67,10 @@ pub fn run(plan: &Plan, stems: &Stems) -> Result<Report> {
     let column = Column { name: "En-Ro".into(), metrics: vec!["BLEU".into()] };
     let title = "Table IV: parameter-efficient fine-tuning of T5 for translation";
     let mut report = experiment.blank(title, column, &TABLE_IV, [("T5-base", "t5-base"), ("T5-large", "t5-large")])?;
-    report.notes.push(format!("BLEU of {} sentences, {SIGNATURE}, by {BEAMS} beams.", score.references.len()));
+    report.notes.push(format!(
+        "BLEU of {} sentences, {SIGNATURE}, by {BEAMS} beams; s and t with a comma below in all texts.",
+        score.references.len()
+    ));
     report.notes.push(
         "The survey's 0.07M for IA3 is not that of the library's default sites (0.13M: keys, values and the inputs of the \
          last maps, as here) but of the last maps alone (73,728 and 196,608)."
@@ -97,8 +100,9 @@ struct Translation<'a> {
 impl<'a> Translation<'a> {
     fn new(tokenizer: &'a Tokenizer, test: Vec<Pair>, max_length: usize) -> Result<Self> {
         // Those of like length come together.
-        let encoded =
-            test.into_iter().map(|pair| Ok((tokenizer.encode(&pair.prompt(), None, max_length)?.ids, pair.target)));
+        let encoded = test
+            .into_iter()
+            .map(|pair| Ok((tokenizer.encode(&pair.prompt(), None, max_length)?.ids, with_commas_below(&pair.target))));
         let mut encoded: Vec<(Vec<u32>, String)> = some(encoded.collect::<Result<_>>()?, "--limit")?;
         encoded.sort_by_key(|(source, _)| source.len());
         let (sources, references) = encoded.into_iter().unzip();
@@ -111,7 +115,7 @@ impl Score for Translation<'_> {
         let mut found = vec![];
         for sources in self.sources.chunks(BATCH) {
             for ids in generate(base, trained, sources, &self.config, |_, _| Ok(()))? {
-                found.push(self.tokenizer.decode(&ids)?.trim().to_string());
+                found.push(with_commas_below(self.tokenizer.decode(&ids)?.trim()));
             }
         }
         Ok(vec![bleu(&found, &self.references)?.score])
