@@ -290,14 +290,14 @@ impl Frame<'_> {
         Sequence { hidden: x.hidden + output, ..x }
     }
 
-    /// Multi-head attention from split queries, keys and values, inside the hook `attend`; scores are
-    /// divided by `divisor`, heads are joined again.
-    pub fn attend(&self, site: Site, attention: Attention, divisor: f64) -> Tensor<3> {
+    /// Multi-head attention from split queries, keys and values, inside the hook `attend`; heads are joined again. Scores are divided
+    /// by the root of the heads' width, if they are to be.
+    pub fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let attend = |a: Attention| {
-            let heads = a.query.dims()[1];
+            let [_, heads, _, width] = a.query.dims();
             let (key, value) = (shared(a.key, heads), shared(a.value, heads));
             let scores = a.query.matmul(key.swap_dims(2, 3));
-            let scores = if divisor == 1.0 { scores } else { scores.div_scalar(divisor) };
+            let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
             let weights = activation::softmax(a.mask.apply(scores), 3);
             self.dropout(weights, self.base.shape.attention_dropout, site).matmul(value)
         };

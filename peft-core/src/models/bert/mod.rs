@@ -79,7 +79,7 @@ fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let project = |part| frame.split(frame.linear(at(part), x.hidden.clone()), heads);
     let (query, key, value) = (project(Part::Query), project(Part::Key), project(Part::Value));
     let attention = Attention { input: x.hidden, query, key, value, mask: x.mask };
-    let context = frame.attend(at(Part::SelfAttention), attention, (frame.base.shape.head_width as f64).sqrt());
+    let context = frame.attend(at(Part::SelfAttention), attention, true);
     let output = frame.linear(at(Part::Output), context);
     frame.dropout(output, frame.base.shape.dropout, at(Part::Output))
 }

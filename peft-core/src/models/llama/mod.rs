@@ -52,7 +52,7 @@ fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence)
     let key = rotary.turn(project(Part::Key, shape.kv_heads()));
     let (key, value) = frame.remember(at(Part::SelfAttention), key, project(Part::Value, shape.kv_heads()));
     let attention = Attention { input, query, key, value, mask: x.mask };
-    let context = frame.attend(at(Part::SelfAttention), attention, (shape.head_width as f64).sqrt());
+    let context = frame.attend(at(Part::SelfAttention), attention, true);
     frame.linear(at(Part::Output), context)
 }
 

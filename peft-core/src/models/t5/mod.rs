@@ -109,7 +109,7 @@ fn self_attention(frame: &Frame<'_>, layer: Site, x: Sequence) -> Tensor<3> {
         (key, value) = frame.remember(at(Part::SelfAttention), key, value);
     }
     let attention = Attention { input, query, key, value, mask: x.mask };
-    let context = frame.attend(at(Part::SelfAttention), attention, 1.0);
+    let context = frame.attend(at(Part::SelfAttention), attention, false);
     frame.dropout(frame.linear(at(Part::Output), context), frame.base.shape.dropout, at(Part::Output))
 }
 
@@ -122,7 +122,7 @@ fn cross_attention(frame: &Frame<'_>, layer: Site, x: Sequence, encoded: &Sequen
         (project(Part::CrossKey, encoded.hidden.clone()), project(Part::CrossValue, encoded.hidden.clone()))
     });
     let mask = Mask { padding: encoded.mask.padding.clone(), ..Mask::default() };
-    let context = frame.attend(at(Part::CrossAttention), Attention { input, query, key, value, mask }, 1.0);
+    let context = frame.attend(at(Part::CrossAttention), Attention { input, query, key, value, mask }, false);
     frame.dropout(frame.linear(at(Part::CrossOutput), context), frame.base.shape.dropout, at(Part::CrossOutput))
 }
 
