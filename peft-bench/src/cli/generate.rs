@@ -1,6 +1,5 @@
 //! `peft generate`
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -10,7 +9,7 @@ use peft_core::train::Tuned;
 use peft_core::{Architecture, Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, lines, max_length, own_head, print};
+use super::options::{ModelArgs, lines, max_length, own_head, print, print_part};
 use crate::registry::{WithMethod, by_peft_type};
 
 /// Let a model that predicts words (T5, LLaMA) write: on from a prompt, or in answer to it
@@ -168,12 +167,7 @@ impl Stream<'_> {
             return Ok(());
         }
         let new = text.get(self.shown..).unwrap_or_default();
-        let mut output = std::io::stdout();
-        let written = output.write_all(new.as_bytes()).and_then(|()| output.flush());
         self.shown = text.len();
-        match written {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-            result => result.map_err(Error::io("write", "standard output")),
-        }
+        print_part(new)
     }
 }

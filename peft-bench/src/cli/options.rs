@@ -119,9 +119,15 @@ pub fn lines(path: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Writes a line to standard output. A reader that has gone away ends the program in silence, as it does any other.
+/// Writes a line to standard output.
 pub fn print(line: impl Display) -> Result<()> {
-    writeln!(std::io::stdout(), "{line}").map_err(|source| match source.kind() {
+    print_part(format_args!("{line}\n"))
+}
+
+/// Writes a part of a line to standard output at once. A reader that has gone away ends the program in silence, as it does any other.
+pub fn print_part(part: impl Display) -> Result<()> {
+    let mut output = std::io::stdout();
+    write!(output, "{part}").and_then(|()| output.flush()).map_err(|source| match source.kind() {
         ErrorKind::BrokenPipe => std::process::exit(0),
         _ => Error::io("write", "standard output")(source),
     })

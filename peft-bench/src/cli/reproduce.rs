@@ -7,8 +7,9 @@ use peft_core::{Error, Result};
 
 use super::options::threads;
 use crate::reproduce::rows::{self, Row};
+use crate::reproduce::sequences::Sizes;
 use crate::reproduce::translation::{self, Stems};
-use crate::reproduce::{Plan, instruction, sequences};
+use crate::reproduce::{Plan, classification, instruction};
 use crate::tasks::{TASKS, Task};
 
 /// Train the rows of a table of the survey and set them beside its figures
@@ -115,57 +116,53 @@ impl Reproduce {
         self.learning_rate.iter().map(rate).collect()
     }
 
+    fn plan(self, output: PathBuf, (all, quick): (&[Row], &[&str]), epochs: usize) -> Result<Plan> {
+        Ok(Plan {
+            rows: self.rows(all, quick)?,
+            seeds: self.seeds(),
+            epochs: self.epochs.map_or(epochs, |epochs| epochs as usize),
+            max_steps: self.max_steps.map(|steps| steps as usize),
+            learning_rates: self.rates(all)?,
+            quick: self.quick,
+            threads: self.threads.unwrap_or_else(threads).max(1),
+            output,
+            device: peft_core::device(&self.device)?,
+            real: self.model.zip(self.data),
+        })
+    }
+
     fn classification(self, output: PathBuf) -> Result<()> {
         let tasks = match (self.tasks.is_empty(), self.quick) {
             (false, _) => self.tasks.clone(),
             (true, true) => ["cola", "mnli", "qnli"].map(str::to_string).to_vec(),
             (true, false) => TASKS.map(|task| task.name.to_string()).to_vec(),
         };
+        let tasks = tasks.iter().map(|name| Task::named(name)).collect::<Result<Vec<_>>>()?;
         let epochs = if self.model.is_some() { 10 } else { 5 };
-        let plan = Plan {
-            rows: self.rows(&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"])?,
-            tasks: tasks.iter().map(|name| Task::named(name)).collect::<Result<_>>()?,
-            seeds: self.seeds(),
-            epochs: self.epochs.map_or(epochs, |epochs| epochs as usize),
-            max_steps: self.max_steps.map(|steps| steps as usize),
-            learning_rates: self.rates(&rows::ROWS)?,
-            quick: self.quick,
-            threads: self.threads.unwrap_or_else(threads).max(1),
-            output,
-            device: peft_core::device(&self.device)?,
-            real: self.model.zip(self.data),
-        };
-        crate::reproduce::run(&plan).map(|_| ())
+        let plan = self.plan(output, (&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
+        classification::run(&plan, &tasks).map(|_| ())
     }
 
     fn sequences(self, output: PathBuf) -> Result<()> {
         if !self.tasks.is_empty() {
             return Err(Error::config("--tasks", self.tasks.join(","), "none: only Table III has tasks"));
         }
-        let (all, quick): (&[Row], &[&str]) = match self.table {
+        let (table, translation, made) = (self.table, self.table == 4, self.model.is_none());
+        let rows: (&[Row], &[&str]) = match table {
             4 => (&rows::ROWS_IV, &["LoRA"]),
             5 => (&rows::ROWS_V, &["FT, 2e-4"]),
             _ => (&rows::ROWS_VI, &["LoRA"]),
         };
-        let (translation, made) = (self.table == 4, self.model.is_none());
-        let plan = sequences::Plan {
-            rows: self.rows(all, quick)?,
-            seeds: self.seeds(),
-            epochs: self.epochs.map_or(if translation { 5 } else { 1 }, |epochs| epochs as usize),
-            max_steps: self.max_steps.map(|steps| steps as usize),
-            learning_rates: self.rates(all)?,
+        let sizes = Sizes {
             batch_size: self.batch_size.map_or(if translation || made { 32 } else { 16 }, |size| size as usize),
             max_length: self.max_length as usize,
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
-            quick: self.quick,
-            threads: self.threads.unwrap_or_else(threads).max(1),
-            output,
-            device: peft_core::device(&self.device)?,
-            real: self.model.zip(self.data),
         };
-        match self.table {
-            4 => translation::run(&plan, &Stems { train: self.train, test: self.test }),
-            table => instruction::run(&plan, table == 5),
+        let stems = Stems { train: self.train.clone(), test: self.test.clone() };
+        let plan = self.plan(output, rows, if translation { 5 } else { 1 })?;
+        match table {
+            4 => translation::run(&plan, &sizes, &stems),
+            table => instruction::run(&plan, &sizes, table == 5),
         }
         .map(|_| ())
     }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use peft_core::data::Dataset;
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::next_logits;
@@ -13,8 +12,10 @@ use peft_core::train::Workers;
 use peft_core::{Architecture, Base, Error, Example, Label, Llama, Result, Scaling, Shape, Trained, Tuner};
 use serde_json::json;
 
+use super::Plan;
+use super::pretrain::{Recipe, tokenizer};
 use super::report::{Column, Report};
-use super::sequences::{Experiment, Plan, Recipe, Score, pretrain, tokenizer};
+use super::sequences::{Experiment, Score, Sizes, pretrain};
 use super::survey::{TABLE_V, TABLE_VI};
 use crate::hermetic;
 use crate::tasks::alpaca::{self, Record};
@@ -23,17 +24,8 @@ use crate::tasks::mmlu::{self, LETTERS, Scores, Split, Subject};
 /// Runs what the plan says (of Table V if `learning_rates`, else of Table VI), goes on where it was interrupted, and writes
 /// REPORT.md and report.html. The directory of the data has Alpaca's records, `alpaca` or `alpaca_data` with `.json` or `.jsonl`,
 /// and MMLU's questions in `mmlu`.
-pub fn run(plan: &Plan, learning_rates: bool) -> Result<Report> {
-    std::fs::create_dir_all(&plan.output).map_err(Error::io("create", &plan.output))?;
-    let (name, data) = match &plan.real {
-        Some((model, data)) => (model.clone(), data.clone()),
-        None => {
-            let made = plan.output.join(if plan.quick { "quick" } else { "made" });
-            let (model, data) = (made.join("model"), made.join("data"));
-            prepare(&data, &model, plan.quick, plan.threads, &plan.device)?;
-            (model.to_string_lossy().into_owned(), data)
-        }
-    };
+pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
+    let (name, data) = plan.source(|made| prepare(made, plan))?;
     let model = Pretrained::open(&name, &plan.device)?;
     if !matches!(model.base.shape().architecture, Architecture::Llama(_)) {
         return Err(Error::config("--model", name, "a LLaMA, which Tables V and VI are about"));
@@ -41,7 +33,7 @@ pub fn run(plan: &Plan, learning_rates: bool) -> Result<Report> {
     let tokenizer = model.tokenizer()?;
     let stop = model.base.shape().stop.first().copied().unwrap_or(0) as u32;
     let records = alpaca::read(&records(&data)?)?;
-    let example = |record: &Record| instruction(&tokenizer, record, stop, plan.max_length);
+    let example = |record: &Record| instruction(&tokenizer, record, stop, sizes.max_length);
     let examples = records.iter().filter(|record| !record.output.is_empty()).map(example);
     let train = Dataset { examples: examples.collect::<Result<_>>()?, classes: vec![] };
     let questions = data.join("mmlu");
@@ -49,12 +41,15 @@ pub fn run(plan: &Plan, learning_rates: bool) -> Result<Report> {
         tokenizer: &tokenizer,
         letters: letters(&tokenizer)?,
         shots: mmlu::read(&questions, Split::Dev)?,
-        subjects: mmlu::first(mmlu::read(&questions, Split::Test)?, plan.limit),
+        subjects: mmlu::first(mmlu::read(&questions, Split::Test)?, sizes.limit),
         threads: plan.threads,
     };
     let count: usize = score.subjects.iter().map(|subject| subject.questions.len()).sum();
-    let all: Vec<String> = score.subjects.iter().flat_map(|s| s.questions.iter().map(|q| q.ask())).collect();
-    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored: json!(all) };
+    let asked = |subjects: &[Subject]| -> Vec<(String, usize)> {
+        subjects.iter().flat_map(|subject| &subject.questions).map(|q| (q.ask(), q.answer)).collect()
+    };
+    let scored = json!([asked(&score.shots), asked(&score.subjects)]);
+    let experiment = Experiment { plan, sizes, model: &model, train: &train, score: &score, scored };
     let column = Column { name: "MMLU".into(), metrics: vec!["macro".into(), "micro".into()] };
     let shapes = [("LLaMA-7B", "llama-7b"), ("LLaMA-13B", "llama-13b")];
     let (title, printed) = match learning_rates {
@@ -141,16 +136,17 @@ impl Score for Questions<'_> {
 }
 
 /// Writes the made-up subjects and a small LLaMA that has read of them, unless they are there.
-fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Device) -> Result<()> {
+fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
+    let (data, output) = (made.join("data"), made.join("model"));
     if !data.exists() {
-        write_directory(data, |data| hermetic::lore::write(data, 0))?;
+        write_directory(&data, |data| hermetic::lore::write(data, 0))?;
     }
-    if model.exists() {
-        return Ok(());
+    if output.exists() {
+        return Ok((output, data));
     }
-    let (vocab, tokenizer) = tokenizer(data)?;
+    let (vocab, tokenizer) = tokenizer(&data)?;
     // First it reads, then it is drilled: see `line`.
-    let recipe = Recipe { steps: if quick { 800 } else { 5000 }, batch_size: 32, learning_rate: 2e-3 };
+    let recipe = Recipe { steps: if plan.quick { 800 } else { 5000 }, batch_size: 32, learning_rate: 2e-3 };
     let shape = Shape {
         architecture: Architecture::Llama(Llama {
             kv_heads: 2,
@@ -176,7 +172,8 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
         line(&tokenizer, from[i % from.len()], shape.stop[0] as u32, drill)
     });
     let examples = examples.collect::<Result<Vec<_>>>()?;
-    pretrain((shape, &recipe), &examples, (data, model), (threads, device))
+    pretrain(plan, (shape, &recipe), &examples, (&data, &output))?;
+    Ok((output, data))
 }
 
 /// A line of the corpus. In a drill only what stands behind a tab is to be predicted: among all the words of a text the letter of a

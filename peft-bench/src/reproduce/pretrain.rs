@@ -1,38 +1,22 @@
-//! A small RoBERTa pretrained on the generated corpus with masked words (Liu et al., 2019, section 3.1), once for each content.
+//! Small models pretrained on what is generated, all of their tensors trained.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Instant;
 
-use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
-use peft_core::files::{read_json, read_text, write_directory};
+use peft_core::files::read_json;
 use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
-use peft_core::loss::IGNORED;
-use peft_core::random::{Noise, Random};
-use peft_core::train::{Checkpoints, Observer, Schedule, StepReport, TrainConfig, Trainer};
-use peft_core::{
-    Adapter, Base, Batch, Example, Head, Hooks, Label, Method, Place, Procedure, Result, Sequence, Shape, Slot, Stack,
-    Trained,
-};
+use peft_core::random::Random;
+use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
+use peft_core::{Adapter, Base, Example, Head, Method, Place, Procedure, Result, Shape, Slot, Trained};
 use peft_partial::FullConfig;
 
-use crate::hermetic;
-
-/// How the model is made.
+/// How long, and how fast.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// Its layers.
-    pub layers: usize,
-    /// Its width.
-    pub hidden: usize,
-    /// Its attention heads.
-    pub heads: usize,
-    /// The width of its feed-forward networks.
-    pub intermediate: usize,
-    /// Steps of pretraining.
+    /// Steps.
     pub steps: usize,
     /// Sequences in a step.
     pub batch_size: usize,
@@ -41,115 +25,29 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The usual one, or one that takes a minute.
-    pub fn new(quick: bool) -> Self {
-        let recipe = Recipe {
-            layers: 3,
-            hidden: 96,
-            heads: 4,
-            intermediate: 192,
-            steps: 12_000,
-            batch_size: 32,
-            learning_rate: 1e-3,
-        };
-        if quick { Recipe { steps: 4000, ..recipe } } else { recipe }
+    /// The settings of the training, with as many threads.
+    pub fn config(&self, threads: usize) -> TrainConfig {
+        TrainConfig {
+            adam_beta2: 0.98,
+            weight_decay: 0.01,
+            warmup_steps: self.steps / 20,
+            threads,
+            ..TrainConfig::new(self.learning_rate).with_steps(self.steps).with_batch_size(self.batch_size)
+        }
     }
 }
 
-/// The longest sequence, in tokens.
-const POSITIONS: usize = 96;
-/// At how many positions a sequence may begin in pretraining.
-const BEGINNINGS: usize = 11;
-/// Ids of the special tokens that the generated tokenizer begins with.
-const SPECIAL: usize = 5;
-const MASK: u32 = 4;
-
-/// Writes corpus, tasks and the pretrained model into `directory`, unless it is there.
-pub fn prepare(directory: &Path, recipe: &Recipe, threads: usize, device: &Device) -> Result<(PathBuf, PathBuf)> {
-    let (data, model) = (directory.join("data"), directory.join("model"));
-    if !data.exists() {
-        write_directory(&data, |data| hermetic::write(data, 0))?;
-    }
-    if !model.exists() {
-        pretrain(&data, &model, recipe, threads, device)?;
-    }
-    Ok((model, data.join("glue")))
+/// The number of tokens of the tokenizer in a directory, and the tokenizer.
+pub(super) fn tokenizer(directory: &Path) -> Result<(usize, Tokenizer)> {
+    let file = read_json(&directory.join("tokenizer.json"))?;
+    let vocab = file["model"]["vocab"].as_object().map_or(0, |words| words.len());
+    Ok((vocab, Tokenizer::from_dir(directory, vocab)?))
 }
 
-fn pretrain(data: &Path, output: &Path, recipe: &Recipe, threads: usize, device: &Device) -> Result<()> {
-    let path = data.join("tokenizer.json");
-    let vocab = read_json(&path)?["model"]["vocab"].as_object().map_or(0, |words| words.len());
-    let tokenizer = Tokenizer::from_dir(data, vocab)?;
-    let shape = Shape {
-        layers: recipe.layers,
-        hidden: recipe.hidden,
-        heads: recipe.heads,
-        intermediate: recipe.intermediate,
-        vocab,
-        positions: POSITIONS + 2,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        classifier_dropout: 0.0,
-        ..Shape::named("roberta-base")?
-    };
-    let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
-    // Every sequence that is trained on has a mask of its own.
-    let mut examples = Vec::new();
-    for (i, text) in corpus.lines().cycle().take(recipe.steps * recipe.batch_size).enumerate() {
-        let (a, b) = text.split_once('\t').map_or((text, None), |(a, b)| (a, Some(b)));
-        examples.push(masked(tokenizer.encode(a, b, POSITIONS - BEGINNINGS + 1)?.ids, i, shape.vocab));
-    }
-    let base = start(shape, device)?;
-    let config = TrainConfig {
-        adam_beta2: 0.98,
-        weight_decay: 0.01,
-        warmup_steps: recipe.steps / 20,
-        lr_scheduler_type: Schedule::Linear,
-        group_by_length: true,
-        threads,
-        ..TrainConfig::new(recipe.learning_rate).with_steps(recipe.steps).with_batch_size(recipe.batch_size)
-    };
-    let full = FullConfig::default().init(&base, 0)?;
-    let trained = Trained::new((Anywhere {}, full), Head::masked_lm(&base, 0))?;
-    let mut bar = Bar::new(recipe.steps);
-    let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
-    let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
-    let (trained, base) = trainer.run(&base, trained, &examples, None, &mut bar)?;
-    let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
-    let model = Pretrained { config: base.shape().to_config(), base, head: None, dir: Some(data.to_path_buf()) };
-    model.save(output, &merged, &trained.head, &[])?;
-    checkpoints.remove()
-}
-
-/// Begins each piece of a batch at another position. RoBERTa is pretrained on sentences packed to 512 tokens, which hence stand
-/// anywhere. Here a sequence is a line, and a model that saw lines at the first position only is lost where a prefix or a prompt
-/// moves them, if only by one.
-#[derive(Module, Debug)]
-struct Anywhere {}
-
-struct Begin(usize);
-
-impl Hooks for Begin {
-    fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
-        Sequence { offset: x.offset + self.0, ..x }
-    }
-}
-
-impl Adapter for Anywhere {
-    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        let begin =
-            |noise: &Noise| Random::new(noise.step, &format!("position of {}", noise.samples[0])).below(BEGINNINGS);
-        f(&Begin(batch.noise.as_deref().map_or(0, begin)))
-    }
-}
-
-impl Procedure for Anywhere {}
-
-/// Random weights whose maps keep the size of what they map, for widths far below those that 0.02 is made for.
-fn start(shape: Shape, device: &Device) -> Result<Base> {
-    let std = (shape.hidden as f64).powf(-0.5);
+/// Random weights of these standard deviations; biases 0, gains 1.
+pub(super) fn start(shape: Shape, device: &Device, std: impl Fn(&Place) -> f64) -> Result<Base> {
     Base::new(shape, device, |place: &Place| {
-        let mut random = Random::new(0, &place.name);
+        let (mut random, std) = (Random::new(0, &place.name), std(place));
         let value = |_| match place.slot {
             Slot::Weight => (random.normal() * std) as f32,
             Slot::Bias => 0.0,
@@ -159,35 +57,34 @@ fn start(shape: Shape, device: &Device) -> Result<Base> {
     })
 }
 
-/// BERT's masking: of the words that are chosen 8 in 10 are masked, one is another word and one stays. Fewer are chosen than
-/// BERT's 15 %, since these sentences are short; and always the last, which in a line of two texts says how they are related.
-fn masked(ids: Vec<u32>, line: usize, vocab: usize) -> Example {
-    let mut random = Random::new(line as u64, "masked words");
-    let last = ids.iter().rposition(|id| *id as usize >= SPECIAL);
-    let (mut input, mut labels) = (ids.clone(), vec![IGNORED; ids.len()]);
-    for place in (0..ids.len()).filter(|i| ids[*i] as usize >= SPECIAL) {
-        if Some(place) != last && random.unit() >= 0.06 {
-            continue;
-        }
-        labels[place] = ids[place] as i32;
-        match random.below(10) {
-            0 => {}
-            1 => input[place] = (SPECIAL + random.below(vocab - SPECIAL)) as u32,
-            _ => input[place] = MASK,
-        }
-    }
-    Example { ids: input, label: Some(Label::Words(Arc::from(labels))), ..Default::default() }
+/// Trains a base and its head, with what `beside` does, and writes the model into `output` with the tokenizer of `data`. Stopped, it
+/// goes on where it was.
+pub(super) fn pretrain<A: Adapter + Procedure>(
+    (base, head, beside): (Base, Head, A),
+    config: TrainConfig,
+    examples: &[Example],
+    (data, output): (&Path, &Path),
+) -> Result<()> {
+    let trained = Trained::new((beside, FullConfig::default().init(&base, 0)?), head)?;
+    let mut bar = Bar::new(config.steps(examples.len()));
+    let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
+    let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
+    let (trained, base) = trainer.run(&base, trained, examples, None, &mut bar)?;
+    let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
+    let model = Pretrained { config: base.shape().to_config(), base, head: None, dir: Some(data.to_path_buf()) };
+    model.save(output, &merged, &trained.head, &[])?;
+    checkpoints.remove()
 }
 
 /// Progress on a terminal, a line now and then elsewhere.
-pub(super) struct Bar {
+struct Bar {
     bar: ProgressBar,
     started: Instant,
     loss: f64,
 }
 
 impl Bar {
-    pub fn new(steps: usize) -> Self {
+    fn new(steps: usize) -> Self {
         let bar = ProgressBar::new(steps as u64);
         let style = "pretraining {bar:30} {pos}/{len} {msg} {eta} left";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -154,6 +154,12 @@ impl Row {
         settings.iter().map(|setting| setting.to_string()).collect()
     }
 
+    /// The same for a reader.
+    pub(super) fn settings_text(&self, small: bool) -> String {
+        let settings = self.settings(small).join(", ");
+        if settings.is_empty() { "its own settings".to_string() } else { settings }
+    }
+
     /// The trainable parameters of the method, without the head.
     pub fn count(&self, shape: &Shape, small: bool) -> Result<usize> {
         by_name(self.method, Count(shape, self.settings(small)))

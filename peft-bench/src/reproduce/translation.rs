@@ -1,9 +1,8 @@
 //! Table IV: T5 translates English to Romanian, or to a made-up language.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use peft_core::data::Dataset;
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::{GenerateConfig, generate};
@@ -13,8 +12,10 @@ use peft_core::random::Random;
 use peft_core::{Architecture, Base, Error, Example, Label, Result, Shape, T5, Trained, Tuner};
 use serde_json::json;
 
+use super::Plan;
+use super::pretrain::{Recipe, tokenizer};
 use super::report::{Column, Report};
-use super::sequences::{Experiment, Plan, Recipe, Score, pretrain, some, tokenizer};
+use super::sequences::{Experiment, Score, Sizes, pretrain, some};
 use super::survey::TABLE_IV;
 use crate::hermetic;
 use crate::tasks::bleu::{SIGNATURE, bleu};
@@ -40,30 +41,21 @@ pub struct Stems {
 }
 
 /// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
-pub fn run(plan: &Plan, stems: &Stems) -> Result<Report> {
-    std::fs::create_dir_all(&plan.output).map_err(Error::io("create", &plan.output))?;
-    let (name, data) = match &plan.real {
-        Some((model, data)) => (model.clone(), data.clone()),
-        None => {
-            let made = plan.output.join(if plan.quick { "quick" } else { "made" });
-            let (model, data) = (made.join("model"), made.join("data"));
-            prepare(&data, &model, plan.quick, plan.threads, &plan.device)?;
-            (model.to_string_lossy().into_owned(), data)
-        }
-    };
+pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
+    let (name, data) = plan.source(|made| prepare(made, plan))?;
     let model = Pretrained::open(&name, &plan.device)?;
     if !matches!(model.base.shape().architecture, Architecture::T5(_)) {
         return Err(Error::config("--model", name, "a T5, which Table IV is about"));
     }
     let tokenizer = model.tokenizer()?;
-    let example = |pair: &Pair| translation(&tokenizer, pair, plan.max_length);
+    let example = |pair: &Pair| translation(&tokenizer, pair, sizes.max_length);
     let pairs = read(&data, &stems.train)?;
     let train = Dataset { examples: pairs.iter().map(example).collect::<Result<_>>()?, classes: vec![] };
     let mut test = read(&data, &stems.test)?;
-    test.truncate(plan.limit);
-    let score = Translation::new(&tokenizer, test, plan.max_length)?;
+    test.truncate(sizes.limit);
+    let score = Translation::new(&tokenizer, test, sizes.max_length)?;
     let scored = json!([score.sources, score.references, score.config]);
-    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored };
+    let experiment = Experiment { plan, sizes, model: &model, train: &train, score: &score, scored };
     let column = Column { name: "En-Ro".into(), metrics: vec!["BLEU".into()] };
     let title = "Table IV: parameter-efficient fine-tuning of T5 for translation";
     let mut report = experiment.blank(title, column, &TABLE_IV, [("T5-base", "t5-base"), ("T5-large", "t5-large")])?;
@@ -123,15 +115,16 @@ impl Score for Translation<'_> {
 }
 
 /// Writes the languages and a small T5 that has read them, unless they are there.
-fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Device) -> Result<()> {
+fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
+    let (data, output) = (made.join("data"), made.join("model"));
     if !data.exists() {
-        write_directory(data, |data| hermetic::translation::write(data, 0))?;
+        write_directory(&data, |data| hermetic::translation::write(data, 0))?;
     }
-    if model.exists() {
-        return Ok(());
+    if output.exists() {
+        return Ok((output, data));
     }
-    let (vocab, tokenizer) = tokenizer(data)?;
-    let recipe = Recipe { steps: if quick { 1500 } else { 3000 }, batch_size: 32, learning_rate: 2e-3 };
+    let (vocab, tokenizer) = tokenizer(&data)?;
+    let recipe = Recipe { steps: if plan.quick { 1500 } else { 3000 }, batch_size: 32, learning_rate: 2e-3 };
     let t5 = T5 { decoder_layers: 2, gated: false, buckets: 32, max_distance: 128, scaled: true, start: 0 };
     let shape = Shape {
         architecture: Architecture::T5(t5),
@@ -150,7 +143,7 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
     let (english, romanian) = (english?, romanian?);
     let lines = english.lines().zip(romanian.lines()).flat_map(|(a, b)| [a, b]);
     let lines: Vec<&str> = lines.collect();
-    let mixture = read(data, "mixture")?;
+    let mixture = read(&data, "mixture")?;
     let mut examples = vec![];
     for i in 0..count {
         examples.push(match i % MIXTURE {
@@ -161,7 +154,8 @@ fn prepare(data: &Path, model: &Path, quick: bool, threads: usize, device: &Devi
             }
         });
     }
-    pretrain((shape, &recipe), &examples, (data, model), (threads, device))
+    pretrain(plan, (shape, &recipe), &examples, (&data, &output))?;
+    Ok((output, data))
 }
 
 /// A text with gaps, each a sentinel, and what belongs in them (Raffel et al., 2020, section 3.1.4).

@@ -1,0 +1,186 @@
+//! Table III: RoBERTa on the eight tasks of GLUE, or on such that are made here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Instant;
+
+use peft_core::data::{Dataset, Labelled};
+use peft_core::io::{Pretrained, peft};
+use peft_core::train::TrainConfig;
+use peft_core::{Example, Head, Method, Result, Shape};
+use serde_json::json;
+
+use super::outcome::Runs;
+use super::report::{self, Cell, Column, Outcome, Report};
+use super::rows::Row;
+use super::{Plan, masked, survey};
+use crate::registry::{WithMethod, by_name};
+use crate::tasks::Task;
+
+/// One run: a row on a task with a seed.
+struct Job<'a> {
+    plan: &'a Plan,
+    model: &'a Pretrained,
+    /// The fingerprint of the model's base.
+    weights: u64,
+    row: Row,
+    task: Task,
+    seed: u64,
+    data: &'a Data,
+    threads: usize,
+}
+
+/// The texts of a task, and their tokens by the length to which they are cut: made once for all runs.
+struct Data {
+    train: Labelled,
+    dev: Labelled,
+    tokens: Mutex<BTreeMap<usize, Arc<Tokens>>>,
+}
+
+struct Tokens {
+    train: Dataset,
+    dev: Dataset,
+    /// The fingerprints of both.
+    hashes: [u64; 2],
+}
+
+impl Data {
+    fn tokens(&self, model: &Pretrained, length: usize) -> Result<Arc<Tokens>> {
+        let mut known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = known.get(&length) {
+            return Ok(tokens.clone());
+        }
+        let (train, dev) = (self.train.prepare(model, length)?, self.dev.prepare(model, length)?);
+        let hashes = [&train, &dev].map(|data| Example::fingerprint(&data.examples));
+        let tokens = Arc::new(Tokens { train, dev, hashes });
+        known.insert(length, tokens.clone());
+        Ok(tokens)
+    }
+}
+
+/// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
+pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
+    let started = Instant::now();
+    let (name, glue) = plan.source(|made| masked::prepare(made, plan))?;
+    let model = Pretrained::open(&name, &plan.device)?;
+    let weights = model.base.fingerprint();
+    let mut report = blank(plan, tasks, &name, &model)?;
+    for (column, task) in tasks.iter().enumerate() {
+        let (train, dev) = task.read(&glue)?;
+        let data = Data { train, dev, tokens: Default::default() };
+        let jobs: VecDeque<(usize, u64)> =
+            (0..plan.rows.len()).flat_map(|row| plan.seeds.iter().map(move |seed| (row, *seed))).collect();
+        // Small models leave threads idle within a run, so several runs go side by side; a large one needs the memory.
+        let side_by_side = if plan.real.is_none() { plan.threads.min(jobs.len()) } else { 1 };
+        let threads = plan.threads.div_ceil(side_by_side);
+        let (queue, (results, outcomes)) = (Mutex::new(jobs), mpsc::channel());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        std::thread::scope(|scope| {
+            for _ in 0..side_by_side {
+                let results = results.clone();
+                let (model, data, next) = (&model, &data, &next);
+                scope.spawn(move || {
+                    while let Some((row, seed)) = next() {
+                        let job = Job { plan, model, weights, row: plan.rows[row], task: *task, seed, data, threads };
+                        let outcome = by_name(job.row.method, job);
+                        let stop = outcome.is_err();
+                        if results.send((row, outcome)).is_err() || stop {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(results);
+            for (row, outcome) in outcomes {
+                let outcome = outcome?;
+                println!("{}", report.progress(row, column, &outcome));
+                report.rows[row].cells[column].runs.push(outcome);
+                report.rows[row].cells[column].runs.sort_by_key(|run| run.seed);
+                plan.write(&report)?;
+            }
+            Ok(())
+        })?;
+    }
+    plan.finish(started, report)
+}
+
+/// The report before the first run.
+fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<Report> {
+    let shape = model.base.shape();
+    // Everything is set beside the survey's RoBERTa-base, unless this is the large one.
+    let large = *shape == Shape { dropout: shape.dropout, ..Shape::named("roberta-large")? };
+    let (survey, real) = if large { ("RoBERTa-large", "roberta-large") } else { ("RoBERTa-base", "roberta-base") };
+    let real = Shape::named(real)?;
+    let column = |task: &Task| Column {
+        name: task.directory.to_string(),
+        metrics: task.metrics.iter().map(|metric| metric.to_string()).collect(),
+    };
+    let row = |row: &Row| {
+        let table = survey::table_iii(survey, row.name);
+        let cell = |task: &Task| Cell {
+            survey: table.map_or(Vec::new(), |table| table.task(task.directory).to_vec()),
+            runs: Vec::new(),
+        };
+        Ok(report::Row {
+            name: row.name.to_string(),
+            survey_params: table.and_then(|table| table.params.clone()),
+            real_params: Some(row.survey_count(&real)?),
+            params: row.count(shape, plan.real.is_none())?,
+            head: Head::count(shape, 2),
+            cells: tasks.iter().map(cell).collect(),
+        })
+    };
+    let made = plan.real.is_none();
+    let own = [
+        ("Model", if made { "a small RoBERTa, pretrained here with masked words".into() } else { name.to_string() }),
+        ("Its shape", format!("{} layers of {}, {} parameters", shape.layers, shape.hidden, shape.count())),
+        ("Tasks", if made { "generated by a seeded grammar, of GLUE's kinds".into() } else { "GLUE's files".into() }),
+    ];
+    let mut notes: Vec<String> = plan
+        .rows
+        .iter()
+        .map(|row| {
+            let settings = row.settings_text(made);
+            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, batch_size(plan, row));
+            format!("{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.", row.name)
+        })
+        .collect();
+    if made {
+        notes.push(
+            "The tasks are of the kinds of GLUE's, not GLUE's: scores beside the survey's show which methods learn \
+             what, not how near they come to it."
+                .to_string(),
+        );
+    }
+    Ok(Report {
+        title: "Table III: parameter-efficient fine-tuning of RoBERTa".into(),
+        setting: plan.setting(&own, survey),
+        columns: tasks.iter().map(column).collect(),
+        rows: plan.rows.iter().map(row).collect::<Result<_>>()?,
+        notes,
+    })
+}
+
+fn batch_size(plan: &Plan, row: &Row) -> usize {
+    if plan.real.is_some() { row.batch_size } else { 32 }
+}
+
+impl WithMethod for Job<'_> {
+    type Output = Outcome;
+    /// Reads the outcome if it is there, else trains.
+    fn call<M: Method>(self) -> Result<Outcome> {
+        let Job { plan, model, weights, row, task, seed, data, threads } = self;
+        let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
+        let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
+        let Tokens { train, dev, hashes } = &*tokens;
+        let config = plan.config((&row, seed), batch_size(plan, &row), train.examples.len());
+        let config = TrainConfig { threads, ..config };
+        let name = format!("{}-{}-{seed}", row.method, task.name);
+        let runs = Runs { model, weights, output: &plan.output };
+        runs.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
+            let metrics = tuned.evaluate(dev)?;
+            let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
+            Ok(task.metrics.iter().map(score).collect())
+        })
+    }
+}
