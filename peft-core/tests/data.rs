@@ -1,19 +1,14 @@
 //! Labelled files: the formats, the guesses, and that bad rows end in an error that names file and line.
 
-use std::fs;
+mod common;
+
 use std::path::PathBuf;
 
 use peft_core::data::Labelled;
 use peft_core::load::Tokenizer;
 use peft_core::{Example, Label, Result, Shape};
-use tempfile::TempDir;
 
-fn written(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(name);
-    fs::write(&path, content).unwrap();
-    (dir, path)
-}
+use common::{assert_error, written};
 
 fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Labelled> {
     Labelled::open(&written(name, content).1)?.read()
@@ -22,14 +17,6 @@ fn read(name: &str, content: impl AsRef<[u8]>) -> Result<Labelled> {
 #[track_caller]
 fn refused(name: &str, content: impl AsRef<[u8]>, parts: &[&str]) {
     assert_error(read(name, content), &[&[name], parts].concat());
-}
-
-#[track_caller]
-fn assert_error<T>(result: Result<T>, parts: &[&str]) {
-    let error = result.err().expect("an error").to_string();
-    for part in parts {
-        assert!(error.contains(part), "{part:?} is not in: {error}");
-    }
 }
 
 /// Every character is a token: "a" is 3, "b" is 4 and so on, anything else 2.

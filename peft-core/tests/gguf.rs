@@ -1,31 +1,19 @@
 //! GGUF files: that they read as the Python package gguf and transformers read them, and that bad ones end in an error
 //! that names the file and the key.
 
+mod common;
+
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use peft_core::load::{Checkpoint, Gguf, Tokenizer, read_json};
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use common::{assert_error, written};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)
-}
-
-fn written(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(name);
-    fs::write(&path, bytes).unwrap();
-    (dir, path)
-}
-
-#[track_caller]
-fn assert_error<T>(result: peft_core::Result<T>, parts: &[&str]) {
-    let error = result.err().expect("an error").to_string();
-    for part in parts {
-        assert!(error.contains(part), "{part:?} is not in: {error}");
-    }
 }
 
 /// A tensor's bits, so that -0 is not 0.
@@ -427,7 +415,7 @@ fn the_scaling_of_llama_3_from_its_divisors() {
 #[test]
 fn tensors_that_no_llama_has() {
     let model = |file: File| {
-        let (_dir, path) = written("bad.gguf", &file.bytes());
+        let (_dir, path) = written("bad.gguf", file.bytes());
         Checkpoint::open_model(&path)
     };
     let unused = &["found a tensor that nothing uses, expected a tensor of a LLaMA of 1 layers"];

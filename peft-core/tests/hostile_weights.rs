@@ -1,31 +1,20 @@
 //! Weight files that are damaged or made to do harm: each must end in an error that names the file and the key.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::TensorData;
 use peft_core::load::{Checkpoint, read_json, write_file, write_safetensors};
 use tempfile::TempDir;
 
+use common::{assert_error, written};
+
 /// A file of the given header and bytes of data.
 fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
-}
-
-fn written(name: &str, bytes: &[u8]) -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(name);
-    fs::write(&path, bytes).unwrap();
-    (dir, path)
-}
-
-#[track_caller]
-fn assert_error<T>(result: peft_core::Result<T>, parts: &[&str]) {
-    let error = result.err().expect("an error").to_string();
-    for part in parts {
-        assert!(error.contains(part), "{part:?} is not in: {error}");
-    }
 }
 
 /// Opening the file fails and the message has all these parts.
@@ -72,7 +61,7 @@ fn every_number_type_is_read() {
         r#""int":{"dtype":"I32","shape":[1,1],"data_offsets":[12,16]}}"#
     );
     let data = [&[0x00, 0x3e, 0xc0, 0x3f][..], &1.5f64.to_le_bytes(), &(-7i32).to_le_bytes()].concat();
-    let (_dir, path) = written("mixed.safetensors", &safetensors(header, &data));
+    let (_dir, path) = written("mixed.safetensors", safetensors(header, &data));
     let checkpoint = Checkpoint::open_file(&path).unwrap();
     for (name, shape) in [("half", &[1][..]), ("brain", &[1]), ("double", &[])] {
         assert_eq!(checkpoint.read_f32(name, shape).unwrap().try_to_vec::<f32>().unwrap(), [1.5], "{name}");
@@ -89,7 +78,7 @@ fn weights_that_are_not_finite() {
     for value in [f32::NAN, f32::INFINITY] {
         let data = [1f32.to_le_bytes(), value.to_le_bytes()].concat();
         let header = r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-        let (_dir, path) = written("nan.safetensors", &safetensors(header, &data));
+        let (_dir, path) = written("nan.safetensors", safetensors(header, &data));
         let result = Checkpoint::open_file(&path).unwrap().read_f32("w", &[2]);
         assert_error(result, &["nan.safetensors: w: found", "at element 1, expected finite"]);
     }
