@@ -95,6 +95,26 @@ pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     shapes.0
 }
 
+/// The shapes of those of a module's tensors that are trained: the others go along (a mask, say).
+pub fn trained<M: Module>(module: &M) -> BTreeMap<String, Vec<usize>> {
+    struct Trained(BTreeMap<String, Vec<usize>>);
+    impl Visit for Trained {
+        fn tensor<const D: usize>(&mut self, name: &str, _: ParamId, tensor: Tensor<D>) {
+            if tensor.is_require_grad() {
+                self.0.insert(name.to_string(), tensor.dims().to_vec());
+            }
+        }
+    }
+    let mut trained = Trained(BTreeMap::new());
+    visit(module, &mut trained);
+    trained.0
+}
+
+/// How many numbers of a module are trained.
+pub fn trainable<M: Module>(module: &M) -> usize {
+    trained(module).values().map(|dims| dims.iter().product::<usize>()).sum()
+}
+
 /// Something done with each tensor of a module.
 pub trait Visit {
     /// One tensor, its name and its id.

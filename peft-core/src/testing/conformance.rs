@@ -8,7 +8,7 @@ use super::tolerances::{MERGED, SAME_FUNCTION, TWO_BACKENDS, Tolerance};
 use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
 use crate::generate::{GenerateConfig, generate};
 use crate::random::Random;
-use crate::view::{Visit, tensors, visit};
+use crate::view::{Visit, tensors, trainable, visit};
 use crate::{Adapter, Bare, Base, Batch, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim};
 
 /// Generates one test for each property, on every architecture:
@@ -140,7 +140,7 @@ pub fn c1<M: Method>(config: &M, base: &Base) -> Finding {
 
 /// C2: the number of trainable elements is the closed form's.
 pub fn c2<M: Method>(config: &M, base: &Base) -> Finding {
-    let (found, expected) = (init(config, base)?.num_params(), config.count(base.shape()).map_err(|e| e.to_string())?);
+    let (found, expected) = (trainable(&init(config, base)?), config.count(base.shape()).map_err(|e| e.to_string())?);
     if found == expected { Ok(()) } else { Err(format!("{found} elements, the closed form says {expected}")) }
 }
 
@@ -191,11 +191,14 @@ pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
     if tensors(&restored) == tensors(&trained) { Ok(()) } else { Err("the record restores other values".into()) }
 }
 
-/// C5: every tensor of the method gets a gradient, the base none, and the base's bits stay.
+/// C5: every trained tensor of the method gets a gradient, the base none, and the base's bits stay.
 pub fn c5<M: Method>(config: &M, base: &Base) -> Finding {
     struct Gradients(GradientsParams, Vec<String>, usize);
     impl Visit for Gradients {
-        fn tensor<const D: usize>(&mut self, name: &str, id: burn::module::ParamId, _: Tensor<D>) {
+        fn tensor<const D: usize>(&mut self, name: &str, id: burn::module::ParamId, tensor: Tensor<D>) {
+            if !tensor.is_require_grad() {
+                return;
+            }
             self.2 += 1;
             match self.0.get::<D>(id).map(|g| g.abs().max().into_scalar::<f32>()) {
                 Some(largest) if largest > 0.0 && largest.is_finite() => {}

@@ -77,6 +77,9 @@ pub fn randomized<M: Module>(module: &M, seed: u64) -> M {
     struct Add(u64);
     impl Rewrite for Add {
         fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
+            if !t.is_require_grad() {
+                return t;
+            }
             let plain = t.clone().inner();
             let moved = plain.clone() + Random::new(self.0, name).normal_tensor(plain.dims(), 0.3, &plain.device());
             Tensor::from_inner(moved).require_grad()

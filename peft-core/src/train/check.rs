@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::random::fingerprint;
-use crate::view::tensors;
+use crate::view::{tensors, trained as trained_tensors};
 use crate::{Base, Error, Result, Trained, Tuner};
 
 /// How things were before the first step.
@@ -35,7 +35,8 @@ impl Before {
         steps: usize,
         changes_base: bool,
     ) -> Result<()> {
-        let still = |(name, now): &(String, u64)| self.tensors.get(name) == Some(now);
+        let moving = trained_tensors(trained);
+        let still = |(name, now): &(String, u64)| moving.contains_key(name) && self.tensors.get(name) == Some(now);
         let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
         if steps > 1 && !unmoved.is_empty() {
             let detail = format!("{} did not move in {steps} steps", unmoved.join(", "));

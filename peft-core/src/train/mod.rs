@@ -1,6 +1,7 @@
 //! Training: what a method does beside its forward ([`Procedure`]), the optimizer driver ([`Optim`]), and the loop.
 
 mod optim;
+mod probe;
 mod procedure;
 
 #[cfg(feature = "train")]
@@ -29,6 +30,7 @@ pub use micro::Workers;
 pub use optim::Optim;
 #[cfg(feature = "train")]
 pub use predict::{Logits, Metrics, argmax, evaluate, predict};
+pub use probe::Probe;
 pub use procedure::Procedure;
 #[cfg(feature = "train")]
 pub use run::{Run, StepReport};

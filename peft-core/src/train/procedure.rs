@@ -3,12 +3,13 @@
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::{Adapter, Base, Batch, Result, Tuner, random::Random, train::Optim};
+use super::{Optim, Probe};
+use crate::{Adapter, Base, Result, Tuner, random::Random};
 
 /// The steps of a training procedure, all of them nothing unless overridden.
 pub trait Procedure: Tuner + Sized {
-    /// Before the first step: may look at batches of the data, may change the base.
-    fn prepare(self, base: Base, _data: &mut dyn Iterator<Item = Result<Batch>>) -> Result<(Self, Base)> {
+    /// Before the first step: may look at the data, may change the base.
+    fn prepare(self, base: Base, _data: Probe<'_>) -> Result<(Self, Base)> {
         Ok((self, base))
     }
 
@@ -50,11 +51,9 @@ pub trait Procedure: Tuner + Sized {
 
 /// Two methods at once, each with its own steps: the first before the second.
 impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
-    fn prepare(self, base: Base, data: &mut dyn Iterator<Item = Result<Batch>>) -> Result<(Self, Base)> {
-        let mut seen = Vec::new();
-        let (first, base) =
-            self.0.prepare(base, &mut data.inspect(|batch| seen.extend(batch.as_ref().ok().cloned())))?;
-        let (second, base) = self.1.prepare(base, &mut seen.into_iter().map(Ok).chain(data))?;
+    fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+        let (first, base) = self.0.prepare(base, data)?;
+        let (second, base) = self.1.prepare(base, data)?;
         Ok(((first, second), base))
     }
 

@@ -6,11 +6,12 @@ use burn::tensor::Tensor;
 
 use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
+use super::probe::labels;
 use super::{Optim, Procedure, Rule, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
 use crate::view::{Visit, visit};
-use crate::{Base, Error, Example, Label, Result, Trained};
+use crate::{Base, Error, Example, Result, Trained};
 
 /// The state of a run between two steps. Everything else is a function of the settings and the step.
 pub struct Run<T: Procedure> {
@@ -152,11 +153,6 @@ impl<T: Procedure> Run<T> {
         visit(trained, &mut scale);
         Ok((scale.gradients, length))
     }
-}
-
-fn labels<'a>(examples: &[&'a Example]) -> Result<Vec<&'a Label>> {
-    let missing = || Error::config("label", "nothing", "a label for every training example");
-    examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect()
 }
 
 struct Norm {

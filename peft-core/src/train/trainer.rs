@@ -10,11 +10,11 @@ use super::checkpoint::{Best, Store};
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
-use super::{Checkpoints, Procedure, TrainConfig};
+use super::{Checkpoints, Probe, Procedure, TrainConfig};
 use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
-use crate::view::{tensors, with_values};
+use crate::view::{tensors, trainable, with_values};
 use crate::{Base, Error, Example, Head, Method, Result, Trained};
 
 /// Follows a run.
@@ -171,8 +171,7 @@ impl Trainer {
         let Work { data, evaluation, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
-        let batches = data.chunks(config.batch_size).map(|c| base.batch(&c.iter().collect::<Vec<_>>()));
-        let (tuner, base) = tuner.prepare(base.clone(), &mut batches.into_iter())?;
+        let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data))?;
         let changes_base = tuner.changes_base();
         if changes_base && store.is_some() {
             let expected = "none: this method changes the base, which checkpoints do not hold";
@@ -266,7 +265,7 @@ impl<'a, M: Method> Tuned<'a, M> {
 
     /// Trainable elements: of the method, and of the head.
     pub fn trainable(&self) -> (usize, usize) {
-        (self.trained.tuner.num_params(), self.trained.head.num_params())
+        (trainable(&self.trained.tuner), trainable(&self.trained.head))
     }
 
     /// Writes the adapter directory, see [`peft::save`].
