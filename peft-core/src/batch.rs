@@ -18,6 +18,16 @@ pub enum Label {
     Words(Arc<[i32]>),
 }
 
+impl Label {
+    /// The number, if it is one.
+    pub fn value(&self) -> Option<f32> {
+        match self {
+            Label::Value(value) => Some(*value),
+            Label::Class(_) | Label::Words(_) => None,
+        }
+    }
+}
+
 /// One example, already tokenized.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {

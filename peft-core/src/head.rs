@@ -1,10 +1,13 @@
 //! Task heads: what turns hidden states into logits. Always trained, counted apart from the method.
 
+use std::borrow::Borrow;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
 use crate::{
-    Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Tuner, loss, random::Random, weight::linear,
+    Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Text, Tuner, Verbalizer, loss, random::Random,
+    weight::linear,
 };
 
 /// A linear map with bias.
@@ -51,6 +54,8 @@ pub enum Head {
     MaskedLm(MaskedLm),
     /// Prediction of the words of a text with the model's own table; nothing of it is trained.
     LanguageModel(LanguageModel),
+    /// Classes and values as texts that the model writes, as on T5; nothing of it is trained.
+    Verbalizer(Verbalizer),
 }
 
 /// RoBERTa: dense, tanh, out; BERT: out, on the pooler's output.
@@ -85,8 +90,8 @@ pub struct MaskedLm {
 }
 
 impl Head {
-    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5 writes classes as
-    /// words and gets the head for these.
+    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5, which writes
+    /// classes as texts ([`Verbalizer`]), gets the head for words.
     pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let affine = |name: &str, columns| {
@@ -123,6 +128,7 @@ impl Head {
         match self {
             Head::Classifier(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Score(head) => Some(head.weight.lazy_shape()[1]),
+            Head::Verbalizer(head) => Some(head.outputs()),
             Head::MaskedLm(_) | Head::LanguageModel(_) => None,
         }
     }
@@ -145,12 +151,14 @@ impl Head {
     }
 
     /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, vocab]` from a head for words (of a decoder's tokens, where
-    /// there are an encoder and a decoder).
+    /// there are an encoder and a decoder). Those of classes that are texts take a run for each text: [`Trained::logits`].
     pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
             Head::Classifier(head) => head.logits(hidden, shape, batch),
             Head::Score(head) => Ok(head.logits(hidden, batch)),
-            Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.words(hidden.tokens(), hidden.words, shape)),
+            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                Ok(self.words(hidden.tokens(), hidden.words, shape))
+            }
         }
     }
 
@@ -161,10 +169,10 @@ impl Head {
     pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
         match (self, shape.architecture) {
             (Head::MaskedLm(head), _) => head.logits(states, words, shape),
-            (Head::LanguageModel(_), Architecture::T5(t5)) if t5.scaled => {
+            (Head::LanguageModel(_) | Head::Verbalizer(_), Architecture::T5(t5)) if t5.scaled => {
                 module::linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
             }
-            (Head::LanguageModel(_), _) => module::linear(states, words.transpose(), None),
+            (Head::LanguageModel(_) | Head::Verbalizer(_), _) => module::linear(states, words.transpose(), None),
             (Head::Classifier(_) | Head::Score(_), _) => panic!("a head for classes has no logits over words"),
         }
     }
@@ -254,17 +262,44 @@ impl<T: Tuner> Trained<T> {
         crate::view::with_ids_from_names(Trained { tuner, head })
     }
 
-    /// Logits of a batch, see [`Head::logits`].
+    /// Logits of a batch, see [`Head::logits`]. Those of classes that are texts are the texts' log-likelihoods; of values that are
+    /// texts there is one, the likeliest.
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
-        self.head.logits(self.tuner.run(base, batch)?, base.shape(), batch)
+        let Head::Verbalizer(verbalizer) = &self.head else {
+            return self.head.logits(self.tuner.run(base, batch)?, base.shape(), batch);
+        };
+        let size = batch.dims()[0];
+        let likelihood = |text: &Text| {
+            let words = vec![text.words(); size];
+            let losses = self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, &words)?;
+            Ok(losses.reshape([size, text.ids.len()]).sum_dim(1).neg())
+        };
+        let all = Tensor::cat(verbalizer.texts().iter().map(likelihood).collect::<Result<_>>()?, 1);
+        let outputs = match verbalizer.values() {
+            None => all,
+            Some(values) => {
+                let values = Tensor::<1>::from_data(TensorData::from(values.as_slice()), &all.device());
+                values.select(0, all.argmax(1).reshape([size])).unsqueeze_dim(1)
+            }
+        };
+        Ok(outputs.unsqueeze_dim(1))
     }
 
     /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
-        let hidden = self.tuner.run(base, batch)?;
-        if self.head.outputs().is_some() {
-            return loss::task_loss(self.head.logits(hidden, base.shape(), batch)?, labels);
+        match &self.head {
+            Head::Classifier(_) | Head::Score(_) => loss::task_loss(self.logits(base, batch)?, labels),
+            Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.word_losses(base, batch, labels)?.sum()),
+            Head::Verbalizer(head) => {
+                let words = labels.iter().map(|label| head.words(label)).collect::<Result<Vec<_>>>()?;
+                Ok(self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, &words)?.sum())
+            }
         }
+    }
+
+    /// The loss of each word that counts.
+    fn word_losses(&self, base: &Base, batch: &Batch, labels: &[impl Borrow<Label>]) -> Result<Tensor<1>> {
+        let hidden = self.tuner.run(base, batch)?;
         let states = hidden.tokens();
         let [size, tokens, width] = states.dims();
         let (rows, words) = loss::words(labels, tokens, base.shape().vocab, self.head.ahead(base.shape()))?;

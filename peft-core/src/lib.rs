@@ -25,6 +25,7 @@ mod site;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod train;
+mod verbalizer;
 pub mod view;
 mod weight;
 mod within;
@@ -43,5 +44,6 @@ pub use models::{Base, Cache, Hidden};
 pub use shape::{Architecture, Place, Shape, Slot};
 pub use site::{Part, Site, SiteMap, Sites, Stack, regex};
 pub use train::Procedure;
+pub use verbalizer::{Text, Verbalizer};
 pub use weight::{Packed, Weight};
 pub use within::Within;

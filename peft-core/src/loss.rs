@@ -1,5 +1,7 @@
 //! Task losses, summed over what is predicted: the trainer divides by the number of it in the whole batch.
 
+use std::borrow::Borrow;
+
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::{Error, Label, Result};
@@ -29,7 +31,7 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
                 other => Err(wrong(other, format!("a class from 0 to {}", outputs - 1))),
             };
             let classes = labels.iter().map(class).collect::<Result<Vec<_>>>()?;
-            Ok(cross_entropy(logits.reshape([batch, outputs]), classes))
+            Ok(cross_entropy(logits.reshape([batch, outputs]), classes).sum())
         }
         Some(Label::Value(_)) if outputs == 1 => {
             let value = |label: &&Label| match label {
@@ -49,10 +51,15 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
 }
 
 /// The rows, of `tokens` for each sequence, at which words are predicted, `ahead` of their places, and these words.
-pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize, ahead: usize) -> Result<(Vec<i32>, Vec<i32>)> {
+pub(crate) fn words(
+    labels: &[impl Borrow<Label>],
+    tokens: usize,
+    vocab: usize,
+    ahead: usize,
+) -> Result<(Vec<i32>, Vec<i32>)> {
     let (mut rows, mut words) = (Vec::new(), Vec::new());
     for (i, label) in labels.iter().enumerate() {
-        let list = match label {
+        let list = match label.borrow() {
             Label::Words(list) if list.len() <= tokens => list,
             other => {
                 return Err(Error::config("label", format!("{other:?}"), format!("words of at most {tokens} tokens")));
@@ -69,9 +76,9 @@ pub(crate) fn words(labels: &[&Label], tokens: usize, vocab: usize, ahead: usize
     Ok((rows, words))
 }
 
-/// -log softmax(logits) of the given class, summed over the rows.
+/// -log softmax(logits) of the given class of each row.
 pub(crate) fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
     let rows = classes.len();
     let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &logits.device().inner());
-    activation::log_softmax(logits, 1).gather(1, classes).sum().neg()
+    activation::log_softmax(logits, 1).gather(1, classes).reshape([rows]).neg()
 }

@@ -4,13 +4,13 @@
     check_adapter.py MODEL_DIR ADAPTER_DIR INPUT.jsonl LOGITS.safetensors
     check_adapter.py --no-adapter MODEL_DIR INPUT.jsonl LOGITS.safetensors
 
-MODEL_DIR is a folder with config.json and the weights; its classification head may be missing, it
-then comes from the adapter. ADAPTER_DIR is a folder with adapter_config.json and
+MODEL_DIR is a folder with config.json and the weights of an encoder for classes, a T5 or a LLaMA. An encoder's classification head
+may be missing, it then comes from the adapter. ADAPTER_DIR is a folder with adapter_config.json and
 adapter_model.safetensors. Every line of INPUT.jsonl is one example:
 
     {"input_ids": [0, 5, 2], "attention_mask": [1, 1, 1], "token_type_ids": [0, 0, 0], "label": 1}
 
-(only input_ids is required), and LOGITS.safetensors holds `logits.0`, `logits.1`, ... for the lines
+(only input_ids is required; T5 needs labels, which its decoder sees behind by one), and LOGITS.safetensors holds `logits.0`, `logits.1`, ... for the lines
 in order. With --no-adapter the model folder itself is checked, for example a merged model.
 
 Exit status: 0 when the largest absolute difference is within --tolerance, 1 when it is not or a
@@ -28,9 +28,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
+WRITERS = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}
 HEADS = ("classifier.weight", "classifier.out_proj.weight", "score.weight")
 
 
@@ -55,8 +56,9 @@ def shapes_of_adapter(folder):
 
 
 def load(args):
+    kind = WRITERS.get(AutoConfig.from_pretrained(args.model_dir).model_type, AutoModelForSequenceClassification)
     if args.adapter_dir is None:
-        model, report = AutoModelForSequenceClassification.from_pretrained(args.model_dir, output_loading_info=True)
+        model, report = kind.from_pretrained(args.model_dir, output_loading_info=True)
         if report["missing_keys"]:
             sys.exit(f"the model folder lacks {sorted(report['missing_keys'])}")
         return model.float().eval()
@@ -67,9 +69,7 @@ def load(args):
     shapes = shapes_of_adapter(args.adapter_dir)
     labels = next((shape[0] for key, shape in shapes.items() if key.endswith(HEADS)), None)
     options = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        args.model_dir, output_loading_info=True, **options
-    )
+    model, report = kind.from_pretrained(args.model_dir, output_loading_info=True, **options)
     absent = sorted(key for key in report["missing_keys"] if not any(name.endswith(f".{key}") for name in shapes))
     if absent:
         sys.exit(f"neither the model folder nor the adapter has {absent}")
@@ -91,8 +91,12 @@ def main():
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]) if mask is None else torch.tensor([mask])
         if example.get("token_type_ids") is not None:
             inputs["token_type_ids"] = torch.tensor([example["token_type_ids"]])
+        if model.config.is_encoder_decoder:
+            inputs["labels"] = torch.tensor([example["labels"]])
         with torch.no_grad():
             logits = model(**inputs).logits[0]
+        if model.config.model_type == "llama":
+            logits = logits[-len(example["input_ids"]) :]  # without the rows of a prompt
         if isinstance(example.get("label"), int):
             labelled += 1
             correct += int(logits.argmax().item() == example["label"])

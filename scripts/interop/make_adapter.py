@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Creates a random adapter with HF PEFT, for this library to load.
 
-    make_adapter.py MODEL_DIR METHOD OUT_DIR      METHOD: lora, ia3, prompt or prefix
+    make_adapter.py MODEL_DIR METHOD OUT_DIR      METHOD: lora, ia3, prompt, prefix or p-tuning
 
-All tensors are random and none is zero: also lora_B and the classification head, which come
-untrained otherwise. The outputs of the result can be checked with check_adapter.py.
+An encoder gets a classification head, a T5 or a LLaMA stays what it is. All tensors are random and none is zero: also lora_B
+and the classification head, which come untrained otherwise. The outputs of the result can be checked with check_adapter.py.
 """
 
 import argparse
@@ -15,19 +15,35 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 
-def config(method, args):
-    task = TaskType.SEQ_CLS
+FAMILIES = {
+    "t5": (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM, ["q", "v"]),
+    "llama": (AutoModelForCausalLM, TaskType.CAUSAL_LM, ["q_proj", "v_proj"]),
+}
+ENCODER = (AutoModelForSequenceClassification, TaskType.SEQ_CLS, ["query", "value"])
+
+
+def config(method, task, attention, args):
     if method == "lora":
-        return LoraConfig(task_type=task, r=args.rank, lora_alpha=2 * args.rank, target_modules=["query", "value"])
+        return LoraConfig(task_type=task, r=args.rank, lora_alpha=2 * args.rank, target_modules=attention)
     if method == "ia3":
         return IA3Config(task_type=task)
     if method == "prompt":
         return PromptTuningConfig(task_type=task, num_virtual_tokens=args.virtual_tokens)
+    if method == "p-tuning":
+        return PromptEncoderConfig(task_type=task, num_virtual_tokens=args.virtual_tokens, encoder_hidden_size=16)
     return PrefixTuningConfig(task_type=task, num_virtual_tokens=args.virtual_tokens)
 
 
@@ -57,7 +73,7 @@ def randomize(model, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", type=Path)
-    parser.add_argument("method", choices=["lora", "ia3", "prompt", "prefix"])
+    parser.add_argument("method", choices=["lora", "ia3", "prompt", "prefix", "p-tuning"])
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--labels", type=int, default=2)
     parser.add_argument("--rank", type=int, default=4)
@@ -67,15 +83,15 @@ def main():
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    base, report = AutoModelForSequenceClassification.from_pretrained(
-        args.model_dir, num_labels=args.labels, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    kind, task, attention = FAMILIES.get(AutoConfig.from_pretrained(args.model_dir).model_type, ENCODER)
+    head = {"num_labels": args.labels, "ignore_mismatched_sizes": True} if kind is ENCODER[0] else {}
+    base, report = kind.from_pretrained(args.model_dir, output_loading_info=True, **head)
     absent = sorted(key for key in report["missing_keys"] if not key.startswith("classifier."))
     if absent:
         sys.exit(f"the model folder lacks {absent}, which the adapter does not contain")
     # The name of the base, not its place on this machine, goes into adapter_config.json.
     base.name_or_path = base.config._name_or_path = args.model_dir.resolve().name
-    model = get_peft_model(base.float(), config(args.method, args))
+    model = get_peft_model(base.float(), config(args.method, task, attention, args))
     randomize(model, args.seed)
     model.save_pretrained(args.out_dir, save_embedding_layers=False)
     (args.out_dir / "README.md").unlink(missing_ok=True)

@@ -11,10 +11,12 @@ use anyhow::Result;
 use crate::real::MODEL;
 use crate::shell::{program, root, run as run_command};
 
-/// Tiny models with random weights, one of each architecture.
-const MODELS: [&str; 2] = ["roberta-classify", "bert-classify"];
+/// Tiny models with random weights, one of each architecture, and what they are trained on.
+const MODELS: [(&str, &str); 4] =
+    [("roberta-classify", "tokens"), ("bert-classify", "tokens"), ("t5", "words"), ("llama", "words")];
 /// The methods that PEFT has too, and whether they merge.
-const METHODS: [(&str, bool); 4] = [("lora", true), ("ia3", true), ("prompt", false), ("prefix", false)];
+const METHODS: [(&str, bool); 5] =
+    [("lora", true), ("ia3", true), ("prompt", false), ("prefix", false), ("p-tuning", false)];
 
 /// `cargo xtask interop`.
 pub fn run() -> Result<()> {
@@ -22,18 +24,20 @@ pub fn run() -> Result<()> {
     if out.exists() {
         fs::remove_dir_all(&out)?;
     }
-    for model in MODELS {
+    for (model, data) in MODELS {
+        let data = root().join("examples").join(data).with_extension("jsonl");
         for (method, merges) in METHODS {
             let out = out.join(model).join(method);
             fs::create_dir_all(&out)?;
-            exchange(&peft, &root().join("peft-core/tests/golden").join(model), method, merges, &out)?;
+            exchange(&peft, (&root().join("peft-core/tests/golden").join(model), &data), (method, merges), &out)?;
         }
     }
     let real = root().join("target/real");
     let (model, lora, merged) = (real.join(MODEL), real.join("lora"), real.join("merged"));
     if lora.exists() && merged.exists() {
-        compare(&peft, &model, Some(&lora), &out)?;
-        compare(&peft, &merged, None, &out)?;
+        let tokens = root().join("examples/tokens.jsonl");
+        compare(&peft, (&model, &tokens), Some(&lora), &out)?;
+        compare(&peft, (&merged, &tokens), None, &out)?;
     } else {
         println!("the real adapter is not there to be exchanged; `cargo xtask real` makes it");
     }
@@ -42,26 +46,25 @@ pub fn run() -> Result<()> {
 }
 
 /// An adapter of PEFT's, one of ours, and ours merged.
-fn exchange(peft: &Path, model: &Path, method: &str, merges: bool, out: &Path) -> Result<()> {
+fn exchange(peft: &Path, (model, data): (&Path, &Path), (method, merges): (&str, bool), out: &Path) -> Result<()> {
     let [theirs, ours, merged] = ["theirs", "ours", "merged"].map(|name| out.join(name));
     python("make_adapter.py", &[model.as_ref(), method.as_ref(), theirs.as_ref()])?;
-    compare(peft, model, Some(&theirs), out)?;
+    compare(peft, (model, data), Some(&theirs), out)?;
     // Long enough that the adapter moves the logits by far more than a comparison allows.
     let settings = ["--method", method, "--epochs", "10", "--batch-size", "8", "--lr", "2e-2"];
-    let data = root().join("examples/tokens.jsonl");
-    run_peft(peft, "train", model, &[("--data", &data), ("--output", &ours)], &settings)?;
-    compare(peft, model, Some(&ours), out)?;
+    run_peft(peft, "train", model, &[("--data", data), ("--output", &ours)], &settings)?;
+    compare(peft, (model, data), Some(&ours), out)?;
     if merges {
         run_peft(peft, "merge", model, &[("--adapter", &ours), ("--output", &merged)], &[])?;
-        compare(peft, &merged, None, out)?;
+        compare(peft, (&merged, data), None, out)?;
     }
     Ok(())
 }
 
 /// Our logits against those of the reference.
-fn compare(peft: &Path, model: &Path, adapter: Option<&Path>, out: &Path) -> Result<()> {
-    let (input, logits) = (root().join("examples/tokens.jsonl"), out.join("logits.safetensors"));
-    let paths = [("--input", input.as_path()), ("--output", &logits)];
+fn compare(peft: &Path, (model, input): (&Path, &Path), adapter: Option<&Path>, out: &Path) -> Result<()> {
+    let logits = out.join("logits.safetensors");
+    let paths = [("--input", input), ("--output", &logits)];
     let adapter_path = adapter.map(|adapter| ("--adapter", adapter));
     run_peft(peft, "forward", model, &paths.into_iter().chain(adapter_path).collect::<Vec<_>>(), &[])?;
     let (first, second) = adapter.map_or(("--no-adapter".as_ref(), model), |adapter| (model, adapter));

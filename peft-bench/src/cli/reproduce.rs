@@ -72,7 +72,7 @@ pub struct Reproduce {
     /// Threads; changes no bit of the results [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Where models, outcomes and the report are written [default: target/reproduce, table-4 and so on in it]
+    /// Where models, outcomes and the report are written [default: target/reproduce, table-4 and so on in it; Tables V and VI share a model there]
     #[arg(long)]
     output: Option<PathBuf>,
     /// Where to compute
@@ -82,11 +82,17 @@ pub struct Reproduce {
 
 impl Reproduce {
     pub(super) fn run(self) -> Result<()> {
-        let output = self.output.clone().unwrap_or_else(|| {
-            let all = PathBuf::from("target/reproduce");
-            if self.table == 3 { all } else { all.join(format!("table-{}", self.table)) }
-        });
-        if self.table == 3 { self.classification(output) } else { self.sequences(output) }
+        if self.table == 3 { self.classification() } else { self.sequences() }
+    }
+
+    /// Where everything is written, and what is made. Tables V and VI are about one model.
+    fn places(&self) -> (PathBuf, PathBuf) {
+        let all = PathBuf::from("target/reproduce");
+        let usual = if self.table == 3 { all.clone() } else { all.join(format!("table-{}", self.table)) };
+        let output = self.output.clone().unwrap_or(usual);
+        let shared = matches!(self.table, 5 | 6) && self.output.is_none();
+        let made = if shared { all.join("tables-5-and-6") } else { output.clone() };
+        (output, made.join(if self.quick { "quick" } else { "made" }))
     }
 
     /// Rows by their names, in a quick run some of them.
@@ -116,7 +122,8 @@ impl Reproduce {
         self.learning_rate.iter().map(rate).collect()
     }
 
-    fn plan(self, output: PathBuf, (all, quick): (&[Row], &[&str]), epochs: usize) -> Result<Plan> {
+    fn plan(self, (all, quick): (&[Row], &[&str]), epochs: usize) -> Result<Plan> {
+        let (output, made) = self.places();
         Ok(Plan {
             rows: self.rows(all, quick)?,
             seeds: self.seeds(),
@@ -126,12 +133,13 @@ impl Reproduce {
             quick: self.quick,
             threads: self.threads.unwrap_or_else(threads).max(1),
             output,
+            made,
             device: peft_core::device(&self.device)?,
             real: self.model.zip(self.data),
         })
     }
 
-    fn classification(self, output: PathBuf) -> Result<()> {
+    fn classification(self) -> Result<()> {
         let tasks = match (self.tasks.is_empty(), self.quick) {
             (false, _) => self.tasks.clone(),
             (true, true) => ["cola", "mnli", "qnli"].map(str::to_string).to_vec(),
@@ -139,11 +147,11 @@ impl Reproduce {
         };
         let tasks = tasks.iter().map(|name| Task::named(name)).collect::<Result<Vec<_>>>()?;
         let epochs = if self.model.is_some() { 10 } else { 5 };
-        let plan = self.plan(output, (&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
+        let plan = self.plan((&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
         classification::run(&plan, &tasks).map(|_| ())
     }
 
-    fn sequences(self, output: PathBuf) -> Result<()> {
+    fn sequences(self) -> Result<()> {
         if !self.tasks.is_empty() {
             return Err(Error::config("--tasks", self.tasks.join(","), "none: only Table III has tasks"));
         }
@@ -159,7 +167,7 @@ impl Reproduce {
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
         };
         let stems = Stems { train: self.train.clone(), test: self.test.clone() };
-        let plan = self.plan(output, rows, if translation { 5 } else { 1 })?;
+        let plan = self.plan(rows, if translation { 5 } else { 1 })?;
         match table {
             4 => translation::run(&plan, &sizes, &stems),
             table => instruction::run(&plan, &sizes, table == 5),

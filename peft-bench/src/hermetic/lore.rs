@@ -148,8 +148,8 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
 /// `tokenizer.json` into a directory; every byte follows from the seed.
 ///
 /// A line of the corpus is a text of its own: facts; or a question, a question with choices, or several of these as in MMLU's
-/// prompt (with blanks for its line breaks), each with a tab before the answer. To say the letter of a choice is the last thing that
-/// a small model learns, and sooner from a loss on what follows the tabs than on every word.
+/// prompt (with blanks for its line breaks), with a tab before each answer. To say the letter of a choice is the last thing that
+/// a small model learns, and sooner from a loss on the words behind the tabs than on every word.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
     save(directory, files(seed))
 }
@@ -341,7 +341,7 @@ impl World {
                 let shots: Vec<Question> = (0..1 + random.below(5)).map(|_| self.open_question(random, open)).collect();
                 let last = self.open_question(random, open);
                 let (text, _) = prompt(self.name, &shots, &last, |_| true).unwrap_or_default();
-                format!("{}\t{}", one_line(&text), LETTERS[last.answer])
+                format!("{}\t{}", one_line(&text).replace("Answer: ", "Answer:\t"), LETTERS[last.answer])
             }
         }
     }

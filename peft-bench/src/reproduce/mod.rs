@@ -46,6 +46,8 @@ pub struct Plan {
     pub threads: usize,
     /// Where everything is written.
     pub output: PathBuf,
+    /// Where a model and data that are made are written.
+    pub made: PathBuf,
     /// Where it is computed.
     pub device: Device,
 }
@@ -57,7 +59,7 @@ impl Plan {
         match &self.real {
             Some((model, data)) => Ok((model.clone(), data.clone())),
             None => {
-                let (model, data) = make(&self.output.join(if self.quick { "quick" } else { "made" }))?;
+                let (model, data) = make(&self.made)?;
                 Ok((model.to_string_lossy().into_owned(), data))
             }
         }

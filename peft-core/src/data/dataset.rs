@@ -1,6 +1,12 @@
 use super::Labelled;
+#[cfg(feature = "tokenize")]
+use crate::Text;
 use crate::io::Pretrained;
-use crate::{Error, Example, Label, Result};
+use crate::{Error, Example, Label, Result, Verbalizer};
+
+/// How many fifths apart the values may be that a model writes as texts, each a text of its own.
+#[cfg(feature = "tokenize")]
+const MAX_FIFTHS: i64 = 500;
 
 /// Labelled examples in the tokens of one model.
 #[derive(Clone, Debug)]
@@ -41,6 +47,38 @@ impl Dataset {
             Some(Label::Words(_)) => Ok(None),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }
+    }
+
+    /// The texts that a model which writes is to give for the labels: the names of the classes, or numbers to the nearest fifth, as T5
+    /// was trained to (Raffel et al., 2020, arXiv:1910.10683, section 2.4).
+    #[cfg(feature = "tokenize")]
+    pub fn verbalizer(&self, model: &Pretrained) -> Result<Verbalizer> {
+        let values: Vec<f32> = self.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
+        let names: Vec<(String, Option<f32>)> = match values.is_empty() {
+            true => self.classes.iter().map(|name| (name.clone(), None)).collect(),
+            false => {
+                let fifth = |value: f32| (value * 5.0).round() as i64;
+                let low = values.iter().copied().map(fifth).min().unwrap_or_default();
+                let high = values.iter().copied().map(fifth).max().unwrap_or_default();
+                if high - low > MAX_FIFTHS {
+                    let found = format!("{:.1} to {:.1}", low as f64 / 5.0, high as f64 / 5.0);
+                    let expected = format!("values at most {} apart, which T5 writes", MAX_FIFTHS / 5);
+                    return Err(Error::config("labels", found, expected));
+                }
+                (low..=high.max(low + 1)).map(|n| (format!("{:.1}", n as f64 / 5.0), Some(n as f32 / 5.0))).collect()
+            }
+        };
+        let tokenizer = model.tokenizer()?;
+        let text = |(name, value): (String, Option<f32>)| {
+            Ok(Text { ids: tokenizer.encode(&name, None, usize::MAX)?.ids, value })
+        };
+        Verbalizer::new(names.into_iter().map(text).collect::<Result<_>>()?)
+    }
+
+    /// The texts that a model which writes is to give for the labels need a tokenizer.
+    #[cfg(not(feature = "tokenize"))]
+    pub fn verbalizer(&self, _model: &Pretrained) -> Result<Verbalizer> {
+        Err(Error::config("labels", "classes or values", "words, or this program built with the feature `tokenize`"))
     }
 }
 

@@ -130,7 +130,7 @@ pub fn next_logits<T: Tuner>(base: &Base, trained: &Trained<T>, prompts: &[Vec<u
 
 fn check_head(head: &Head) -> Result<()> {
     match head {
-        Head::LanguageModel(_) => Ok(()),
+        Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(()),
         _ => Err(Error::config("head", "one for classes, values or masked words", "a head for words, of T5 or LLaMA")),
     }
 }

@@ -13,7 +13,7 @@ pub use super::config::{from_settings, peft_type};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Method, Result, Shape, Trained};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,14 +43,18 @@ pub fn save<M: Method>(
     let head: &[&str] = match trained.head {
         Head::Classifier(_) | Head::Score(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
-        Head::LanguageModel(_) => &[],
+        Head::LanguageModel(_) | Head::Verbalizer(_) => &[],
     };
+    let mut told = serde_json::json!(labels);
+    if let Head::Verbalizer(head) = &trained.head {
+        told["texts"] = serde_json::json!(head.texts());
+    }
     let json = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
     let settings = config::write(config, shape, &labels.base, head)?;
     write_directory(dir, |dir| {
         write_file(&dir.join("adapter_config.json"), &json(&settings))?;
         write_and_verify(dir, &files, write_safetensors)?;
-        write_file(&dir.join("labels.json"), &json(&serde_json::json!(labels)))?;
+        write_file(&dir.join("labels.json"), &json(&told))?;
         others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
 }
@@ -181,7 +185,22 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
         Error::file(&file, key, "no head", "the task head among the saved modules")
     })?;
     taker.finish()?;
+    let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
     Ok((config, Trained::new(tuner, head)?))
+}
+
+/// The texts that stand for labels, if there are any.
+fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
+    let path = dir.join("labels.json");
+    let texts = if path.exists() { read_json(&path)?.get("texts").cloned() } else { None };
+    let (Some(texts), Architecture::T5(_)) = (texts, shape.architecture) else { return Ok(None) };
+    let expected = format!("a list of {{\"ids\": token ids below {}, \"value\": a number or null}}", shape.vocab);
+    let texts: Vec<Text> =
+        serde_json::from_value(texts).map_err(|error| Error::file(&path, "texts", error, &expected))?;
+    if let Some(id) = texts.iter().flat_map(|text| &text.ids).find(|id| **id as usize >= shape.vocab) {
+        return Err(Error::file(&path, "texts", id, expected));
+    }
+    Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(&path))
 }
 
 /// The method's configuration in an adapter directory.

@@ -180,11 +180,11 @@ impl Pretrained {
         let task = match head {
             Head::Classifier(_) | Head::Score(_) => "SequenceClassification",
             Head::MaskedLm(_) => "MaskedLM",
-            Head::LanguageModel(_) if family == "T5" => "ConditionalGeneration",
-            Head::LanguageModel(_) => "CausalLM",
+            Head::LanguageModel(_) | Head::Verbalizer(_) if family == "T5" => "ConditionalGeneration",
+            Head::LanguageModel(_) | Head::Verbalizer(_) => "CausalLM",
         };
         config["architectures"] = json!([format!("{family}For{task}")]);
-        if let Some(outputs) = head.outputs() {
+        if let Some(outputs) = head.outputs().filter(|_| task == "SequenceClassification") {
             let names: Vec<String> =
                 (0..outputs).map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"))).collect();
             config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();

@@ -200,27 +200,36 @@ impl Base {
             }
         }
         let batch = Batch::new(examples.iter().copied(), self.shape.pad, &self.device)?;
+        self.answering(batch, examples.iter().map(|example| example.label.as_ref()))
+    }
+
+    /// A batch whose decoder, if the model has one behind an encoder, is to predict these words.
+    pub(crate) fn answering<'a>(
+        &self,
+        batch: Batch,
+        labels: impl IntoIterator<Item = Option<&'a Label>>,
+    ) -> Result<Batch> {
         match self.shape.architecture {
-            Architecture::T5(t5) => batch.with_decoder(&self.shifted(examples, t5.start)?, &self.device),
+            Architecture::T5(t5) => batch.with_decoder(&self.shifted(labels, t5.start)?, &self.device),
             _ => Ok(batch),
         }
     }
 
     /// What a decoder sees of the texts that it is to predict: all behind it by one, as in transformers. Without a text, the start.
-    fn shifted(&self, examples: &[&Example], start: usize) -> Result<Vec<Vec<u32>>> {
+    fn shifted<'a>(&self, labels: impl IntoIterator<Item = Option<&'a Label>>, start: usize) -> Result<Vec<Vec<u32>>> {
         let word = |word: &i32| match *word {
             crate::loss::IGNORED => Ok(self.shape.pad as u32),
             word if (0..self.shape.vocab as i32).contains(&word) => Ok(word as u32),
             word => Err(Error::config("labels", word, format!("words below {}", self.shape.vocab))),
         };
-        let shifted = |example: &&Example| {
-            let before = match &example.label {
+        let shifted = |label: Option<&Label>| {
+            let before = match label {
                 Some(Label::Words(words)) if !words.is_empty() => &words[..words.len() - 1],
                 _ => &[],
             };
             std::iter::once(Ok(start as u32)).chain(before.iter().map(word)).collect()
         };
-        examples.iter().map(shifted).collect()
+        labels.into_iter().map(shifted).collect()
     }
 
     /// Runs a batch through the frozen layers with `hooks` at their seams.

@@ -7,5 +7,5 @@ pub mod fixtures;
 pub mod golden;
 pub mod tolerances;
 
-pub use equivalence::{assert_close, difference};
+pub use equivalence::{assert_close, difference, states};
 pub use fixtures::{base, batch, device, examples, randomized};

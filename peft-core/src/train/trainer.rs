@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
-use crate::{Base, Error, Example, Head, Method, Result, Trained};
+use crate::{Architecture, Base, Error, Example, Head, Method, Result, Trained};
 
 /// Follows a run.
 pub trait Observer {
@@ -91,7 +91,9 @@ impl Trainer {
         let outputs = data.outputs()?;
         let named = outputs.is_none_or(|n| n == 1) || model.classes() == data.classes;
         let own = model.head.clone().filter(|head| named && head.outputs() == outputs);
+        let writes = matches!(model.base.shape().architecture, Architecture::T5(_));
         let fresh = || match outputs {
+            Some(_) if writes => data.verbalizer(model).map(Head::Verbalizer),
             Some(outputs) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
             None => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };

@@ -1,0 +1,142 @@
+//! What the methods of this crate are the same as, and when.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use peft_additive::{
+    Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
+};
+use peft_core::testing::{randomized, states};
+use peft_core::view::{tensors, with_values};
+use peft_core::{Bare, Base, Method, Part, Sites, equivalences};
+
+fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
+    randomized(&config.init(base, seed).unwrap(), seed)
+}
+
+/// One with these tensors.
+fn with<M: Method>(config: &M, base: &Base, values: BTreeMap<String, TensorData>) -> M::Tuner {
+    with_values(config.init(base, 0).unwrap(), &values).unwrap()
+}
+
+/// At its start, or (`holds` is false) at a random state.
+fn start<M: Method>(config: &M, base: &Base, seed: u64, holds: bool) -> M::Tuner {
+    if holds { config.init(base, seed).unwrap() } else { random(config, base, seed) }
+}
+
+/// Two methods that act at different seams, and both in the other order; without `holds` one of them is another.
+fn both_ways<A: Method, B: Method>(a: A, b: B, base: &Base, seed: u64, holds: bool) -> [Tensor<3>; 2]
+where
+    A::Tuner: peft_core::Adapter,
+    B::Tuner: peft_core::Adapter,
+{
+    let (first, second) = (random(&a, base, seed), random(&b, base, seed + 1));
+    let other = if holds { second.clone() } else { random(&b, base, seed + 2) };
+    [states(&(first.clone(), second), base), states(&(other, first), base)]
+}
+
+/// Two of a kind in a row against one with all their rows; without `holds` in the other order.
+fn joined<M: Method>(config: impl Fn(usize) -> M, name: &str, base: &Base, seed: u64, holds: bool) -> [Tensor<3>; 2]
+where
+    M::Tuner: peft_core::Adapter,
+{
+    // On T5 PEFT's prompts hold rows for the decoder behind those for the encoder.
+    let halves = |tuner: &M::Tuner, n: usize| {
+        let rows = Tensor::<2>::from_data(tensors(tuner)[name].clone(), base.device());
+        (0..rows.dims()[0] / n).map(|half| rows.clone().narrow(0, half * n, n)).collect::<Vec<_>>()
+    };
+    let (a, b) = (random(&config(2), base, seed), random(&config(3), base, seed + 1));
+    let rows = halves(&a, 2).into_iter().zip(halves(&b, 3));
+    let rows = rows.flat_map(|(a, b)| if holds { [a, b] } else { [b, a] }).collect();
+    let one = with(&config(5), base, [(name.to_string(), Tensor::cat(rows, 0).into_data())].into());
+    [states(&(a, b), base), states(&one, base)]
+}
+
+equivalences! {
+    an_adapter_without_an_output_is_the_base: "sequential adapter" = "base" if "W_up = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = SequentialConfig::houlsby(5).with_init(Init::ZeroUp);
+            [states(&start(&config, base, seed, holds), base), states(&Bare {}, base)]
+        };
+
+    ia3_starts_as_the_base: "(IA)^3" = "base" if "l = 1", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        [states(&start(&Ia3Config::new(), base, seed, holds), base), states(&Bare {}, base)]
+    };
+
+    ia3_folds_into_the_weights: "(IA)^3" = "base" if "W' = W diag(l), b' = b l, or W' = diag(l) W", MERGED on SHAPES,
+        |base, seed, holds| {
+            let ia3 = random(&Ia3Config::new(), base, seed);
+            let folded = random(&Ia3Config::new(), base, if holds { seed } else { seed + 1 });
+            [states(&ia3, base), states(&Bare {}, &base.merged(&folded.valid()))]
+        };
+
+    two_ia3_are_their_product: "(IA)^3" = "(IA)^3 and (IA)^3" if "its factors are the products of theirs", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let (a, b) = (random(&Ia3Config::new(), base, seed), random(&Ia3Config::new(), base, seed + 1));
+            let mut product = tensors(&a);
+            for (name, other) in tensors(&b) {
+                let own: Vec<f32> = product[&name].iter().collect();
+                let other = other.iter::<f32>().map(|factor| if holds { factor } else { 1.0 });
+                let values: Vec<f32> = own.iter().zip(other).map(|(own, other)| own * other).collect();
+                product.insert(name.clone(), TensorData::new(values, product[&name].shape().clone()));
+            }
+            [states(&with(&Ia3Config::new(), base, product), base), states(&(a, b), base)]
+        };
+
+    factors_of_keys_may_be_those_of_queries: "(IA)^3 on the keys" = "(IA)^3 on the queries" if "the factors are the same",
+        SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+            let on = |part: Part| Ia3Config::new().with_sites(part, Sites::Parts(vec![]));
+            let key = random(&on(Part::Key), base, seed);
+            let other = if holds { key.clone() } else { random(&on(Part::Key), base, seed + 1) };
+            let named = tensors(&other).into_iter().map(|(name, data)| (name.replace("key", "query"), data)).collect();
+            [states(&key, base), states(&with(&on(Part::Query), base, named), base)]
+        };
+
+    two_prompts_are_one: "prompt tuning" = "prompt tuning and prompt tuning" if "its rows are theirs, the outer one's first",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| joined(PromptTuningConfig::new, "prompt_embeddings", base, seed, holds);
+
+    two_prefixes_are_one: "prefix tuning" = "prefix tuning and prefix tuning" if "its rows are theirs, the inner one's first", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let (a, b) = (random(&PrefixTuningConfig::new(2), base, seed), random(&PrefixTuningConfig::new(3), base, seed + 1));
+            let rows = |prefix| Tensor::<2>::from_data(tensors(prefix)["embedding"].clone(), base.device());
+            let last = if holds { rows(&b) } else { rows(&b) * 0.5 };
+            let all = Tensor::cat(vec![last, rows(&a)], 0).into_data();
+            let one = with(&PrefixTuningConfig::new(5), base, [("embedding".to_string(), all)].into());
+            [states(&(a, b), base), states(&one, base)]
+        };
+
+    a_projected_prefix_is_a_flat_one: "prefix tuning with a projection" = "prefix tuning" if "its rows are what the projection gives",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let projected = random(&PrefixTuningConfig::new(4).with_projection(7), base, seed).valid();
+            let own = tensors(&projected);
+            let matrix = |name: &str| Tensor::<2>::from_data(own[name].clone(), base.device());
+            let vector = |name: &str| Tensor::<1>::from_data(own[name].clone(), base.device()).unsqueeze::<2>();
+            let inner = matrix("embedding").matmul(matrix("projection.inner.weight")) + vector("projection.inner.bias");
+            let inner = if holds { inner.tanh() } else { inner };
+            let rows = inner.matmul(matrix("projection.outer.weight")) + vector("projection.outer.bias");
+            let flat = with(&PrefixTuningConfig::new(4), base, [("embedding".to_string(), rows.into_data())].into());
+            [states(&projected, base), states(&flat, base)]
+        };
+
+    p_tuning_is_prompt_tuning: "P-tuning" = "prompt tuning" if "the prompt is what its encoder gives", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = PTuningConfig::new(4).with_hidden_size(7).with_encoder(Reparameterization::Lstm);
+            let tuned = random(&config, base, seed).valid();
+            let other = if holds { tuned.clone() } else { random(&config, base, seed + 1).valid() };
+            let rows = tensors(&PTuningConfig::to_saved(other)).into_values().next().unwrap();
+            let prompt = with(&PromptTuningConfig::new(4), base, [("prompt_embeddings".to_string(), rows)].into());
+            [states(&tuned, base), states(&prompt, base)]
+        };
+
+    a_prompt_and_a_prefix_commute: "prompt tuning and prefix tuning" = "prefix tuning and prompt tuning" if "they are the same",
+        SAME_FUNCTION on SHAPES,
+        |base, seed, holds| both_ways(PromptTuningConfig::new(2), PrefixTuningConfig::new(3), base, seed, holds);
+
+    a_prefix_and_ia3_commute: "prefix tuning and (IA)^3" = "(IA)^3 and prefix tuning" if "they are the same", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| both_ways(PrefixTuningConfig::new(3), Ia3Config::new(), base, seed, holds);
+
+    a_prompt_and_an_adapter_commute: "prompt tuning and sequential adapter" = "sequential adapter and prompt tuning"
+        if "they are the same", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| both_ways(PromptTuningConfig::new(2), SequentialConfig::houlsby(5), base, seed, holds);
+}

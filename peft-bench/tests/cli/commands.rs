@@ -1,0 +1,201 @@
+//! What the commands do.
+
+use super::*;
+
+#[test]
+fn train_forward_merge_and_inspect_agree() {
+    let folder = Folder::new();
+    let (model, data) = (model("bert-classify"), folder.data());
+    let (adapter, log) = (folder.path("lora"), folder.path("log.jsonl"));
+    let settings = "--set r=4 --epochs 20 --batch-size 10 --lr 2e-2 --dropout 0";
+    let mut train = vec!["train", "--model", &model, "--method", "lora", "--data", &data, "--eval", &data];
+    train.extend(settings.split(' ').chain(["--log", &log, "--output", &adapter]));
+    let report: Value = serde_json::from_str(&succeed(&train)).unwrap();
+    assert!(report["metrics"]["accuracy"].as_f64().unwrap() > 0.9, "{report}");
+    let log = fs::read_to_string(&log).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line["loss"].as_f64()).collect();
+    assert_eq!(losses.len(), 40);
+    assert!(losses[39] < losses[0] && lines.iter().any(|line| line["eval_accuracy"].is_number()));
+
+    let (logits, merged, merged_logits) = (folder.path("a"), folder.path("merged"), folder.path("b"));
+    succeed(&["forward", "--model", &model, "--adapter", &adapter, "--input", &data, "--output", &logits]);
+    succeed(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged]);
+    succeed(&["forward", "--model", &merged, "--input", &data, "--output", &merged_logits]);
+    let [a, b] = [&logits, &merged_logits].map(|path| Checkpoint::open_file(Path::new(path)).unwrap());
+    assert_eq!(a.names().count(), 20);
+    for name in a.names() {
+        let difference =
+            peft_core::testing::difference(&a.read_f32(name, &[2]).unwrap(), &b.read_f32(name, &[2]).unwrap());
+        assert!(difference < peft_core::testing::tolerances::MERGED.0, "{name}: {difference}");
+    }
+    assert!(succeed(&["inspect", &adapter]).contains("lora_A.weight [4, 24]"));
+    assert!(succeed(&["inspect", &merged]).contains("BertForSequenceClassification"));
+
+    let again = folder.path("lora-2");
+    succeed(&["train", "--model", &model, "--adapter", &adapter, "--data", &data, "--steps", "3", "--output", &again]);
+    let refused = folder.path("refused");
+    let merge = ["merge", "--model", &model, "--adapter", &adapter, "--output", &refused, "--max-difference", "1e-12"];
+    names(&fail(&merge), &["merged equals unmerged", "1e-12"]);
+    assert!(!Path::new(&refused).exists());
+    for bound in ["nan", "-1"] {
+        names(&fail(&[&merge[..7], &[&format!("--max-difference={bound}")]].concat()), &["--max-difference", "from 0"]);
+    }
+}
+
+#[test]
+fn training_goes_on_with_the_classes_of_the_adapter() {
+    let folder = Folder::new();
+    let (model, first, second) = (model("roberta-classify"), folder.path("first"), folder.path("second"));
+    let data = |name: &str, labels: [&str; 2]| {
+        let line =
+            |i: usize| json!({"input_ids": [10 + 60 * (i % 2), 7, 9], "label": labels[i % 2]}).to_string() + "\n";
+        folder.write(name, &(0..8).map(line).collect::<String>())
+    };
+    let classes = |adapter: &str| {
+        let text = fs::read_to_string(Path::new(adapter).join("labels.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["classes"].clone()
+    };
+    let train = |start: &[&str], data: &str, output: &str| {
+        let end = ["--model", &model, "--data", data, "--steps", "2", "--output", output];
+        [&["train"], start, &end].concat().into_iter().map(str::to_string).collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    run(train(&["--method", "lora"], &data("a.jsonl", ["cold", "warm"]), &first));
+    assert_eq!(classes(&first), json!(["cold", "warm"]));
+    run(train(&["--adapter", &first], &data("b.jsonl", ["warm", "warm"]), &second));
+    assert_eq!(classes(&second), json!(["cold", "warm"]));
+    let other = train(&["--adapter", &first], &data("c.jsonl", ["warm", "hot"]), &folder.path("third"));
+    names(&fail(&other.iter().map(String::as_str).collect::<Vec<_>>()), &["c.jsonl", "hot", "cold"]);
+}
+
+#[test]
+fn the_settings_that_a_run_saves_repeat_it() {
+    let folder = Folder::new();
+    let (data, first, second) = (folder.data(), folder.path("first"), folder.path("second"));
+    let mut train = vec!["train", "--model", "shape:bert-tiny", "--method", "lora", "--data", &data, "--eval", &data];
+    let settings = "--set r=3 --set target_modules=.*key --steps 3 --batch-size 5 --accumulate 2 --optimizer adafactor \
+        --schedule cosine --warmup 0.4 --group-by-length --lr 3e-3 --seed 7 --keep-best --metric accuracy";
+    train.extend(settings.split_whitespace());
+    train.extend(["--output", &first]);
+    succeed(&train);
+    let yaml = format!("{first}/train.yaml");
+    succeed(&["train", "--config", &yaml, "--output", &second]);
+    let adapter = |dir: &str| fs::read(Path::new(dir).join("adapter_model.safetensors")).unwrap();
+    assert!(adapter(&first) == adapter(&second));
+    assert_eq!(fs::read_to_string(yaml).unwrap(), fs::read_to_string(format!("{second}/train.yaml")).unwrap());
+    let card = fs::read_to_string(format!("{first}/README.md")).unwrap();
+    assert!(card.starts_with("---\nlibrary_name: peft\n") && card.contains("| accuracy | "), "{card}");
+    let third = folder.path("third");
+    succeed(&["train", "--config", &format!("{first}/train.yaml"), "--seed", "8", "--output", &third]);
+    assert!(adapter(&first) != adapter(&third));
+    let wrong = folder.write("wrong.yaml", "learning_rat: 1e-3\n");
+    names(&fail(&["train", "--config", &wrong]), &["wrong.yaml", "learning_rat", "`learning_rate`"]);
+}
+
+#[test]
+fn steps_are_measured() {
+    let step = ["bench", "step", "--model", "shape:bert-tiny", "--method", "lora", "--batch", "3", "--seq", "9"];
+    let report: Value = serde_json::from_str(&succeed(&[&step[..], &["--steps", "2"]].concat())).unwrap();
+    let seconds = |key: &str| report["seconds"][key].as_f64().unwrap();
+    assert!(seconds("best") <= seconds("median") && report["tokens_per_second"].as_f64().unwrap() > 0.0);
+    // r 8 on query and value of two layers of width 24, and a head of two classes.
+    assert_eq!(report["trainable"], 2 * 2 * 8 * 2 * 24 + 2 * 24 + 2);
+    assert!(report["peak_bytes"].as_u64().unwrap() > 1_000_000);
+    names(&fail(&[&step[..9], &["999"]].concat()), &["--seq", "3 sequences of 999", "40"]);
+}
+
+#[test]
+fn shells_and_manuals_are_served() {
+    assert!(succeed(&["completions", "bash"]).contains("--micro-rows"));
+    assert!(succeed(&["man"]).contains(".TH") && succeed(&["man", "train"]).contains("micro\\-rows"));
+    names(&fail(&["man", "trian"]), &["trian", "train"]);
+}
+
+#[test]
+fn texts_leave_room_for_virtual_tokens() {
+    let folder = Folder::new();
+    let (model, data) = (
+        model("roberta-classify"),
+        folder.write("long.jsonl", &{
+            let line = |i: usize| json!({"input_ids": vec![5 + i; 30], "label": i % 2}).to_string() + "\n";
+            (0..4).map(line).collect::<String>()
+        }),
+    );
+    let start = ["train", "--model", &model, "--data", &data, "--steps", "2", "--method", "prefix"];
+    let output = folder.path("out");
+    let error = fail(&[&start[..], &["--set", "num_virtual_tokens=9", "--output", &output]].concat());
+    names(&error, &["long.jsonl", "line 1", "30", "at most 29"]);
+    succeed(&[&start[..], &["--set", "num_virtual_tokens=8", "--output", &output]].concat());
+}
+
+#[test]
+fn a_model_of_random_weights_merges_into_one_that_loads() {
+    let folder = Folder::new();
+    let (data, adapter, merged) = (folder.data(), folder.path("lora"), folder.path("merged"));
+    let train = ["train", "--model", "shape:bert-tiny", "--method", "lora", "--data", &data, "--steps", "2"];
+    succeed(&[&train[..], &["--output", &adapter]].concat());
+    succeed(&["merge", "--model", "shape:bert-tiny", "--adapter", &adapter, "--output", &merged]);
+    succeed(&["forward", "--model", &merged, "--input", &data, "--output", &folder.path("logits")]);
+}
+
+#[test]
+fn a_classifier_needs_the_pooler_of_its_model() {
+    let folder = Folder::new();
+    let copy = folder.copy(&golden("peft-core", "bert-mlm")).to_string_lossy().into_owned();
+    let (data, output) = (folder.data(), folder.path("out"));
+    let train = ["train", "--model", &copy, "--method", "lora", "--data", &data, "--steps", "2", "--output", &output];
+    names(&fail(&train), &["pooler.dense.weight", "no such tensor"]);
+}
+
+#[test]
+fn forward_of_a_word_model_gives_a_row_for_each_token() {
+    let folder = Folder::new();
+    let rows =
+        "{\"input_ids\": [5, 6, 7], \"attention_mask\": [1, 1, 1]}\n{\"input_ids\": [8], \"attention_mask\": [1]}\n";
+    let (input, output) = (folder.write("in.jsonl", rows), folder.path("out"));
+    succeed(&["forward", "--model", &model("roberta-mlm"), "--input", &input, "--output", &output]);
+    let file = Checkpoint::open_file(Path::new(&output)).unwrap();
+    assert_eq!((file.shape("logits.0"), file.shape("logits.1")), (Some(&[3, 97][..]), Some(&[1, 97][..])));
+}
+
+#[test]
+fn params_are_those_of_the_survey() {
+    let adapter_s = "bottleneck=200 activation=relu inner_norm=self_attention train_layernorm=false";
+    for (method, settings, labels, base, large) in [
+        ("full", "", "2", 124_647_170, 355_361_794),
+        ("adapter", adapter_s, "0", 7_414_464, 19_768_704),
+        ("prompt", "", "2", 607_490, 1_072_130),
+        ("prefix", "", "2", 960_770, 2_034_690),
+        ("ia3", "", "2", 656_642, 1_223_682),
+        ("bitfit", "", "2", 694_274, 1_323_010),
+        ("bitfit", "parts=query", "0", 9_216, 24_576),
+        ("lora", "", "2", 887_042, 1_838_082),
+    ] {
+        for (model, expected) in [("shape:roberta-base", base), ("shape:roberta-large", large)] {
+            let mut args = vec!["params", "--json", "--model", model, "--method", method, "--labels", labels];
+            args.extend(settings.split_whitespace().flat_map(|setting| ["--set", setting]));
+            let counts: Value = serde_json::from_str(&succeed(&args)).unwrap();
+            assert_eq!(counts["trainable"], expected, "{model} {method}");
+        }
+    }
+}
+
+#[test]
+fn predict_gives_a_line_for_each_line() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "bert-classify");
+    let predict = |content: &str| peft(&["predict", "--model", &model, "--file", &folder.write("lines.txt", content)]);
+    let output = String::from_utf8(predict("one\r\ntwo\nthree").stdout).unwrap();
+    let texts: Vec<Value> =
+        output.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].clone()).collect();
+    assert_eq!(texts, ["one", "two", "three"]);
+    let error = |content: &str| String::from_utf8(predict(content).stderr).unwrap();
+    names(&error("one\n \ntwo\n"), &["lines.txt: line 2: found a blank line"]);
+    names(&error(""), &["texts", "none"]);
+    fs::write(folder.path("lines.txt"), b"one\ntw\xff\n").unwrap();
+    names(
+        &fail(&["predict", "--model", &model, "--file", &folder.path("lines.txt")]),
+        &["lines.txt: line 2: found bytes that are no text"],
+    );
+}

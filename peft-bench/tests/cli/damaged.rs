@@ -1,0 +1,77 @@
+//! Damaged models and adapters.
+
+use super::*;
+
+/// The error of `peft forward`, which must leave no output.
+fn forward(model: &Path, adapter: Option<&Path>) -> String {
+    let folder = Folder::new();
+    let (data, output) = (folder.data(), folder.path("logits"));
+    let [model, adapter] = [Some(model), adapter].map(|path| path.map(|p| p.to_string_lossy().into_owned()));
+    let mut args = vec!["forward", "--input", &data, "--output", &output];
+    args.extend(model.iter().flat_map(|model| ["--model", model]));
+    args.extend(adapter.iter().flat_map(|adapter| ["--adapter", adapter]));
+    let error = fail(&args);
+    folder.holds(&["data.jsonl"]);
+    error
+}
+
+#[test]
+fn damaged_models_are_named_by_file_and_key() {
+    let damaged = |change: &dyn Fn(&Path)| {
+        let folder = Folder::new();
+        let copy = folder.copy(&golden("peft-core", "roberta-classify"));
+        change(&copy);
+        forward(&copy, None)
+    };
+    let config = |key: &'static str, value: Value| {
+        damaged(&|dir| edit(dir.join("config.json"), &|config| config[key] = value.clone()))
+    };
+    names(&damaged(&|dir| fs::remove_file(dir.join("config.json")).unwrap()), &["config.json", "cannot read"]);
+    names(&damaged(&|dir| fs::write(dir.join("config.json"), "{").unwrap()), &["config.json", "line 1"]);
+    names(&config("hidden_size", json!(1e18)), &["config.json", "hidden_size", "65536"]);
+    names(&config("intermediate_size", json!(41)), &["intermediate.dense", "[40, 24]", "[41, 24]"]);
+    names(&config("num_hidden_layers", json!(4)), &["encoder.layer.3.", "model.safetensors"]);
+    names(&config("num_hidden_layers", json!(2)), &["encoder.layer.2.", "nothing uses", "2 layers"]);
+    let twice = |dir: &Path| fs::write(dir.join("config.json"), r#"{"vocab_size": 3, "vocab_size": 4}"#).unwrap();
+    names(&damaged(&twice), &["config.json", "vocab_size", "twice"]);
+    names(&config("id2label", json!({"0": "same", "1": "same"})), &["config.json", "id2label", "3 distinct names"]);
+    let untied = |dir: &Path| edit(dir.join("config.json"), &|config| config["tie_word_embeddings"] = json!(false));
+    let folder = Folder::new();
+    let words = folder.copy(&golden("peft-core", "bert-mlm"));
+    untied(&words);
+    names(&forward(&words, None), &["config.json", "tie_word_embeddings", "word table"]);
+    names(&damaged(&|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()), &["weights", "model.safetensors"]);
+    let truncate = |dir: &Path| {
+        let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+        fs::write(dir.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    };
+    names(&damaged(&truncate), &["model.safetensors"]);
+    names(&forward(&golden("peft-core", "bert-bare"), None), &["bert-bare", "no head"]);
+}
+
+#[test]
+fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
+    let base = golden("peft-core", "roberta-classify");
+    let damaged = |change: &dyn Fn(&Path)| {
+        let folder = Folder::new();
+        let copy = folder.copy(&golden("peft-reparam", "lora/adapter"));
+        change(&copy);
+        forward(&base, Some(&copy))
+    };
+    let config = |key: &'static str, value: Value| {
+        damaged(&|dir| edit(dir.join("adapter_config.json"), &|config| config[key] = value.clone()))
+    };
+    names(&config("use_dora", json!(true)), &["adapter_config.json", "use_dora", "true"]);
+    names(&config("init_lora_weights", json!("pissa")), &["adapter_config.json", "init_lora_weights", "pissa"]);
+    names(&config("rank_pattern", json!({"(": 2})), &["adapter_config.json", "rank_pattern", "regular expression"]);
+    names(&config("some_new_thing", json!(3)), &["adapter_config.json", "some_new_thing"]);
+    names(&config("r", json!(4)), &["lora_A.weight", "[3, 24]", "[4, 24]"]);
+    names(&config("peft_type", json!("LOHA")), &["adapter_config.json", "peft_type", "LOHA", "LORA"]);
+    names(&config("target_modules", json!(["query"])), &["value.lora_A.weight", "nothing uses"]);
+    names(&config("target_modules", json!(["query", "value", "key"])), &["key.lora_A.weight"]);
+    names(&damaged(&|dir| fs::remove_file(dir.join("adapter_model.safetensors")).unwrap()), &["adapter_model"]);
+    let garbage = |dir: &Path| fs::write(dir.join("adapter_model.safetensors"), b"12345678").unwrap();
+    names(&damaged(&garbage), &["adapter_model.safetensors"]);
+    let on_bert = forward(&golden("peft-core", "bert-classify"), Some(&golden("peft-reparam", "lora/adapter")));
+    names(&on_bert, &["base_model.model.bert.encoder.layer.0", "adapter_model.safetensors"]);
+}

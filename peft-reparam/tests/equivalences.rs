@@ -1,0 +1,112 @@
+//! What the methods of this crate are the same as, and when.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use peft_core::testing::{randomized, states};
+use peft_core::view::{tensors, with_values};
+use peft_core::{Bare, Base, Method, Part, Within, equivalences};
+use peft_reparam::{Lora, LoraConfig};
+
+fn random(config: &LoraConfig, base: &Base, seed: u64) -> Lora {
+    randomized(&config.init(base, seed).unwrap(), seed)
+}
+
+/// One with the values that `change` makes of each factor's, told its leaf.
+fn changed(config: &LoraConfig, of: &Lora, base: &Base, change: impl Fn(&str, &str, Tensor<2>) -> Tensor<2>) -> Lora {
+    let values = tensors(of).into_iter().map(|(name, data)| {
+        let leaf = name.rsplit_once('.').unwrap().1.to_string();
+        let value = change(&name, &leaf, Tensor::from_data(data, base.device()));
+        (name, value.into_data())
+    });
+    with_values(config.init(base, 0).unwrap(), &values.collect()).unwrap()
+}
+
+equivalences! {
+    lora_starts_as_the_base: "LoRA" = "base" if "B = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let start = LoraConfig::new(3).init(base, seed).unwrap();
+        [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, base)]
+    };
+
+    lora_folds_into_the_weights: "LoRA" = "base" if "W' = W + s B A", MERGED on SHAPES, |base, seed, holds| {
+        let lora = random(&LoraConfig::new(3), base, seed);
+        let folded = if holds { lora.clone() } else { random(&LoraConfig::new(3), base, seed + 1) };
+        [states(&lora, base), states(&Bare {}, &base.merged(&folded.valid()))]
+    };
+
+    two_loras_are_one_of_both_ranks: "LoRA" = "LoRA and LoRA" if "its factors are theirs side by side", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = |rank: usize| LoraConfig::new(rank).with_alpha(rank as f64);
+            let (one, two) = (random(&config(1), base, seed), random(&config(2), base, seed + 1));
+            let theirs = tensors(&two);
+            let joined = changed(&config(3), &one, base, |name, leaf, own| {
+                let other = Tensor::from_data(theirs[name].clone(), base.device());
+                let own = if holds { own } else { own * 0.5 };
+                Tensor::cat(vec![own, other], usize::from(leaf == "a"))
+            });
+            [states(&joined, base), states(&(one, two), base)]
+        };
+
+    the_order_of_the_ranks_does_not_matter: "LoRA" = "LoRA" if "columns of A and rows of B are permuted alike",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let (config, order) = (LoraConfig::new(3), [2usize, 0, 1]);
+            let lora = random(&config, base, seed);
+            let permuted = changed(&config, &lora, base, |_, leaf, own| match (leaf, holds) {
+                ("a", _) => Tensor::cat(order.iter().map(|i| own.clone().narrow(1, *i, 1)).collect(), 1),
+                (_, true) => Tensor::cat(order.iter().map(|i| own.clone().narrow(0, *i, 1)).collect(), 0),
+                (_, false) => own,
+            });
+            [states(&permuted, base), states(&lora, base)]
+        };
+
+    alpha_may_stand_in_b: "LoRA" = "LoRA" if "alpha' = c alpha and B' = B / c", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let lora = random(&LoraConfig::new(3).with_alpha(2.0), base, seed);
+        let (config, by) = (LoraConfig::new(3).with_alpha(5.0), if holds { 2.5 } else { 1.0 });
+        let scaled = changed(&config, &lora, base, |_, leaf, own| if leaf == "b" { own / by } else { own });
+        [states(&scaled, base), states(&lora, base)]
+    };
+
+    rslora_is_lora_of_another_alpha: "rsLoRA" = "LoRA" if "its alpha is alpha / sqrt(r)", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let lora = random(&LoraConfig::new(3).with_alpha(2.0), base, seed);
+            let alpha = if holds { 2.0 / 3f64.sqrt() } else { 2.0 };
+            let rslora = LoraConfig::new(3).with_alpha(alpha).with_rslora();
+            [states(&changed(&rslora, &lora, base, |_, _, own| own), base), states(&lora, base)]
+        };
+
+    a_rank_of_zeros_adds_nothing: "LoRA" = "LoRA of a lower rank" if "the other rows of B are 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let low = random(&LoraConfig::new(2).with_alpha(2.0), base, seed);
+            let high = LoraConfig::new(3).with_alpha(3.0);
+            let more = tensors(&random(&high, base, seed + 1));
+            let padded = changed(&high, &low, base, |name, leaf, own| {
+                let dim = usize::from(leaf == "a");
+                let last = Tensor::<2>::from_data(more[name].clone(), base.device()).narrow(dim, 2, 1);
+                let last = if holds && leaf == "b" { last.zeros_like() } else { last };
+                Tensor::cat(vec![own, last], dim)
+            });
+            [states(&padded, base), states(&low, base)]
+        };
+
+    within_all_layers_it_is_itself: "LoRA within some layers" = "LoRA" if "they are all", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let lora = random(&LoraConfig::new(2), base, seed);
+            let layers = base.shape().layers.max(3);
+            [states(&Within::new(lora.clone(), 0..if holds { layers } else { 1 }), base), states(&lora, base)]
+        };
+
+    within_no_layer_it_is_the_base: "LoRA within some layers" = "base" if "they are none", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let lora = random(&LoraConfig::new(2), base, seed);
+            [states(&Within::new(lora, 0..usize::from(!holds)), base), states(&Bare {}, base)]
+        };
+
+    loras_at_different_sites_are_one_at_all_of_them: "LoRA" = "LoRA and LoRA" if "its sites are theirs, with their factors",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let on = |part, seed| random(&LoraConfig::new(2).with_sites(part), base, seed);
+            let (a, b) = (on(Part::Query, seed), on(Part::Value, seed + 1));
+            let other = if holds { b.clone() } else { on(Part::Value, seed + 2) };
+            let both = [tensors(&a), tensors(&other)].into_iter().flatten().collect();
+            let one = with_values(LoraConfig::new(2).with_sites(Part::Query | Part::Value).init(base, 0).unwrap(), &both);
+            [states(&one.unwrap(), base), states(&(a, b), base)]
+        };
+}
