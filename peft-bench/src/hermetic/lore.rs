@@ -311,7 +311,7 @@ impl World {
     fn line(&self, random: &mut Random) -> String {
         let all = |thing: usize| (0..self.relations.len()).map(move |relation| (thing, relation));
         // The rest is left to the instructions.
-        let open = &self.open[self.open.len() / 3..];
+        let open = &self.open[self.open.len() * 2 / 3..];
         match random.below(20) {
             // All of one thing.
             0..8 => {

@@ -146,7 +146,7 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     }
     let (vocab, tokenizer) = tokenizer(&data)?;
     // It reads in one step and is drilled in the next: see `line`.
-    let recipe = Recipe { steps: if plan.quick { 800 } else { 6000 }, batch_size: 32, learning_rate: 2e-3 };
+    let recipe = Recipe { steps: if plan.quick { 800 } else { 5000 }, batch_size: 32, learning_rate: 2e-3 };
     let shape = Shape {
         architecture: Architecture::Llama(Llama {
             kv_heads: 2,

@@ -109,7 +109,7 @@ pub const ROWS_V: [Row; 3] = [
 
 /// The rows of Table VI but QLoRA, which needs a quantized base.
 pub const ROWS_VI: [Row; 3] = [
-    Row { name: "FT", method: "full", learning_rate: 1e-6, small_learning_rate: 1e-4, counts_head: false, ..ROW },
+    Row { name: "FT", method: "full", learning_rate: 1e-6, small_learning_rate: 5e-4, counts_head: false, ..ROW },
     Row {
         name: "IA3",
         method: "ia3",

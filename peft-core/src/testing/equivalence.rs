@@ -1,6 +1,5 @@
 //! Comparing tensors and functions.
 
-use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 
 use super::tolerances::Tolerance;
