@@ -57,6 +57,8 @@ methods! {
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
     peft_reparam::LoraConfig: "reparam",
+    peft_reparam::AdaLoraConfig: "reparam",
+    peft_reparam::IntrinsicSaidConfig: "reparam",
 }
 
 fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {

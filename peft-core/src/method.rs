@@ -50,6 +50,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         Map::new()
     }
 
+    /// The configuration with what the tuner has found beside its tensors (ranks, a seed).
+    fn learned(&self, _tuner: &Self::Tuner, _shape: &Shape) -> Self {
+        self.clone()
+    }
+
     /// What files hold of it.
     fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
         tuner

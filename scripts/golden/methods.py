@@ -10,6 +10,7 @@ import warnings
 import torch
 from common import MODELS, REPO, batch, fresh, generator, in_float64, normal, read_json, save, write_json
 from peft import (
+    AdaLoraConfig,
     IA3Config,
     LoraConfig,
     PeftModel,
@@ -92,6 +93,27 @@ CASES = {
         LLAMA,
         LoraConfig(task_type=CAUSAL, r=2, lora_alpha=4, target_modules="all-linear"),
     ),
+    # Without the penalty, which PEFT adds to the loss; see adalora.py for a run that takes ranks away.
+    REPARAM / "adalora": (
+        ROBERTA,
+        AdaLoraConfig(
+            task_type=TASK,
+            init_r=3,
+            target_r=2,
+            lora_alpha=5,
+            orth_reg_weight=0.0,
+            total_step=STEPS,
+            target_modules=["query", "value", "output.dense"],
+        ),
+    ),
+    REPARAM / "adalora-t5": (
+        T5,
+        AdaLoraConfig(task_type=SEQ2SEQ, init_r=3, target_r=2, lora_alpha=5, orth_reg_weight=0.0, total_step=STEPS),
+    ),
+    REPARAM / "adalora-llama": (
+        LLAMA,
+        AdaLoraConfig(task_type=CAUSAL, init_r=3, target_r=2, lora_alpha=5, orth_reg_weight=0.0, total_step=STEPS),
+    ),
     ADDITIVE / "ia3-t5": (T5, IA3Config(task_type=SEQ2SEQ)),
     ADDITIVE / "ia3-llama": (LLAMA, IA3Config(task_type=CAUSAL)),
     ADDITIVE / "prompt-t5": (T5, PromptTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4)),
@@ -133,6 +155,9 @@ SEEDS = {
     "lora-t5": 46,
     "lora-llama": 9,
     "lora-llama-all": 31,
+    "adalora": 1,
+    "adalora-t5": 0,
+    "adalora-llama": 3,
     "ia3-t5": 16,
     "ia3-llama": 51,
     "prompt-t5": 0,
@@ -280,7 +305,8 @@ def write_case(folder, base, config):
     save(folder / "expected.safetensors", expected)
 
     # PEFT reads the adapter back to the same logits, with the default attention kernel.
-    again = PeftModel.from_pretrained(base_model(base), folder / "adapter").eval()
+    # (AdaLoRA computes no loss where it is not trainable.)
+    again = PeftModel.from_pretrained(base_model(base), folder / "adapter", is_trainable=True).eval()
     with torch.no_grad():
         logits = again(**inputs).logits
     assert torch.allclose(logits, expected["logits"], atol=1e-5), "reload"

@@ -40,7 +40,7 @@ const ROW: Row = Row {
 };
 
 /// The rows in the survey's order; the linear probe, which it does not have, shows what the frozen model is worth alone.
-pub const ROWS: [Row; 8] = [
+pub const ROWS: [Row; 9] = [
     Row { name: "Linear probe", method: "linear-probe", learning_rate: 3e-3, small_learning_rate: 5e-3, ..ROW },
     Row { name: "FT", method: "full", learning_rate: 2e-5, small_learning_rate: 5e-4, weight_decay: 0.1, ..ROW },
     Row {
@@ -80,6 +80,14 @@ pub const ROWS: [Row; 8] = [
         method: "lora",
         settings: &["r=8", "lora_alpha=16", "target_modules=query,value"],
         learning_rate: 5e-4,
+        small_learning_rate: 5e-3,
+        ..ROW
+    },
+    Row {
+        name: "AdaLoRA",
+        method: "adalora",
+        settings: &["init_r=12", "target_r=8", "lora_alpha=16", "target_modules=query,value"],
+        learning_rate: 1e-3,
         small_learning_rate: 5e-3,
         ..ROW
     },

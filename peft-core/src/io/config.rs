@@ -31,6 +31,9 @@ fn is_default(key: &str, value: &Value) -> bool {
         ("init_lora_weights", Value::String(way)) => ["gaussian", "orthogonal", "eva"].contains(&way.as_str()),
         ("init_lora_weights", value) => value.is_boolean(),
         ("megatron_core", value) => value == "megatron.core",
+        ("bias", value) => value == "none",
+        // Of AdaLoRA's files, which also have `init_r`: there it says nothing.
+        ("r", _) => true,
         ("qalora_group_size", _) => true,
         _ => false,
     }

@@ -33,6 +33,7 @@ pub fn save<M: Method>(
     labels: &Labels,
     others: &[(&str, String)],
 ) -> Result<()> {
+    let config = &config.learned(&trained.tuner, shape);
     let files = to_files::<M>(config, trained, shape);
     if let Some((name, _)) = files.iter().find(|(_, data)| data.iter::<f32>().any(|x| !x.is_finite())) {
         return Err(Error::Check {
@@ -157,7 +158,9 @@ impl Taker {
     fn finish(self) -> Result<()> {
         // PEFT itself writes copies of the head's biases under these names when all biases are trained.
         let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
-        match self.file.names().find(|name| !self.taken.contains(*name) && !copy(name)) {
+        // What has lost its last rank is a matrix without elements there.
+        let empty = |name: &str| self.file.shape(name).is_some_and(|dims| dims.contains(&0));
+        match self.file.names().find(|name| !self.taken.contains(*name) && !copy(name) && !empty(name)) {
             None => Ok(()),
             Some(name) => {
                 Err(Error::file(self.file.path_of(name), name, "a tensor that nothing uses", "no such tensor"))

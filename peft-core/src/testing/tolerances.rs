@@ -12,6 +12,8 @@ pub const MERGED: Tolerance = Tolerance(5e-5);
 pub const REFERENCE: Tolerance = Tolerance(1e-4);
 /// Against tensors of a reference after ten AdamW steps with rate 1e-2: a gradient near 0 moves a full step either way.
 pub const REFERENCE_TRAJECTORY: Tolerance = Tolerance(2e-4);
+/// Against losses, logits and importances, relative to the largest, over 200 AdamW steps of a reference, whose f32 is off by 2e-4.
+pub const REFERENCE_RUN: Tolerance = Tolerance(2e-3);
 /// The same function on two backends.
 pub const TWO_BACKENDS: Tolerance = Tolerance(1e-4);
 /// Gradients by automatic differentiation against central differences in f32, relative to the largest.

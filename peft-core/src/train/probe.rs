@@ -1,21 +1,32 @@
-//! The training data as a method may look at it before the first step.
+//! The run as a method may look at it before the first step: the training data and the number of steps.
 
 use burn::optim::GradientsParams;
 
 use crate::loss::targets;
 use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
-/// The training data, and the loss that the head gives on it.
+/// The training data, the loss that the head gives on it, and the length of the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe<'a> {
     head: &'a Head,
     examples: &'a [Example],
+    steps: Option<usize>,
 }
 
 impl<'a> Probe<'a> {
     /// Of these examples.
     pub fn new(head: &'a Head, examples: &'a [Example]) -> Self {
-        Probe { head, examples }
+        Probe { head, examples, steps: None }
+    }
+
+    /// Before a run of this many steps.
+    pub fn with_steps(self, steps: usize) -> Self {
+        Probe { steps: Some(steps), ..self }
+    }
+
+    /// How many steps the run takes, if there is one.
+    pub fn steps(&self) -> Option<usize> {
+        self.steps
     }
 
     /// The training examples.

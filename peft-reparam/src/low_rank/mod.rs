@@ -1,3 +1,5 @@
 //! Low-rank decomposition.
 
+pub mod adalora;
+pub mod intrinsic_said;
 pub mod lora;

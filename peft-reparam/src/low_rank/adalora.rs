@@ -1,0 +1,604 @@
+//! # AdaLoRA                                family: reparameterized / low-rank decomposition
+//! h = W x + s P diag(E) Q x, s = alpha / (r + 1e-5)        P: [d_in, r], Q: [r, d_out] ~ N(0, 0.02), E: [r, 1] = 0
+//! loss + weight mean over all P, Q of ||P^T P - I||_F, ||Q Q^T - I||_F
+//! I <- b1 I + (1 - b1) |w g|, U <- b2 U + (1 - b2) ||w g| - I|; a triplet's score is I U of its E + mean of I U of its column of P + mean of I U of its row of Q
+//! of all triplets of the model those of the highest scores keep their E, the others' is set to 0; their number falls from r to target_r for each map along a cubic
+//! Paper: Zhang et al., 2023, arXiv:2303.10512, eq. 3 to 12.   Reference: huggingface/peft tuners/adalora; QingruZhang/AdaLoRA
+//! Trains: init_r (d_in + d_out + 1) per site, at the end target_r on average.      Merges: yes.
+//! Identities:
+//! - zero at init: `C1`
+//! - merged == unmerged: `C3`
+//! - with E between the factors it is a LoRA of P and diag(E) Q: `it_is_a_lora_with_values_between_the_factors`
+//! - the order of the triplets does not matter: `the_order_of_the_triplets_does_not_matter`
+//! - a triplet whose E is 0 may be dropped, the divisor stays: `masked_triplets_may_be_dropped`
+//! - orthonormal factors cost nothing, and then ||s P diag(E) Q|| = s ||E||: `orthonormal_factors_cost_nothing`
+//! - the penalty is the mean over factors of the norms: `the_penalty_is_the_mean_of_the_norms`
+//! - the budget never rises, starts at init_r and ends at target_r: `the_budget_falls_along_a_cubic`
+//! - as many triplets are kept as the budget says: `as_many_triplets_are_kept_as_the_budget_says`
+//! - target_r = init_r masks nothing: `nothing_is_masked_where_the_target_is_the_start`
+//! - scores, ranks and losses of 200 steps are those of PEFT: `a_run_is_that_of_the_reference`
+//!
+//! Differs from the paper: the penalty is the norm, not its square, and a mean over factors, as in both codes. Scores of a step are of the new w and the old g (clipped, with the penalty's), as there. Steps count from 1, so that the last allocation is reached with tfinal = 0 too. Of equal scores the first places are kept, PEFT masks them all. An evaluation's loss is without the penalty. `total_step` follows from the run if it is not set.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Int, Tensor, TensorData};
+use indexmap::IndexMap;
+use peft_core::{
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Weight, file_path,
+    random::{Noise, Random},
+    split_name,
+    train::{Optim, Probe},
+};
+use serde::{Deserialize, Serialize};
+
+/// The largest rank.
+const MAX_RANK: usize = 65_536;
+
+/// The configuration of AdaLoRA, in the names of PEFT's `AdaLoraConfig`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdaLoraConfig {
+    /// Rank of each map at the start.
+    pub init_r: usize,
+    /// Mean rank at the end.
+    pub target_r: usize,
+    /// The scale is `lora_alpha / (init_r + 1e-5)`, at the end too.
+    pub lora_alpha: f64,
+    /// Dropout probability on the input of the low-rank path.
+    pub lora_dropout: f64,
+    /// Where.
+    pub target_modules: Sites,
+    /// Steps before the first rank is taken.
+    pub tinit: usize,
+    /// Steps after the last rank is taken.
+    pub tfinal: usize,
+    /// Steps from one allocation of ranks to the next.
+    #[serde(rename = "deltaT")]
+    pub delta_t: usize,
+    /// Decay of the mean of the sensitivities.
+    pub beta1: f64,
+    /// Decay of the mean of their deviations.
+    pub beta2: f64,
+    /// Weight of the penalty.
+    pub orth_reg_weight: f64,
+    /// The steps of the run; if it is not set, what the run says.
+    pub total_step: Option<usize>,
+    /// Which of its triplets a map has (`roberta.encoder.layer.0.attention.self.query.lora_E`); all, if it is not named. If it is
+    /// set, ranks are as it says, and stay.
+    pub rank_pattern: Option<IndexMap<String, Vec<bool>>>,
+}
+
+impl Default for AdaLoraConfig {
+    /// PEFT's: rank 12 to 8, alpha 8, a penalty of weight 0.5, on query and value.
+    fn default() -> Self {
+        AdaLoraConfig {
+            init_r: 12,
+            target_r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: Part::Query | Part::Value,
+            tinit: 0,
+            tfinal: 0,
+            delta_t: 1,
+            beta1: 0.85,
+            beta2: 0.85,
+            orth_reg_weight: 0.5,
+            total_step: None,
+            rank_pattern: None,
+        }
+    }
+}
+
+impl AdaLoraConfig {
+    /// From rank `init_r` to `target_r` on average, alpha 8, on query and value.
+    pub fn new(init_r: usize, target_r: usize) -> Self {
+        AdaLoraConfig { init_r, target_r, ..Default::default() }
+    }
+
+    /// With this numerator of the scale.
+    pub fn with_alpha(self, alpha: f64) -> Self {
+        AdaLoraConfig { lora_alpha: alpha, ..self }
+    }
+
+    /// With dropout of this probability on the low-rank path's input.
+    pub fn with_dropout(self, p: f64) -> Self {
+        AdaLoraConfig { lora_dropout: p, ..self }
+    }
+
+    /// On these linear maps.
+    pub fn with_sites(self, sites: impl Into<Sites>) -> Self {
+        AdaLoraConfig { target_modules: sites.into(), ..self }
+    }
+
+    /// With `tinit` steps before ranks are taken, `tfinal` steps after, and `delta_t` steps between two allocations.
+    pub fn with_schedule(self, tinit: usize, tfinal: usize, delta_t: usize) -> Self {
+        AdaLoraConfig { tinit, tfinal, delta_t, ..self }
+    }
+
+    /// With this weight of the penalty.
+    pub fn with_penalty(self, weight: f64) -> Self {
+        AdaLoraConfig { orth_reg_weight: weight, ..self }
+    }
+
+    /// Which of `init_r` triplets each adapted linear map has.
+    fn plan(&self, shape: &Shape) -> Result<BTreeMap<Site, Vec<bool>>> {
+        let wrong = |key: &str, value: &dyn std::fmt::Display, allowed: &str| Err(Error::config(key, value, allowed));
+        if !(1..=MAX_RANK).contains(&self.init_r) {
+            return Err(Error::config("init_r", self.init_r, format!("1 to {MAX_RANK}")));
+        }
+        if !(1..=self.init_r).contains(&self.target_r) {
+            return Err(Error::config("target_r", self.target_r, format!("1 to init_r, {}", self.init_r)));
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return wrong("lora_alpha", &self.lora_alpha, "a finite number above 0");
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return wrong("lora_dropout", &self.lora_dropout, "a number from 0 to below 1");
+        }
+        if self.delta_t == 0 {
+            return wrong("deltaT", &self.delta_t, "1 or more");
+        }
+        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(beta > 0.0 && beta < 1.0) {
+                return wrong(key, &beta, "a number above 0 and below 1");
+            }
+        }
+        if !(self.orth_reg_weight.is_finite() && self.orth_reg_weight >= 0.0) {
+            return wrong("orth_reg_weight", &self.orth_reg_weight, "a finite number, 0 or more");
+        }
+        if let Some(steps) = self.total_step {
+            self.schedule(steps, 0)?;
+        }
+        let name = |site: &Site| (pattern_name(shape, *site), *site);
+        let sites: IndexMap<String, Site> = self.target_modules.resolve(shape)?.iter().map(name).collect();
+        let mut plan: BTreeMap<Site, Vec<bool>> = sites.values().map(|site| (*site, vec![true; self.init_r])).collect();
+        for (name, kept) in self.rank_pattern.iter().flatten() {
+            let Some(site) = sites.get(name) else {
+                let some = sites.keys().take(3).cloned().collect::<Vec<_>>().join(", ");
+                return Err(Error::config("rank_pattern", name, format!("adapted modules, such as {some}")));
+            };
+            if kept.len() != self.init_r {
+                let found = format!("{} values", kept.len());
+                return Err(Error::config(
+                    format!("rank_pattern of {name}"),
+                    found,
+                    format!("init_r, {}", self.init_r),
+                ));
+            }
+            plan.insert(*site, kept.clone());
+        }
+        Ok(plan)
+    }
+
+    /// The schedule of a run of this many steps on this many maps.
+    fn schedule(&self, steps: usize, maps: usize) -> Result<Schedule> {
+        match steps.checked_sub(self.tfinal) {
+            Some(last) if self.tinit < last => Ok(Schedule {
+                first: self.tinit,
+                last,
+                interval: self.delta_t,
+                initial: self.init_r * maps,
+                target: self.target_r * maps,
+            }),
+            _ => {
+                let found = format!("{} and {}", self.tinit, self.tfinal);
+                Err(Error::config(
+                    "tinit and tfinal",
+                    found,
+                    format!("together fewer than the {steps} steps of the run"),
+                ))
+            }
+        }
+    }
+}
+
+/// What `rank_pattern` calls a map.
+fn pattern_name(shape: &Shape, site: Site) -> String {
+    format!("{}.lora_E", shape.module_path(site).unwrap_or_default())
+}
+
+/// How many triplets the whole model keeps.
+#[derive(Clone, Debug)]
+struct Schedule {
+    /// The last step with all.
+    first: usize,
+    /// The step of the last allocation.
+    last: usize,
+    interval: usize,
+    initial: usize,
+    target: usize,
+}
+
+impl Schedule {
+    /// How many are kept from this step on, counted from 1; `None` where they stay as they are.
+    fn budget(&self, step: usize) -> Option<usize> {
+        let due = step == self.last || step.is_multiple_of(self.interval);
+        if step <= self.first || step > self.last || !due {
+            return None;
+        }
+        let left = 1.0 - (step - self.first) as f64 / (self.last - self.first) as f64;
+        Some(((self.initial - self.target) as f64 * left.powf(3.0) + self.target as f64) as usize)
+    }
+}
+
+/// Factors in the form of a singular value decomposition at some sites.
+#[derive(Module, Debug)]
+pub struct AdaLora {
+    triplets: SiteMap<Triplets>,
+    /// In a run that allocates ranks.
+    allocation: Option<Allocation>,
+    /// Which of `init_r` triplets each site has. A site without any is not among `triplets`.
+    #[module(skip)]
+    kept: BTreeMap<Site, Vec<bool>>,
+    #[module(skip)]
+    config: AdaLoraConfig,
+}
+
+/// The triplets at one site.
+#[derive(Module, Debug)]
+pub struct Triplets {
+    /// Left singular vectors, `[d_in, r]`.
+    pub p: Param<Tensor<2>>,
+    /// Singular values, `[r, 1]`.
+    pub e: Param<Tensor<2>>,
+    /// Right singular vectors, `[r, d_out]`.
+    pub q: Param<Tensor<2>>,
+}
+
+impl Triplets {
+    /// The three tensors without autodiff.
+    fn values(&self) -> [Tensor<2>; 3] {
+        [&self.p, &self.e, &self.q].map(|param| param.val().without_autodiff())
+    }
+
+    /// With new values of the three, by their places among them.
+    fn map_values(&self, f: impl Fn(usize, Tensor<2>) -> Tensor<2>) -> Self {
+        let [p, e, q] = [&self.p, &self.e, &self.q];
+        Triplets { p: with(p, |p| f(0, p)), e: with(e, |e| f(1, e)), q: with(q, |q| f(2, q)) }
+    }
+}
+
+/// The parameter with a new value, trained or not as before.
+fn with(param: &Param<Tensor<2>>, f: impl Fn(Tensor<2>) -> Tensor<2>) -> Param<Tensor<2>> {
+    param.clone().map(|old| {
+        let new = f(old.clone().without_autodiff());
+        match (old.is_autodiff(), old.is_require_grad()) {
+            (false, _) => new,
+            (true, false) => Tensor::from_inner(new),
+            (true, true) => Tensor::from_inner(new).require_grad(),
+        }
+    })
+}
+
+/// A parameter that goes along untrained.
+fn untrained(value: Tensor<2>) -> Param<Tensor<2>> {
+    Param::from_tensor(Tensor::from_inner(value)).set_require_grad(false)
+}
+
+/// What the allocation of ranks remembers from step to step, none of it trained.
+#[derive(Module, Debug)]
+struct Allocation {
+    /// Smoothed sensitivity |w g| of every number.
+    sensitivity: SiteMap<Triplets>,
+    /// Its smoothed deviation from that.
+    uncertainty: SiteMap<Triplets>,
+    /// `[r, 1]` for each site: 1 for a triplet that is kept, 0 for one that is masked.
+    masks: SiteMap<Param<Tensor<2>>>,
+    #[module(skip)]
+    schedule: Schedule,
+    /// The gradients of the step that is being made.
+    #[module(skip)]
+    gradients: BTreeMap<Site, [Tensor<2>; 3]>,
+}
+
+impl Allocation {
+    fn new(triplets: &SiteMap<Triplets>, schedule: Schedule) -> Self {
+        let zeros = |(site, triplets): (Site, &Triplets)| {
+            let [p, e, q] = triplets.values().map(|value| untrained(value.zeros_like()));
+            (site, Triplets { p, e, q })
+        };
+        Allocation {
+            sensitivity: triplets.iter().map(zeros).collect(),
+            uncertainty: triplets.iter().map(zeros).collect(),
+            masks: triplets.iter().map(|(site, t)| (site, untrained(t.values()[1].ones_like()))).collect(),
+            schedule,
+            gradients: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the sensitivities of a step into the means: the new values, the gradients that led to them.
+    fn observe(&mut self, triplets: &SiteMap<Triplets>, beta1: f64, beta2: f64) {
+        let sensitivity = |(site, [dp, de, dq]): (Site, [Tensor<2>; 3])| {
+            let [p, e, q] = triplets.get(site)?.values();
+            Some((site, [(p * dp).abs(), (e * de).abs(), (q * dq).abs()]))
+        };
+        let seen: BTreeMap<_, _> = std::mem::take(&mut self.gradients).into_iter().filter_map(sensitivity).collect();
+        self.sensitivity = moved(&self.sensitivity, |site, i, mean| match seen.get(&site) {
+            Some(seen) => mean * beta1 + seen[i].clone() * (1.0 - beta1),
+            None => mean,
+        });
+        self.uncertainty =
+            moved(&self.uncertainty, |site, i, mean| match (seen.get(&site), self.sensitivity.get(site)) {
+                (Some(seen), Some(smooth)) => {
+                    mean * beta2 + (seen[i].clone() - smooth.values()[i].clone()).abs() * (1.0 - beta2)
+                }
+                _ => mean,
+            });
+    }
+
+    /// The scores of the triplets of each site.
+    fn scores(&self) -> Vec<(Site, Vec<f32>)> {
+        let scores = |((site, smooth), (_, uncertain)): ((Site, &Triplets), (Site, &Triplets))| {
+            let ([p, e, q], [up, ue, uq]) = (smooth.values(), uncertain.values());
+            let vectors = (p * up).mean_dim(0).transpose() + (q * uq).mean_dim(1);
+            (site, (e * ue + vectors).into_data().iter().collect())
+        };
+        self.sensitivity.iter().zip(self.uncertainty.iter()).map(scores).collect()
+    }
+
+    /// Masks all but `budget` triplets, those with the highest scores.
+    fn allocate(&mut self, budget: usize) {
+        let place = |(site, scores): (Site, Vec<f32>)| scores.into_iter().enumerate().map(move |(i, s)| (s, site, i));
+        let mut places: Vec<(f32, Site, usize)> = self.scores().into_iter().flat_map(place).collect();
+        places.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let kept: BTreeSet<(Site, usize)> = places.into_iter().take(budget).map(|(_, site, i)| (site, i)).collect();
+        let mask = |(site, mask): (Site, &Param<Tensor<2>>)| {
+            let new = |old: Tensor<2>| {
+                let values: Vec<f32> = (0..old.dims()[0]).map(|i| f32::from(kept.contains(&(site, i)))).collect();
+                Tensor::from_data(TensorData::new(values, old.dims()), &old.device())
+            };
+            (site, with(mask, new))
+        };
+        self.masks = self.masks.iter().map(mask).collect();
+    }
+}
+
+/// With new values, functions of the site, the place among the three tensors and the old value.
+fn moved(old: &SiteMap<Triplets>, f: impl Fn(Site, usize, Tensor<2>) -> Tensor<2>) -> SiteMap<Triplets> {
+    old.iter().map(|(site, triplets)| (site, triplets.map_values(|i, value| f(site, i, value)))).collect()
+}
+
+impl AdaLora {
+    /// s.
+    fn scale(&self) -> f64 {
+        self.config.lora_alpha / (self.config.init_r as f64 + 1e-5)
+    }
+
+    /// Which of `init_r` triplets each site has. While ranks are allocated one that is masked may have moved since, and then counts.
+    fn kept(&self) -> BTreeMap<Site, Vec<bool>> {
+        let Some(allocation) = &self.allocation else { return self.kept.clone() };
+        let kept = |((site, triplets), (_, mask)): ((Site, &Triplets), (Site, &Param<Tensor<2>>))| {
+            let here = triplets.values()[1].clone().abs() + mask.val().without_autodiff();
+            (site, here.into_data().iter::<f32>().map(|x| x > 0.0).collect())
+        };
+        self.triplets.iter().zip(allocation.masks.iter()).map(kept).collect()
+    }
+
+    /// With the E of masked triplets at 0.
+    fn masked(self) -> Self {
+        let Some(allocation) = &self.allocation else { return self };
+        let triplets = moved(&self.triplets, |site, i, value| match allocation.masks.get(site) {
+            Some(mask) if i == 1 => value * mask.val().without_autodiff(),
+            _ => value,
+        });
+        AdaLora { triplets, ..self }
+    }
+
+    /// With only the triplets that it has kept, as their number is final.
+    fn compact(self) -> Self {
+        if self.allocation.is_none() {
+            return self;
+        }
+        let kept = self.kept();
+        let select = |(site, triplets): (Site, &Triplets)| {
+            let chosen: Vec<i32> = kept[&site].iter().zip(0..).filter(|(kept, _)| **kept).map(|(_, i)| i).collect();
+            let select = |i, value: Tensor<2>| {
+                let chosen = Tensor::<1, Int>::from_data(chosen.as_slice(), &value.device());
+                value.select(usize::from(i == 0), chosen)
+            };
+            (!chosen.is_empty()).then(|| (site, triplets.map_values(select)))
+        };
+        AdaLora { triplets: self.triplets.iter().filter_map(select).collect(), allocation: None, kept, ..self }
+    }
+}
+
+impl Method for AdaLoraConfig {
+    const NAME: &'static str = "adalora";
+    const PEFT_TYPE: &'static str = "ADALORA";
+    type Tuner = AdaLora;
+
+    fn init(&self, base: &Base, seed: u64) -> Result<AdaLora> {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let kept = self.plan(shape)?;
+        let triplets = kept.iter().map(|(site, kept)| (*site, rank(kept))).filter(|(_, rank)| *rank > 0);
+        let triplets = triplets.map(|(site, rank)| {
+            let [rows, columns] = shape.linear_dims(site);
+            let draw = |leaf, dims: [usize; 2]| {
+                let normal = Random::new(seed, &format!("adalora.{site}.{leaf}")).normal_tensor(dims, 0.02, &device);
+                Param::from_tensor(normal)
+            };
+            let e = Param::from_tensor(Tensor::zeros([rank, 1], &device));
+            (site, Triplets { p: draw("p", [rows, rank]), e, q: draw("q", [rank, columns]) })
+        });
+        Ok(AdaLora { triplets: triplets.collect(), allocation: None, kept, config: self.clone() })
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        let count = |(site, kept): (Site, Vec<bool>)| rank(&kept) * (shape.linear_dims(site).iter().sum::<usize>() + 1);
+        Ok(self.plan(shape)?.into_iter().map(count).sum())
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        let (_, site, leaf) = split_name(name);
+        match leaf {
+            "p" => Key::transposed(format!("{}.lora_A", file_path(shape, site))),
+            "q" => Key::transposed(format!("{}.lora_B", file_path(shape, site))),
+            _ => Key::plain(format!("{}.lora_E", file_path(shape, site))),
+        }
+    }
+
+    fn for_files(&self, shape: &Shape) -> Result<Self> {
+        Ok(AdaLoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+    }
+
+    fn learned(&self, tuner: &AdaLora, shape: &Shape) -> Self {
+        let pattern = tuner.kept().into_iter().map(|(site, kept)| (pattern_name(shape, site), kept)).collect();
+        // PEFT reads no file without a number of steps.
+        let steps = tuner.config.total_step.unwrap_or(self.tinit + self.tfinal + 1);
+        AdaLoraConfig { rank_pattern: Some(pattern), total_step: Some(steps), ..self.clone() }
+    }
+
+    fn to_saved(tuner: AdaLora) -> AdaLora {
+        tuner.compact()
+    }
+
+    fn merge(tuner: &AdaLora) -> Option<&dyn Merge> {
+        Some(tuner)
+    }
+}
+
+fn rank(kept: &[bool]) -> usize {
+    kept.iter().filter(|kept| **kept).count()
+}
+
+/// AdaLoRA during one run: with the run's dropout.
+struct Opened<'a> {
+    adalora: &'a AdaLora,
+    noise: Option<&'a Noise>,
+}
+
+impl Hooks for Opened<'_> {
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        let Some(Triplets { p, e, q }) = self.adalora.triplets.get(site) else { return next(x) };
+        let input = match self.noise {
+            Some(noise) => noise.dropout(x.clone(), self.adalora.config.lora_dropout, &format!("adalora.{site}")),
+            None => x.clone(),
+        };
+        let right = e.val() * q.val();
+        next(x) + input.matmul(p.val().unsqueeze()).matmul(right.unsqueeze()) * self.adalora.scale()
+    }
+}
+
+impl Adapter for AdaLora {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        f(&Opened { adalora: self, noise: batch.noise.as_deref() })
+    }
+}
+
+impl Merge for AdaLora {
+    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        let Triplets { p, e, q } = self.triplets.get(site)?;
+        let w = w.dense();
+        let update = p.val().matmul(e.val() * q.val()) * self.scale();
+        Some(w.clone() + update.to_device(&w.device()))
+    }
+}
+
+impl Procedure for AdaLora {
+    fn prepare(mut self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+        let complete = self.kept.values().flatten().all(|kept| *kept);
+        if complete && self.config.rank_pattern.is_none() {
+            let steps = self.steps(data.steps())?;
+            let schedule = self.config.schedule(steps, self.kept.len())?;
+            self.config.total_step = Some(steps);
+            self.allocation = Some(Allocation::new(&self.triplets, schedule));
+        }
+        Ok((self, base))
+    }
+
+    fn penalty(&self) -> Option<Tensor<1>> {
+        let weight = self.config.orth_reg_weight;
+        if weight == 0.0 || self.triplets.is_empty() {
+            return None;
+        }
+        let distance = |gram: Tensor<2>| {
+            let identity = Tensor::eye(gram.dims()[0], &gram.device().without_autodiff());
+            // A root has no slope at 0.
+            ((gram - identity).powi_scalar(2).sum() + f32::MIN_POSITIVE).sqrt()
+        };
+        let distances = self.triplets.iter().flat_map(|(_, triplets)| {
+            let (p, q) = (triplets.p.val(), triplets.q.val());
+            [distance(p.clone().transpose().matmul(p)), distance(q.clone().matmul(q.transpose()))]
+        });
+        Some(Tensor::cat(distances.collect(), 0).mean() * weight)
+    }
+
+    fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {
+        if let Some(allocation) = self.allocation.as_mut().filter(|allocation| step < allocation.schedule.last) {
+            let all = |(site, Triplets { p, e, q }): (Site, &Triplets)| {
+                let get = |param: &Param<Tensor<2>>| gradients.get::<2>(param.id);
+                Some((site, [get(p)?, get(e)?, get(q)?]))
+            };
+            allocation.gradients = self.triplets.iter().filter_map(all).collect();
+        }
+        gradients
+    }
+
+    fn after_step(mut self, base: Base, _: &mut Optim, _: &Self, step: usize) -> Result<(Self, Base)> {
+        let Some(allocation) = &mut self.allocation else { return Ok((self, base)) };
+        allocation.observe(&self.triplets, self.config.beta1, self.config.beta2);
+        let budget = allocation.schedule.budget(step);
+        if let Some(budget) = budget {
+            allocation.allocate(budget);
+        }
+        let fixed = step > allocation.schedule.last;
+        Ok((if budget.is_some() || fixed { self.masked() } else { self }, base))
+    }
+
+    fn finish(self, base: Base) -> Result<(Self, Base)> {
+        Ok((self.compact(), base))
+    }
+}
+
+impl AdaLora {
+    /// The number of steps that the schedule counts on, in a run of this many.
+    fn steps(&self, run: Option<usize>) -> Result<usize> {
+        match (self.config.total_step, run) {
+            (Some(steps), Some(run)) if steps > run => {
+                Err(Error::config("total_step", steps, format!("no more than the {run} steps of the run")))
+            }
+            (Some(steps), _) | (None, Some(steps)) => Ok(steps),
+            (None, None) => Err(Error::config("total_step", "nothing", "the number of steps, outside of a run")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use peft_core::testing::golden::Case;
+
+    use super::*;
+
+    peft_core::conformance!(AdaLoraConfig::new(3, 2).with_alpha(5.0));
+
+    #[test]
+    fn equals_the_reference() {
+        for (case, base) in [("adalora", "roberta-classify"), ("adalora-t5", "t5"), ("adalora-llama", "llama")] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+            Case::open(dir, base).check_method::<AdaLoraConfig>();
+        }
+    }
+
+    #[test]
+    fn the_budget_falls_along_a_cubic() {
+        let config = AdaLoraConfig::new(5, 2).with_schedule(10, 30, 1);
+        let schedule = config.schedule(100, 8).unwrap();
+        let budgets: Vec<Option<usize>> = (1..=100).map(|step| schedule.budget(step)).collect();
+        let falling: Vec<usize> = budgets[10..70].iter().flatten().copied().collect();
+        assert!(budgets[..10].iter().chain(&budgets[70..]).all(Option::is_none) && falling.len() == 60);
+        assert!(falling.windows(2).all(|pair| pair[0] >= pair[1]), "{falling:?}");
+        // 24 (50 / 60)^3 + 16 = 29.89, 24 (30 / 60)^3 + 16 = 19.
+        assert_eq!((falling[0], falling[9], falling[29], falling[59]), (38, 29, 19, 16));
+        // Every third step, and the last in any case.
+        let seldom = Schedule { interval: 3, ..schedule };
+        let due: Vec<usize> = (1..=100).filter(|step| seldom.budget(*step).is_some()).collect();
+        assert_eq!((due[0], due[1], due[due.len() - 2], due[due.len() - 1]), (12, 15, 69, 70));
+        assert_eq!((seldom.budget(15), seldom.budget(70)), (budgets[14], Some(16)));
+    }
+}
