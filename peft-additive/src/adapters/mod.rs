@@ -1,3 +1,5 @@
 //! Adapter-based fine-tuning.
 
+pub mod bottleneck;
+pub mod parallel;
 pub mod sequential;

@@ -1,7 +1,9 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
+mod bottleneck;
 mod composition;
 mod ia3;
+mod parallel;
 mod prefix_tuning;
 mod prompt_tuning;
 mod sequential;
