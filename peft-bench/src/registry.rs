@@ -58,6 +58,7 @@ methods! {
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
     peft_reparam::LoraConfig: "reparam",
+    peft_hybrid::MamConfig: "hybrid",
 }
 
 fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {
