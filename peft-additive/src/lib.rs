@@ -15,6 +15,7 @@ pub mod adapters;
 pub mod others;
 pub mod prompts;
 
+pub use adapters::adapter_drop::{AdapterDrop, AdapterDropConfig};
 pub use adapters::bottleneck::{Activation, Bottleneck};
 pub use adapters::parallel::{Parallel, ParallelConfig};
 pub use adapters::sequential::{Init, Placement, Sequential, SequentialConfig};

@@ -53,6 +53,7 @@ methods! {
     peft_partial::BitFitConfig: "partial",
     peft_additive::SequentialConfig: "additive",
     peft_additive::ParallelConfig: "additive",
+    peft_additive::AdapterDropConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",

@@ -1,5 +1,6 @@
 //! Adapter-based fine-tuning.
 
+pub mod adapter_drop;
 pub mod bottleneck;
 pub mod parallel;
 pub mod sequential;

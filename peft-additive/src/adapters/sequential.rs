@@ -316,6 +316,12 @@ impl Hooks for Sequential {
 adapter!(Sequential);
 
 impl Sequential {
+    /// The adapters of these layers only.
+    pub(super) fn only(self, layers: std::ops::Range<usize>) -> Self {
+        let kept = self.adapters.iter().filter(|(site, _)| layers.contains(&site.layer));
+        Sequential { adapters: kept.map(|(site, adapter)| (site, adapter.clone())).collect(), ..self }
+    }
+
     /// The adapter that follows a linear map.
     fn after(&self, site: Site) -> Option<&Bottleneck> {
         self.adapters.iter().find(|(place, _)| projection(*place) == site).map(|(_, adapter)| adapter)

@@ -1,5 +1,6 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
+mod adapter_drop;
 mod bottleneck;
 mod composition;
 mod ia3;
