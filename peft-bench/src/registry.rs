@@ -58,6 +58,7 @@ methods! {
     peft_additive::PTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
+    peft_additive::LstConfig: "additive",
     peft_reparam::LoraConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
 }

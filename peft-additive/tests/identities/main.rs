@@ -4,6 +4,7 @@ mod adapter_drop;
 mod bottleneck;
 mod composition;
 mod ia3;
+mod lst;
 mod parallel;
 mod prefix_tuning;
 mod prompt_tuning;
