@@ -2,5 +2,6 @@
 
 pub mod adapter_drop;
 pub mod bottleneck;
+pub mod coda;
 pub mod parallel;
 pub mod sequential;

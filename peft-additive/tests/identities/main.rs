@@ -2,6 +2,7 @@
 
 mod adapter_drop;
 mod bottleneck;
+mod coda;
 mod composition;
 mod ia3;
 mod lst;
