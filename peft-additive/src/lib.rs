@@ -15,8 +15,13 @@ pub mod adapters;
 pub mod others;
 pub mod prompts;
 
-pub use adapters::sequential::{Activation, Bottleneck, Init, Placement, Sequential, SequentialConfig};
+pub use adapters::adapter_drop::{AdapterDrop, AdapterDropConfig};
+pub use adapters::bottleneck::{Activation, Bottleneck};
+pub use adapters::coda::{Coda, CodaConfig};
+pub use adapters::parallel::{Parallel, ParallelConfig};
+pub use adapters::sequential::{Init, Placement, Sequential, SequentialConfig};
 pub use others::ia3::{Ia3, Ia3Config};
+pub use others::lst::{Importance, Lst, LstConfig};
 pub use prompts::p_tuning::{PTuning, PTuningConfig, Reparameterization};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

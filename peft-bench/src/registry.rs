@@ -52,13 +52,18 @@ methods! {
     peft_partial::LinearProbeConfig: "partial",
     peft_partial::BitFitConfig: "partial",
     peft_additive::SequentialConfig: "additive",
+    peft_additive::ParallelConfig: "additive",
+    peft_additive::AdapterDropConfig: "additive",
+    peft_additive::CodaConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
+    peft_additive::LstConfig: "additive",
     peft_reparam::LoraConfig: "reparam",
     peft_reparam::AdaLoraConfig: "reparam",
     peft_reparam::IntrinsicSaidConfig: "reparam",
+    peft_hybrid::MamConfig: "hybrid",
 }
 
 fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {

@@ -21,6 +21,12 @@ impl<A: Module> Within<A> {
     pub fn new(inner: A, layers: Range<usize>) -> Self {
         Within { inner, layers }
     }
+
+    /// The same adapter in other layers.
+    pub fn with_layers(mut self, layers: Range<usize>) -> Self {
+        self.layers = layers;
+        self
+    }
 }
 
 impl<A: Adapter> Adapter for Within<A> {

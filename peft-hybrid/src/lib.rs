@@ -1,3 +1,14 @@
-//! Hybrid fine-tuning: combinations of methods of several families (the survey's MAM adapter, UniPELT, Compacter and others).
+//! Hybrid fine-tuning: combinations of methods of several families, each with one configuration.
 //!
-//! This crate is where they belong. It holds none yet; a tuple of adapters already composes any two, see `examples/hybrid`.
+//! ```
+//! use peft_core::{Method, Shape};
+//! use peft_hybrid::MamConfig;
+//!
+//! let shape = Shape::named("roberta-base")?;
+//! assert_eq!(MamConfig::glue().count(&shape)?, 15_695_840);
+//! # Ok::<(), peft_core::Error>(())
+//! ```
+
+pub mod manual;
+
+pub use manual::mam::{Mam, MamConfig};

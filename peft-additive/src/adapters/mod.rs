@@ -1,3 +1,7 @@
 //! Adapter-based fine-tuning.
 
+pub mod adapter_drop;
+pub mod bottleneck;
+pub mod coda;
+pub mod parallel;
 pub mod sequential;

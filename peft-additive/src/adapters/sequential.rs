@@ -15,12 +15,14 @@
 //! Differs from the paper: GELU is exact, the official code's is the approximation by tanh. `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use burn::tensor::{Device, Tensor, TensorData, module};
 use peft_core::{
-    Affine, Base, Error, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site,
-    SiteMap, Slot, Weight, adapter, file_path, place_key, random::Random, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site, SiteMap,
+    Slot, Weight, adapter, place_key, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
+
+use super::bottleneck::{Activation, Bottleneck, check_width, count, key, projection};
 
 /// Where in a layer the adapters are, and what they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,21 +33,6 @@ pub enum Placement {
     Houlsby,
     /// After the feed-forward network only, on its normalized sum with the residual.
     Pfeiffer,
-}
-
-/// The non-linearity between the two maps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// The official code's.
-    #[default]
-    Gelu,
-    /// The survey's, and AdapterHub's for [`Placement::Pfeiffer`].
-    Relu,
-    /// AdapterHub's for [`Placement::Houlsby`].
-    Swish,
-    /// None: the adapter is a linear map.
-    Identity,
 }
 
 /// What the adapters start from; biases start at 0.
@@ -157,12 +144,7 @@ impl SequentialConfig {
 
     /// The sub-layers with an adapter; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
-        // Without an upper bound a file's number could ask for any amount of memory before its tensors are looked at.
-        let most = 16 * shape.hidden;
-        if !(1..=most).contains(&self.bottleneck) {
-            let expected = format!("1 to {most}, 16 times the model's width");
-            return Err(Error::config("bottleneck", self.bottleneck, expected));
-        }
+        check_width(self.bottleneck, shape)?;
         // From 0 no matrix would ever move: the gradient of each is a product with the other.
         if !(self.init_std > 0.0 && self.init_std <= 1.0) {
             return Err(Error::config("init_std", self.init_std, "a number above 0, at most 1"));
@@ -212,17 +194,6 @@ pub struct Sequential {
     eps: f64,
 }
 
-/// The maps of one adapter.
-#[derive(Module, Debug)]
-pub struct Bottleneck {
-    /// In front of the maps, where asked for; gain and bias `[d]`.
-    norm: Option<Norm>,
-    /// Weight `[d, m]`, bias `[m]`.
-    down: Affine,
-    /// Weight `[m, d]`, bias `[d]`.
-    up: Affine,
-}
-
 impl Method for SequentialConfig {
     const NAME: &'static str = "adapter";
     const PEFT_TYPE: &'static str = "SEQUENTIAL_ADAPTER";
@@ -231,19 +202,18 @@ impl Method for SequentialConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Sequential> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let vector = |value: f64, n: usize| Param::from_tensor(Tensor::full([n], value, &device));
-        let affine =
-            |weight: Tensor<2>| Affine { bias: vector(0.0, weight.dims()[1]), weight: Param::from_tensor(weight) };
         let draw = |site: Site, map: &str, dims| {
             truncated_normal(Random::new(seed, &format!("sequential.{site}.{map}")), dims, self.init_std, &device)
         };
         let (d, m) = (shape.hidden, self.bottleneck);
-        let bottleneck = |site: Site| Bottleneck {
-            norm: self.inner_norm.contains(&site.part).then(|| Norm { gain: vector(1.0, d), bias: vector(0.0, d) }),
-            down: affine(draw(site, "down", [d, m])),
-            up: affine(match self.init {
+        let bottleneck = |site: Site| {
+            let up = match self.init {
                 Init::NearIdentity => draw(site, "up", [m, d]),
                 Init::ZeroUp => Tensor::zeros([m, d], &device),
-            }),
+            };
+            let norm = self.inner_norm.contains(&site.part);
+            let norm = norm.then(|| Norm { gain: vector(1.0, d), bias: vector(0.0, d) });
+            Bottleneck { norm, ..Bottleneck::new(draw(site, "down", [d, m]), up) }
         };
         let (sites, places) = (self.plan(shape)?, shape.places());
         let trained = |slot: Slot| -> SiteMap<Param<Tensor<1>>> {
@@ -270,7 +240,7 @@ impl Method for SequentialConfig {
     fn count(&self, shape: &Shape) -> Result<usize> {
         let (d, m) = (shape.hidden, self.bottleneck);
         let inner = |site: Site| if self.inner_norm.contains(&site.part) { 2 * d } else { 0 };
-        let adapters: usize = self.plan(shape)?.into_iter().map(|site| 2 * d * m + m + d + inner(site)).sum();
+        let adapters: usize = self.plan(shape)?.into_iter().map(|site| count(d, m) + inner(site)).sum();
         Ok(adapters + self.norms(shape).iter().map(Place::count).sum::<usize>())
     }
 
@@ -279,17 +249,7 @@ impl Method for SequentialConfig {
         let slot = match field {
             "gains" => Slot::Gain,
             "biases" => Slot::Bias,
-            _ => {
-                let path = file_path(shape, projection(site));
-                let path = path.trim_end_matches(".dense");
-                return match leaf {
-                    "down.weight" => Key::transposed(format!("{path}.adapter_down.weight")),
-                    "up.weight" => Key::transposed(format!("{path}.adapter_up.weight")),
-                    "norm.gain" => Key::plain(format!("{path}.adapter_norm_before.weight")),
-                    "norm.bias" => Key::plain(format!("{path}.adapter_norm_before.bias")),
-                    _ => Key::plain(format!("{path}.adapter_{leaf}")),
-                };
-            }
+            _ => return key(shape, site, leaf),
         };
         let places = shape.places();
         let place = places.iter().find(|place| place.site == site && place.slot == slot);
@@ -322,28 +282,6 @@ fn norm_after(site: Site) -> Site {
     Site { part: Part::NormFeedForward, ..site }
 }
 
-/// The linear map at the end of a sub-layer.
-fn projection(site: Site) -> Site {
-    Site { part: if site.part == Part::SelfAttention { Part::Output } else { Part::Down }, ..site }
-}
-
-impl Bottleneck {
-    /// act(x Wd + bd) Wu + bu.
-    fn forward(&self, x: Tensor<3>, act: Activation, eps: f64) -> Tensor<3> {
-        let x = match &self.norm {
-            Some(norm) => module::layer_norm(x, norm.gain.val(), Some(norm.bias.val()), eps),
-            None => x,
-        };
-        let inner = self.down.forward(x);
-        self.up.forward(match act {
-            Activation::Gelu => activation::gelu(inner),
-            Activation::Relu => activation::relu(inner),
-            Activation::Swish => activation::silu(inner),
-            Activation::Identity => inner,
-        })
-    }
-}
-
 impl Hooks for Sequential {
     fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
@@ -359,7 +297,11 @@ impl Hooks for Sequential {
             Some(None) => output.clone() + residual,
             None => output.clone(),
         };
-        output + adapter.forward(read, self.activation, self.eps)
+        let read = match &adapter.norm {
+            Some(norm) => module::layer_norm(read, norm.gain.val(), Some(norm.bias.val()), self.eps),
+            None => read,
+        };
+        output + adapter.forward(read, self.activation)
     }
 
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
@@ -374,6 +316,12 @@ impl Hooks for Sequential {
 adapter!(Sequential);
 
 impl Sequential {
+    /// The adapters of these layers only.
+    pub(super) fn only(self, layers: std::ops::Range<usize>) -> Self {
+        let kept = self.adapters.iter().filter(|(site, _)| layers.contains(&site.layer));
+        Sequential { adapters: kept.map(|(site, adapter)| (site, adapter.clone())).collect(), ..self }
+    }
+
     /// The adapter that follows a linear map.
     fn after(&self, site: Site) -> Option<&Bottleneck> {
         self.adapters.iter().find(|(place, _)| projection(*place) == site).map(|(_, adapter)| adapter)
@@ -404,10 +352,8 @@ impl Procedure for Sequential {}
 
 #[cfg(test)]
 mod tests {
-    use peft_core::io::peft::from_settings;
+    use peft_core::testing::device;
     use peft_core::testing::tolerances::STANDARD_ERRORS;
-    use peft_core::testing::{base, device};
-    use peft_core::view::shapes;
 
     use super::*;
 
@@ -472,37 +418,6 @@ mod tests {
         assert_eq!(SequentialConfig::survey().count(&large).unwrap(), 19_768_704);
     }
 
-    /// Names and shapes as in a state of torch.
-    #[test]
-    fn files_call_the_tensors_of_an_adapter_by_its_sub_layer() {
-        let base = base("roberta-tiny", &device());
-        let config = SequentialConfig::survey().with_bottleneck(5).with_train_layernorm(true);
-        let named = |(name, mut dims): (String, Vec<usize>)| {
-            let key = config.key(&name, base.shape());
-            if key.transposed {
-                dims.reverse();
-            }
-            let path = key.name.strip_prefix("base_model.model.roberta.").map(str::to_string);
-            (path.unwrap_or_else(|| panic!("{}", key.name)), dims)
-        };
-        let all: Vec<_> = shapes(&config.init(&base, 0).unwrap()).into_iter().map(named).collect();
-        let at = |start: &str| -> Vec<(&str, &[usize])> {
-            let mut found: Vec<_> =
-                all.iter().filter_map(|(name, dims)| Some((name.strip_prefix(start)?, &dims[..]))).collect();
-            found.sort();
-            found
-        };
-        let maps = [("down.bias", &[5][..]), ("down.weight", &[5, 24]), ("up.bias", &[24]), ("up.weight", &[24, 5])];
-        assert_eq!(at("encoder.layer.1.output.adapter_"), maps);
-        let norm = [("norm_before.bias", &[24][..]), ("norm_before.weight", &[24])];
-        assert_eq!(at("encoder.layer.1.attention.output.adapter_"), [&maps[..2], &norm, &maps[2..]].concat());
-        let norm = [("bias", &[24][..]), ("weight", &[24])];
-        for path in ["embeddings", "encoder.layer.1.attention.output", "encoder.layer.1.output"] {
-            assert_eq!(at(&format!("{path}.LayerNorm.")), norm);
-        }
-        assert_eq!(all.len(), 3 * (4 + 6) + 7 * 2);
-    }
-
     /// Of numbers cut off at twice their standard deviation, the squares have a mean of 1 - 4 phi(2) / (2 Phi(2) - 1).
     #[test]
     fn the_start_is_cut_off_at_two_standard_deviations() {
@@ -516,67 +431,5 @@ mod tests {
         assert!(((square - expected) / error).abs() <= f64::from(STANDARD_ERRORS.0), "{square} +- {error}");
         let largest = squares.iter().fold(0.0f64, |largest, x| largest.max(*x)).sqrt();
         assert!((1.9..2.0 + f64::from(f32::EPSILON)).contains(&largest), "{largest}");
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_by_name() {
-        let base = base("roberta-tiny", &device());
-        let good = SequentialConfig::default();
-        for (config, words) in [
-            (SequentialConfig::houlsby(0), ["bottleneck", "0", "1 to 384"]),
-            (SequentialConfig::houlsby(385), ["bottleneck", "385", "1 to 384"]),
-            (SequentialConfig::houlsby(usize::MAX), ["bottleneck", "18446744073709551615", "1 to 384"]),
-            (good.clone().with_init_std(f64::NAN), ["init_std", "NaN", "above 0, at most 1"]),
-            (good.clone().with_init_std(0.0).with_init(Init::ZeroUp), ["init_std", "0", "above 0, at most 1"]),
-            (good.with_inner_norm([Part::Query]), ["inner_norm", "query", "self_attention, feed_forward"]),
-            (
-                SequentialConfig::pfeiffer(4).with_inner_norm([Part::SelfAttention]),
-                ["inner_norm", "self_attention", "expected feed_forward"],
-            ),
-        ] {
-            for message in [config.init(&base, 0).unwrap_err(), config.count(base.shape()).unwrap_err()] {
-                let message = message.to_string();
-                assert!(words.iter().all(|word| message.contains(word)), "{message}");
-            }
-        }
-    }
-
-    #[test]
-    fn only_a_linear_map_of_the_output_merges() {
-        let base = base("roberta-tiny", &device());
-        let merges = |config: SequentialConfig| SequentialConfig::merge(&config.init(&base, 0).unwrap()).is_some();
-        let linear = SequentialConfig::houlsby(5).with_activation(Activation::Identity);
-        assert!(merges(linear.clone()));
-        assert!(!merges(linear.clone().with_inner_norm([Part::FeedForward])));
-        assert!(!merges(linear.clone().with_placement(Placement::Pfeiffer)));
-        for act in [Activation::Gelu, Activation::Relu, Activation::Swish] {
-            assert!(!merges(linear.clone().with_activation(act)), "{act:?}");
-        }
-    }
-
-    #[test]
-    fn settings_are_read_as_words() {
-        let read = |words: &str| {
-            let words: Vec<String> = words.split_whitespace().map(str::to_string).collect();
-            from_settings::<SequentialConfig>(&words)
-        };
-        let survey = "bottleneck=200 activation=relu inner_norm=self_attention train_layernorm=false";
-        assert_eq!(read(survey).unwrap(), SequentialConfig::survey());
-        let words =
-            "placement=pfeiffer activation=swish init=zero_up init_std=0.02 inner_norm=self_attention,feed_forward";
-        let config = SequentialConfig::default()
-            .with_placement(Placement::Pfeiffer)
-            .with_activation(Activation::Swish)
-            .with_init(Init::ZeroUp)
-            .with_init_std(0.02)
-            .with_inner_norm([Part::SelfAttention, Part::FeedForward]);
-        assert_eq!(read(words).unwrap(), config);
-        for (word, allowed) in
-            [("inner_norm=attn", "self_attention"), ("placement=parallel", "pfeiffer"), ("activation=tanh", "swish")]
-        {
-            let (key, value) = word.split_once('=').unwrap();
-            let message = read(word).unwrap_err().to_string();
-            assert!([key, value, allowed].iter().all(|part| message.contains(part)), "{message}");
-        }
     }
 }

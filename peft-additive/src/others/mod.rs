@@ -1,3 +1,5 @@
 //! Neither adapters nor soft prompts.
 
 pub mod ia3;
+pub mod lst;
+mod pruning;

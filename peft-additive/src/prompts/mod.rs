@@ -49,7 +49,7 @@ fn derived_of_rows(shape: &Shape) -> Map<String, Value> {
 
 /// As torch starts a linear map (and, with the width of its state as `fan`, an LSTM): weight and bias uniform within
 /// `1 / sqrt(fan)`.
-fn torch_linear([rows, columns]: [usize; 2], fan: usize, seed: u64, name: &str, device: &Device) -> Affine {
+pub(crate) fn torch_linear([rows, columns]: [usize; 2], fan: usize, seed: u64, name: &str, device: &Device) -> Affine {
     let bound = 1.0 / (fan as f64).sqrt();
     let random = |leaf| Random::new(seed, &format!("{name}.{leaf}"));
     Affine {

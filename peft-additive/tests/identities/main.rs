@@ -1,7 +1,12 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
+mod adapter_drop;
+mod bottleneck;
+mod coda;
 mod composition;
 mod ia3;
+mod lst;
+mod parallel;
 mod prefix_tuning;
 mod prompt_tuning;
 mod sequential;

@@ -1,13 +1,15 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Activation, Init, Placement, Sequential, SequentialConfig};
+use peft_core::io::peft::from_settings;
 use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION};
-use peft_core::testing::{assert_close, batch, randomized};
-use peft_core::view::{Rewrite, tensors, view, with_values};
+use peft_core::testing::{assert_close, base, batch, device, randomized};
+use peft_core::view::{shapes, tensors, view, with_values};
 use peft_core::{Adapter, Bare, Base, Method, Part, Sequence, Site, Slot, random::Random};
 use proptest::prelude::*;
 
-use crate::{bases, pick, run};
+use crate::bottleneck::{Permute, ZeroUp, activate, values};
+use crate::{bases, run};
 
 fn configs() -> [SequentialConfig; 4] {
     let (pfeiffer, survey) = (SequentialConfig::pfeiffer(7), SequentialConfig::survey().with_bottleneck(7));
@@ -19,47 +21,11 @@ fn random(config: &SequentialConfig, base: &Base, seed: u64) -> Sequential {
     randomized(&config.init(base, seed).unwrap(), seed)
 }
 
-/// Another order of the bottleneck's units.
-struct Permute<'a>(&'a [usize]);
-
-impl Rewrite for Permute<'_> {
-    fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
-        match name.rsplit_once('.').unwrap() {
-            (path, "weight") if path.ends_with("down") => pick(t, 1, self.0),
-            (path, "weight") if path.ends_with("up") => pick(t, 0, self.0),
-            (path, "bias") if path.ends_with("down") => pick(t, 0, self.0),
-            _ => t,
-        }
-    }
-}
-
-/// Zeros in the second map; its bias too, or not.
-struct ZeroUp {
-    bias: bool,
-}
-
-impl Rewrite for ZeroUp {
-    fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
-        let zero = name.ends_with("up.weight") || self.bias && name.ends_with("up.bias");
-        if zero { t.zeros_like() } else { t }
-    }
-}
-
 /// A layer normalization by its definition.
 fn normalize(x: Tensor<3>, gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
     let centered = x.clone() - x.mean_dim(2);
     let deviation = (centered.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
     centered / deviation * gain.unsqueeze() + bias.unsqueeze()
-}
-
-/// A non-linearity by its definition.
-fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
-    match activation {
-        Activation::Gelu => x.clone() * ((x / 2f64.sqrt()).erf() + 1.0) / 2.0,
-        Activation::Relu => x.clamp_min(0.0),
-        Activation::Swish => x.clone() / (x.neg().exp() + 1.0),
-        Activation::Identity => x,
-    }
 }
 
 proptest! {
@@ -224,6 +190,94 @@ proptest! {
     }
 }
 
-fn values(data: &TensorData) -> Vec<f64> {
-    data.iter::<f32>().map(f64::from).collect()
+/// Names and shapes as in a state of torch.
+#[test]
+fn files_call_the_tensors_of_an_adapter_by_its_sub_layer() {
+    let base = base("roberta-tiny", &device());
+    let config = SequentialConfig::survey().with_bottleneck(5).with_train_layernorm(true);
+    let named = |(name, mut dims): (String, Vec<usize>)| {
+        let key = config.key(&name, base.shape());
+        if key.transposed {
+            dims.reverse();
+        }
+        let path = key.name.strip_prefix("base_model.model.roberta.").map(str::to_string);
+        (path.unwrap_or_else(|| panic!("{}", key.name)), dims)
+    };
+    let all: Vec<_> = shapes(&config.init(&base, 0).unwrap()).into_iter().map(named).collect();
+    let at = |start: &str| -> Vec<(&str, &[usize])> {
+        let mut found: Vec<_> =
+            all.iter().filter_map(|(name, dims)| Some((name.strip_prefix(start)?, &dims[..]))).collect();
+        found.sort();
+        found
+    };
+    let maps = [("down.bias", &[5][..]), ("down.weight", &[5, 24]), ("up.bias", &[24]), ("up.weight", &[24, 5])];
+    assert_eq!(at("encoder.layer.1.output.adapter_"), maps);
+    let norm = [("norm_before.bias", &[24][..]), ("norm_before.weight", &[24])];
+    assert_eq!(at("encoder.layer.1.attention.output.adapter_"), [&maps[..2], &norm, &maps[2..]].concat());
+    let norm = [("bias", &[24][..]), ("weight", &[24])];
+    for path in ["embeddings", "encoder.layer.1.attention.output", "encoder.layer.1.output"] {
+        assert_eq!(at(&format!("{path}.LayerNorm.")), norm);
+    }
+    assert_eq!(all.len(), 3 * (4 + 6) + 7 * 2);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let base = base("roberta-tiny", &device());
+    let good = SequentialConfig::default();
+    for (config, words) in [
+        (SequentialConfig::houlsby(0), ["bottleneck", "0", "1 to 384"]),
+        (SequentialConfig::houlsby(385), ["bottleneck", "385", "1 to 384"]),
+        (SequentialConfig::houlsby(usize::MAX), ["bottleneck", "18446744073709551615", "1 to 384"]),
+        (good.clone().with_init_std(f64::NAN), ["init_std", "NaN", "above 0, at most 1"]),
+        (good.clone().with_init_std(0.0).with_init(Init::ZeroUp), ["init_std", "0", "above 0, at most 1"]),
+        (good.with_inner_norm([Part::Query]), ["inner_norm", "query", "self_attention, feed_forward"]),
+        (
+            SequentialConfig::pfeiffer(4).with_inner_norm([Part::SelfAttention]),
+            ["inner_norm", "self_attention", "expected feed_forward"],
+        ),
+    ] {
+        for message in [config.init(&base, 0).unwrap_err(), config.count(base.shape()).unwrap_err()] {
+            let message = message.to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+}
+
+#[test]
+fn only_a_linear_map_of_the_output_merges() {
+    let base = base("roberta-tiny", &device());
+    let merges = |config: SequentialConfig| SequentialConfig::merge(&config.init(&base, 0).unwrap()).is_some();
+    let linear = SequentialConfig::houlsby(5).with_activation(Activation::Identity);
+    assert!(merges(linear.clone()));
+    assert!(!merges(linear.clone().with_inner_norm([Part::FeedForward])));
+    assert!(!merges(linear.clone().with_placement(Placement::Pfeiffer)));
+    for act in [Activation::Gelu, Activation::Relu, Activation::Swish] {
+        assert!(!merges(linear.clone().with_activation(act)), "{act:?}");
+    }
+}
+
+#[test]
+fn settings_are_read_as_words() {
+    let read = |words: &str| {
+        let words: Vec<String> = words.split_whitespace().map(str::to_string).collect();
+        from_settings::<SequentialConfig>(&words)
+    };
+    let survey = "bottleneck=200 activation=relu inner_norm=self_attention train_layernorm=false";
+    assert_eq!(read(survey).unwrap(), SequentialConfig::survey());
+    let words = "placement=pfeiffer activation=swish init=zero_up init_std=0.02 inner_norm=self_attention,feed_forward";
+    let config = SequentialConfig::default()
+        .with_placement(Placement::Pfeiffer)
+        .with_activation(Activation::Swish)
+        .with_init(Init::ZeroUp)
+        .with_init_std(0.02)
+        .with_inner_norm([Part::SelfAttention, Part::FeedForward]);
+    assert_eq!(read(words).unwrap(), config);
+    for (word, allowed) in
+        [("inner_norm=attn", "self_attention"), ("placement=parallel", "pfeiffer"), ("activation=tanh", "swish")]
+    {
+        let (key, value) = word.split_once('=').unwrap();
+        let message = read(word).unwrap_err().to_string();
+        assert!([key, value, allowed].iter().all(|part| message.contains(part)), "{message}");
+    }
 }

@@ -20,6 +20,7 @@ struct State {
     rows: usize,
     padding: Option<Tensor<2, Bool>>,
     encoded: Option<Sequence>,
+    beside: Option<Cache>,
 }
 
 /// Keys and values, `[batch, key heads, rows, head width]`.
@@ -33,7 +34,14 @@ impl Cache {
 
     /// Another cache with what is in this one.
     pub fn fork(&self) -> Self {
-        Cache(Arc::new(Mutex::new(self.state().clone())))
+        let mut state = self.state().clone();
+        state.beside = state.beside.as_ref().map(Cache::fork);
+        Cache(Arc::new(Mutex::new(state)))
+    }
+
+    /// The cache of a network that runs beside the model; it is forked and selected from with this one.
+    pub fn beside(&self) -> Self {
+        self.state().beside.get_or_insert_default().clone()
     }
 
     /// True where a row is padding, `[batch, rows]`; absent if none is.
@@ -98,6 +106,9 @@ impl Cache {
             x.mask.padding = x.mask.padding.map(rows);
             x
         });
+        if let Some(beside) = &state.beside {
+            beside.select(sequences, device);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

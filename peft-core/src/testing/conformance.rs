@@ -27,9 +27,13 @@ use crate::{Adapter, Bare, Base, Batch, Head, Hidden, LanguageModel, Method, Tra
 ///
 /// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
 /// fail. A method that some architectures cannot have is put to the test on others with
-/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere.
+/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere. One whose tuner is no adapter, `conformance!(config,
+/// no_adapter)`, is spared C6, which would not compile.
 #[macro_export]
 macro_rules! conformance {
+    ($config:expr, no_adapter $(, skip($($check:ident: $reason:literal),*))?) => {
+        $crate::conformance!(@tests $config, [], [$($((stringify!($check), $reason)),*)?], c1 c2 c3 c4 c5 c7 c8 c9 c10 c11);
+    };
     ($config:expr $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
         $crate::conformance!(@tests $config, [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
             c1 c2 c3 c4 c5 c6 c7 c8 c9 c10 c11);

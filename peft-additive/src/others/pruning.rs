@@ -1,0 +1,237 @@
+//! Structural pruning: a narrower network out of the most important units of a backbone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::{Base, Hooks, Part, Result, Shape, Site, SiteMap, Slot, Stack, Weight, adapter, train::Probe};
+
+/// Linear maps that read the same rows, or a normalization, in the order in which a backbone runs them.
+fn groups(shape: &Shape) -> Vec<Vec<Site>> {
+    use Part::*;
+    let attention = [vec![Query, Key, Value], vec![Output]];
+    let crossed = [vec![CrossQuery, CrossKey, CrossValue], vec![CrossOutput]];
+    let feed_forward = [vec![Gate, Up], vec![Down]];
+    let normed = |norm: Part, maps: [Vec<Part>; 2]| {
+        let mut groups = maps.to_vec();
+        groups.insert(if shape.pre_norm() { 0 } else { 2 }, vec![norm]);
+        groups
+    };
+    let layer =
+        [normed(NormAttention, attention), normed(NormCrossAttention, crossed), normed(NormFeedForward, feed_forward)]
+            .concat();
+    let places: BTreeSet<Site> = shape.places().into_iter().map(|place| place.site).collect();
+    let at = |stack, layer, parts: &[Part]| -> Vec<Site> {
+        let sites = parts.iter().map(|part| Site { stack, layer, part: *part });
+        sites.filter(|site| places.contains(site)).collect()
+    };
+    let stack = |(stack, layers): (Stack, usize)| {
+        let layers = (0..layers).flat_map(|i| layer.iter().map(move |parts| (i, parts)));
+        let mut groups: Vec<Vec<Site>> = layers.map(|(i, parts)| at(stack, i, parts)).collect();
+        groups.push(at(stack, 0, &[NormFinal]));
+        groups
+    };
+    shape.stacks().into_iter().flat_map(stack).filter(|group| !group.is_empty()).collect()
+}
+
+/// The most important units of a backbone, as a network of the shape `side`. From the columns of the word table on, each linear map
+/// keeps the rows that the one before it kept as columns, and the columns with the largest sums of `importance`, which is
+/// multiplied over maps that read the same; vectors follow. That a residual joins different units is left to training.
+pub(super) fn pruned(
+    base: &Base,
+    side: &Shape,
+    importance: impl Fn(Site) -> Tensor<2>,
+) -> BTreeMap<(Site, Slot), TensorData> {
+    let places: BTreeSet<(Site, Slot)> = base.shape().places().into_iter().map(|p| (p.site, p.slot)).collect();
+    let index = |units: &[usize]| -> Tensor<1, Int> {
+        let index: Vec<i32> = units.iter().map(|unit| *unit as i32).collect();
+        Tensor::from_data(TensorData::new(index, [units.len()]), base.device())
+    };
+    let mut kept = BTreeMap::new();
+    let keep_vectors = |site: Site, units: &[usize], kept: &mut BTreeMap<(Site, Slot), TensorData>| {
+        for slot in [Slot::Gain, Slot::Bias].into_iter().filter(|slot| places.contains(&(site, *slot))) {
+            kept.insert((site, slot), base.vector(site, slot).select(0, index(units)).into_data());
+        }
+    };
+    let mut units = largest(importance(base.shape().words()), side.hidden);
+    for group in groups(base.shape()) {
+        let first = group[0];
+        if !places.contains(&(first, Slot::Weight)) {
+            keep_vectors(first, &units, &mut kept);
+            continue;
+        }
+        let rows = index(&units);
+        let width = |site: &Site| base.shape().linear_dims(*site)[1];
+        // Heads of keys and values that several of queries share are fewer, and choose apart.
+        for maps in group.chunk_by(|a, b| width(a) == width(b)) {
+            let together = maps.iter().map(|site| importance(*site).select(0, rows.clone())).reduce(|a, b| a * b);
+            let Some(together) = together else { continue };
+            let columns = largest(together, side.linear_dims(maps[0])[1]);
+            for site in maps {
+                let weight = base.weight(*site).dense().select(0, rows.clone()).select(1, index(&columns));
+                kept.insert((*site, Slot::Weight), weight.into_data());
+                keep_vectors(*site, &columns, &mut kept);
+            }
+            if maps[0] == first {
+                units = columns;
+            }
+        }
+    }
+    // There are as many heads as in the backbone, each with its own biases.
+    for (site, slot) in places.into_iter().filter(|(site, _)| site.part == Part::RelativePositions) {
+        kept.insert((site, slot), base.weight(site).dense().into_data());
+    }
+    kept
+}
+
+/// The columns with the largest sums, this many, in their order.
+fn largest(importance: Tensor<2>, n: usize) -> Vec<usize> {
+    let sums: Vec<f32> = importance.sum_dim(0).into_data().iter::<f32>().collect();
+    let mut order: Vec<usize> = (0..sums.len()).collect();
+    order.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]));
+    order.truncate(n);
+    order.sort_unstable();
+    order
+}
+
+/// All matrices of a base, to be differentiated.
+#[derive(Module, Debug)]
+struct Matrices {
+    weights: SiteMap<Param<Tensor<2>>>,
+}
+
+impl Hooks for Matrices {
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        self.weights.get(site).map_or(w, |own| Weight::Dense(own.val()))
+    }
+}
+
+adapter!(Matrices);
+
+/// The squared gradients of the loss on the first samples, one by one, summed.
+pub(super) fn fisher(base: &Base, data: Probe<'_>, samples: usize) -> Result<BTreeMap<Site, Tensor<2>>> {
+    let matrices = base.shape().places().into_iter().filter(|place| place.slot == Slot::Weight);
+    let tracked = |site| Param::from_tensor(Tensor::from_inner(base.weight(site).dense()));
+    let matrices = Matrices { weights: matrices.map(|place| (place.site, tracked(place.site))).collect() };
+    let mut sums: BTreeMap<Site, Tensor<2>> =
+        matrices.weights.iter().map(|(site, matrix)| (site, matrix.val().inner().zeros_like())).collect();
+    for sample in 0..samples.min(data.examples().len()) {
+        let gradients = data.gradients(&matrices, base, &[sample])?;
+        for (site, matrix) in matrices.weights.iter() {
+            if let (Some(sum), Some(gradient)) = (sums.get_mut(&site), gradients.get::<2>(matrix.id)) {
+                *sum = sum.clone() + gradient.powi_scalar(2);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use peft_core::random::Random;
+    use peft_core::testing::tolerances::FINITE_DIFFERENCE;
+    use peft_core::testing::{base, device, examples};
+    use peft_core::{Bare, Example, Head, Trained};
+
+    use super::*;
+    use crate::others::lst::side_shape;
+
+    /// Numbers of a matrix in f64, row by row.
+    fn rows(matrix: Tensor<2>) -> Vec<Vec<f64>> {
+        let columns = matrix.dims()[1];
+        let values: Vec<f64> = matrix.into_data().iter::<f32>().map(f64::from).collect();
+        values.chunks(columns).map(<[f64]>::to_vec).collect()
+    }
+
+    /// The chain of choices by its definition, over a RoBERTa, a T5 and a LLaMA whose keys have fewer heads than its queries.
+    #[test]
+    fn pruning_keeps_the_most_important_units() {
+        use Part::*;
+        let top = |sums: Vec<f64>, n: usize| {
+            let rank = |unit: usize| sums.iter().filter(|other| **other > sums[unit]).count();
+            (0..sums.len()).filter(|unit| rank(*unit) < n).collect::<Vec<_>>()
+        };
+        let of_encoders = vec![vec![Query, Key, Value], vec![Output], vec![Up], vec![Down]];
+        let of_llama = vec![vec![Key, Value], vec![Query], vec![Output], vec![Gate, Up], vec![Down]];
+        for (name, chain) in [("roberta-tiny", &of_encoders), ("t5-tiny", &of_encoders), ("llama-tiny", &of_llama)] {
+            let base = base(name, &device());
+            let side = side_shape(base.shape(), 2);
+            let importance = |site: Site| {
+                Random::new(5, &site.to_string()).uniform_tensor(
+                    base.weight(site).dense().dims(),
+                    0.1,
+                    1.0,
+                    base.device(),
+                )
+            };
+            let kept = pruned(&base, &side, importance);
+            let (stack, layers) = base.shape().stacks()[0];
+            let words = rows(importance(base.shape().words()));
+            let mut units = top((0..24).map(|j| words.iter().map(|row| row[j]).sum()).collect(), side.hidden);
+            for (layer, parts) in (0..layers).flat_map(|layer| chain.iter().map(move |parts| (layer, parts))) {
+                let sites: Vec<Site> = parts.iter().map(|part| Site { stack, layer, part: *part }).collect();
+                let all: Vec<_> = sites.iter().map(|site| rows(importance(*site))).collect();
+                let sum = |j: usize| units.iter().map(|i| all.iter().map(|rows| rows[*i][j]).product::<f64>()).sum();
+                let columns = top((0..all[0][0].len()).map(sum).collect(), side.linear_dims(sites[0])[1]);
+                for site in &sites {
+                    let weight = rows(base.weight(*site).dense());
+                    let expected: Vec<f64> =
+                        units.iter().flat_map(|i| columns.iter().map(|j| weight[*i][*j])).collect();
+                    let found: Vec<f64> = kept[&(*site, Slot::Weight)].iter::<f32>().map(f64::from).collect();
+                    assert_eq!(found, expected, "{site} of {name}");
+                }
+                if parts[0] != Key {
+                    units = columns;
+                }
+                let norm =
+                    Site { stack, layer, part: if base.shape().pre_norm() { NormFeedForward } else { NormAttention } };
+                if parts[0] == Output {
+                    let gains: Vec<f32> = base.vector(norm, Slot::Gain).into_data().iter().collect();
+                    let expected: Vec<f32> = units.iter().map(|unit| gains[*unit]).collect();
+                    assert_eq!(kept[&(norm, Slot::Gain)].iter::<f32>().collect::<Vec<_>>(), expected);
+                }
+            }
+            let full = pruned(&base, base.shape(), importance);
+            assert!(
+                full.iter()
+                    .filter(|((_, slot), _)| *slot == Slot::Weight)
+                    .all(|((site, _), data)| { *data == base.weight(*site).dense().into_data() })
+            );
+        }
+    }
+
+    /// Against central differences of each sample's loss.
+    #[test]
+    fn fisher_is_the_sum_of_squared_gradients() {
+        let base = base("roberta-tiny", &device());
+        let (examples, head) = (examples(&base), Head::classifier(&base, 2, 3));
+        let squares = fisher(&base, Probe::new(&head, &examples), 3).unwrap();
+        let loss = |base: &Base, example: &Example| {
+            let trained = Trained { tuner: Bare {}, head: head.clone() };
+            let loss =
+                trained.loss(base, &base.batch(&[example]).unwrap(), &[example.label.as_ref().unwrap()]).unwrap();
+            f64::from(loss.into_scalar::<f32>())
+        };
+        for site in [Site::encoder(0, Part::Key), Site::encoder(2, Part::Down)] {
+            let found = rows(squares[&site].clone());
+            let (row, column) = (0..24)
+                .flat_map(|i| (0..24).map(move |j| (i, j)))
+                .max_by(|a, b| found[a.0][a.1].total_cmp(&found[b.0][b.1]))
+                .unwrap();
+            let weight = base.weight(site).dense();
+            let moved = |by: f32| {
+                let old = weight.clone().slice([row..row + 1, column..column + 1]);
+                base.clone().with_weight(
+                    site,
+                    Weight::Dense(weight.clone().slice_assign([row..row + 1, column..column + 1], old + by)),
+                )
+            };
+            let h = 1e-2;
+            let [low, high] = [moved(-h), moved(h)];
+            let slope = |example| (loss(&high, example) - loss(&low, example)) / (2.0 * f64::from(h));
+            let expected: f64 = examples[..3].iter().map(|example| slope(example).powi(2)).sum();
+            let error = (found[row][column] - expected).abs() / expected;
+            assert!(error <= f64::from(FINITE_DIFFERENCE.0), "{site}: {} against {expected}", found[row][column]);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Combinations by hand.
+
+pub mod mam;
