@@ -51,6 +51,8 @@ methods! {
     peft_partial::FullConfig: "partial",
     peft_partial::LinearProbeConfig: "partial",
     peft_partial::BitFitConfig: "partial",
+    peft_partial::ChildTuningConfig: "partial",
+    peft_partial::DiffPruningConfig: "partial",
     peft_additive::SequentialConfig: "additive",
     peft_additive::ParallelConfig: "additive",
     peft_additive::AdapterDropConfig: "additive",

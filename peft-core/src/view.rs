@@ -14,7 +14,8 @@ pub trait Rewrite {
 }
 
 /// A module of the same form and the same ids whose tensors are computed from its own. The result may be tracked: gradients
-/// flow into whatever it was computed from. It lives for one run; it is never optimized or saved.
+/// flow into whatever it was computed from. It then lives for one run and is never optimized or saved; one of leaves is a module like
+/// any other.
 pub fn view<M: Module>(module: &M, rewrite: &mut impl Rewrite) -> M {
     struct View<'a, R> {
         path: Vec<String>,

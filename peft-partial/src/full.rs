@@ -41,14 +41,11 @@ impl Method for FullConfig {
     type Tuner = Full;
 
     fn init(&self, base: &Base, _seed: u64) -> Result<Full> {
-        let sites = |slot| base.shape().places().into_iter().filter(move |p| p.slot == slot).map(|p| p.site);
-        let weight = |site| (site, Param::from_tensor(Tensor::from_inner(base.weight(site).dense())));
-        let vector = |slot| move |site| (site, Param::from_tensor(Tensor::from_inner(base.vector(site, slot))));
-        Ok(Full {
-            weights: sites(Slot::Weight).map(weight).collect(),
-            gains: sites(Slot::Gain).map(vector(Slot::Gain)).collect(),
-            biases: sites(Slot::Bias).map(vector(Slot::Bias)).collect(),
-        })
+        Ok(Full::new(
+            base.shape().places(),
+            |place| Tensor::from_inner(base.weight(place.site).dense()),
+            |place| Tensor::from_inner(base.vector(place.site, place.slot)),
+        ))
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -56,15 +53,9 @@ impl Method for FullConfig {
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
-        let (field, site, _) = split_name(name);
-        let slot = match field {
-            "weights" => Slot::Weight,
-            "gains" => Slot::Gain,
-            _ => Slot::Bias,
-        };
-        let here = |place: &Place| place.site == site && place.slot == slot;
-        let place = shape.places().into_iter().find(here).expect("every tensor is a copy of the base's at its place");
-        place_key(shape, &place)
+        let mut places = shape.places().into_iter();
+        let place = places.find(|place| name_of(place.site, place.slot) == name);
+        place_key(shape, &place.expect("every tensor is a copy of the base's at its place"))
     }
 
     fn merge(tuner: &Full) -> Option<&dyn Merge> {
@@ -72,7 +63,43 @@ impl Method for FullConfig {
     }
 }
 
+/// What records call the tensor of a place.
+pub(crate) fn name_of(site: Site, slot: Slot) -> String {
+    let field = match slot {
+        Slot::Weight => "weights",
+        Slot::Gain => "gains",
+        Slot::Bias => "biases",
+    };
+    format!("{field}.{site}")
+}
+
 impl Full {
+    /// A trainable tensor at each of these places.
+    pub(crate) fn new(
+        places: Vec<Place>,
+        weight: impl Fn(&Place) -> Tensor<2>,
+        vector: impl Fn(&Place) -> Tensor<1>,
+    ) -> Self {
+        let at = |slot| places.iter().filter(move |place| place.slot == slot);
+        let vectors = |slot| at(slot).map(|place| (place.site, Param::from_tensor(vector(place)))).collect();
+        Full {
+            weights: at(Slot::Weight).map(|place| (place.site, Param::from_tensor(weight(place)))).collect(),
+            gains: vectors(Slot::Gain),
+            biases: vectors(Slot::Bias),
+        }
+    }
+
+    /// The tensor that records call so, if there is one. `D` is its rank.
+    pub(crate) fn get<const D: usize>(&self, name: &str) -> Option<Tensor<D>> {
+        let (field, site, _) = split_name(name);
+        let tensor = match field {
+            "weights" => self.weights.get(site)?.val().into_bridge(),
+            "gains" => self.gains.get(site)?.val().into_bridge(),
+            _ => self.biases.get(site)?.val().into_bridge(),
+        };
+        Some(Tensor::from_bridge(tensor))
+    }
+
     fn vectors(&self, slot: Slot) -> &SiteMap<Param<Tensor<1>>> {
         if slot == Slot::Gain { &self.gains } else { &self.biases }
     }

@@ -1,5 +1,5 @@
-//! Partial fine-tuning: some of the base's own numbers are trained. Beside them the two baselines of every table, which train
-//! all of them ([`FullConfig`]) and none ([`LinearProbeConfig`]).
+//! Partial fine-tuning: some of the base's own numbers are trained, or their differences. Beside them the two baselines of every
+//! table, which train all of them ([`FullConfig`]) and none ([`LinearProbeConfig`]).
 //!
 //! ```
 //! use peft_core::{Base, Batch, Example, Head, Method, Part, Shape, Trained};
@@ -18,10 +18,14 @@
 //! ```
 
 pub mod bias_update;
+pub mod delta_weight_masking;
 pub mod full;
 pub mod linear_probe;
+mod masking;
 
 pub use bias_update::bitfit::{BitFit, BitFitConfig};
+pub use delta_weight_masking::child_tuning::{ChildMode, ChildTuning, ChildTuningConfig};
+pub use delta_weight_masking::diff_pruning::{DiffPruning, DiffPruningConfig};
 pub use full::{Full, FullConfig};
 pub use linear_probe::LinearProbeConfig;
 

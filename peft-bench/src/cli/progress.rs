@@ -21,8 +21,6 @@ pub struct Progress {
     file: Option<File>,
     #[cfg(feature = "tensorboard")]
     events: super::events::Events,
-    /// The last evaluation.
-    pub metrics: Option<Metrics>,
 }
 
 impl Progress {
@@ -40,7 +38,6 @@ impl Progress {
             file: None,
             #[cfg(feature = "tensorboard")]
             events: Default::default(),
-            metrics: None,
         }
     }
 
@@ -111,7 +108,6 @@ impl Observer for Progress {
 
     fn evaluated(&mut self, step: usize, metrics: &Metrics) -> Result<()> {
         self.bar.println(format!("step {step}: {metrics}"));
-        self.metrics = Some(metrics.clone());
         self.write(step, metrics.0.iter().map(|(name, value)| (format!("eval_{name}"), json!(value))).collect())
     }
 }

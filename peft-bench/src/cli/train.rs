@@ -315,11 +315,8 @@ impl WithMethod for Job<'_> {
         progress.write_events(args.tensorboard.as_deref());
         let started = std::time::Instant::now();
         let tuned: Tuned<'_, M> = trainer.train(model, method, trained, &data, eval.as_ref(), &mut progress)?;
-        let metrics = match (progress.metrics.take().filter(|_| !args.keep_best), &eval) {
-            (Some(last), _) => last,
-            (None, Some(eval)) => tuned.evaluate(eval)?,
-            (None, None) => Metrics::default(),
-        };
+        // Of what is saved: neither the best state nor what a method makes of the last one need be what was evaluated last.
+        let metrics = eval.as_ref().map_or(Ok(Metrics::default()), |eval| tuned.evaluate(eval))?;
         let metrics: Map<String, Value> =
             metrics.0.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let (method, head) = tuned.trainable();

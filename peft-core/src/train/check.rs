@@ -26,15 +26,9 @@ impl Before {
         format!("{:016x}", fingerprint(&self.base.to_string(), format!("{:?}", self.tensors).as_bytes()))
     }
 
-    /// Every trainable tensor moved, and the frozen base did not, unless the method says that it changes it. `steps` are
-    /// those with a learning rate above 0: there must be two, since a factor may wait for another to leave 0.
-    pub(super) fn check<T: Tuner>(
-        &self,
-        trained: &Trained<T>,
-        base: &Base,
-        steps: usize,
-        changes_base: bool,
-    ) -> Result<()> {
+    /// Every trainable tensor moved. `steps` are those with a learning rate above 0: there must be two, since a factor may wait
+    /// for another to leave 0.
+    pub(super) fn moved<T: Tuner>(&self, trained: &Trained<T>, steps: usize) -> Result<()> {
         let moving = trained_tensors(trained);
         let still = |(name, now): &(String, u64)| moving.contains_key(name) && self.tensors.get(name) == Some(now);
         let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
@@ -42,7 +36,12 @@ impl Before {
             let detail = format!("{} did not move in {steps} steps", unmoved.join(", "));
             return Err(Error::Check { what: "every trainable tensor moves", detail });
         }
-        if !changes_base && base.fingerprint() != self.base {
+        Ok(())
+    }
+
+    /// The frozen base has the bits that it had.
+    pub(super) fn kept(&self, base: &Base) -> Result<()> {
+        if base.fingerprint() != self.base {
             let detail = "a frozen tensor has other bits than before the run".to_string();
             return Err(Error::Check { what: "nothing frozen moves", detail });
         }

@@ -28,6 +28,11 @@ pub trait Procedure: Tuner + Sized {
         None
     }
 
+    /// The factor on the learning rate of a tensor of this module, by its name.
+    fn rate(&self, _name: &str) -> f64 {
+        1.0
+    }
+
     /// The gradients as the optimizer shall see them.
     fn gradients(&mut self, gradients: GradientsParams, _step: usize) -> GradientsParams {
         gradients
@@ -69,6 +74,14 @@ impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
         match (self.0.penalty(), self.1.penalty()) {
             (Some(first), Some(second)) => Some(first + second),
             (first, second) => first.or(second),
+        }
+    }
+
+    fn rate(&self, name: &str) -> f64 {
+        match name.split_once('.') {
+            Some(("0", name)) => self.0.rate(name),
+            Some((_, name)) => self.1.rate(name),
+            None => 1.0,
         }
     }
 

@@ -83,7 +83,8 @@ impl<T: Procedure> Run<T> {
         let learning_rate = self.config.rate(step, total);
         let mut trained = before.clone();
         let gradients = trained.tuner.gradients(gradients, step + 1);
-        let trained = self.optim.step(trained, gradients, |_| learning_rate);
+        let factor = |name: &str| name.strip_prefix("tuner.").map_or(1.0, |name| before.tuner.rate(name));
+        let trained = self.optim.step(trained, gradients, |name| learning_rate * factor(name));
         let (tuner, base) = trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
         self.trained = Trained { tuner, head: trained.head };
         self.base = base;

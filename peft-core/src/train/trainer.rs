@@ -205,11 +205,14 @@ impl Trainer {
             run.trained = with_values(run.trained, &best.tensors)?;
             done = step;
         }
+        // Of what the steps did, not of what is left after the finish, which may take some of it back.
+        before.moved(&run.trained, config.moving_steps(done, total))?;
         let Run { trained: Trained { tuner, head }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
-        let trained = Trained { tuner, head };
-        before.check(&trained, &base, config.moving_steps(done, total), changes_base)?;
-        Ok((trained, base))
+        if !changes_base {
+            before.kept(&base)?;
+        }
+        Ok((Trained { tuner, head }, base))
     }
 
     /// Keeps the state of the run if it is the best so far.
