@@ -167,7 +167,16 @@ impl Reproduce {
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
         };
         let stems = Stems { train: self.train.clone(), test: self.test.clone() };
-        let plan = self.plan(rows, if translation { 5 } else if made { 2 } else { 1 })?;
+        let plan = self.plan(
+            rows,
+            if translation {
+                5
+            } else if made {
+                2
+            } else {
+                1
+            },
+        )?;
         match table {
             4 => translation::run(&plan, &sizes, &stems),
             table => instruction::run(&plan, &sizes, table == 5),
