@@ -12,9 +12,9 @@ pub enum Activation {
     /// The official code's.
     #[default]
     Gelu,
-    /// The survey's, and AdapterHub's for [`Placement::Pfeiffer`].
+    /// The survey's, and AdapterHub's for `Placement::Pfeiffer`.
     Relu,
-    /// AdapterHub's for [`Placement::Houlsby`].
+    /// AdapterHub's for `Placement::Houlsby`.
     Swish,
     /// None: the adapter is a linear map.
     Identity,
