@@ -97,6 +97,7 @@ def main():
             logits = model(**inputs).logits[0]
         if model.config.model_type == "llama":
             logits = logits[-len(example["input_ids"]) :]  # without the rows of a prompt
+        logits = logits.flatten()
         if isinstance(example.get("label"), int):
             labelled += 1
             correct += int(logits.argmax().item() == example["label"])

@@ -62,10 +62,10 @@ def randomize(model, seed):
             # A and B share the size evenly, so that B A has elements of about in_features ** -0.5.
             width = parameter.shape[1] if "lora_A" in name else parameter.shape[0]
             value = noise * 0.5 * width**-0.25
-        elif "prompt_encoder" in name:
+        elif "prompt_encoder" in name and "mlp_head" not in name:
             prompt = parameter.shape[1] == model.get_input_embeddings().weight.shape[1]
             value = noise * (word if prompt else 0.5)
-        else:  # the head
+        else:  # the head, and the maps of P-tuning
             value = noise * (0.1 if parameter.dim() == 1 else parameter.shape[1] ** -0.5)
         parameter.copy_(value)
 

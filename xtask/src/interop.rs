@@ -13,7 +13,7 @@ use crate::shell::{program, root, run as run_command};
 
 /// Tiny models with random weights, one of each architecture, and what they are trained on.
 const MODELS: [(&str, &str); 4] =
-    [("roberta-classify", "tokens"), ("bert-classify", "tokens"), ("t5", "words"), ("llama", "words")];
+    [("roberta-classify", "tokens"), ("bert-classify", "tokens"), ("t5-even", "words"), ("llama", "words")];
 /// The methods that PEFT has too, and whether they merge.
 const METHODS: [(&str, bool); 5] =
     [("lora", true), ("ia3", true), ("prompt", false), ("prefix", false), ("p-tuning", false)];
