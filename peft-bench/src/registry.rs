@@ -66,6 +66,11 @@ methods! {
     peft_reparam::AdaLoraConfig: "reparam",
     peft_reparam::IntrinsicSaidConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
+    peft_unified::ProPetlConfig<peft_additive::SequentialConfig>: "unified",
+    peft_unified::ProPetlConfig<peft_additive::PrefixTuningConfig>: "unified",
+    peft_unified::ProPetlConfig<peft_reparam::LoraConfig>: "unified",
+    peft_unified::SparseConfig<peft_additive::SequentialConfig>: "unified",
+    peft_unified::SparseConfig<peft_reparam::LoraConfig>: "unified",
 }
 
 fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {

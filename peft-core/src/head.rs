@@ -271,7 +271,7 @@ impl<T: Tuner> Trained<T> {
         let size = batch.dims()[0];
         let likelihood = |text: &Text| {
             let words = vec![text.words(); size];
-            let losses = self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, &words)?;
+            let losses = self.answer_losses(base, batch, &words)?;
             Ok(losses.reshape([size, text.ids.len()]).sum_dim(1).neg())
         };
         let all = Tensor::cat(verbalizer.texts().iter().map(likelihood).collect::<Result<_>>()?, 1);
@@ -292,9 +292,14 @@ impl<T: Tuner> Trained<T> {
             Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.word_losses(base, batch, labels)?.sum()),
             Head::Verbalizer(head) => {
                 let words = labels.iter().map(|label| head.words(label)).collect::<Result<Vec<_>>>()?;
-                Ok(self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, &words)?.sum())
+                Ok(self.answer_losses(base, batch, &words)?.sum())
             }
         }
+    }
+
+    /// The loss of each word of these answers to the batch.
+    fn answer_losses(&self, base: &Base, batch: &Batch, words: &[Label]) -> Result<Tensor<1>> {
+        self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, words)
     }
 
     /// The loss of each word that counts.

@@ -42,7 +42,7 @@ pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
 pub use models::{Base, Cache, Hidden};
 pub use shape::{Architecture, Place, Shape, Slot};
-pub use site::{Part, Site, SiteMap, Sites, Stack, regex};
+pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack, regex};
 pub use train::Procedure;
 pub use verbalizer::{Text, Verbalizer};
 pub use weight::{Packed, Weight};

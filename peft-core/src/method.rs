@@ -18,6 +18,9 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// What stands before a head's name in files.
     const HEAD_PREFIX: &'static str = "base_model.model.";
 
+    /// Fields of `adapter_config.json` that say nothing for this method.
+    const UNUSED: &'static [&'static str] = &[];
+
     /// What is trained.
     type Tuner: Procedure;
 
@@ -39,6 +42,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// What files call the tensor that records call `name`.
     fn key(&self, name: &str, shape: &Shape) -> Key;
+
+    /// Whether the tensor that records call `name` is a mask of zeros and ones, of which files hold the bits.
+    fn is_mask(&self, _name: &str) -> bool {
+        false
+    }
 
     /// The configuration as files hold it: sites by module names instead of parts.
     fn for_files(&self, _shape: &Shape) -> Result<Self> {

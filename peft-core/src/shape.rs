@@ -201,6 +201,15 @@ impl Shape {
         }
     }
 
+    /// The shape with the first layer of each stack alone.
+    pub fn one_layer(mut self) -> Self {
+        self.layers = 1;
+        if let Architecture::T5(t5) = &mut self.architecture {
+            t5.decoder_layers = 1;
+        }
+        self
+    }
+
     /// A part in every layer that has it, in the order of the forward. Only decoders behind an encoder have cross-attention.
     pub fn sites(&self, part: Part) -> Vec<Site> {
         let stacks = self.stacks();

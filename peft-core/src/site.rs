@@ -1,7 +1,9 @@
 //! Where a method is put: a [`Site`] names one place of a backbone, [`Sites`] selects places, [`SiteMap`] holds
 //! one module for each.
 
-use std::{collections::BTreeMap, fmt, ops::BitOr, str::FromStr};
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Display};
+use std::{ops::BitOr, str::FromStr};
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
@@ -277,9 +279,12 @@ impl BitOr<Part> for Sites {
     }
 }
 
-/// One module for each of some sites. In records its tensors are called `encoder.0.query.<name>`.
+/// One module for each of some keys. In records its tensors are called `<key>.<name>`.
 #[derive(Clone, Debug)]
-pub struct SiteMap<M>(BTreeMap<Site, M>);
+pub struct ModuleMap<K, M>(BTreeMap<K, M>);
+
+/// One module for each of some sites. In records its tensors are called `encoder.0.query.<name>`.
+pub type SiteMap<M> = ModuleMap<Site, M>;
 
 impl<M> SiteMap<M> {
     /// The module at a site.
@@ -291,75 +296,97 @@ impl<M> SiteMap<M> {
     pub fn iter(&self) -> impl Iterator<Item = (Site, &M)> {
         self.0.iter().map(|(site, module)| (*site, module))
     }
+}
 
+impl<M> ModuleMap<String, M> {
+    /// The module of a name.
+    pub fn named(&self, name: &str) -> Option<&M> {
+        self.0.get(name)
+    }
+}
+
+impl<K: Ord, M> ModuleMap<K, M> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    fn map_values(self, f: impl FnMut((Site, M)) -> (Site, M)) -> Self {
-        SiteMap(self.0.into_iter().map(f).collect())
+    fn map_values(self, f: impl FnMut((K, M)) -> (K, M)) -> Self {
+        ModuleMap(self.0.into_iter().map(f).collect())
     }
 }
 
-impl<M> FromIterator<(Site, M)> for SiteMap<M> {
-    fn from_iter<I: IntoIterator<Item = (Site, M)>>(iter: I) -> Self {
-        SiteMap(iter.into_iter().collect())
+impl<K: Ord, M> FromIterator<(K, M)> for ModuleMap<K, M> {
+    fn from_iter<I: IntoIterator<Item = (K, M)>>(iter: I) -> Self {
+        ModuleMap(iter.into_iter().collect())
     }
 }
 
-impl<M: Module> Module for SiteMap<M> {
+impl<K, M> Module for ModuleMap<K, M>
+where
+    K: Ord + Clone + Display + Debug + Send,
+    M: Module,
+{
     fn collect_devices(&self, devices: Devices) -> Devices {
         self.0.values().fold(devices, |devices, module| module.collect_devices(devices))
     }
 
     fn fork(self, device: &Device) -> Self {
-        self.map_values(|(site, module)| (site, module.fork(device)))
+        self.map_values(|(key, module)| (key, module.fork(device)))
     }
 
     fn to_device(self, device: &Device) -> Self {
-        self.map_values(|(site, module)| (site, module.to_device(device)))
+        self.map_values(|(key, module)| (key, module.to_device(device)))
     }
 
     fn train(self) -> Self {
-        self.map_values(|(site, module)| (site, module.train()))
+        self.map_values(|(key, module)| (key, module.train()))
     }
 
     fn valid(&self) -> Self {
-        SiteMap(self.0.iter().map(|(site, module)| (*site, module.valid())).collect())
+        ModuleMap(self.0.iter().map(|(key, module)| (key.clone(), module.valid())).collect())
     }
 
     fn materialize(self) -> Self {
-        self.map_values(|(site, module)| (site, module.materialize()))
+        self.map_values(|(key, module)| (key, module.materialize()))
     }
 
     fn visit<V: ModuleVisitor>(&self, visitor: &mut V) {
-        for (site, module) in &self.0 {
-            let name = site.to_string();
-            visitor.enter_module(&name, "Site");
+        for (key, module) in &self.0 {
+            let name = key.to_string();
+            visitor.enter_module(&name, "Key");
             module.visit(visitor);
-            visitor.exit_module(&name, "Site");
+            visitor.exit_module(&name, "Key");
         }
     }
 
     fn map<Mapper: ModuleMapper>(self, mapper: &mut Mapper) -> Self {
-        self.map_values(|(site, module)| {
-            let name = site.to_string();
-            mapper.enter_module(&name, "Site");
+        self.map_values(|(key, module)| {
+            let name = key.to_string();
+            mapper.enter_module(&name, "Key");
             let module = module.map(mapper);
-            mapper.exit_module(&name, "Site");
-            (site, module)
+            mapper.exit_module(&name, "Key");
+            (key, module)
         })
     }
 }
 
-impl<M: ModuleDisplay> ModuleDisplayDefault for SiteMap<M> {
+impl<K, M> ModuleDisplayDefault for ModuleMap<K, M>
+where
+    K: Ord + Clone + Display + Debug + Send,
+    M: ModuleDisplay,
+{
     fn content(&self, content: Content) -> Option<Content> {
-        self.0.iter().fold(content, |content, (site, module)| content.add(&site.to_string(), module)).optional()
+        self.0.iter().fold(content, |content, (key, module)| content.add(&key.to_string(), module)).optional()
     }
 }
 
-impl<M: ModuleDisplay> ModuleDisplay for SiteMap<M> {}
+impl<K, M> ModuleDisplay for ModuleMap<K, M>
+where
+    K: Ord + Clone + Display + Debug + Send,
+    M: ModuleDisplay,
+{
+}
 
 #[cfg(test)]
 mod tests {

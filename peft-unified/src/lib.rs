@@ -1,4 +1,22 @@
-//! Unified fine-tuning: one procedure over any adapter (the survey's AdaMix, SparseAdapter and ProPETL).
+//! Unified fine-tuning: one procedure over any adapter.
 //!
-//! This crate is where they belong. It holds none yet; [`peft_core::Within`] already restricts any adapter to some layers, see
-//! `examples/unified`.
+//! ```
+//! use peft_core::{Method, Shape};
+//! use peft_reparam::LoraConfig;
+//! use peft_unified::ProPetlConfig;
+//!
+//! let shape = Shape::named("roberta-base")?;
+//! assert_eq!(ProPetlConfig::new(LoraConfig::new(32)).count(&shape)?, 98_304 + 1_179_648);
+//! # Ok::<(), peft_core::Error>(())
+//! ```
+//!
+//! [`peft_core::Within`] restricts any adapter to some layers, see `examples/unified`.
+
+mod constant;
+mod masks;
+pub mod propetl;
+mod settings;
+pub mod sparse;
+
+pub use propetl::{ProPetl, ProPetlConfig, Shared};
+pub use sparse::{Pruned, Scorer, Sparse, SparseConfig};

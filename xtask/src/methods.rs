@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::backends::METHOD_CRATES;
 use crate::card::{Card, Conformance, Identity, conformance, tests};
+use crate::equivalences;
 use crate::shell::root;
 
 /// A method's card, its file, and its identities and other tests as METHODS.md lists them.
@@ -42,7 +43,7 @@ fn render() -> Result<String> {
             }
         }
     }
-    Ok(page(&entries)?)
+    Ok(page(&entries, &equivalences::page()?)?)
 }
 
 /// The Rust files below a folder, in the order of their paths.
@@ -100,7 +101,7 @@ fn suite(Conformance { config, only, skipped }: &Conformance) -> String {
     format!("conformance C1 to C11 of `{config}`{only}: {but}")
 }
 
-fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
+fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error> {
     let mut page = String::from(
         "# Methods\n\n\
          Written by `cargo xtask methods` from the cards at the head of the methods' files. Behind each identity stand the\n\
@@ -123,6 +124,12 @@ fn page(entries: &[Entry]) -> Result<String, std::fmt::Error> {
     if !bare.is_empty() {
         writeln!(page, "\nWithout a method yet: {}.", bare.join(", "))?;
     }
+    writeln!(
+        page,
+        "\n## Equivalences\n\nEach is a test: on random states both are the same function if the condition holds, and are not if it does \
+         not.\n`cargo xtask equivalences` prints them.\n\n{}",
+        equivalences.trim_end()
+    )?;
     for Entry { file, card, identities, others, .. } in entries {
         writeln!(
             page,

@@ -87,9 +87,25 @@ peft_core::adapter!(Shift);
 
 #[cfg(test)]
 mod tests {
-    use peft_core::testing::fixtures::ENCODERS;
+    use peft_core::testing::{fixtures::ENCODERS, randomized, states};
+    use peft_core::view::with_values;
+    use peft_partial::BitFitConfig;
 
     use super::*;
 
     peft_core::conformance!(ShiftConfig::default(), only(ENCODERS: "T5 and LLaMA have no biases"));
+
+    peft_core::equivalences! {
+        a_shift_is_bitfit: "shift" = "BitFit" if "its biases are the base's, shifted", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+            let shift = randomized(&ShiftConfig::default().init(base, seed).unwrap(), seed);
+            let shifted = |(site, shift): (Site, &Param<Tensor<1>>)| {
+                let bias = base.vector(site, Slot::Bias);
+                let moved = bias.clone() + shift.val().without_autodiff();
+                (format!("biases.{site}"), if holds { moved } else { bias }.into_data())
+            };
+            let bitfit = BitFitConfig::new().init(base, 0).unwrap();
+            let bitfit = with_values(bitfit, &shift.shifts.iter().map(shifted).collect()).unwrap();
+            [states(&shift, base), states(&bitfit, base)]
+        };
+    }
 }

@@ -113,17 +113,13 @@ pub(super) fn fisher(base: &Base, data: Probe<'_>, samples: usize) -> Result<BTr
     let matrices = base.shape().places().into_iter().filter(|place| place.slot == Slot::Weight);
     let tracked = |site| Param::from_tensor(Tensor::from_inner(base.weight(site).dense()));
     let matrices = Matrices { weights: matrices.map(|place| (place.site, tracked(place.site))).collect() };
-    let mut sums: BTreeMap<Site, Tensor<2>> =
-        matrices.weights.iter().map(|(site, matrix)| (site, matrix.val().inner().zeros_like())).collect();
-    for sample in 0..samples.min(data.examples().len()) {
-        let gradients = data.gradients(&matrices, base, &[sample])?;
-        for (site, matrix) in matrices.weights.iter() {
-            if let (Some(sum), Some(gradient)) = (sums.get_mut(&site), gradients.get::<2>(matrix.id)) {
-                *sum = sum.clone() + gradient.powi_scalar(2);
-            }
-        }
-    }
-    Ok(sums)
+    let samples: Vec<usize> = (0..samples.min(data.examples().len())).collect();
+    let mut squares = data.fisher(&matrices, base, &samples)?;
+    let matrix = |(site, matrix): (Site, &Param<Tensor<2>>)| {
+        let squares = squares.remove(&format!("weights.{site}")).unwrap_or_default();
+        (site, Tensor::from_data(TensorData::new(squares, matrix.shape()), base.device()))
+    };
+    Ok(matrices.weights.iter().map(matrix).collect())
 }
 
 #[cfg(test)]

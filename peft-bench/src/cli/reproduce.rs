@@ -60,7 +60,7 @@ pub struct Reproduce {
     /// Seeds [default: 0,1]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Times through the data of a task [default: 5; 10 with --model; 5 of Table IV, 2 of Tables V and VI, 1 with --model]
+    /// Times through the data of a task [default: 4; 10 with --model; 5 of Table IV, 2 of Tables V and VI, 1 with --model]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Stop each run after so many steps, if that is sooner
@@ -146,7 +146,7 @@ impl Reproduce {
             (true, false) => TASKS.map(|task| task.name.to_string()).to_vec(),
         };
         let tasks = tasks.iter().map(|name| Task::named(name)).collect::<Result<Vec<_>>>()?;
-        let epochs = if self.model.is_some() { 10 } else { 5 };
+        let epochs = if self.model.is_some() { 10 } else { 4 };
         let plan = self.plan((&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
         classification::run(&plan, &tasks).map(|_| ())
     }
@@ -167,16 +167,12 @@ impl Reproduce {
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
         };
         let stems = Stems { train: self.train.clone(), test: self.test.clone() };
-        let plan = self.plan(
-            rows,
-            if translation {
-                5
-            } else if made {
-                2
-            } else {
-                1
-            },
-        )?;
+        let epochs = match (translation, made) {
+            (true, _) => 5,
+            (false, true) => 2,
+            (false, false) => 1,
+        };
+        let plan = self.plan(rows, epochs)?;
         match table {
             4 => translation::run(&plan, &sizes, &stems),
             table => instruction::run(&plan, &sizes, table == 5),

@@ -140,7 +140,7 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         .rows
         .iter()
         .map(|row| {
-            let settings = row.settings_text(made);
+            let settings = row.settings_text(shape, made);
             let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, batch_size(plan, row));
             format!("{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.", row.name)
         })
@@ -170,7 +170,7 @@ impl WithMethod for Job<'_> {
     /// Reads the outcome if it is there, else trains.
     fn call<M: Method>(self) -> Result<Outcome> {
         let Job { plan, model, weights, row, task, seed, data, threads } = self;
-        let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
+        let method: M = peft::from_settings(&row.settings(model.base.shape(), plan.real.is_none()))?;
         let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
         let Tokens { train, dev, hashes } = &*tokens;
         let config = plan.config((&row, seed), batch_size(plan, &row), train.examples.len());

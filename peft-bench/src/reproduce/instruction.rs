@@ -165,12 +165,12 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         ..Shape::named("llama-7b")?
     };
     let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
-    let asked: Vec<&str> = corpus.lines().filter(|line| line.contains('\t')).collect();
-    let told: Vec<&str> = corpus.lines().collect();
+    let lines: Vec<&str> = corpus.lines().collect();
+    let asked: Vec<&str> = lines.iter().copied().filter(|line| line.contains('\t')).collect();
     let examples = (0..recipe.steps * recipe.batch_size).map(|i| {
         let (step, place) = (i / recipe.batch_size, i % recipe.batch_size);
         let (drill, place) = (step % 2 == 1, step / 2 * recipe.batch_size + place);
-        let from = if drill { &asked } else { &told };
+        let from = if drill { &asked } else { &lines };
         line(&tokenizer, from[place % from.len()], shape.stop[0] as u32, drill)
     });
     let examples = examples.collect::<Result<Vec<_>>>()?;

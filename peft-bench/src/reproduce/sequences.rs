@@ -133,7 +133,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
         ];
         let mut notes = vec![];
         for row in &plan.rows {
-            let settings = row.settings_text(made);
+            let settings = row.settings_text(shape, made);
             let (count, all) = (row.survey_count(&real)?, real.count());
             // What takes the place of the model's own tensors adds nothing to them.
             let all = if row.method == "full" { all } else { all + count };
@@ -167,7 +167,7 @@ impl<S: Score + Sync> WithMethod for Job<'_, S> {
     fn call<M: Method>(self) -> Result<Outcome> {
         let Job { experiment, runs, row, seed } = self;
         let plan = experiment.plan;
-        let method: M = peft::from_settings(&row.settings(plan.real.is_none()))?;
+        let method: M = peft::from_settings(&row.settings(experiment.model.base.shape(), plan.real.is_none()))?;
         let config = plan.config((row, seed), experiment.sizes.batch_size, experiment.train.examples.len());
         let data = [json!(Example::fingerprint(&experiment.train.examples)), experiment.scored.clone()];
         let name = format!("{}-{seed}", row.name.replace([' ', ','], ""));

@@ -32,8 +32,6 @@ fn is_default(key: &str, value: &Value) -> bool {
         ("init_lora_weights", value) => value.is_boolean(),
         ("megatron_core", value) => value == "megatron.core",
         ("bias", value) => value == "none",
-        // Of AdaLoRA's files, which also have `init_r`: there it says nothing.
-        ("r", _) => true,
         ("qalora_group_size", _) => true,
         _ => false,
     }
@@ -80,7 +78,10 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
             if !value.is_null() && value != *expected {
                 return Err(Error::file(path, key, value, format!("{expected}, as in the model")));
             }
-        } else if !DESCRIPTIVE.contains(&key.as_str()) && !is_off(&value) && !is_default(&key, &value) {
+        } else if ![&DESCRIPTIVE, M::UNUSED].concat().contains(&key.as_str())
+            && !is_off(&value)
+            && !is_default(&key, &value)
+        {
             let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
             return Err(Error::file(
                 path,

@@ -8,8 +8,8 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-use super::config;
 pub use super::config::{from_settings, peft_type};
+use super::{bits, config};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
@@ -71,7 +71,7 @@ fn write_and_verify(
     let read = Checkpoint::open_file(&path)?;
     let names: BTreeSet<&str> = read.names().collect();
     for (name, data) in files {
-        let same = names.contains(name.as_str()) && read.read_f32(name, data.shape())?.as_bytes() == data.as_bytes();
+        let same = read.shape(name) == Some(&data.shape()[..]) && read.bytes(name)? == data.as_bytes();
         if !same {
             return Err(Error::Check { what: "reading the saved adapter back", detail: format!("{name} differs") });
         }
@@ -95,7 +95,7 @@ fn to_files<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -
     let mut files = BTreeMap::new();
     let mut put = |key: Key, data| files.insert(key.name, if key.transposed { transpose(data) } else { data });
     for (name, data) in tensors(&M::to_saved(trained.tuner.clone().valid())) {
-        put(config.key(&name, shape), data);
+        put(config.key(&name, shape), if config.is_mask(&name) { bits::pack(&data) } else { data });
     }
     for (name, data) in tensors(&trained.head) {
         put(head_key(M::HEAD_PREFIX, &name, shape), data);
@@ -126,10 +126,18 @@ impl Taker {
         Ok(if transposed { transpose(data) } else { data })
     }
 
-    fn fill<M: Module>(&mut self, module: M, key: impl Fn(&str) -> Key) -> Result<M> {
+    fn fill<M: Module>(&mut self, module: M, key: impl Fn(&str) -> Key, is_mask: impl Fn(&str) -> bool) -> Result<M> {
         let mut values = BTreeMap::new();
         for (name, fresh) in tensors(&module) {
-            let data = self.take(key(&name), fresh.shape())?;
+            let key = key(&name);
+            let data = match is_mask(&name) {
+                true => {
+                    let data = bits::read(&self.file, &key.name, fresh.shape())?;
+                    self.taken.insert(key.name);
+                    data
+                }
+                false => self.take(key, fresh.shape())?,
+            };
             values.insert(name, data);
         }
         with_values(module, &values)
@@ -152,7 +160,7 @@ impl Taker {
             },
             Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
         };
-        self.fill(head, key).map(Some)
+        self.fill(head, key, |_| false).map(Some)
     }
 
     fn finish(self) -> Result<()> {
@@ -182,7 +190,7 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
     let file = if file.exists() { file } else { dir.join("adapter_model.bin") };
     let mut taker = Taker { file: Checkpoint::open_file(&file)?, taken: BTreeSet::new() };
     let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
-    let tuner = taker.fill(tuner, |name| config.key(name, shape))?;
+    let tuner = taker.fill(tuner, |name| config.key(name, shape), |name| config.is_mask(name))?;
     let head = taker.head(M::HEAD_PREFIX, base)?.ok_or_else(|| {
         let key = head_key(M::HEAD_PREFIX, "Classifier.out.bias", shape).name;
         Error::file(&file, key, "no head", "the task head among the saved modules")

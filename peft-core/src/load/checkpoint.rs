@@ -164,6 +164,11 @@ impl Checkpoint {
         Ok((shape.clone(), decode(&stored.bytes(name)?)))
     }
 
+    /// The bytes of a tensor as its file holds them.
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        self.get(name, || "a tensor".to_string())?.bytes(name)
+    }
+
     fn get(&self, name: &str, expected: impl FnOnce() -> String) -> Result<&Stored> {
         self.tensors.get(name).ok_or_else(|| Error::file(&self.path, name, "no tensor of this name", expected()))
     }

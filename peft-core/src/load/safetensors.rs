@@ -84,15 +84,17 @@ fn check_tensors(path: &Path, header: &[u8], data: usize) -> Result<()> {
     Ok(())
 }
 
-/// Writes tensors of f32 with the metadata that the Hugging Face libraries ask for, all or nothing.
+/// Writes tensors of f32 (or of bytes) with the metadata that the Hugging Face libraries ask for, all or nothing.
 ///
 /// The bytes depend on names, shapes and values only: the tensors lie sorted by name.
 pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
     let views = tensors.iter().map(|(name, data)| {
-        if data.dtype() != DType::F32 {
-            return Err(Error::file(path, name, format!("type {:?}", data.dtype()), "type F32"));
-        }
-        let view = TensorView::new(Dtype::F32, data.shape().to_vec(), data.as_bytes());
+        let dtype = match data.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::U8 => Dtype::U8,
+            other => return Err(Error::file(path, name, format!("type {other:?}"), "type F32 or U8")),
+        };
+        let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
         Ok((name, view.map_err(|error| Error::file(path, name, error, "as many values as the shape says"))?))
     });
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);

@@ -150,6 +150,11 @@ impl Base {
         self
     }
 
+    /// The same base with the first layer of each stack alone.
+    pub fn one_layer(&self) -> Self {
+        Base { shape: Arc::new(self.shape().clone().one_layer()), ..self.clone() }
+    }
+
     /// The same base with the settings (not the sizes) of another shape.
     #[cfg(feature = "train")]
     pub(crate) fn with_shape(self, shape: Shape) -> Self {

@@ -1,5 +1,6 @@
 //! Training: what a method does beside its forward ([`Procedure`]), the optimizer driver ([`Optim`]), and the loop.
 
+mod importance;
 mod optim;
 mod probe;
 mod procedure;
@@ -25,6 +26,7 @@ mod trainer;
 pub use checkpoint::Checkpoints;
 #[cfg(feature = "train")]
 pub use config::{Length, Rule, Schedule, TrainConfig};
+pub use importance::largest;
 #[cfg(feature = "train")]
 pub use micro::Workers;
 pub use optim::Optim;

@@ -121,10 +121,10 @@ impl Method for MamConfig {
 mod tests {
     use burn::module::Module;
     use burn::tensor::Tensor;
+    use peft_core::Bare;
     use peft_core::testing::tolerances::SAME_FUNCTION;
-    use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
+    use peft_core::testing::{assert_close, base, device, fixtures::SHAPES, randomized, states};
     use peft_core::view::{Rewrite, tensors, view};
-    use peft_core::{Bare, Tuner};
     use proptest::prelude::*;
 
     use super::*;
@@ -151,10 +151,6 @@ mod tests {
 
     fn config() -> MamConfig {
         MamConfig::new(5, 7).with_projection(11)
-    }
-
-    fn states(tuner: &impl Tuner, base: &Base) -> Tensor<3> {
-        tuner.valid().run(base, &batch(base)).unwrap().states
     }
 
     /// Zeros in the adapters' second map.

@@ -21,13 +21,13 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
-use peft_core::train::{Optim, Probe};
+use peft_core::train::{Optim, Probe, largest};
 use peft_core::view::{Visit, visit};
 use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::full::name_of;
-use crate::masking::{fisher, hold, largest, mask_gradients, train_only};
+use crate::masking::{hold, mask_gradients, train_only};
 use crate::{Full, FullConfig};
 
 /// How the child network is chosen, by the names of the reference.
@@ -152,7 +152,7 @@ impl Procedure for ChildTuning {
         examples.truncate(self.config.fisher_samples.unwrap_or(examples.len()));
         let layers = layers(base.shape());
         let name = |place: &Place| name_of(place.site, place.slot);
-        let mut scores = fisher(&self.full, &base, data, &examples)?;
+        let mut scores = data.fisher(&self.full, &base, &examples)?;
         scores.retain(|scored, _| layers.iter().any(|place| name(place) == *scored));
         let child = largest(&scores, self.config.reserved(base.shape())?);
         let mask = |place: &Place| {

@@ -23,13 +23,13 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData, activation::sigmoid};
 use peft_core::random::{Noise, Random};
-use peft_core::train::Probe;
+use peft_core::train::{Probe, largest};
 use peft_core::view::{Rewrite, Visit, tensors, view, visit, with_values};
 use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::full::name_of;
-use crate::masking::{largest, mask_gradients, train_only};
+use crate::masking::{mask_gradients, train_only};
 use crate::{Full, FullConfig};
 
 /// The configuration of diff pruning, in the names of the reference's options.

@@ -35,8 +35,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The largest rank.
-const MAX_RANK: usize = 65_536;
+use super::lora::MAX_RANK;
 
 /// The configuration of AdaLoRA, in the names of PEFT's `AdaLoraConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -409,6 +408,8 @@ impl AdaLora {
 impl Method for AdaLoraConfig {
     const NAME: &'static str = "adalora";
     const PEFT_TYPE: &'static str = "ADALORA";
+    /// PEFT's `r` is that of LoRA, beside `init_r`.
+    const UNUSED: &'static [&'static str] = &["r"];
     type Tuner = AdaLora;
 
     fn init(&self, base: &Base, seed: u64) -> Result<AdaLora> {

@@ -31,7 +31,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// The largest rank.
-const MAX_RANK: usize = 65_536;
+pub(super) const MAX_RANK: usize = 65_536;
 
 /// Which biases of the base are trained beside the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
