@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+pub mod bridge;
 pub mod low_rank;
 
 pub use low_rank::adalora::{AdaLora, AdaLoraConfig, Triplets};

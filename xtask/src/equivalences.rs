@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::shell::root;
 
 /// Where they are declared.
-const CRATES: [&str; 4] = ["peft-partial", "peft-additive", "peft-reparam", "peft-bench"];
+const CRATES: [&str; 5] = ["peft-partial", "peft-additive", "peft-reparam", "peft-unified", "peft-bench"];
 
 /// Two functions that are the same under a condition.
 #[derive(Debug, PartialEq)]

@@ -159,7 +159,8 @@ impl IntrinsicSaid {
 
 /// A random linear map from `d` numbers to `outputs`. Its three parts are functions of a seed and a name, made when they are
 /// needed.
-struct Fastfood {
+#[derive(Clone, Debug)]
+pub(crate) struct Fastfood {
     outputs: usize,
     /// S, of the numbers that are not padding.
     signs: Vec<f32>,
@@ -172,7 +173,7 @@ struct Fastfood {
 }
 
 impl Fastfood {
-    fn new(seed: u64, name: &str, d: usize, outputs: usize) -> Self {
+    pub(crate) fn new(seed: u64, name: &str, d: usize, outputs: usize) -> Self {
         let random = |part| Random::new(seed, &format!("said.{name}.{part}"));
         let n = outputs.next_power_of_two();
         let (inputs, mut signs, mut gauss) = (d.min(n), random("signs"), random("gauss"));
@@ -184,7 +185,7 @@ impl Fastfood {
         Fastfood { outputs, signs, first, order, gauss: gauss.into_iter().map(|g| (g / c) as f32).collect() }
     }
 
-    fn apply(&self, x: Tensor<1>) -> Tensor<1> {
+    pub(crate) fn apply(&self, x: Tensor<1>) -> Tensor<1> {
         let device = x.device().without_autodiff();
         let signs = Tensor::<1>::from_data(self.signs.as_slice(), &device);
         let x = x.narrow(0, 0, self.signs.len()) * signs;
