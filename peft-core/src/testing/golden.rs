@@ -52,6 +52,7 @@ pub fn examples(path: &Path) -> Vec<Example> {
                     [class] => Label::Class(*class as usize),
                     words => Label::Words(words.iter().map(|word| *word as i32).collect()),
                 }),
+                task: 0,
             }
         })
         .collect()
