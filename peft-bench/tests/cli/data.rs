@@ -224,7 +224,7 @@ fn a_column_of_tasks_is_trained_on_and_read() {
     };
     let [data, unknown] = [file("data.jsonl", &|i| i / 8), file("unknown.jsonl", &|i| i % 8)];
     let start = ["train", "--model", &model, "--method", "hyperformer", "--set", "tasks=2", "--set", "bottleneck=4"];
-    let settings = ["--epochs", "60", "--batch-size", "8", "--lr", "1e-2", "--dropout", "0", "--output", &adapter];
+    let settings = ["--epochs", "60", "--batch-size", "8", "--lr", "3e-3", "--dropout", "0", "--output", &adapter];
     names(
         &fail(&[&start[..], &settings, &["--data", &unknown]].concat()),
         &["task: 2 is not allowed, expected a number below 2"],
