@@ -7,6 +7,7 @@
 //! Identities:
 //! - I, the generated tensors and u' are what the equations say: `an_adapter_is_what_the_hypernetwork_makes`
 //! - the generated adapters of a task are ordinary ones, the same function: `cached_adapters_are_those_that_are_generated`
+//! - logits, gradients and ten steps are the official code's: `equals_the_reference`
 //! - tasks with the same z are the same function: `tasks_with_one_embedding_are_one_function`
 //! - g = b = 0 is the base: `a_normalization_to_nothing_is_the_base`
 //! - a layer or a task more costs e numbers: `a_layer_or_a_task_more_costs_an_embedding`
@@ -412,6 +413,10 @@ impl Procedure for Cached {}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use peft_core::testing::golden::Case;
+
     use super::*;
 
     /// Small ones of three tasks, of which the suite's sequences are of two.
@@ -433,6 +438,13 @@ mod tests {
             small().with_train_layernorm(false).with_activation(Activation::Swish),
             skip(C1: "near identity only", C3: "the non-linearity stands between the sub-layer and the residual")
         );
+    }
+
+    /// The official code's modules around the sub-layers of a T5, four sequences of three tasks.
+    #[test]
+    fn equals_the_reference() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/hyperformer-t5");
+        Case::open(dir, "t5").check_method::<HyperformerConfig>();
     }
 
     #[test]

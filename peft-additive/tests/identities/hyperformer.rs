@@ -7,7 +7,7 @@ use peft_core::io::peft::from_settings;
 use peft_core::testing::conformance::loss;
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, examples, fixtures::SHAPES, randomized};
-use peft_core::train::{Run, TrainConfig, Trainer};
+use peft_core::train::{Observer, Run, TrainConfig, Trainer};
 use peft_core::view::{Rewrite, Visit, shapes, tensors, view, visit};
 use peft_core::{
     Adapter, Bare, Base, Batch, Example, Head, Label, LanguageModel, Method, Part, Sequence, Site, Stack, Trained,
@@ -257,6 +257,15 @@ fn pieces_of_a_batch_keep_their_tasks() {
     assert_ne!(step(1, &data).into_data(), step(1, &same).into_data());
 }
 
+/// A run that must not start.
+struct Unstarted;
+
+impl Observer for Unstarted {
+    fn start(&mut self, _done: usize, _notes: &[String]) -> peft_core::Result<()> {
+        panic!("the run has started");
+    }
+}
+
 /// Before the first step, in evaluation data too, and wherever a batch is run.
 #[test]
 fn a_task_that_is_not_there_is_refused() {
@@ -266,10 +275,11 @@ fn a_task_that_is_not_there_is_refused() {
     let known = [Example { ids: vec![5, 7], label: Some(Label::Class(1)), ..Default::default() }];
     let unknown = [Example { task: 3, ..known[0].clone() }];
     let trainer = Trainer::new(TrainConfig::new(1e-3).with_steps(1));
+    let run = |data: &[Example], evaluation| trainer.run(&base, trained(), data, evaluation, &mut Unstarted).map(|_| ());
     let batch = batch_of(&base, &unknown);
     for message in [
-        trainer.run(&base, trained(), &unknown, None, &mut ()).map(|_| ()).unwrap_err(),
-        trainer.run(&base, trained(), &known, Some(&unknown), &mut ()).map(|_| ()).unwrap_err(),
+        run(&unknown, None).unwrap_err(),
+        run(&known, Some(&unknown)).unwrap_err(),
         tuner.run(&base, &batch).map(|_| ()).unwrap_err(),
         (Bare {}, tuner.clone()).run(&base, &batch).map(|_| ()).unwrap_err(),
         tuner.cached(3).map(|_| ()).unwrap_err(),
