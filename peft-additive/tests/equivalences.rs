@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{
-    HyperformerConfig, Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
+    HyperformerConfig, Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization,
+    SequentialConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};

@@ -115,13 +115,24 @@ fn a_column_holds_the_tasks() {
     let (_dir, path) = written("own.tsv", "sentence\ttask\na\tcola\nb\trte\n");
     let open = || Labelled::open(&path).unwrap();
     let data = open().label("task").read().unwrap();
-    assert_eq!((data.classes(), tasks(data.tokenize(&tokenizer(), 9).unwrap())), (&["cola".into(), "rte".into()][..], vec![0, 0]));
-    assert_error(open().without_label().read(), &["own.tsv: line 2, task: found \"cola\"", "the number of the row's task, from 0"]);
+    assert_eq!(
+        (data.classes(), tasks(data.tokenize(&tokenizer(), 9).unwrap())),
+        (&["cola".into(), "rte".into()][..], vec![0, 0])
+    );
+    assert_error(
+        open().without_label().read(),
+        &["own.tsv: line 2, task: found \"cola\"", "the number of the row's task, from 0"],
+    );
     for bad in ["-1", "1.5", "null", "[0]"] {
-        let line = format!("{{\"input_ids\":[5],\"label\":1,\"task\":0}}\n{{\"input_ids\":[5],\"label\":1,\"task\":{bad}}}\n");
+        let line =
+            format!("{{\"input_ids\":[5],\"label\":1,\"task\":0}}\n{{\"input_ids\":[5],\"label\":1,\"task\":{bad}}}\n");
         refused("bad.jsonl", line, &["line 2, task", bad, "from 0"]);
     }
-    refused("some.jsonl", "{\"input_ids\":[5],\"label\":1,\"task\":0}\n{\"input_ids\":[5],\"label\":1}\n", &["line 2, task", "null"]);
+    refused(
+        "some.jsonl",
+        "{\"input_ids\":[5],\"label\":1,\"task\":0}\n{\"input_ids\":[5],\"label\":1}\n",
+        &["line 2, task", "null"],
+    );
 }
 
 #[test]

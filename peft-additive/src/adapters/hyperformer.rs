@@ -15,7 +15,7 @@
 //! - bu + c is bu: `a_constant_in_the_second_bias_is_normalized_away`
 //! - a batch of several tasks is a batch of each: `sequences_of_several_tasks_do_not_meet`, `C7`
 //! - so it is cut into micro-batches: `pieces_of_a_batch_keep_their_tasks`
-//! - each text is that of its own task, by beams too: `a_text_is_that_of_its_own_task`
+//! - each text is that of its own task, by beams too: `a_text_is_that_of_its_own_task`, `the_next_token_is_that_of_its_own_task`
 //!
 //! Differs from the paper: a batch may be of several tasks; the loss of a step is the mean over its sequences, whatever their tasks. Which tasks come how often is a matter of the data (the paper draws them by size to the power 1/10). The dropout at the end of a sub-layer is in front of the adapter, in the code behind it. On T5 the embeddings of the tasks are shared and each stack has a hypernetwork of its own, as in the code. RoBERTa, BERT and LLaMA are an extension.
 
@@ -183,7 +183,14 @@ pub struct Cached {
 }
 
 impl Hypernetwork {
-    fn init(config: &HyperformerConfig, layers: usize, [d, m]: [usize; 2], seed: u64, name: &str, device: &Device) -> Self {
+    fn init(
+        config: &HyperformerConfig,
+        layers: usize,
+        [d, m]: [usize; 2],
+        seed: u64,
+        name: &str,
+        device: &Device,
+    ) -> Self {
         let (e, p) = (config.task_embedding_dim, config.projected_task_embedding_dim);
         let random = |leaf: &str| Random::new(seed, &format!("hyperformer.{name}.{leaf}"));
         let table = |leaf, rows| Param::from_tensor(random(leaf).normal_tensor([rows, e], 1.0, device));
@@ -246,7 +253,8 @@ impl Hyperformer {
         let task = self.tasks.val().narrow(0, task, 1);
         self.networks.iter().flat_map(move |(stack, network)| {
             let task = task.clone();
-            let sites = (0..network.layers.val().dims()[0]).flat_map(|layer| (0..KINDS.len()).map(move |kind| (layer, kind)));
+            let sites =
+                (0..network.layers.val().dims()[0]).flat_map(|layer| (0..KINDS.len()).map(move |kind| (layer, kind)));
             sites.map(move |(layer, kind)| {
                 (Site { layer, part: KINDS[kind], ..stack }, network.generate(task.clone(), layer, kind))
             })

@@ -2,7 +2,7 @@ use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Activation, Hyperformer, HyperformerConfig};
-use peft_core::generate::{GenerateConfig, Prompt, generate};
+use peft_core::generate::{GenerateConfig, Prompt, generate, next_logits};
 use peft_core::io::peft::from_settings;
 use peft_core::testing::conformance::loss;
 use peft_core::testing::tolerances::SAME_FUNCTION;
@@ -241,11 +241,28 @@ fn a_text_is_that_of_its_own_task() {
     }
 }
 
+/// Though all begin with the same tokens, which those of one task would share.
+#[test]
+fn the_next_token_is_that_of_its_own_task() {
+    let base = base("llama-tiny", &device());
+    let tuner = random(&config(), &base, 5).valid();
+    let head = || Head::LanguageModel(LanguageModel {});
+    let prompts = [0, 1, 2, 1].map(|task| Prompt { ids: vec![5, 9, 11, 6 + task as u32], task });
+    let found = next_logits(&base, &Trained::new(tuner.clone(), head()).unwrap(), &prompts).unwrap();
+    for (found, Prompt { ids, task }) in found.into_iter().zip(prompts) {
+        let cached = Trained::new(tuner.cached(task).unwrap(), head()).unwrap().valid();
+        let alone = next_logits(&base, &cached, &[ids]).unwrap().remove(0);
+        let [found, alone] = [found, alone].map(|row| Tensor::<1>::from_data(row.as_slice(), base.device()));
+        assert_close(found, alone, SAME_FUNCTION, &format!("task {task}"));
+    }
+}
+
 /// The loss and the gradient of a step on all samples at once and on one at a time.
 #[test]
 fn pieces_of_a_batch_keep_their_tasks() {
     let base = base("roberta-tiny", &device());
-    let data: Vec<Example> = examples(&base).into_iter().zip([2, 0, 1, 1, 0]).map(|(e, task)| Example { task, ..e }).collect();
+    let data: Vec<Example> =
+        examples(&base).into_iter().zip([2, 0, 1, 1, 0]).map(|(e, task)| Example { task, ..e }).collect();
     let step = |micro_rows, data: &[Example]| {
         let config = TrainConfig { micro_rows, dropout: Some(0.0), ..TrainConfig::new(1e-3).with_steps(1) };
         let trained = Trained::new(random(&self::config(), &base, 5), Head::classifier(&base, 2, 3)).unwrap();
@@ -275,7 +292,8 @@ fn a_task_that_is_not_there_is_refused() {
     let known = [Example { ids: vec![5, 7], label: Some(Label::Class(1)), ..Default::default() }];
     let unknown = [Example { task: 3, ..known[0].clone() }];
     let trainer = Trainer::new(TrainConfig::new(1e-3).with_steps(1));
-    let run = |data: &[Example], evaluation| trainer.run(&base, trained(), data, evaluation, &mut Unstarted).map(|_| ());
+    let run =
+        |data: &[Example], evaluation| trainer.run(&base, trained(), data, evaluation, &mut Unstarted).map(|_| ());
     let batch = batch_of(&base, &unknown);
     for message in [
         run(&unknown, None).unwrap_err(),
@@ -297,6 +315,7 @@ fn files_call_the_tensors_of_a_hypernetwork_by_its_stack() {
         tensors(&config().init(&base, 0).unwrap()).keys().map(|name| config().key(name, base.shape())).collect();
     let named = |name: &str| keys.iter().find(|key| key.name == format!("base_model.model.{name}")).unwrap();
     let mut names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+    names.sort();
     names.dedup();
     assert_eq!(names.len(), 1 + 2 * 20 + (2 * 2 + 1) + (3 * 3 + 1));
     assert!(!named("task_embedding_controller.task_to_embeddings").transposed);

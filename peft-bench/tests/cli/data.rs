@@ -236,8 +236,12 @@ fn a_column_of_tasks_is_trained_on_and_read() {
     let read = ["--model", &model, "--adapter", &adapter];
     let eval = |data: &str| succeed(&[&["eval", "--data", data], &read[..]].concat());
     let measured: Value = serde_json::from_str(&eval(&data)).unwrap();
-    assert_eq!((&measured["accuracy"], &measured["loss"]), (&report["metrics"]["accuracy"], &report["metrics"]["loss"]));
-    let swapped = fs::read_to_string(&data).unwrap().replace("\"task\":0", "\"task\":2").replace("\"task\":1", "\"task\":0");
+    assert_eq!(
+        (&measured["accuracy"], &measured["loss"]),
+        (&report["metrics"]["accuracy"], &report["metrics"]["loss"])
+    );
+    let swapped =
+        fs::read_to_string(&data).unwrap().replace("\"task\":0", "\"task\":2").replace("\"task\":1", "\"task\":0");
     let swapped = folder.write("swapped.jsonl", &swapped.replace("\"task\":2", "\"task\":1"));
     assert_eq!(serde_json::from_str::<Value>(&eval(&swapped)).unwrap()["accuracy"], 0.0);
     names(&fail(&[&["eval", "--data", &unknown], &read[..]].concat()), &["task: 2", "below 2"]);
@@ -249,7 +253,8 @@ fn a_column_of_tasks_is_trained_on_and_read() {
     assert_eq!([label("aa", "0"), label("aa", "1"), label("zz", "1")], ["no", "yes", "no"]);
     names(&fail(&[&["predict", "--text", "aa", "--task-index", "2"], &read[..]].concat()), &["task: 2", "below 2"]);
 
-    let (ids, logits) = (|task: usize| json!({"input_ids": [2, 4, 4, 3], "task": task}).to_string() + "\n", folder.path("logits"));
+    let (ids, logits) =
+        (|task: usize| json!({"input_ids": [2, 4, 4, 3], "task": task}).to_string() + "\n", folder.path("logits"));
     let input = folder.write("ids.jsonl", &[0, 1, 0].map(ids).concat());
     succeed(&[&["forward", "--input", &input, "--output", &logits], &read[..]].concat());
     let file = Checkpoint::open_file(Path::new(&logits)).unwrap();

@@ -9,7 +9,9 @@ use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomi
 use crate::generate::{GenerateConfig, Prompt, generate};
 use crate::random::Random;
 use crate::view::{Visit, tensors, trainable, visit};
-use crate::{Adapter, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim};
+use crate::{
+    Adapter, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim,
+};
 
 /// Generates one test for each property, on every architecture:
 ///
