@@ -104,7 +104,8 @@ proptest! {
                         let z = tensor::<2>(&tuner, "tasks", &base).narrow(0, *task, 1);
                         let rows = vec![z, matrix("layers").narrow(0, layer, 1), matrix("kinds").narrow(0, kind, 1)];
                         let input = affine(affine(Tensor::cat(rows, 1), "inner").clamp_min(0.0), "outer");
-                        let input = normalize(input.unsqueeze(), vector("norm.gain").unsqueeze(), vector("norm.bias").unsqueeze(), 1e-6);
+                        let [gain, bias] = ["norm.gain", "norm.bias"].map(|leaf| vector(leaf).unsqueeze());
+                        let input = normalize(input.unsqueeze(), gain, bias, 1e-6);
                         let made = |map: &str| affine(input.clone().squeeze_dim(0), map);
                         let down = made("down.weight").reshape([7, 24]).transpose().unsqueeze();
                         let up = made("up.weight").reshape([24, 7]).transpose().unsqueeze();
@@ -134,7 +135,8 @@ proptest! {
                 let (cached, batch) = (tuner.cached(task).unwrap(), batch_of_task(&base, task));
                 let generated = run(&tuner, &base, &batch).into_data();
                 assert_eq!(run(&cached, &base, &batch).into_data(), generated);
-                let adapters = shapes(&cached).iter().filter(|(name, _)| name.starts_with("adapters.")).map(|(_, dims)| dims.iter().product::<usize>()).sum::<usize>();
+                let own = shapes(&cached).into_iter().filter(|(name, _)| name.starts_with("adapters."));
+                let adapters: usize = own.map(|(_, dims)| dims.into_iter().product::<usize>()).sum();
                 let layers: usize = base.shape().stacks().into_iter().map(|(_, layers)| layers).sum();
                 assert_eq!(adapters, 2 * layers * (2 * 24 * 7 + 7 + 3 * 24));
                 generated
@@ -151,7 +153,8 @@ proptest! {
             let z: Tensor<2> = tensor(&tuner, "tasks", &base);
             let same = Tensor::cat(vec![z.clone().narrow(0, 0, 2), z.narrow(0, 0, 1)], 0);
             let same = with(tuner, "tasks", same);
-            let [first, second, third] = [0, 1, 2].map(|task| run(&same, &base, &batch_of_task(&base, task)).into_data());
+            let states = |task| run(&same, &base, &batch_of_task(&base, task)).into_data();
+            let [first, second, third] = [0, 1, 2].map(states);
             prop_assert_eq!(&first, &third);
             prop_assert_ne!(first, second);
         }
@@ -202,7 +205,8 @@ proptest! {
     fn sequences_of_several_tasks_do_not_meet(seed: u64, tasks in prop::array::uniform5(0..TASKS)) {
         for base in bases() {
             let tuner = random(&config(), &base, seed).valid();
-            let examples: Vec<Example> = examples(&base).into_iter().zip(tasks).map(|(example, task)| Example { task, ..example }).collect();
+            let of_task = |(example, task): (Example, usize)| Example { task, ..example };
+            let examples: Vec<Example> = examples(&base).into_iter().zip(tasks).map(of_task).collect();
             let found = run(&tuner, &base, &batch_of(&base, &examples));
             for (i, task) in tasks.into_iter().enumerate() {
                 let own = run(&tuner, &base, &batch_of_task(&base, task));
@@ -227,14 +231,15 @@ fn a_text_is_that_of_its_own_task() {
         for (num_beams, use_cache) in [(1, true), (3, true), (3, false)] {
             let config = GenerateConfig { use_cache, ..GenerateConfig::new(7).with_beams(num_beams) };
             let found = generate(&base, &trained, &prompts(&base), &config, |_, _| Ok(())).unwrap();
-            let alone = |task: usize, ids: &[Vec<u32>]| {
+            let alone = |task: usize, ids: &Vec<u32>| {
+                let ids = std::slice::from_ref(ids);
                 let cached = Trained::new(tuner.cached(task).unwrap(), head()).unwrap();
                 generate(&base, &cached, ids, &config, |_, _| Ok(())).unwrap().remove(0)
             };
             let mut others = 0;
             for (text, prompt) in found.iter().zip(prompts(&base)) {
-                assert_eq!(*text, alone(prompt.task, &[prompt.ids.clone()]), "{num_beams} beams");
-                others += usize::from(*text != alone((prompt.task + 1) % TASKS, &[prompt.ids]));
+                assert_eq!(*text, alone(prompt.task, &prompt.ids), "{num_beams} beams");
+                others += usize::from(*text != alone((prompt.task + 1) % TASKS, &prompt.ids));
             }
             assert!(others > 0, "tasks make no difference");
         }
