@@ -18,6 +18,7 @@ pub mod prompts;
 pub use adapters::adapter_drop::{AdapterDrop, AdapterDropConfig};
 pub use adapters::bottleneck::{Activation, Bottleneck};
 pub use adapters::coda::{Coda, CodaConfig};
+pub use adapters::hyperformer::{Cached, Hyperformer, HyperformerConfig};
 pub use adapters::parallel::{Parallel, ParallelConfig};
 pub use adapters::sequential::{Init, Placement, Sequential, SequentialConfig};
 pub use others::ia3::{Ia3, Ia3Config};

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{
-    Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
+    HyperformerConfig, Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization,
+    SequentialConfig,
 };
-use peft_core::testing::{randomized, states};
+use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Method, Part, Sites, equivalences};
+use peft_core::{Bare, Base, Example, Method, Part, Sites, Tuner, equivalences};
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -51,6 +52,17 @@ where
     let rows = rows.flat_map(|(a, b)| if holds { [a, b] } else { [b, a] }).collect();
     let one = with(&config(5), base, [(name.to_string(), Tensor::cat(rows, 0).into_data())].into());
     [states(&(a, b), base), states(&one, base)]
+}
+
+fn hyperformer() -> HyperformerConfig {
+    HyperformerConfig::new(3).with_bottleneck(5).with_dims(4, 6, 7)
+}
+
+/// Final states on the tests' sequences as those of one task.
+fn states_of_task(tuner: &impl Tuner, base: &Base, task: usize) -> Tensor<3> {
+    let examples: Vec<Example> = examples(base).into_iter().map(|example| Example { task, ..example }).collect();
+    let batch = base.batch(&examples.iter().collect::<Vec<_>>()).unwrap();
+    tuner.valid().run(base, &batch).unwrap().states
 }
 
 equivalences! {
@@ -139,4 +151,31 @@ equivalences! {
     a_prompt_and_an_adapter_commute: "prompt tuning and sequential adapter" = "sequential adapter and prompt tuning"
         if "they are the same", SAME_FUNCTION on SHAPES,
         |base, seed, holds| both_ways(PromptTuningConfig::new(2), SequentialConfig::houlsby(5), base, seed, holds);
+
+    generated_adapters_are_ordinary_ones: "Hyperformer++" = "adapters with a normalization behind them"
+        if "they are those generated for the task", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let tuned = random(&hyperformer(), base, seed);
+            let cached = tuned.cached(if holds { 1 } else { 2 }).unwrap();
+            [states_of_task(&tuned, base, 1), states_of_task(&cached, base, 1)]
+        };
+
+    a_task_is_its_embedding: "Hyperformer++ on one task" = "Hyperformer++ on another" if "the tasks have the same embedding",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let tuned = random(&hyperformer(), base, seed).valid();
+            let z = Tensor::<2>::from_data(tensors(&tuned)["tasks"].clone(), base.device());
+            let row = |task| z.clone().narrow(0, task, 1);
+            let rows = Tensor::cat(vec![row(0), row(0), row(2)], 0).into_data();
+            let same = with_values(tuned, &[("tasks".to_string(), rows)].into()).unwrap();
+            [states_of_task(&same, base, 0), states_of_task(&same, base, if holds { 1 } else { 2 })]
+        };
+
+    adapters_normalized_to_nothing_are_the_base: "Hyperformer++" = "base" if "the generated gain and bias are 0",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let config = hyperformer().with_train_layernorm(false);
+            let mut values = tensors(&random(&config, base, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && name.contains(".post.")) {
+                *data = TensorData::zeros::<f32, _>(data.shape().clone());
+            }
+            [states(&with(&config, base, values), base), states(&Bare {}, base)]
+        };
 }

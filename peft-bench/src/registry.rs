@@ -57,6 +57,7 @@ methods! {
     peft_additive::ParallelConfig: "additive",
     peft_additive::AdapterDropConfig: "additive",
     peft_additive::CodaConfig: "additive",
+    peft_additive::HyperformerConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PTuningConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",

@@ -2,12 +2,17 @@
 
 use burn::module::{Module, ModuleDisplay};
 
-use crate::{Base, Batch, Hidden, Hooks, Merge, Procedure, Result};
+use crate::{Base, Batch, Error, Hidden, Hooks, Merge, Procedure, Result};
 
 /// A module of trainable tensors that acts through hooks.
 pub trait Adapter: Module + ModuleDisplay + Sync {
     /// Computes what this batch needs (nothing, for a method that is its own hooks), then lends the hooks for one run.
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R;
+
+    /// How many tasks it tells apart; if it does, sequences of others are refused before it opens.
+    fn tasks(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Declares types that implement [`Hooks`] themselves as adapters.
@@ -35,6 +40,10 @@ impl Procedure for Bare {}
 impl<A: Adapter, B: Adapter> Adapter for (A, B) {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         self.0.open(batch, |outer| self.1.open(batch, |inner| f(&(outer, inner))))
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.0.tasks().into_iter().chain(self.1.tasks()).min()
     }
 }
 
@@ -67,10 +76,24 @@ impl<A: Adapter, B: Adapter> Adapter for (A, B) {
 pub trait Tuner: Module + ModuleDisplay + Sync {
     /// Final hidden states of a batch.
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
+
+    /// Refuses tasks that it does not have.
+    fn check_tasks(&self, _tasks: &[usize]) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<A: Adapter> Tuner for A {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        self.check_tasks(&batch.tasks)?;
         self.open(batch, |hooks| base.forward(batch, hooks))
+    }
+
+    fn check_tasks(&self, tasks: &[usize]) -> Result<()> {
+        let Some(count) = self.tasks() else { return Ok(()) };
+        match tasks.iter().find(|task| **task >= count) {
+            None => Ok(()),
+            Some(task) => Err(Error::config("task", task, format!("a number below {count}, the method's tasks"))),
+        }
     }
 }

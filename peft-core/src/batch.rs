@@ -39,13 +39,15 @@ pub struct Example {
     pub types: Option<Vec<u32>>,
     /// What it is labelled with.
     pub label: Option<Label>,
+    /// Which of several tasks it is of, for a method that tells them apart.
+    pub task: usize,
 }
 
 impl Example {
     /// A hash of every bit of some examples, in their order.
     pub fn fingerprint(examples: &[Self]) -> u64 {
         let one = |example: &Self| {
-            let Example { ids, mask, types, label } = example;
+            let Example { ids, mask, types, label, task } = example;
             let mut bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             bytes.extend(mask.iter().flatten().map(|real| u8::from(*real)));
             bytes.extend(types.iter().flatten().flat_map(|kind| kind.to_le_bytes()));
@@ -64,7 +66,9 @@ impl Example {
                     "words"
                 }
             };
-            fingerprint(&format!("{kind}, {} ids, {} {}", ids.len(), mask.is_some(), types.is_some()), &bytes)
+            let task = if *task == 0 { String::new() } else { format!(", task {task}") };
+            let name = format!("{kind}, {} ids, {} {}{task}", ids.len(), mask.is_some(), types.is_some());
+            fingerprint(&name, &bytes)
         };
         examples.iter().fold(0, |all, example| all.rotate_left(7) ^ one(example))
     }
@@ -81,6 +85,8 @@ pub struct Batch {
     pub types: Option<Tensor<2, Int>>,
     /// What a decoder behind an encoder sees, `[batch, tokens]`.
     pub decoder: Option<Tensor<2, Int>>,
+    /// The task of each sequence.
+    pub tasks: Vec<usize>,
     /// What is known of earlier rows while a text is generated.
     pub cache: Option<Cache>,
     /// The dropout of this forward; absent outside training.
@@ -116,6 +122,7 @@ impl Batch {
             padding: real.contains(&0).then(|| tensor(real).equal_elem(0)),
             types: types.iter().any(|t| *t != 0).then(|| tensor(types)),
             decoder: None,
+            tasks: examples.iter().map(|example| example.task).collect(),
             cache: None,
             noise: None,
         })
@@ -135,7 +142,7 @@ impl Batch {
         Ok(Batch { decoder: Some(decoder), ..self })
     }
 
-    /// Pads lists of ids in front to the longest of them, so that all end together and can go on.
+    /// Pads lists of ids in front to the longest of them, so that all end together and can go on. They are of task 0.
     pub fn padded_in_front(lists: &[Vec<u32>], pad: usize, device: &Device) -> Result<Self> {
         let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
         let padded = |list: &Vec<u32>| {
@@ -159,5 +166,20 @@ impl Batch {
     /// Who sees whom.
     pub fn mask(&self) -> Mask {
         Mask { padding: self.padding.clone(), ..Mask::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_tells_tasks_apart() {
+        let of = |tasks: [usize; 2]| {
+            let examples = tasks.map(|task| Example { ids: vec![5, 7], task, ..Default::default() });
+            Example::fingerprint(&examples)
+        };
+        let found = [[0, 0], [0, 1], [1, 0], [1, 1], [2, 1]].map(of);
+        assert!((0..5).all(|i| (0..i).all(|j| found[i] != found[j])), "{found:?}");
     }
 }

@@ -33,6 +33,10 @@ impl<A: Adapter> Adapter for Within<A> {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         self.inner.open(batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
     }
+
+    fn tasks(&self) -> Option<usize> {
+        self.inner.tasks()
+    }
 }
 
 struct Inside<'a> {

@@ -1,17 +1,22 @@
-//! What adapters have in common: two linear maps with a narrow space between them.
+//! What adapters have in common: two linear maps with a narrow space between them, and normalizations that are trained with them.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation};
-use peft_core::{Affine, Error, Key, Norm, Part, Result, Shape, Site, file_path, random::Random};
+use peft_core::{
+    Affine, Base, Error, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path, place_key,
+    random::Random, split_name,
+};
 use serde::{Deserialize, Serialize};
 
 /// The non-linearity between the two maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// The official code's.
+    /// Exact, by the error function.
     #[default]
     Gelu,
+    /// Its approximation by tanh.
+    GeluNew,
     /// The survey's, and AdapterHub's for `Placement::Pfeiffer`.
     Relu,
     /// AdapterHub's for `Placement::Houlsby`.
@@ -52,10 +57,59 @@ impl Bottleneck {
         let inner = self.down.forward(x);
         self.up.forward(match act {
             Activation::Gelu => activation::gelu(inner),
+            Activation::GeluNew => activation::gelu_approximate(inner),
             Activation::Relu => activation::relu(inner),
             Activation::Swish => activation::silu(inner),
             Activation::Identity => inner,
         })
+    }
+}
+
+/// The layer normalizations of the model, trained.
+#[derive(Module, Debug)]
+pub struct Norms {
+    /// `[d]` each.
+    gains: SiteMap<Param<Tensor<1>>>,
+    /// `[d]` each.
+    biases: SiteMap<Param<Tensor<1>>>,
+}
+
+impl Norms {
+    /// Their gains and biases, if they are trained.
+    pub(super) fn places(shape: &Shape, train: bool) -> Vec<Place> {
+        let norms = [
+            Part::NormEmbedding,
+            Part::NormAttention,
+            Part::NormCrossAttention,
+            Part::NormFeedForward,
+            Part::NormFinal,
+        ];
+        shape.places().into_iter().filter(|place| train && norms.contains(&place.site.part)).collect()
+    }
+
+    /// As the model has them; none, if they are not trained.
+    pub(super) fn new(base: &Base, train: bool) -> Self {
+        let of = |slot: Slot| {
+            let places = Norms::places(base.shape(), train).into_iter().filter(|place| place.slot == slot);
+            let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
+            places.map(|place| (place.site, start(place.site))).collect()
+        };
+        Norms { gains: of(Slot::Gain), biases: of(Slot::Bias) }
+    }
+
+    /// As trained, where one is.
+    pub(super) fn get(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
+        let trained = if slot == Slot::Gain { &self.gains } else { &self.biases };
+        trained.get(site).map(Param::val)
+    }
+
+    /// What files call the tensor that records call `name`: as the model's.
+    pub(super) fn key(name: &str, shape: &Shape) -> Key {
+        let (field, site, _) = split_name(name);
+        let slot = if field == "gains" { Slot::Gain } else { Slot::Bias };
+        let places = Norms::places(shape, true);
+        let place = places.iter().find(|place| place.site == site && place.slot == slot);
+        place_key(shape, place.expect("the trained normalizations are places of the model"))
     }
 }
 

@@ -3,5 +3,6 @@
 pub mod adapter_drop;
 pub mod bottleneck;
 pub mod coda;
+pub mod hyperformer;
 pub mod parallel;
 pub mod sequential;

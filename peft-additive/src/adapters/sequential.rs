@@ -18,11 +18,11 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, module};
 use peft_core::{
     Base, Error, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site, SiteMap,
-    Slot, Weight, adapter, place_key, random::Random, split_name,
+    Slot, Weight, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 
-use super::bottleneck::{Activation, Bottleneck, check_width, count, key, projection};
+use super::bottleneck::{Activation, Bottleneck, Norms, check_width, count, key, projection};
 
 /// Where in a layer the adapters are, and what they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,29 +159,13 @@ impl SequentialConfig {
         }
         Ok(parts.iter().flat_map(|part| shape.sites(*part)).collect())
     }
-
-    /// The trained gains and biases of the model's normalizations.
-    fn norms(&self, shape: &Shape) -> Vec<Place> {
-        let norms = [
-            Part::NormEmbedding,
-            Part::NormAttention,
-            Part::NormCrossAttention,
-            Part::NormFeedForward,
-            Part::NormFinal,
-        ];
-        let trained = |place: &Place| self.train_layernorm && norms.contains(&place.site.part);
-        shape.places().into_iter().filter(trained).collect()
-    }
 }
 
 /// Adapters after sub-layers.
 #[derive(Module, Debug)]
 pub struct Sequential {
     adapters: SiteMap<Bottleneck>,
-    /// Of the model's normalizations, `[d]` each.
-    gains: SiteMap<Param<Tensor<1>>>,
-    /// Of the model's normalizations, `[d]` each.
-    biases: SiteMap<Param<Tensor<1>>>,
+    norms: Norms,
     /// Where an adapter reads the sum with the residual: through the base's gain and bias, `[d]` each, if a normalization follows.
     #[module(skip)]
     sums: SiteMap<Option<[Tensor<1>; 2]>>,
@@ -216,11 +200,6 @@ impl Method for SequentialConfig {
             Bottleneck { norm, ..Bottleneck::new(draw(site, "down", [d, m]), up) }
         };
         let (sites, places) = (self.plan(shape)?, shape.places());
-        let trained = |slot: Slot| -> SiteMap<Param<Tensor<1>>> {
-            let places = self.norms(shape).into_iter().filter(|place| place.slot == slot);
-            let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
-            places.map(|place| (place.site, start(place.site))).collect()
-        };
         let through = |site: Site| {
             (!shape.pre_norm()).then(|| [Slot::Gain, Slot::Bias].map(|slot| base.vector(norm_after(site), slot)))
         };
@@ -228,8 +207,7 @@ impl Method for SequentialConfig {
         let reading = sites.iter().filter(|_| self.placement == Placement::Pfeiffer);
         Ok(Sequential {
             adapters: sites.iter().map(|site| (*site, bottleneck(*site))).collect(),
-            gains: trained(Slot::Gain),
-            biases: trained(Slot::Bias),
+            norms: Norms::new(base, self.train_layernorm),
             sums: reading.map(|site| (*site, through(*site))).collect(),
             biased: sites.iter().all(biased),
             activation: self.activation,
@@ -241,19 +219,15 @@ impl Method for SequentialConfig {
         let (d, m) = (shape.hidden, self.bottleneck);
         let inner = |site: Site| if self.inner_norm.contains(&site.part) { 2 * d } else { 0 };
         let adapters: usize = self.plan(shape)?.into_iter().map(|site| count(d, m) + inner(site)).sum();
-        Ok(adapters + self.norms(shape).iter().map(Place::count).sum::<usize>())
+        Ok(adapters + Norms::places(shape, self.train_layernorm).iter().map(Place::count).sum::<usize>())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
-        let (field, site, leaf) = split_name(name);
-        let slot = match field {
-            "gains" => Slot::Gain,
-            "biases" => Slot::Bias,
-            _ => return key(shape, site, leaf),
-        };
-        let places = shape.places();
-        let place = places.iter().find(|place| place.site == site && place.slot == slot);
-        place_key(shape, place.expect("the trained normalizations are places of the model"))
+        if let Some(name) = name.strip_prefix("norms.") {
+            return Norms::key(name, shape);
+        }
+        let (_, site, leaf) = split_name(name);
+        key(shape, site, leaf)
     }
 
     fn merge(tuner: &Sequential) -> Option<&dyn Merge> {
@@ -305,11 +279,7 @@ impl Hooks for Sequential {
     }
 
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
-        let trained = match slot {
-            Slot::Gain => self.gains.get(site),
-            _ => self.biases.get(site),
-        };
-        trained.map_or(v, Param::val)
+        self.norms.get(site, slot).unwrap_or(v)
     }
 }
 
@@ -342,8 +312,7 @@ impl Merge for Sequential {
                 let row = v.clone().unsqueeze::<2>();
                 Some((row.clone() + up.forward(down.forward(row))).squeeze_dim(0))
             }
-            (Slot::Gain, _) => self.gains.get(site).map(Param::val),
-            _ => self.biases.get(site).map(Param::val),
+            _ => self.norms.get(site, slot),
         }
     }
 }

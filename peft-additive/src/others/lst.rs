@@ -328,6 +328,7 @@ impl Tuner for Lst {
             padding: batch.padding.clone(),
             types: None,
             decoder: batch.decoder.as_ref().map(Tensor::zeros_like),
+            tasks: batch.tasks.clone(),
             cache: batch.cache.as_ref().map(Cache::beside),
             noise: batch.noise.as_ref().map(noise),
         };

@@ -36,6 +36,10 @@ impl Rewrite for ZeroUp {
 pub fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
     match activation {
         Activation::Gelu => x.clone() * ((x / 2f64.sqrt()).erf() + 1.0) / 2.0,
+        Activation::GeluNew => {
+            let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+            x * (inner.tanh() + 1.0) / 2.0
+        }
         Activation::Relu => x.clamp_min(0.0),
         Activation::Swish => x.clone() / (x.neg().exp() + 1.0),
         Activation::Identity => x,

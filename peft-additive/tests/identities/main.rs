@@ -4,6 +4,7 @@ mod adapter_drop;
 mod bottleneck;
 mod coda;
 mod composition;
+mod hyperformer;
 mod ia3;
 mod lst;
 mod parallel;

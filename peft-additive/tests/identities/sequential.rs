@@ -60,8 +60,8 @@ proptest! {
                     let bias = |map| vector(format!("adapters.{site}.{map}.bias")).unwrap().unsqueeze::<3>();
                     let mut n = u.clone();
                     if pfeiffer {
-                        let gain = vector(format!("gains.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Gain));
-                        let shift = vector(format!("biases.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Bias));
+                        let gain = vector(format!("norms.gains.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Gain));
+                        let shift = vector(format!("norms.biases.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Bias));
                         n = normalize(n + x, gain, shift, base.shape().eps);
                     }
                     if let Some(gain) = vector(format!("adapters.{site}.norm.gain")) {
@@ -84,7 +84,7 @@ proptest! {
                 let own = tensors(&trained);
                 let (mut other, mut replaced) = (base.clone(), 0);
                 for place in base.shape().places() {
-                    let field = if place.slot == Slot::Gain { "gains" } else { "biases" };
+                    let field = if place.slot == Slot::Gain { "norms.gains" } else { "norms.biases" };
                     if let Some(data) = own.get(&format!("{field}.{}", place.site)).filter(|_| place.slot != Slot::Weight) {
                         other = other.with_vector(place.site, place.slot, Tensor::from_data(data.clone(), base.device()));
                         replaced += 1;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use peft_core::generate::{EarlyStopping, GenerateConfig, generate};
+use peft_core::generate::{EarlyStopping, GenerateConfig, Prompt, generate};
 use peft_core::load::Tokenizer;
 use peft_core::train::Tuned;
 use peft_core::{Architecture, Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
@@ -32,6 +32,9 @@ pub struct Generate {
     /// A file of prompts, one a line
     #[arg(long)]
     file: Option<PathBuf>,
+    /// The task of the prompts, counted from 0, for an adapter of several
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    task_index: usize,
     /// The most tokens of a text
     #[arg(long, default_value_t = 128)]
     max_new_tokens: usize,
@@ -129,7 +132,7 @@ impl Generate {
             let ids = tokenizer.encode(text, None, usize::MAX)?.ids;
             let expected = format!("at most {room}, with room for the new ones");
             if ids.len() <= room {
-                Ok(ids)
+                Ok(Prompt { ids, task: self.task_index })
             } else {
                 Err(Error::config("prompt", format!("{} tokens", ids.len()), expected))
             }

@@ -26,6 +26,9 @@ pub struct Predict {
     /// A file of texts, one a line
     #[arg(long)]
     file: Option<PathBuf>,
+    /// The task of the texts, counted from 0, for an adapter of several
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    task_index: usize,
     /// Tokens to which a text is cut
     #[arg(long, default_value_t = 128)]
     max_length: usize,
@@ -46,7 +49,8 @@ impl Predict {
         let longest = self.max_length.min(max_length(shape, self.adapter.as_deref())?);
         let example = |text: &String| {
             let encoded = tokenizer.encode(text, None, longest)?;
-            Ok(Example { ids: encoded.ids, types: Some(encoded.types), ..Default::default() })
+            let (types, task) = (Some(encoded.types), self.task_index);
+            Ok(Example { ids: encoded.ids, types, task, ..Default::default() })
         };
         let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
         let classes = classes(&model, self.adapter.as_deref())?;

@@ -209,3 +209,55 @@ fn columns_of_ones_own_are_named() {
     assert!(own["accuracy"].is_number());
     names(&fail(&["eval", "--model", &self::model("roberta-mlm"), "--data", &files[2]]), &["a head for words"]);
 }
+
+/// Two tasks with the same texts and opposite labels: only what knows the tasks can learn both.
+#[test]
+fn a_column_of_tasks_is_trained_on_and_read() {
+    let (folder, other) = (Folder::new(), Folder::new());
+    let (model, adapter) = (spelling_model(&other, "bert-classify"), folder.path("adapter"));
+    let row = |i: usize, task: usize| {
+        let (text, label) = (["aa", "zz"][i % 2], ["no", "yes"][(i + task) % 2]);
+        json!({"text": text, "label": label, "task": task})
+    };
+    let file = |name: &str, task: &dyn Fn(usize) -> usize| {
+        folder.write(name, &(0..16).map(|i| row(i, task(i)).to_string() + "\n").collect::<String>())
+    };
+    let [data, unknown] = [file("data.jsonl", &|i| i / 8), file("unknown.jsonl", &|i| i % 8)];
+    let start = ["train", "--model", &model, "--method", "hyperformer", "--set", "tasks=2", "--set", "bottleneck=4"];
+    let settings = ["--epochs", "60", "--batch-size", "8", "--lr", "3e-3", "--dropout", "0", "--output", &adapter];
+    names(
+        &fail(&[&start[..], &settings, &["--data", &unknown]].concat()),
+        &["task: 2 is not allowed, expected a number below 2"],
+    );
+    let trained = succeed(&[&start[..], &settings, &["--data", &data, "--eval", &data]].concat());
+    let report: Value = serde_json::from_str(&trained).unwrap();
+    assert_eq!(report["metrics"]["accuracy"], 1.0, "{report}");
+
+    let read = ["--model", &model, "--adapter", &adapter];
+    let eval = |data: &str| succeed(&[&["eval", "--data", data], &read[..]].concat());
+    let measured: Value = serde_json::from_str(&eval(&data)).unwrap();
+    assert_eq!(
+        (&measured["accuracy"], &measured["loss"]),
+        (&report["metrics"]["accuracy"], &report["metrics"]["loss"])
+    );
+    let swapped =
+        fs::read_to_string(&data).unwrap().replace("\"task\":0", "\"task\":2").replace("\"task\":1", "\"task\":0");
+    let swapped = folder.write("swapped.jsonl", &swapped.replace("\"task\":2", "\"task\":1"));
+    assert_eq!(serde_json::from_str::<Value>(&eval(&swapped)).unwrap()["accuracy"], 0.0);
+    names(&fail(&[&["eval", "--data", &unknown], &read[..]].concat()), &["task: 2", "below 2"]);
+
+    let label = |text: &str, task: &str| {
+        let line = succeed(&[&["predict", "--text", text, "--task-index", task], &read[..]].concat());
+        serde_json::from_str::<Value>(&line).unwrap()["label"].clone()
+    };
+    assert_eq!([label("aa", "0"), label("aa", "1"), label("zz", "1")], ["no", "yes", "no"]);
+    names(&fail(&[&["predict", "--text", "aa", "--task-index", "2"], &read[..]].concat()), &["task: 2", "below 2"]);
+
+    let (ids, logits) =
+        (|task: usize| json!({"input_ids": [2, 4, 4, 3], "task": task}).to_string() + "\n", folder.path("logits"));
+    let input = folder.write("ids.jsonl", &[0, 1, 0].map(ids).concat());
+    succeed(&[&["forward", "--input", &input, "--output", &logits], &read[..]].concat());
+    let file = Checkpoint::open_file(Path::new(&logits)).unwrap();
+    let [first, second, third] = [0, 1, 2].map(|i| file.read_f32(&format!("logits.{i}"), &[2]).unwrap());
+    assert!(first == third && first != second);
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::classes::{Kind, Written};
-use super::row::{Cell, Columns, Input, Row, label_column};
+use super::row::{Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
 use crate::files::read_text;
 #[cfg(feature = "tokenize")]
@@ -46,7 +46,8 @@ impl Labelled {
     ///
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
     /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
-    /// are classes, other numbers are values, arrays are words to predict, anything else names a class.
+    /// are classes, other numbers are values, arrays are words to predict, anything else names a class. A column `task` that is
+    /// neither holds the number of each row's task, from 0.
     pub fn open(path: &Path) -> Result<Builder> {
         Ok(Builder {
             path: path.to_path_buf(),
@@ -118,7 +119,8 @@ impl Labelled {
             if encoded.ids.is_empty() {
                 return Err(self.wrong(row, "a text without tokens", "at least one token"));
             }
-            Ok(Example { ids: encoded.ids, mask: None, types: Some(encoded.types), label: row.label.clone() })
+            let (types, label) = (Some(encoded.types), row.label.clone());
+            Ok(Example { ids: encoded.ids, mask: None, types, label, task: row.task })
         };
         // Collected before the first error is looked for, so that it is always that of the first bad row.
         let examples: Vec<Result<Example>> = self.rows.par_iter().map(example).collect();
@@ -151,7 +153,8 @@ impl Labelled {
                     return Err(self.wrong(row, format!("{} labels", words.len()), expected));
                 }
             }
-            Ok(Example { ids: ids.clone(), mask: mask.clone(), types: types.clone(), label: row.label.clone() })
+            let (mask, types, label) = (mask.clone(), types.clone(), row.label.clone());
+            Ok(Example { ids: ids.clone(), mask, types, label, task: row.task })
         };
         let examples = self.rows.iter().map(example).collect::<Result<Vec<_>>>()?;
         self.with_types_of(shape, examples)
@@ -227,6 +230,8 @@ impl Builder {
         let Table { header, rows: records } = Table::parse(&self.path, &self.content, self.columns)?;
         let columns = Columns::choose(&header, self.text.as_deref(), self.pair.as_deref())?;
         let label = if self.unlabelled { None } else { Some(label_column(&header, self.label.as_deref())?) };
+        let taken = [&self.text, &self.pair, &self.label].into_iter().flatten().any(|name| name == TASK);
+        let task = header.find(TASK).filter(|_| !taken);
 
         let (mut rows, mut labels, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for record in records {
@@ -237,9 +242,11 @@ impl Builder {
                 }
                 record => record?,
             };
-            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None };
+            let cell = |column| Cell { header: &header, record: &record, column };
+            let task = task.map_or(Ok(0), |column| cell(column).task())?;
+            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None, task };
             if let Some(column) = label {
-                let cell = Cell { header: &header, record: &record, column };
+                let cell = cell(column);
                 match cell.words() {
                     Some(words) if labels.is_empty() => row.label = Some(words?),
                     _ => labels.push(Written { line: record.line, text: cell.label()? }),

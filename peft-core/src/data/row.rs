@@ -16,6 +16,8 @@ const PAIRS: [(&str, &str); 5] = [
 const TEXTS: [&str; 5] = ["sentence", "text", "sentence1", "question", "premise"];
 /// Columns that hold the label.
 const LABELS: [&str; 6] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate"];
+/// The column that holds the number of the task.
+pub(super) const TASK: &str = "task";
 
 /// What a row gives to the model.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ pub(super) struct Row {
     pub(super) line: usize,
     pub(super) input: Input,
     pub(super) label: Option<Label>,
+    pub(super) task: usize,
 }
 
 /// The columns of the input.
@@ -113,6 +116,16 @@ impl Cell<'_> {
             Value::Number(number) => Ok(number.to_string()),
             other => Err(self.wrong(other, "the name of a class or a number")),
         }
+    }
+
+    /// The number of a task.
+    pub(super) fn task(&self) -> Result<usize> {
+        let number = match self.value() {
+            Value::Number(number) => number.as_u64().and_then(|number| usize::try_from(number).ok()),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        number.ok_or_else(|| self.wrong(self.value(), "the number of the row's task, from 0"))
     }
 
     /// A label that is an array: a word for each token, -100 where none is to be predicted.

@@ -1,5 +1,6 @@
 //! The model at work on a batch of texts, one token at a time.
 
+use super::Prompt;
 use crate::{Architecture, Base, Batch, Cache, Error, Example, Result, Trained, Tuner};
 
 /// Texts in progress.
@@ -13,25 +14,27 @@ pub(super) struct Decoder<'a, T: Tuner> {
     texts: Vec<Vec<u32>>,
     /// What of it is not in the cache yet.
     fresh: Vec<Vec<u32>>,
+    /// The task of each text.
+    tasks: Vec<usize>,
 }
 
 impl<'a, T: Tuner> Decoder<'a, T> {
-    pub fn new(base: &'a Base, trained: &'a Trained<T>, prompts: &[Vec<u32>], use_cache: bool) -> Result<Self> {
+    pub fn new(base: &'a Base, trained: &'a Trained<T>, prompts: &[Prompt], use_cache: bool) -> Result<Self> {
         let shape = base.shape();
-        if let Some(empty) = prompts.iter().position(Vec::is_empty) {
+        if let Some(empty) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(Error::config(format!("prompt {empty}"), "no token", "at least one"));
         }
-        if let Some(id) = prompts.iter().flatten().find(|id| **id as usize >= shape.vocab) {
+        if let Some(id) = prompts.iter().flat_map(|prompt| &prompt.ids).find(|id| **id as usize >= shape.vocab) {
             let expected = format!("ids below {}, the model's vocabulary", shape.vocab);
             return Err(Error::config("input_ids", id, expected));
         }
-        let source = |ids: &Vec<u32>| Example { ids: ids.clone(), ..Default::default() };
+        let source = |prompt: &Prompt| Example { ids: prompt.ids.clone(), ..Default::default() };
         let (sources, texts) = match shape.architecture {
             Architecture::T5(t5) => (prompts.iter().map(source).collect(), vec![vec![t5.start as u32]; prompts.len()]),
-            _ => (vec![], prompts.to_vec()),
+            _ => (vec![], prompts.iter().map(|prompt| prompt.ids.clone()).collect()),
         };
-        let fresh = texts.clone();
-        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, fresh })
+        let (fresh, tasks) = (texts.clone(), prompts.iter().map(|prompt| prompt.task).collect());
+        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, fresh, tasks })
     }
 
     /// Computes the first tokens of a decoder's only text, for others to go on from.
@@ -45,15 +48,15 @@ impl<'a, T: Tuner> Decoder<'a, T> {
     }
 
     /// The same with another text, which begins with what was kept.
-    pub fn fork(&self, text: Vec<u32>) -> Self {
-        let cache = self.cache.as_ref().map(Cache::fork);
+    pub fn fork(&self, Prompt { ids: text, task }: Prompt) -> Self {
+        let (cache, tasks) = (self.cache.as_ref().map(Cache::fork), vec![task]);
         if !self.sources.is_empty() {
             let sources = vec![Example { ids: text, ..Default::default() }];
-            return Decoder { cache, sources, texts: self.texts.clone(), fresh: self.fresh.clone(), ..*self };
+            return Decoder { cache, sources, texts: self.texts.clone(), fresh: self.fresh.clone(), tasks, ..*self };
         }
         let kept = self.texts[0].len() - self.fresh[0].len();
         let fresh = vec![text[kept..].to_vec()];
-        Decoder { cache, sources: vec![], texts: vec![text], fresh, ..*self }
+        Decoder { cache, sources: vec![], texts: vec![text], fresh, tasks, ..*self }
     }
 
     /// Logits of the next token of each text.
@@ -68,7 +71,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
             true => Batch::padded_in_front(texts, shape.pad, device)?,
             false => Batch::new(&self.sources, shape.pad, device)?.with_decoder(texts, device)?,
         };
-        batch.cache = self.cache.clone();
+        (batch.cache, batch.tasks) = (self.cache.clone(), self.tasks.clone());
         let hidden = self.trained.tuner.run(self.base, &batch)?;
         let [size, rows, _] = hidden.states.dims();
         let last = hidden.states.narrow(1, rows - 1, 1);
@@ -92,6 +95,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
     pub fn select(&mut self, rows: &[usize]) {
         self.texts = rows.iter().map(|row| self.texts[*row].clone()).collect();
         self.fresh = rows.iter().map(|row| self.fresh[*row].clone()).collect();
+        self.tasks = rows.iter().map(|row| self.tasks[*row]).collect();
         if !self.sources.is_empty() {
             self.sources = rows.iter().map(|row| self.sources[*row].clone()).collect();
         }

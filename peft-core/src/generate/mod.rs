@@ -42,6 +42,26 @@ pub struct GenerateConfig {
     pub use_cache: bool,
 }
 
+/// What a text goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// Which of several tasks it is of, for a method that tells them apart.
+    pub task: usize,
+}
+
+impl From<Vec<u32>> for Prompt {
+    /// Of task 0.
+    fn from(ids: Vec<u32>) -> Self {
+        Prompt { ids, task: 0 }
+    }
+}
+
+fn owned<P: Clone + Into<Prompt>>(prompts: &[P]) -> Vec<Prompt> {
+    prompts.iter().cloned().map(P::into).collect()
+}
+
 /// When a search by beams ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,15 +136,20 @@ impl GenerateConfig {
 }
 
 /// The logits of the token that comes after each prompt. What all prompts begin with is computed once.
-pub fn next_logits<T: Tuner>(base: &Base, trained: &Trained<T>, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+pub fn next_logits<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    prompts: &[impl Clone + Into<Prompt>],
+) -> Result<Vec<Vec<f32>>> {
     check_head(&trained.head)?;
-    let same = |i: usize| prompts.iter().all(|prompt| prompt[i] == prompts[0][i]);
+    let prompts = owned(prompts);
+    let same = |i: usize| prompts.iter().all(|p| p.task == prompts[0].task && p.ids[i] == prompts[0].ids[i]);
     // Each prompt has a token of its own left to compute.
-    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
+    let shortest = prompts.iter().map(|prompt| prompt.ids.len()).min().unwrap_or(0).saturating_sub(1);
     let common = (0..shortest).take_while(|i| same(*i)).count();
     let mut start = Decoder::new(base, trained, prompts.get(..1).unwrap_or_default(), true)?;
     start.keep(common)?;
-    let one = |prompt: &Vec<u32>| Ok(start.fork(prompt.clone()).logits()?.remove(0));
+    let one = |prompt: &Prompt| Ok(start.fork(prompt.clone()).logits()?.remove(0));
     prompts.iter().map(one).collect()
 }
 
@@ -142,7 +167,7 @@ fn check_head(head: &Head) -> Result<()> {
 pub fn generate<T: Tuner>(
     base: &Base,
     trained: &Trained<T>,
-    prompts: &[Vec<u32>],
+    prompts: &[impl Clone + Into<Prompt>],
     config: &GenerateConfig,
     mut follow: impl FnMut(usize, u32) -> Result<()>,
 ) -> Result<Vec<Vec<u32>>> {
@@ -151,7 +176,7 @@ pub fn generate<T: Tuner>(
     check_head(&trained.head)?;
     let stop = config.eos_token_id.clone().unwrap_or_else(|| shape.stop.iter().map(|id| *id as u32).collect());
     let trained = burn::module::Module::valid(trained);
-    let mut decoder = Decoder::new(base, &trained, prompts, config.use_cache)?;
+    let mut decoder = Decoder::new(base, &trained, &owned(prompts), config.use_cache)?;
     if config.num_beams > 1 {
         let texts = Beams::new(prompts.len(), config, &stop).search(&mut decoder)?;
         for (i, text) in texts.iter().enumerate() {

@@ -6,10 +6,12 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::tolerances::{MERGED, SAME_FUNCTION, TWO_BACKENDS, Tolerance};
 use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
-use crate::generate::{GenerateConfig, generate};
+use crate::generate::{GenerateConfig, Prompt, generate};
 use crate::random::Random;
 use crate::view::{Visit, tensors, trainable, visit};
-use crate::{Adapter, Bare, Base, Batch, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim};
+use crate::{
+    Adapter, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim,
+};
 
 /// Generates one test for each property, on every architecture:
 ///
@@ -298,7 +300,8 @@ pub fn c11<M: Method>(config: &M, base: &Base) -> Finding {
     if !base.shape().pre_norm() {
         return Ok(());
     }
-    let prompts: Vec<Vec<u32>> = examples(base).into_iter().map(|example| example.ids).collect();
+    let prompt = |example: Example| Prompt { ids: example.ids, task: example.task };
+    let prompts: Vec<Prompt> = examples(base).into_iter().map(prompt).collect();
     let trained = Trained::new(random(config, base)?, Head::LanguageModel(LanguageModel {})).map_err(text)?;
     for num_beams in [1, 3] {
         let ids = |use_cache| {

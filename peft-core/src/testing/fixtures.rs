@@ -43,7 +43,7 @@ pub fn base(shape: &str, device: &Device) -> Base {
     Base::new(shape, device, draw).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Five labelled examples of different lengths.
+/// Five labelled examples of different lengths, of two tasks in turn.
 pub fn examples(base: &Base) -> Vec<Example> {
     let (shape, mut random) = (base.shape(), Random::new(11, "examples"));
     [9, 5, 12, 7, 3]
@@ -60,6 +60,7 @@ pub fn examples(base: &Base) -> Vec<Example> {
                 }
                 _ => Label::Class(i % 2),
             }),
+            task: i % 2,
         })
         .collect()
 }

@@ -40,6 +40,7 @@ pub fn examples(path: &Path) -> Vec<Example> {
     };
     let ids = rows("input_ids").unwrap_or_else(|| panic!("{}: no input_ids", path.display()));
     let (mask, types, labels) = (rows("attention_mask"), rows("token_type_ids"), rows("labels"));
+    let tasks = rows("tasks");
     let unsigned = |row: &[i64]| row.iter().map(|x| *x as u32).collect::<Vec<_>>();
     (0..ids.len())
         .map(|i| {
@@ -52,6 +53,7 @@ pub fn examples(path: &Path) -> Vec<Example> {
                     [class] => Label::Class(*class as usize),
                     words => Label::Words(words.iter().map(|word| *word as i32).collect()),
                 }),
+                task: tasks.as_ref().map_or(0, |tasks| tasks[i][0] as usize),
             }
         })
         .collect()

@@ -138,6 +138,8 @@ impl Trainer {
             return Err(Error::config("data", "no examples", "at least one"));
         }
         self.config.check()?;
+        let tasks: Vec<usize> = data.iter().chain(evaluation.into_iter().flatten()).map(|e| e.task).collect();
+        trained.tuner.check_tasks(&tasks)?;
         let steps = self.config.steps(data.len());
         if (0..steps).all(|step| self.config.rate(step, steps) <= 0.0) {
             let found = format!("{}, or 0 by warm-up in each of {steps} steps", self.config.learning_rate);
