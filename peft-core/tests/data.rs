@@ -104,34 +104,35 @@ fn another_file_with_the_same_classes() {
 fn a_column_holds_the_tasks() {
     let tasks = |examples: Vec<Example>| examples.into_iter().map(|example| example.task).collect::<Vec<_>>();
     for (name, content) in [
-        ("tasks.tsv", "sentence\tlabel\ttask\na\t1\t2\nb\t0\t0\n"),
-        ("tasks.csv", "task,sentence,label\n2,a,1\n\" 0\",b,0\n"),
-        ("tasks.jsonl", "{\"text\":\"a\",\"label\":1,\"task\":2}\n{\"task\":0,\"text\":\"b\",\"label\":0}\n"),
+        ("tasks.tsv", "sentence\tlabel\ttask_id\na\t1\t2\nb\t0\t0\n"),
+        ("tasks.csv", "task_id,sentence,label\n2,a,1\n\" 0\",b,0\n"),
+        ("tasks.jsonl", "{\"text\":\"a\",\"label\":1,\"task_id\":2}\n{\"task_id\":0,\"text\":\"b\",\"label\":0}\n"),
     ] {
         assert_eq!(tasks(read(name, content).unwrap().tokenize(&tokenizer(), 9).unwrap()), [2, 0], "{name}");
     }
-    let ids = "{\"input_ids\":[5],\"task\":\"3\",\"label\":1}\n";
+    let ids = "{\"input_ids\":[5],\"task_id\":\"3\",\"label\":1}\n";
     assert_eq!(tasks(read("ids.jsonl", ids).unwrap().examples(&shape(8), 3).unwrap()), [3]);
-    let (_dir, path) = written("own.tsv", "sentence\ttask\na\tcola\nb\trte\n");
+    let (_dir, path) = written("own.tsv", "sentence\ttask_id\na\tcola\nb\trte\n");
     let open = || Labelled::open(&path).unwrap();
-    let data = open().label("task").read().unwrap();
+    let data = open().label("task_id").read().unwrap();
     assert_eq!(
         (data.classes(), tasks(data.tokenize(&tokenizer(), 9).unwrap())),
         (&["cola".into(), "rte".into()][..], vec![0, 0])
     );
     assert_error(
         open().without_label().read(),
-        &["own.tsv: line 2, task: found \"cola\"", "the number of the row's task, from 0"],
+        &["own.tsv: line 2, task_id: found \"cola\"", "the number of the row's task, from 0"],
     );
     for bad in ["-1", "1.5", "null", "[0]"] {
-        let line =
-            format!("{{\"input_ids\":[5],\"label\":1,\"task\":0}}\n{{\"input_ids\":[5],\"label\":1,\"task\":{bad}}}\n");
-        refused("bad.jsonl", line, &["line 2, task", bad, "from 0"]);
+        let line = format!(
+            "{{\"input_ids\":[5],\"label\":1,\"task_id\":0}}\n{{\"input_ids\":[5],\"label\":1,\"task_id\":{bad}}}\n"
+        );
+        refused("bad.jsonl", line, &["line 2, task_id", bad, "from 0"]);
     }
     refused(
         "some.jsonl",
-        "{\"input_ids\":[5],\"label\":1,\"task\":0}\n{\"input_ids\":[5],\"label\":1}\n",
-        &["line 2, task", "null"],
+        "{\"input_ids\":[5],\"label\":1,\"task_id\":0}\n{\"input_ids\":[5],\"label\":1}\n",
+        &["line 2, task_id", "null"],
     );
 }
 

@@ -217,7 +217,7 @@ fn a_column_of_tasks_is_trained_on_and_read() {
     let (model, adapter) = (spelling_model(&other, "bert-classify"), folder.path("adapter"));
     let row = |i: usize, task: usize| {
         let (text, label) = (["aa", "zz"][i % 2], ["no", "yes"][(i + task) % 2]);
-        json!({"text": text, "label": label, "task": task})
+        json!({"text": text, "label": label, "task_id": task})
     };
     let file = |name: &str, task: &dyn Fn(usize) -> usize| {
         folder.write(name, &(0..16).map(|i| row(i, task(i)).to_string() + "\n").collect::<String>())
@@ -240,9 +240,11 @@ fn a_column_of_tasks_is_trained_on_and_read() {
         (&measured["accuracy"], &measured["loss"]),
         (&report["metrics"]["accuracy"], &report["metrics"]["loss"])
     );
-    let swapped =
-        fs::read_to_string(&data).unwrap().replace("\"task\":0", "\"task\":2").replace("\"task\":1", "\"task\":0");
-    let swapped = folder.write("swapped.jsonl", &swapped.replace("\"task\":2", "\"task\":1"));
+    let swapped = fs::read_to_string(&data)
+        .unwrap()
+        .replace("\"task_id\":0", "\"task_id\":2")
+        .replace("\"task_id\":1", "\"task_id\":0");
+    let swapped = folder.write("swapped.jsonl", &swapped.replace("\"task_id\":2", "\"task_id\":1"));
     assert_eq!(serde_json::from_str::<Value>(&eval(&swapped)).unwrap()["accuracy"], 0.0);
     names(&fail(&[&["eval", "--data", &unknown], &read[..]].concat()), &["task: 2", "below 2"]);
 
@@ -254,7 +256,7 @@ fn a_column_of_tasks_is_trained_on_and_read() {
     names(&fail(&[&["predict", "--text", "aa", "--task-index", "2"], &read[..]].concat()), &["task: 2", "below 2"]);
 
     let (ids, logits) =
-        (|task: usize| json!({"input_ids": [2, 4, 4, 3], "task": task}).to_string() + "\n", folder.path("logits"));
+        (|task: usize| json!({"input_ids": [2, 4, 4, 3], "task_id": task}).to_string() + "\n", folder.path("logits"));
     let input = folder.write("ids.jsonl", &[0, 1, 0].map(ids).concat());
     succeed(&[&["forward", "--input", &input, "--output", &logits], &read[..]].concat());
     let file = Checkpoint::open_file(Path::new(&logits)).unwrap();

@@ -46,7 +46,7 @@ impl Labelled {
     ///
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
     /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
-    /// are classes, other numbers are values, arrays are words to predict, anything else names a class. A column `task` that is
+    /// are classes, other numbers are values, arrays are words to predict, anything else names a class. A column `task_id` that is
     /// neither holds the number of each row's task, from 0.
     pub fn open(path: &Path) -> Result<Builder> {
         Ok(Builder {

@@ -17,7 +17,7 @@ const TEXTS: [&str; 5] = ["sentence", "text", "sentence1", "question", "premise"
 /// Columns that hold the label.
 const LABELS: [&str; 6] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate"];
 /// The column that holds the number of the task.
-pub(super) const TASK: &str = "task";
+pub(super) const TASK: &str = "task_id";
 
 /// What a row gives to the model.
 #[derive(Clone, Debug)]
