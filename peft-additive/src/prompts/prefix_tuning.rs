@@ -9,6 +9,7 @@
 //! - a row r times is that row with its score + ln r: `a_repeated_row_has_a_higher_score`
 //! - projected == flat with M: `a_projection_folds_into_the_flat_form`
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
+//! - no layers without `shift_positions` == the frozen model: `positions_stay_in_place`
 //!
 //! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
 

@@ -83,12 +83,14 @@ pub fn save<M: Method>(
     let mut head = common(Value::Null, Value::Null);
     head["label2id"] = json!(ids);
     head["num_labels"] = json!(outputs);
+    let mut adapter = common(json!(NAME), Value::Object(fields));
+    [&mut head, &mut adapter].into_iter().for_each(Value::sort_all_objects);
     let tensors = to_files(&tuner, |tensor| (hub.key)(&config, tensor, NAME, shape));
     let head_tensors = to_files(&trained.head, |tensor| head_key("", tensor, shape));
     check_finite(&tensors)?;
     check_finite(&head_tensors)?;
     write_directory(dir, |dir| {
-        write_json(&dir.join(CONFIG), &common(json!(NAME), Value::Object(fields)))?;
+        write_json(&dir.join(CONFIG), &adapter)?;
         write_json(&dir.join(HEAD_CONFIG), &head)?;
         for (name, files) in [(WEIGHTS[0], &tensors), (HEAD_WEIGHTS[0], &head_tensors)] {
             write_and_verify(&dir.join(name), files, |path| write_safetensors(path, files))?;

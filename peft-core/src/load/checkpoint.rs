@@ -177,9 +177,12 @@ impl Stored {
             Source::Interleaved(map, range, heads) => {
                 Ok(Cow::Owned(halves(&map[range.clone()], self.entry.shape[0], *heads)))
             }
-            Source::Pack(tensor) => guard(&self.path, name, pack::EXPECTED, || tensor.to_bytes())?
-                .map(|bytes| Cow::Owned(bytes.to_vec()))
-                .map_err(|error| Error::file(&self.path, name, error, pack::EXPECTED)),
+            Source::Pack(tensor) => {
+                let read = || tensor.to_bytes().map(|bytes| bytes.to_vec());
+                guard(&self.path, name, pack::EXPECTED, read)?
+                    .map(Cow::Owned)
+                    .map_err(|error| Error::file(&self.path, name, error, pack::EXPECTED))
+            }
             Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
                 .map(Cow::Owned)
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
