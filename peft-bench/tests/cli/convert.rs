@@ -51,6 +51,8 @@ fn what_peft_wrote_goes_through_burn_and_back_with_the_same_bits() {
         assert!(found == written, "{case}: bits differ");
         let held = |name: &str| Path::new(&folder.path("0-burn")).join(name).exists();
         assert!(held("trained.bpk") && !held("adapter_model.safetensors"));
+        let config = fs::read_to_string(back.join("adapter_config.json")).unwrap();
+        assert!(!config.contains("shift_positions"), "{case}: a setting that PEFT does not know");
     }
 }
 
@@ -76,6 +78,11 @@ fn what_is_trained_goes_through_adapterhub_and_back_with_the_same_bytes() {
             let refused = convert(&model, trained, "adapterhub", &output);
             names(&String::from_utf8_lossy(&refused.stderr), &["target_modules", "attention.output.dense"]);
             continue;
+        }
+        if settings.starts_with("prefix") {
+            // Under the usual name PEFT would load it, and shift positions.
+            let held = tensors(&trained.join("adapter_model.safetensors"));
+            assert!(held.contains_key("prompt_embeddings_in_place") && !held.contains_key("prompt_embeddings"));
         }
         for formats in [&["adapterhub", "hf"][..], &["burn", "adapterhub", "hf"]] {
             let folder = Folder::new();
