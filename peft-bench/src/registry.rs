@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use peft_core::io::peft;
+use peft_core::io::{adapterhub, peft};
 use peft_core::{Error, Method, Result};
 
 /// Something done with a method whose type is known only when the program runs.
@@ -43,6 +43,13 @@ macro_rules! methods {
             $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
             let known = one_of(|entry| entry.peft_type);
             Err(Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, known))
+        }
+
+        /// Calls `f` with the method of an adapter directory of AdapterHub.
+        pub fn by_adapterhub<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
+            let kind = adapterhub::kind(adapter)?;
+            $(if <$config>::adapterhub().is_some_and(|hub| hub.kind == kind) { return f.call::<$config>(); })*
+            Err(Error::file(adapter.join("adapter_config.json"), "config", format!("{kind:?}"), "a method that is known here"))
         }
     };
 }

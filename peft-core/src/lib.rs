@@ -1,6 +1,7 @@
 //! Hooks, sites, frozen backbones, training and adapter files for parameter-efficient fine-tuning on burn.
 
 mod adapter;
+pub mod adapterhub;
 mod batch;
 #[cfg(feature = "train")]
 pub mod data;

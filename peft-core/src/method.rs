@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use crate::adapterhub::AdapterHub;
 use crate::{Base, Merge, Place, Procedure, Result, Shape, Site};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
@@ -15,6 +16,8 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     const PEFT_TYPE: &'static str;
     /// Whether its tensors come on top of the model's; otherwise each takes the place of one of them.
     const ADDS: bool = true;
+    /// Settings that PEFT does not have: its files hold them only where they are not the default.
+    const OWN_SETTINGS: &'static [&'static str] = &[];
     /// What stands before a head's name in files.
     const HEAD_PREFIX: &'static str = "base_model.model.";
 
@@ -71,6 +74,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// One whose tensors are to be read from files.
     fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
         self.init(base, 0)
+    }
+
+    /// Its form in AdapterHub's files, if it has one.
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        None
     }
 
     /// Its weight-space form, if it has one.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::TensorData;
+use burn::tensor::{Bytes, DType, TensorData};
 use peft_core::load::{Checkpoint, read_json, write_file, write_safetensors};
 use tempfile::TempDir;
 
@@ -111,7 +111,9 @@ fn headers_that_lie() {
 
 #[test]
 fn no_cut_and_no_flipped_bit_panics() {
-    for (name, good) in [("w.safetensors", one("w", "F32", "[2]", [0, 8], 8)), ("w.bin", torch())] {
+    for (name, good) in
+        [("w.safetensors", one("w", "F32", "[2]", [0, 8], 8)), ("w.bin", torch()), ("w.bpk", record("w", &[0; 8]))]
+    {
         let read = |bytes: &[u8]| {
             let (_dir, path) = written(name, bytes);
             Checkpoint::open_file(&path)?.read_f32("w", &[2])
@@ -129,6 +131,12 @@ fn no_cut_and_no_flipped_bit_panics() {
             }
         }
     }
+}
+
+/// A record of burn with two numbers.
+fn record(name: &str, bytes: &[u8; 8]) -> Vec<u8> {
+    let tensor = burn_pack::Tensor::new(name.into(), DType::F32, [2], None, Bytes::from_bytes_vec(bytes.to_vec()));
+    burn_pack::Writer::new(vec![tensor]).into_bytes().unwrap().to_vec()
 }
 
 /// The state dict {"w": tensor([1., 2.])} as torch before 1.6 wrote it.

@@ -14,13 +14,15 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
     Base, Error, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, adapter,
     random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::bottleneck::{Activation, Bottleneck, check_width, count, key};
+use super::bottleneck::{Activation, Bottleneck, HUB_FREE, check_width, count, hub_fields, hub_key, hub_settings, key};
 
 /// The configuration of parallel adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +87,30 @@ impl ParallelConfig {
     }
 }
 
+/// AdapterHub's `ParBnConfig`.
+impl ParallelConfig {
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        let places = [Part::SelfAttention, Part::FeedForward].map(|part| self.sublayers.contains(&part));
+        let own = [
+            ("original_ln_before", json!(false)),
+            ("is_parallel", json!(true)),
+            ("scaling", json!(self.scaling)),
+            ("init_weights", json!("mam_adapter")),
+        ];
+        Ok(hub_fields(shape, self.bottleneck, self.activation, places, own))
+    }
+
+    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
+        let (bottleneck, activation) = hub_settings(fields, shape)?;
+        let on = |key: &str| field::<bool>(fields, key, "true or false");
+        let attention = on("mh_adapter")?.then_some(Part::SelfAttention);
+        let feed_forward = on("output_adapter")?.then_some(Part::FeedForward);
+        let config =
+            Self::new(bottleneck).with_scaling(field(fields, "scaling", "a number: it is never learned here")?);
+        Ok(config.with_activation(activation).with_sublayers(attention.into_iter().chain(feed_forward)))
+    }
+}
+
 /// Adapters beside sub-layers.
 #[derive(Module, Debug)]
 pub struct Parallel {
@@ -119,6 +145,14 @@ impl Method for ParallelConfig {
     fn key(&self, name: &str, shape: &Shape) -> Key {
         let (_, site, leaf) = split_name(name);
         key(shape, site, leaf)
+    }
+
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let key = |_: &Self, name: &str, adapter: &str, shape: &Shape| {
+            let (_, site, leaf) = split_name(name);
+            hub_key(shape, site, leaf, adapter)
+        };
+        Some(AdapterHub { kind: Kind::Parallel, fields: Self::hub_fields, config: Self::of_hub, free: HUB_FREE, key })
     }
 }
 

@@ -16,13 +16,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, module};
+use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
     Base, Error, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site, SiteMap,
     Slot, Weight, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::bottleneck::{Activation, Bottleneck, Norms, check_width, count, key, projection};
+use super::bottleneck::{
+    Activation, Bottleneck, HUB_FREE, Norms, check_width, count, hub_fields, hub_key, hub_settings, key, projection,
+};
 
 /// Where in a layer the adapters are, and what they read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +165,35 @@ impl SequentialConfig {
     }
 }
 
+/// AdapterHub's `DoubleSeqBnConfig` and `SeqBnConfig`.
+impl SequentialConfig {
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        if self.train_layernorm {
+            let expected = "false: AdapterHub's files hold no normalization of the model";
+            return Err(Error::config("train_layernorm", true, expected));
+        }
+        if let Some(part) = self.inner_norm.first() {
+            let expected = "none: AdapterHub's has an epsilon of its own";
+            return Err(Error::config("inner_norm", part.name(), expected));
+        }
+        let pfeiffer = self.placement == Placement::Pfeiffer;
+        let own = [
+            ("original_ln_before", json!(pfeiffer)),
+            ("is_parallel", json!(false)),
+            ("scaling", json!(1.0)),
+            ("init_weights", json!("bert")),
+        ];
+        Ok(hub_fields(shape, self.bottleneck, self.activation, [!pfeiffer, true], own))
+    }
+
+    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
+        let (bottleneck, activation) = hub_settings(fields, shape)?;
+        let pfeiffer: bool = field(fields, "original_ln_before", "true or false")?;
+        let config = if pfeiffer { Self::pfeiffer(bottleneck) } else { Self::houlsby(bottleneck) };
+        Ok(config.with_activation(activation).with_train_layernorm(false))
+    }
+}
+
 /// Adapters after sub-layers.
 #[derive(Module, Debug)]
 pub struct Sequential {
@@ -228,6 +261,14 @@ impl Method for SequentialConfig {
         }
         let (_, site, leaf) = split_name(name);
         key(shape, site, leaf)
+    }
+
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let key = |_: &Self, name: &str, adapter: &str, shape: &Shape| {
+            let (_, site, leaf) = split_name(name);
+            hub_key(shape, site, leaf, adapter)
+        };
+        Some(AdapterHub { kind: Kind::Sequential, fields: Self::hub_fields, config: Self::of_hub, free: HUB_FREE, key })
     }
 
     fn merge(tuner: &Sequential) -> Option<&dyn Merge> {

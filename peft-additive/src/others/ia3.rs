@@ -15,6 +15,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, lora_fields, lora_sites};
 use peft_core::{
     Architecture, Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
     Slot, Weight, adapter, file_path, split_name,
@@ -81,6 +82,23 @@ impl Ia3Config {
     }
 }
 
+/// AdapterHub's `IA3Config`, a LoRA that scales.
+impl Ia3Config {
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        let (outputs, inputs) = self.plan(shape)?;
+        if let Some(site) = inputs.first() {
+            let path = shape.module_path(*site).unwrap_or_default();
+            let expected = "none: AdapterHub scales the outputs of linear maps only";
+            return Err(Error::config("feedforward_modules", path, expected));
+        }
+        lora_fields("scale", [1.0, 1.0], 0.0, &outputs, shape)
+    }
+
+    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
+        Ok(Self::new().with_sites(lora_sites(fields, shape)?, Sites::Parts(vec![])))
+    }
+}
+
 /// Factors of activations at some sites.
 #[derive(Module, Debug)]
 pub struct Ia3 {
@@ -121,6 +139,15 @@ impl Method for Ia3Config {
             target_modules: Some(targets.by_name(shape)?),
             feedforward_modules: Some(feedforward.by_name(shape)?),
         })
+    }
+
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let key = |_: &Self, name: &str, adapter: &str, shape: &Shape| {
+            let path = shape.module_path(split_name(name).1).unwrap_or_default();
+            HubKey::new(format!("{path}.loras.{adapter}.lora_B"), Layout::Same)
+        };
+        let free = &["init_weights", "init_weights_seed", "attn_matrices"];
+        Some(AdapterHub { kind: Kind::Ia3, fields: Self::hub_fields, config: Self::of_hub, free, key })
     }
 
     fn merge(tuner: &Ia3) -> Option<&dyn Merge> {

@@ -9,17 +9,19 @@
 //! - a row r times is that row with its score + ln r: `a_repeated_row_has_a_higher_score`
 //! - projected == flat with M: `a_projection_folds_into_the_flat_form`
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
+//! - no layers without `shift_positions` == the frozen model: `positions_stay_in_place`
 //!
-//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
+use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, wrong};
 use peft_core::{
     Adapter, Affine, Architecture, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure, Result,
     Sequence, Shape, Site, Stack, random::Random,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{check_length, derived, torch_linear};
 
@@ -33,12 +35,20 @@ pub struct PrefixTuningConfig {
     pub prefix_projection: bool,
     /// Width between the two linear maps; the model's, if absent.
     pub encoder_hidden_size: Option<usize>,
+    /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub (on
+    /// BERT and RoBERTa). PEFT does not have this setting, and refuses files in which it is off: their tensor has another name.
+    pub shift_positions: bool,
 }
 
 impl Default for PrefixTuningConfig {
     /// 20 virtual tokens without projection.
     fn default() -> Self {
-        PrefixTuningConfig { num_virtual_tokens: 20, prefix_projection: false, encoder_hidden_size: None }
+        PrefixTuningConfig {
+            num_virtual_tokens: 20,
+            prefix_projection: false,
+            encoder_hidden_size: None,
+            shift_positions: true,
+        }
     }
 }
 
@@ -54,9 +64,19 @@ impl PrefixTuningConfig {
         self
     }
 
+    /// With positions that begin after the prefix, or those of the bare model.
+    pub fn with_shift_positions(mut self, shift: bool) -> Self {
+        self.shift_positions = shift;
+        self
+    }
+
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
+        if !self.shift_positions && shape.pre_norm() {
+            let expected = "true on T5 and LLaMA, whose positions no reference leaves as they are";
+            return Err(Error::config("shift_positions", false, expected));
+        }
         let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
         if width == 0 {
             return Err(Error::config("encoder_hidden_size", width, "at least 1, or null for the model's width"));
@@ -65,6 +85,47 @@ impl PrefixTuningConfig {
             true => ([self.num_virtual_tokens, key_width(shape)], Some(width)),
             false => ([self.num_virtual_tokens, flat_width(shape)], None),
         })
+    }
+}
+
+/// AdapterHub's `PrefixTuningConfig`.
+impl PrefixTuningConfig {
+    /// The flat form's, which is what files hold.
+    fn hub_fields(&self, _shape: &Shape) -> Result<Fields> {
+        if self.shift_positions {
+            let expected = "false: in AdapterHub the positions of tokens are those of the bare model";
+            return Err(Error::config("shift_positions", true, expected));
+        }
+        let fields = json!({
+            "architecture": "prefix_tuning", "encoder_prefix": true, "cross_prefix": true, "leave_out": [], "flat": true,
+            "prefix_length": self.num_virtual_tokens, "bottleneck_size": 512, "non_linearity": "tanh", "dropout": 0.0,
+            "use_gating": false, "shared_gating": true, "init_weights_seed": null,
+        });
+        Ok(fields.as_object().cloned().unwrap_or_default())
+    }
+
+    fn of_hub(fields: &Fields, _shape: &Shape) -> Result<Self> {
+        let config = Self::new(field(fields, "prefix_length", "a number from 1")?).with_shift_positions(false);
+        if field(fields, "flat", "true or false")? {
+            return Ok(config);
+        }
+        let expected = "tanh";
+        if field::<String>(fields, "non_linearity", expected)? != expected {
+            return Err(wrong(fields, "non_linearity", expected));
+        }
+        Ok(config.with_projection(field(fields, "bottleneck_size", "a number from 1")?))
+    }
+
+    fn hub_key(&self, name: &str, adapter: &str, shape: &Shape) -> HubKey {
+        let (leaf, layout) = match (name, self.prefix_projection) {
+            ("embedding", false) => ("control_trans", Layout::Flat),
+            ("embedding", true) => ("wte.weight", Layout::Same),
+            ("projection.inner.weight", _) => ("control_trans.0.weight", Layout::Transposed),
+            ("projection.inner.bias", _) => ("control_trans.0.bias", Layout::Same),
+            ("projection.outer.weight", _) => ("control_trans.2.weight", Layout::Transposed),
+            _ => ("control_trans.2.bias", Layout::Same),
+        };
+        HubKey::new(format!("{}prefix_tuning.prefix_tunings.{adapter}.self_prefix.{leaf}", shape.prefix()), layout)
     }
 }
 
@@ -99,6 +160,8 @@ pub struct PrefixTuning {
     /// Whether the model is T5, of which PEFT gives a prefix to the decoder only.
     #[module(skip)]
     t5: bool,
+    #[module(skip)]
+    shift_positions: bool,
 }
 
 /// What keys and values are computed by.
@@ -123,6 +186,7 @@ impl PrefixTuning {
 impl Method for PrefixTuningConfig {
     const NAME: &'static str = "prefix";
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+    const OWN_SETTINGS: &'static [&'static str] = &["shift_positions"];
     const HEAD_PREFIX: &'static str = "base_model.";
     type Tuner = PrefixTuning;
 
@@ -142,6 +206,7 @@ impl Method for PrefixTuningConfig {
             heads: shape.kv_heads(),
             layers: layers(shape),
             t5: matches!(shape.architecture, Architecture::T5(_)),
+            shift_positions: self.shift_positions,
         })
     }
 
@@ -153,11 +218,31 @@ impl Method for PrefixTuningConfig {
 
     /// Files hold the flat form only, which has one tensor.
     fn key(&self, _name: &str, _shape: &Shape) -> Key {
-        Key::plain("prompt_embeddings")
+        // Files that PEFT would compute something else with must not load there.
+        Key::plain(if self.shift_positions { "prompt_embeddings" } else { "prompt_embeddings_in_place" })
     }
 
     fn virtual_tokens(&self) -> usize {
-        self.num_virtual_tokens
+        if self.shift_positions { self.num_virtual_tokens } else { 0 }
+    }
+
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let free = &[
+            "flat",
+            "bottleneck_size",
+            "non_linearity",
+            "encoder_prefix",
+            "cross_prefix",
+            "shared_gating",
+            "init_weights_seed",
+        ];
+        Some(AdapterHub {
+            kind: Kind::Prefix,
+            fields: Self::hub_fields,
+            config: Self::of_hub,
+            free,
+            key: Self::hub_key,
+        })
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
@@ -179,6 +264,7 @@ struct Opened {
     /// Keys and values in turn, `[2 layers, heads, virtual tokens, head width]`.
     entries: Tensor<4>,
     t5: bool,
+    shift_positions: bool,
 }
 
 impl Opened {
@@ -196,7 +282,7 @@ impl Opened {
 impl Hooks for Opened {
     /// The tokens' positions come after those of the prefix, which itself has none.
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
-        match self.t5 && stack == Stack::Encoder {
+        match !self.shift_positions || self.t5 && stack == Stack::Encoder {
             true => x,
             false => Sequence { offset: x.offset + self.entries.dims()[2], ..x },
         }
@@ -218,7 +304,7 @@ impl Adapter for PrefixTuning {
         let flat = self.flat();
         let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
         let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);
-        f(&Opened { entries: split.permute([1, 2, 0, 3]), t5: self.t5 })
+        f(&Opened { entries: split.permute([1, 2, 0, 3]), t5: self.t5, shift_positions: self.shift_positions })
     }
 }
 
@@ -230,7 +316,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use peft_core::load::Checkpoint;
-    use peft_core::testing::{base, device, golden::Case};
+    use peft_core::testing::{base, device, fixtures::ENCODERS, golden::Case};
     use peft_core::view::{tensors, with_values};
     use peft_core::{Head, Trained};
 
@@ -248,6 +334,15 @@ mod tests {
         use super::*;
         peft_core::conformance!(
             PrefixTuningConfig::new(5).with_projection(11),
+            skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
+        );
+    }
+
+    mod in_place {
+        use super::*;
+        peft_core::conformance!(
+            PrefixTuningConfig::new(5).with_projection(7).with_shift_positions(false),
+            only(ENCODERS: "no reference for T5 and LLaMA leaves positions as they are"),
             skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
         );
     }

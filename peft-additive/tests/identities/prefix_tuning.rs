@@ -138,4 +138,14 @@ proptest! {
             prop_assert_eq!(found.into_data(), crate::real(run(&Bare {}, &shifted, &batch), &batch).into_data());
         }
     }
+
+    /// In no layer at all nothing is left of one that leaves positions in their places.
+    #[test]
+    fn positions_stay_in_place(seed: u64, n in 1..9usize) {
+        for base in bases() {
+            let config = PrefixTuningConfig::new(n).with_shift_positions(false);
+            let (prefix, batch) = (Within::new(random(&config, &base, seed), 0..0), batch(&base));
+            prop_assert_eq!(run(&prefix, &base, &batch).into_data(), run(&Bare {}, &base, &batch).into_data());
+        }
+    }
 }

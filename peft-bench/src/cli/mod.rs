@@ -3,6 +3,7 @@
 mod bench;
 mod card;
 mod complete;
+mod convert;
 mod eval;
 #[cfg(feature = "tensorboard")]
 mod events;
@@ -50,6 +51,8 @@ enum Command {
     Generate(generate::Generate),
     /// Fold an adapter into its model
     Merge(merge::Merge),
+    /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
+    Convert(convert::Convert),
     /// Say what a model or adapter directory holds
     Inspect(inspect::Inspect),
     /// Measure speed and memory
@@ -74,6 +77,7 @@ impl Cli {
             Command::Forward(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
+            Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Reproduce(command) => command.run(),

@@ -8,6 +8,7 @@ use peft_core::load::Checkpoint;
 use serde_json::{Value, json};
 
 mod commands;
+mod convert;
 mod damaged;
 mod data;
 mod refused;

@@ -115,6 +115,8 @@ pub(crate) fn object<M: Method>(config: &M) -> Map<String, Value> {
 /// The whole of `adapter_config.json`.
 pub(super) fn write<M: Method>(config: &M, shape: &Shape, base: &str, head: &[&str]) -> Result<Value> {
     let mut fields = object(&config.for_files(shape)?);
+    let default = object(&M::default());
+    fields.retain(|key, value| !M::OWN_SETTINGS.contains(&key.as_str()) || default.get(key) != Some(value));
     fields.extend(config.derived(shape));
     fields.insert("peft_type".into(), json!(M::PEFT_TYPE));
     let task = match (head, shape.architecture) {

@@ -1,8 +1,13 @@
 //! Adapter directories and model directories, read and written.
 
+pub mod adapterhub;
 mod bits;
 mod config;
 pub mod peft;
 mod pretrained;
+pub mod record;
+mod tensors;
 
 pub use pretrained::Pretrained;
+#[cfg(feature = "testing")]
+pub(crate) use tensors::transpose;

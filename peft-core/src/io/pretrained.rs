@@ -145,7 +145,7 @@ impl Pretrained {
         }
         for (name, data) in tensors(head) {
             let Key { name, transposed } = Head::key(&name, shape.architecture);
-            files.insert(name, if transposed { super::peft::transpose(data) } else { data });
+            files.insert(name, if transposed { super::tensors::transpose(data) } else { data });
         }
         let config = self.config_with(head, classes);
         write_directory(output, |dir| {

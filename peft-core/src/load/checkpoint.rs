@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 
 use super::gguf::{Gguf, blocks};
-use super::{guard, index, safetensors, torch};
+use super::{guard, index, pack, safetensors, torch};
 use crate::files::open_regular;
 use crate::{Error, Result};
 
@@ -34,6 +34,7 @@ pub(super) enum Source {
     /// The same, with the rows of each of so many heads in the order of GGUF, in which the two halves alternate.
     Interleaved(Arc<Mmap>, Range<usize>, usize),
     Torch(pytorch_reader::Tensor),
+    Pack(burn_pack::Tensor),
 }
 
 /// A tensor as a file lists it.
@@ -75,8 +76,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, or a GGUF file if it
-    /// ends in `.gguf`, with names and rows as they stand there.
+    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, a record of burn
+    /// if it ends in `.bpk`, or a GGUF file if it ends in `.gguf`, with names and rows as they stand there.
     pub fn open_file(path: &Path) -> Result<Self> {
         Self::gather(path.to_path_buf(), open(path)?)
     }
@@ -181,6 +182,12 @@ impl Stored {
             Source::Interleaved(map, range, heads) => {
                 Ok(Cow::Owned(halves(&map[range.clone()], self.entry.shape[0], *heads)))
             }
+            Source::Pack(tensor) => {
+                let read = || tensor.to_bytes().map(|bytes| bytes.to_vec());
+                guard(&self.path, name, pack::EXPECTED, read)?
+                    .map(Cow::Owned)
+                    .map_err(|error| Error::file(&self.path, name, error, pack::EXPECTED))
+            }
             Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
                 .map(Cow::Owned)
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
@@ -222,6 +229,7 @@ fn halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
 fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("bin" | "pt" | "pth") => torch::open(path),
+        Some("bpk") => pack::open(path),
         Some("gguf") => Ok(Gguf::open(path)?.tensors()),
         _ => safetensors::open(path),
     }

@@ -9,6 +9,8 @@ pub mod hub;
 #[cfg(feature = "load")]
 mod index;
 #[cfg(feature = "load")]
+mod pack;
+#[cfg(feature = "load")]
 mod safetensors;
 #[cfg(feature = "tokenize")]
 mod tokenizer;

@@ -155,7 +155,7 @@ impl Case {
 
     fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> Key, t: Tolerance) {
         let Key { name, transposed } = key(name);
-        let data = if transposed { io::peft::transpose(data) } else { data };
+        let data = if transposed { io::transpose(data) } else { data };
         self.compare(&format!("{kind}.{name}"), data, t);
     }
 
@@ -164,8 +164,15 @@ impl Case {
     /// # Panics
     /// If they differ.
     pub fn check_logits<M: Method>(&self) {
-        let (_, trained) = self.load::<M>();
-        self.compare_logits("logits", &trained, REFERENCE);
+        self.check_logits_of(&self.load::<M>().1);
+    }
+
+    /// Compares the logits of an adapter.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub fn check_logits_of<T: crate::Tuner>(&self, trained: &Trained<T>) {
+        self.compare_logits("logits", trained, REFERENCE);
     }
 
     /// [`check`](Self::check) on the adapter that PEFT saved, with the method's own names.

@@ -70,7 +70,7 @@ impl MamConfig {
     /// The part in the attention.
     pub fn prefix(&self) -> PrefixTuningConfig {
         let MamConfig { num_virtual_tokens, prefix_projection, encoder_hidden_size, .. } = *self;
-        PrefixTuningConfig { num_virtual_tokens, prefix_projection, encoder_hidden_size }
+        PrefixTuningConfig { num_virtual_tokens, prefix_projection, encoder_hidden_size, ..Default::default() }
     }
 
     /// The part beside the feed-forward networks.

@@ -21,6 +21,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
+use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
     Slot, Weight, file_path,
@@ -157,6 +158,33 @@ impl LoraConfig {
     }
 }
 
+/// AdapterHub's `LoRAConfig`.
+impl LoraConfig {
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        let none = |key: &str, found: Option<String>| match found {
+            Some(found) => Err(Error::config(key, found, "none: AdapterHub has one rank and one alpha")),
+            None => Ok(()),
+        };
+        none("rank_pattern", self.rank_pattern.keys().next().cloned())?;
+        none("alpha_pattern", self.alpha_pattern.keys().next().cloned())?;
+        if self.use_rslora {
+            return Err(Error::config("use_rslora", true, "false: AdapterHub scales by alpha / r"));
+        }
+        if self.bias != BiasMode::None {
+            let found = format!("{:?}", self.bias);
+            return Err(Error::config("bias", found, "none: AdapterHub's files hold no bias of the model"));
+        }
+        let sites = self.target_modules.resolve(shape)?;
+        lora_fields("add", [self.r as f64, self.lora_alpha], self.lora_dropout, &sites, shape)
+    }
+
+    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
+        let config = Self::new(field(fields, "r", "a rank, from 1")?).with_alpha(field(fields, "alpha", "a number")?);
+        let dropout = field(fields, "dropout", "a number from 0 to below 1")?;
+        Ok(config.with_dropout(dropout).with_sites(lora_sites(fields, shape)?))
+    }
+}
+
 /// Patterns as PEFT matches them, `^(.*\.)?(key)$` on the module path. One that matches none of these paths is an error.
 fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Regex, T)>> {
     let compile = |(key, value): (&String, &T)| {
@@ -236,6 +264,16 @@ impl Method for LoraConfig {
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
         Ok(LoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+    }
+
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let key = |_: &Self, name: &str, adapter: &str, shape: &Shape| {
+            let (_, site, leaf) = split_name(name);
+            let path = shape.module_path(site).unwrap_or_default();
+            HubKey::new(format!("{path}.loras.{adapter}.lora_{}", leaf.to_uppercase()), Layout::Transposed)
+        };
+        let free = &["init_weights", "init_weights_seed", "attn_matrices"];
+        Some(AdapterHub { kind: Kind::Lora, fields: Self::hub_fields, config: Self::of_hub, free, key })
     }
 
     fn merge(tuner: &Lora) -> Option<&dyn Merge> {

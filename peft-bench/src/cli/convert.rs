@@ -1,0 +1,113 @@
+//! `peft convert`
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use peft_core::files::{check_new_directory, read_json};
+use peft_core::io::{Pretrained, adapterhub, peft, record};
+use peft_core::{Error, Method, Result};
+
+use super::options::{ModelArgs, print};
+use crate::registry::{WithMethod, by_adapterhub, by_peft_type};
+
+/// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  peft convert --from hub/sst2 --to hf --model DIR --output out/sst2\n\n\
+    hf: adapter_config.json and adapter_model.safetensors. adapterhub: adapter_config.json and adapter.safetensors (or\n\
+    pytorch_adapter.bin), the head beside them; on BERT and RoBERTa, for adapter, parallel, lora, ia3 and prefix; the package reads\n\
+    it with use_safetensors=True. burn: adapter_config.json and trained.bpk, the record of the module.\n\
+    What a format cannot express is refused by the name of the setting.")]
+pub struct Convert {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The adapter directory; which format it has is found out
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// The format to write
+    #[arg(long, value_name = "FORMAT")]
+    to: Format,
+    /// The directory to make
+    #[arg(long)]
+    output: PathBuf,
+}
+
+/// The form of an adapter directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Hugging Face PEFT's.
+    Hf,
+    /// That of the package `adapters`.
+    #[value(name = "adapterhub")]
+    AdapterHub,
+    /// burn's record.
+    Burn,
+}
+
+impl Format {
+    /// The one that a directory has.
+    fn of(dir: &Path) -> Result<Self> {
+        let path = dir.join("adapter_config.json");
+        let config = read_json(&path)?;
+        let record = dir.join(record::FILE).exists();
+        let hf = ["adapter_model.safetensors", "adapter_model.bin"].into_iter().find(|name| dir.join(name).exists());
+        match (config.get("peft_type").is_some(), config.get("config").is_some(), record, hf) {
+            (true, _, true, Some(name)) => {
+                Err(Error::file(dir, "weights", format!("{name} and {}", record::FILE), "one of them"))
+            }
+            (true, _, true, None) => Ok(Format::Burn),
+            (true, _, false, _) => Ok(Format::Hf),
+            (false, true, ..) => Ok(Format::AdapterHub),
+            (false, false, ..) => Err(Error::file(
+                &path,
+                "content",
+                "neither",
+                "peft_type (of Hugging Face PEFT and burn) or config (of AdapterHub)",
+            )),
+        }
+    }
+}
+
+/// What is to be done with an adapter of the first format.
+struct Conversion<'a>(Format, &'a Convert, &'a Pretrained);
+
+impl WithMethod for Conversion<'_> {
+    type Output = ();
+    fn call<M: Method>(self) -> Result<()> {
+        let Conversion(format, Convert { from, to, output, model: args }, model) = self;
+        let (base, shape) = (&model.base, model.base.shape());
+        let (config, trained, mut labels) = match format {
+            Format::AdapterHub => adapterhub::load::<M>(from, model)?,
+            format => {
+                let load = if format == Format::Burn { record::load::<M> } else { peft::load::<M> };
+                let (config, trained) = load(from, base)?;
+                (config, trained, peft::labels(from)?)
+            }
+        };
+        if labels.base.is_empty() {
+            labels.base = args.model.clone();
+        }
+        match to {
+            Format::Hf => peft::save(output, &config, &trained, shape, &labels, &[]),
+            Format::AdapterHub => adapterhub::save(output, &config, &trained, shape, &labels),
+            Format::Burn => record::save(output, &config, &trained, shape, &labels),
+        }
+    }
+}
+
+impl Convert {
+    pub(super) fn run(self) -> Result<()> {
+        check_new_directory(&self.output)?;
+        let format = Format::of(&self.from)?;
+        if format == self.to {
+            let found = self.to.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
+            return Err(Error::config("--to", found, "another format than that of --from"));
+        }
+        let model = self.model.open()?;
+        let conversion = Conversion(format, &self, &model);
+        match format {
+            Format::AdapterHub => by_adapterhub(&self.from, conversion)?,
+            Format::Hf | Format::Burn => by_peft_type(&self.from, conversion)?,
+        }
+        print(self.output.display())
+    }
+}

@@ -1,0 +1,104 @@
+//! AdapterHub's files: what its package wrote gives the package's logits, and is what is written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use peft_bench::registry::{WithMethod, by_adapterhub};
+use peft_core::files::read_json;
+use peft_core::io::{adapterhub, peft, record};
+use peft_core::load::Checkpoint;
+use peft_core::testing::golden::{self, Case};
+use peft_core::view::tensors;
+use peft_core::{Method, Result};
+use serde_json::Value;
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapterhub")
+}
+
+/// A case by its name, which tells the model.
+struct Reference(String);
+
+impl Reference {
+    fn base(&self) -> &'static str {
+        if self.0.ends_with("-bert") { "bert-classify" } else { "roberta-classify" }
+    }
+
+    fn adapter(&self) -> PathBuf {
+        golden_dir().join(&self.0).join("adapter")
+    }
+
+    /// What the package wrote into one of two files, but for its copies of a prefix for every layer.
+    fn tensors(&self, names: [&str; 2]) -> BTreeMap<String, TensorData> {
+        let path = names.map(|name| self.adapter().join(name)).into_iter().find(|path| path.exists()).unwrap();
+        let mut tensors = read(&path);
+        tensors.retain(|name, _| !name.contains(".prefix_tuning.pool."));
+        tensors
+    }
+}
+
+fn read(path: &Path) -> BTreeMap<String, TensorData> {
+    let file = Checkpoint::open_file(path).unwrap_or_else(|e| panic!("{e}"));
+    let tensor = |name: &str| (name.to_string(), file.read_f32(name, file.shape(name).unwrap()).unwrap());
+    file.names().map(tensor).collect()
+}
+
+impl WithMethod for &Reference {
+    type Output = ();
+    fn call<M: Method>(self) -> Result<()> {
+        let (model, name) = (golden::model(self.base()), &self.0);
+        let (case, shape) = (Case::open(golden_dir().join(name), self.base()), model.base.shape());
+        let (config, trained, labels) = adapterhub::load::<M>(&self.adapter(), &model)?;
+        case.check_logits_of(&trained);
+        assert_eq!(labels.base, self.base());
+        let classes: &[&str] =
+            if name.contains("flex") { &["no", "yes", "perhaps"] } else { &["LABEL_0", "LABEL_1", "LABEL_2"] };
+        assert_eq!(labels.classes, classes[..trained.head.outputs().unwrap()], "{name}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let [hf, hub, burn] = ["hf", "hub", "burn"].map(|name| folder.path().join(name));
+        peft::save(&hf, &config, &trained, shape, &labels, &[])?;
+        let (config, trained) = peft::load::<M>(&hf, &model.base)?;
+        case.check_logits_of(&trained);
+        record::save(&burn, &config, &trained, shape, &labels)?;
+        let (config, recorded) = record::load::<M>(&burn, &model.base)?;
+        assert_eq!(tensors(&recorded), tensors(&trained), "{name}");
+        adapterhub::save(&hub, &config, &recorded, shape, &labels)?;
+        let (_, back, _) = adapterhub::load::<M>(&hub, &model)?;
+        assert_eq!(tensors(&back), tensors(&trained), "{name}");
+
+        let json = |dir: &Path, name: &str| read_json(&dir.join(name));
+        let (ours, theirs) = (json(&hub, "adapter_config.json")?, json(&self.adapter(), "adapter_config.json")?);
+        // Of a prefix with a projection we write the flat form.
+        if theirs["config"]["flat"] != Value::Bool(false) {
+            assert_eq!(ours["config"], theirs["config"], "{name}");
+            let written = read(&hub.join("adapter.safetensors"));
+            assert_eq!(written, self.tensors(["adapter.safetensors", "pytorch_adapter.bin"]), "{name}");
+        }
+        // What we write is a head of transformers' own.
+        if !name.contains("flex") {
+            let but_config = |mut value: Value| {
+                value.as_object_mut().unwrap().remove("config");
+                value
+            };
+            assert_eq!(but_config(ours), but_config(theirs), "{name}");
+            assert_eq!(json(&hub, "head_config.json")?, json(&self.adapter(), "head_config.json")?, "{name}");
+            let written = read(&hub.join("model_head.safetensors"));
+            assert_eq!(written, self.tensors(["model_head.safetensors", "pytorch_model_head.bin"]), "{name}");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_the_package_wrote_gives_its_logits_and_is_what_is_written() {
+    let entries = fs::read_dir(golden_dir()).unwrap();
+    let cases: Vec<Reference> =
+        entries.map(|entry| Reference(entry.unwrap().file_name().to_string_lossy().into_owned())).collect();
+    assert_eq!(cases.len(), 15);
+    for case in cases {
+        by_adapterhub(&case.adapter(), &case).unwrap_or_else(|e| panic!("{}: {e}", case.0));
+    }
+}

@@ -1,0 +1,166 @@
+//! What a method says of its form in AdapterHub's files, on BERT and RoBERTa; [`io::adapterhub`](crate::io::adapterhub) reads and
+//! writes them.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::{Error, Part, Result, Shape, Site, Sites};
+
+/// What stands under `config` in AdapterHub's `adapter_config.json`.
+pub type Fields = Map<String, Value>;
+
+/// How AdapterHub's files have a method.
+pub struct AdapterHub<M> {
+    /// Which of AdapterHub's methods it is.
+    pub kind: Kind,
+    /// The fields of `config` that compute what this configuration does. An error names the setting that they cannot express.
+    pub fields: fn(&M, &Shape) -> Result<Fields>,
+    /// The configuration that computes what such fields do. Whoever calls it compares the fields of what it gives with these.
+    pub config: fn(&Fields, &Shape) -> Result<M>,
+    /// Fields that need not be those of the configuration: they say nothing of the computation, or `config` takes any of their
+    /// values in.
+    pub free: &'static [&'static str],
+    /// What files call the tensor that records call by the first name, in an adapter of the second.
+    pub key: fn(&M, &str, &str, &Shape) -> HubKey,
+}
+
+/// AdapterHub's methods, as far as they are known here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `BnConfig` after a sub-layer.
+    Sequential,
+    /// `BnConfig` beside a sub-layer.
+    Parallel,
+    /// `LoRAConfig` that adds.
+    Lora,
+    /// `LoRAConfig` that scales.
+    Ia3,
+    /// `PrefixTuningConfig`.
+    Prefix,
+}
+
+/// The name and layout of a tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubKey {
+    /// Its name.
+    pub name: String,
+    /// How it lies there.
+    pub layout: Layout,
+}
+
+/// How a file holds a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As we do.
+    Same,
+    /// A matrix as `[out, in]`.
+    Transposed,
+    /// A matrix row after row in one vector.
+    Flat,
+    /// A mask of zeros and ones, a bit for each.
+    Bits,
+}
+
+impl HubKey {
+    /// A tensor of this name in this layout.
+    pub fn new(name: impl Into<String>, layout: Layout) -> Self {
+        HubKey { name: name.into(), layout }
+    }
+}
+
+impl Kind {
+    /// The kind of the adapter with these fields.
+    pub(crate) fn of(fields: &Fields) -> Result<Self> {
+        let word = |key: &str| fields.get(key).and_then(Value::as_str);
+        let flag = |key: &str| fields.get(key).and_then(Value::as_bool);
+        match (word("architecture"), word("composition_mode"), flag("is_parallel")) {
+            (None, _, Some(parallel)) => Ok(if parallel { Kind::Parallel } else { Kind::Sequential }),
+            (Some("lora"), Some("add"), _) => Ok(Kind::Lora),
+            (Some("lora"), Some("scale"), _) => Ok(Kind::Ia3),
+            (Some("prefix_tuning"), ..) => Ok(Kind::Prefix),
+            (Some("lora"), ..) => Err(wrong(fields, "composition_mode", "add or scale")),
+            (None, ..) => Err(wrong(fields, "is_parallel", "true or false, or another architecture")),
+            _ => Err(wrong(fields, "architecture", "null (a bottleneck), lora or prefix_tuning")),
+        }
+    }
+}
+
+/// A field that is not what it should be.
+pub fn wrong(fields: &Fields, key: &str, expected: &str) -> Error {
+    Error::config(key, fields.get(key).map_or("nothing".into(), Value::to_string), expected)
+}
+
+/// A field that must be there; `expected` says what is allowed.
+pub fn field<T: DeserializeOwned>(fields: &Fields, key: &str, expected: &str) -> Result<T> {
+    let value = fields.get(key).cloned().and_then(|value| serde_json::from_value(value).ok());
+    value.ok_or_else(|| wrong(fields, key, expected))
+}
+
+/// The attention's linear maps that AdapterHub names, by its letters.
+const ATTENTION: [(Part, &str); 3] = [(Part::Query, "q"), (Part::Key, "k"), (Part::Value, "v")];
+/// The feed-forward network's, by the fields that choose them.
+const FEED_FORWARD: [(Part, &str); 2] = [(Part::Up, "intermediate_lora"), (Part::Down, "output_lora")];
+
+/// The fields of AdapterHub's `LoRAConfig` without gates, in which (IA)^3 is a kind of LoRA, on these linear maps. Every layer must
+/// have the same ones, or none.
+pub fn lora_fields(mode: &str, [r, alpha]: [f64; 2], dropout: f64, sites: &[Site], shape: &Shape) -> Result<Fields> {
+    let has = |layer: usize, part: Part| sites.contains(&Site::encoder(layer, part));
+    let known = ATTENTION.iter().chain(&FEED_FORWARD).map(|(part, _)| *part);
+    let (chosen, left): (Vec<usize>, Vec<usize>) =
+        (0..shape.layers).partition(|layer| sites.iter().any(|site| site.layer == *layer));
+    let odd = sites.iter().find(|site| {
+        !known.clone().any(|part| part == site.part) || !chosen.iter().all(|layer| has(*layer, site.part))
+    });
+    if let Some(site) = odd {
+        let path = shape.module_path(*site).unwrap_or_default();
+        let expected = "what AdapterHub has: query, key, value, intermediate.dense and (not the attention's) output.dense, the \
+            same in every layer that has any";
+        return Err(Error::config("target_modules", path, expected));
+    }
+    let on = |part: Part| chosen.first().is_some_and(|layer| has(*layer, part));
+    let letters: Vec<&str> = ATTENTION.iter().filter(|(part, _)| on(*part)).map(|(_, letter)| *letter).collect();
+    let init = if mode == "scale" { "ia3" } else { "lora" };
+    let mut fields = Fields::from_iter([
+        ("selfattn_lora".to_string(), json!(!letters.is_empty())),
+        ("attn_matrices".to_string(), json!(letters)),
+    ]);
+    fields.extend(FEED_FORWARD.map(|(part, key)| (key.to_string(), json!(on(part)))));
+    let Value::Object(rest) = json!({
+        "architecture": "lora", "composition_mode": mode, "r": whole(r), "alpha": whole(alpha), "dropout": dropout, "leave_out": left,
+        "init_weights": init, "init_weights_seed": null, "use_gating": false, "use_dora": false, "vera_d": null, "vera_b": null,
+        "dtype": null,
+    }) else {
+        unreachable!("an object")
+    };
+    fields.extend(rest);
+    Ok(fields)
+}
+
+/// The linear maps of such fields.
+pub fn lora_sites(fields: &Fields, shape: &Shape) -> Result<Sites> {
+    let flag = |key: &str| field::<bool>(fields, key, "true or false");
+    let expected = "a list of q, k and v";
+    let letters: Vec<String> = field(fields, "attn_matrices", expected)?;
+    if letters.iter().any(|letter| !ATTENTION.iter().any(|(_, known)| known == letter)) {
+        return Err(wrong(fields, "attn_matrices", expected));
+    }
+    let left: Vec<usize> = field(fields, "leave_out", "a list of layers")?;
+    let mut parts = vec![];
+    if flag("selfattn_lora")? {
+        parts.extend(ATTENTION.iter().filter(|(_, letter)| letters.iter().any(|l| l == letter)).map(|(part, _)| *part));
+    }
+    for (part, key) in FEED_FORWARD {
+        parts.extend(flag(key)?.then_some(part));
+    }
+    if left.is_empty() {
+        return Ok(Sites::Parts(parts));
+    }
+    let layers = (0..shape.layers).filter(|layer| !left.contains(layer));
+    let sites = layers.flat_map(|layer| parts.iter().map(move |part| Site::encoder(layer, *part)));
+    Ok(Sites::Names(sites.filter_map(|site| shape.module_path(site)).collect()))
+}
+
+/// A number as Python writes it that was given a whole one.
+pub fn whole(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}

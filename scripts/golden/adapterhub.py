@@ -1,0 +1,125 @@
+"""Writes the reference cases of AdapterHub's files, or checks that the package computes our logits from what we write.
+
+Usage: python scripts/golden/adapterhub.py                                  (after models.py; in an environment of its own)
+       python scripts/golden/adapterhub.py check MODEL ADAPTER INPUT LOGITS  (the last two of `peft forward`)
+"""
+
+import json
+import sys
+import warnings
+
+import adapters
+import torch
+from adapters import AutoAdapterModel, DoubleSeqBnConfig, IA3Config, LoRAConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
+from common import MODELS, REPO, batch, fresh, generator, normal, save
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+warnings.filterwarnings("ignore")
+
+GOLDEN = REPO / "peft-bench" / "tests" / "golden" / "adapterhub"
+NAME = "adapter"
+LENGTHS = [11, 8, 7, 3]
+
+CASES = {
+    "seq-bn": SeqBnConfig(reduction_factor=4),
+    "seq-bn-bert": SeqBnConfig(reduction_factor=2, non_linearity="gelu"),
+    "seq-bn-flex": SeqBnConfig(reduction_factor=4),
+    "seq-bn-flex-bert": SeqBnConfig(reduction_factor=4),
+    "double-seq-bn": DoubleSeqBnConfig(reduction_factor=4),
+    "double-seq-bn-bert": DoubleSeqBnConfig(reduction_factor=4.8, non_linearity="relu"),
+    "par-bn": ParBnConfig(reduction_factor=2),
+    "par-bn-bert": ParBnConfig(reduction_factor=4, mh_adapter=True, scaling=2.5, non_linearity="swish"),
+    "lora": LoRAConfig(r=3, alpha=5),
+    "lora-bert": LoRAConfig(
+        r=2, alpha=4, attn_matrices=["q", "k"], intermediate_lora=True, output_lora=True, leave_out=[0], dropout=0.1
+    ),
+    "ia3": IA3Config(),
+    "ia3-bert": IA3Config(attn_matrices=["v"], output_lora=True),
+    "prefix": PrefixTuningConfig(prefix_length=4, bottleneck_size=7),
+    "prefix-flat": PrefixTuningConfig(prefix_length=4, flat=True),
+    "prefix-flat-bert": PrefixTuningConfig(prefix_length=5, flat=True),
+}
+
+
+@torch.no_grad()
+def randomize(model, case):
+    gen = generator(f"adapterhub {case}")
+    for name, parameter in model.named_parameters():
+        own = f".{NAME}." in name
+        if own or not name.startswith(model.base_model_prefix):
+            # Factors are near 1; prefixes of about the size of keys and values.
+            ones = own and name.endswith("lora_B") and parameter.shape[1] == 1
+            std = 1.0 if name.endswith("wte.weight") or parameter.dim() == 1 and name.endswith("control_trans") else 0.3
+            parameter.copy_(normal(gen, parameter.shape, std, mean=1.0 if ones else 0.0))
+
+
+def case_model(base, case, config):
+    if "flex" in case:
+        model = AutoAdapterModel.from_pretrained(MODELS / base)
+        bert = base.startswith("bert")
+        settings = {"layers": 1, "activation_function": None, "use_pooler": True} if bert else {}
+        labels = ["no", "yes", "perhaps"][: model.config.num_labels]
+        model.delete_head("default") if "default" in model.heads else None
+        model.add_classification_head(NAME, num_labels=len(labels), id2label=dict(enumerate(labels)), **settings)
+        model.active_head = NAME
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(MODELS / base)
+        adapters.init(model)
+    model.add_adapter(NAME, config=config, set_active=True)
+    model.config.name_or_path = base
+    return model.eval()
+
+
+@torch.no_grad()
+def write(case, config):
+    bert = case.endswith("-bert")
+    base = "bert-classify" if bert else "roberta-classify"
+    folder = fresh(GOLDEN / case)
+    model = case_model(base, case, config)
+    randomize(model, case)
+    # The package has no safetensors for prefixes, whose tensor it writes once for each layer.
+    safe = not bert and "prefix" not in case
+    (folder / "adapter").mkdir()
+    model.save_adapter(folder / "adapter", NAME, with_head=True, use_safetensors=safe)
+    for path in (folder / "adapter").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")
+    inputs = batch(generator(f"adapterhub {case} inputs"), base.split("-")[0], LENGTHS)
+    save(folder / "inputs.safetensors", inputs)
+    logits = model(**inputs).logits
+    save(folder / "expected.safetensors", {"logits": logits})
+    double = model.double()(**inputs).logits
+    print(f"{case}: off float64 by {float((logits - double).abs().max()):.1e}")
+
+
+@torch.no_grad()
+def check(model, adapter, inputs, logits):
+    """The largest difference between the package's logits and ours, by a model with its own head and by one with flexible heads."""
+    ours = load_file(logits)
+    for kind in [AutoModelForSequenceClassification, AutoAdapterModel]:
+        theirs = kind.from_pretrained(model)
+        if kind is AutoModelForSequenceClassification:
+            adapters.init(theirs)
+            # What was in the checkpoint must not be what is compared.
+            for parameter in theirs.classifier.parameters():
+                parameter.zero_()
+        info = {}
+        name = theirs.load_adapter(adapter, load_as="checked", set_active=True, use_safetensors=True, loading_info=info)
+        theirs.eval()
+        if info.get("unexpected_keys"):
+            sys.exit(f"{adapter}: the package does not use {info['unexpected_keys']}")
+        worst = 0.0
+        for i, line in enumerate(open(inputs)):
+            row = {k: torch.tensor([v]) for k, v in json.loads(line).items() if k != "label"}
+            worst = max(worst, float((theirs(**row).logits.flatten() - ours[f"logits.{i}"].flatten()).abs().max()))
+        print(f"{adapter}: {kind.__name__}, {name}: largest difference {worst:.1e}")
+        if worst > 1e-4:
+            sys.exit("the logits differ")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["check"]:
+        check(*sys.argv[2:])
+    else:
+        for case, config in CASES.items():
+            write(case, config)
