@@ -10,7 +10,15 @@ import warnings
 
 import adapters
 import torch
-from adapters import AutoAdapterModel, DoubleSeqBnConfig, IA3Config, LoRAConfig, ParBnConfig, PrefixTuningConfig, SeqBnConfig
+from adapters import (
+    AutoAdapterModel,
+    DoubleSeqBnConfig,
+    IA3Config,
+    LoRAConfig,
+    ParBnConfig,
+    PrefixTuningConfig,
+    SeqBnConfig,
+)
 from common import MODELS, REPO, batch, fresh, generator, normal, save
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -60,7 +68,8 @@ def case_model(base, case, config):
         bert = base.startswith("bert")
         settings = {"layers": 1, "activation_function": None, "use_pooler": True} if bert else {}
         labels = ["no", "yes", "perhaps"][: model.config.num_labels]
-        model.delete_head("default") if "default" in model.heads else None
+        if "default" in model.heads:
+            model.delete_head("default")
         model.add_classification_head(NAME, num_labels=len(labels), id2label=dict(enumerate(labels)), **settings)
         model.active_head = NAME
     else:
@@ -94,7 +103,7 @@ def write(case, config):
 
 @torch.no_grad()
 def check(model, adapter, inputs, logits):
-    """The largest difference between the package's logits and ours, by a model with its own head and by one with flexible heads."""
+    """The largest difference between the package's logits and ours, with transformers' head and with a flexible one."""
     ours = load_file(logits)
     for kind in [AutoModelForSequenceClassification, AutoAdapterModel]:
         theirs = kind.from_pretrained(model)
