@@ -103,7 +103,7 @@ pub const ROWS: [Row; 14] = [
         method: "adalora",
         settings: &["init_r=12", "target_r=8", "lora_alpha=16", "target_modules=query,value"],
         learning_rate: 1e-3,
-        small_learning_rate: 5e-3,
+        small_learning_rate: 1.5e-2,
         ..ROW
     },
     Row {
@@ -129,7 +129,7 @@ pub const ROWS: [Row; 14] = [
         large_settings: &["bottleneck=85", "density=0.5", "mask_rate=30"],
         small_settings: &["bottleneck=24", "density=0.5", "mask_rate=2"],
         learning_rate: 1e-4,
-        small_learning_rate: 5e-3,
+        small_learning_rate: 1e-2,
         weight_decay: 0.1,
         ..ROW
     },
@@ -139,7 +139,7 @@ pub const ROWS: [Row; 14] = [
         settings: &["num_virtual_tokens=64", "encoder_hidden_size=512", "density=0.1", "mask_rate=1"],
         small_settings: &["num_virtual_tokens=10", "encoder_hidden_size=96", "density=0.5", "mask_rate=1"],
         learning_rate: 1e-4,
-        small_learning_rate: 2e-3,
+        small_learning_rate: 5e-3,
         weight_decay: 0.1,
         // Without sharing, as those of LoRA below.
         counted: &[("prefix", &["num_virtual_tokens=64", "prefix_projection=true", "encoder_hidden_size=512"], 1)],
