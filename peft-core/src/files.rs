@@ -1,7 +1,7 @@
 //! Whole files: read under a size limit, written all or nothing.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -169,11 +169,39 @@ fn occupied(path: &Path) -> Result<()> {
     }
 }
 
+/// Takes a directory for this process, as long as the file that is returned lives.
+pub fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let lock = File::create(&path).map_err(Error::io("create", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(dir, "lock", "another run that writes here", "one run for each output"))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+    }
+}
+
+/// Removes what processes that were killed have left half-written in a directory, which must be locked.
+pub(crate) fn remove_partial(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        let partial = path.file_name().is_some_and(|name| name.to_string_lossy().contains(PARTIAL));
+        if partial && path.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the names of half-written directories contain.
+const PARTIAL: &str = ".partial-";
+
 /// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that
 /// already holds something is left alone, with an error.
 pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     occupied(path)?;
-    let aside = path.with_file_name(format!(".{}.partial-{}", name(path)?.to_string_lossy(), std::process::id()));
+    let aside = path.with_file_name(format!(".{}{PARTIAL}{}", name(path)?.to_string_lossy(), std::process::id()));
     let written = std::fs::create_dir_all(&aside)
         .map_err(Error::io("create", path))
         .and_then(|()| fill(&aside))

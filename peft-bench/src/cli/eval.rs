@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
-use peft_core::train::{Logits, Metrics, Tuned, Workers, evaluate, predict};
-use peft_core::{Bare, Error, Example, Head, Method, Result, Trained};
+use peft_core::train::{Metrics, Tuned, Workers, measure};
+use peft_core::{Bare, Error, Head, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows};
@@ -43,7 +43,7 @@ impl WithMethod for (&Pretrained, &Eval, &Path) {
         let tuned = Tuned::<M>::load(adapter, model)?;
         let room = tuned.config.room(model.base.shape());
         let data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
-        measured(&data, |examples| tuned.predict(examples))
+        Ok((data.examples.len(), tuned.evaluate(&data)?))
     }
 }
 
@@ -56,8 +56,7 @@ impl Eval {
             None => {
                 let trained = Trained::new(Bare {}, own_head(&model)?)?;
                 let data = self.read(&model, &trained.head, &[], model.base.shape().max_length())?;
-                let workers = Workers::new(threads())?;
-                measured(&data, |examples| predict(&model.base, &trained, examples, &workers))?
+                (data.examples.len(), measure(&model.base, &trained, &data.examples, &Workers::new(threads())?)?)
             }
         };
         let wanted = |name: &str| name == "loss" || task.is_none_or(|task| task.metrics.contains(&name));
@@ -70,9 +69,13 @@ impl Eval {
 
     /// The data, its labels numbered as the head's outputs are; `classes` are the names that an adapter brings.
     fn read(&self, model: &Pretrained, head: &Head, classes: &[String], room: usize) -> Result<Dataset> {
-        let outputs = head
-            .outputs()
-            .ok_or_else(|| Error::config("--model", "a head for words", "a head for classes or values"))?;
+        let Some(outputs) = head.outputs() else {
+            if let Some(task) = &self.task {
+                return Err(Error::config("--task", task, "none: the head is for words"));
+            }
+            let rows = self.columns.of(Labelled::open(&self.data)?).read()?;
+            return rows.prepare(model, self.max_length.min(room));
+        };
         let numbers: Vec<String> = (0..outputs).map(|class| class.to_string()).collect();
         let named = [classes.to_vec(), model.classes()].into_iter().find(|names| names.len() == outputs);
         let names = named.unwrap_or_else(|| numbers.clone());
@@ -97,8 +100,4 @@ impl Eval {
         warn_of_broken_rows(&rows);
         rows.prepare(model, self.max_length.min(room))
     }
-}
-
-fn measured(data: &Dataset, predict: impl Fn(&[Example]) -> Result<Vec<Logits>>) -> Result<(usize, Metrics)> {
-    Ok((data.examples.len(), evaluate(&predict(&data.examples)?, &data.examples)?))
 }

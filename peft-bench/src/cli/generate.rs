@@ -42,7 +42,7 @@ pub struct Generate {
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
     /// A beam's score is its log-probability over its length to this power
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     length_penalty: f64,
     /// When a search by beams ends: with as many finished texts as beams, when no better one is likely, or possible
     #[arg(long, value_enum, default_value = "no")]
@@ -88,6 +88,10 @@ impl WithMethod for (&Generate, &Pretrained, &Path) {
 
 impl Generate {
     pub(super) fn run(self) -> Result<()> {
+        if self.model.model.starts_with("shape:") {
+            let expected = "a model with a tokenizer: a shape with random weights has none";
+            return Err(Error::config("--model", &self.model.model, expected));
+        }
         let model = self.model.open()?;
         match &self.adapter {
             Some(dir) => by_peft_type(dir, (&self, &model, dir.as_path())),
@@ -111,6 +115,7 @@ impl Generate {
             top_k: self.top_k,
             top_p: self.top_p,
             seed: self.seed,
+            first: 0,
             use_cache: !self.no_cache,
         }
     }
@@ -124,18 +129,17 @@ impl Generate {
         };
         let room = max_length(base.shape(), self.adapter.as_deref())?;
         // Behind an encoder a text has positions of its own.
-        let room = match base.shape().architecture {
-            Architecture::T5(_) => room,
-            _ => room.saturating_sub(self.max_new_tokens.saturating_sub(1)),
+        let new = match base.shape().architecture {
+            Architecture::T5(_) => 0,
+            _ => self.max_new_tokens.saturating_sub(1),
         };
         let encode = |text: &String| {
             let ids = tokenizer.encode(text, None, usize::MAX)?.ids;
-            let expected = format!("at most {room}, with room for the new ones");
-            if ids.len() <= room {
-                Ok(Prompt { ids, task: self.task_index })
-            } else {
-                Err(Error::config("prompt", format!("{} tokens", ids.len()), expected))
+            if ids.len() + new <= room {
+                return Ok(Prompt { ids, task: self.task_index });
             }
+            let found = format!("{} tokens, and {} new ones", ids.len(), self.max_new_tokens);
+            Err(Error::config("prompt, --max-new-tokens", found, format!("at most {} in all", room + 1)))
         };
         let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
         if self.prompt.is_some() {
@@ -143,7 +147,9 @@ impl Generate {
             generate(base, trained, &prompts, &config, |_, id| stream.push(id))?;
             return print("");
         }
-        for (texts, prompts) in texts.chunks(self.batch_size as usize).zip(prompts.chunks(self.batch_size as usize)) {
+        let size = self.batch_size as usize;
+        for (i, (texts, prompts)) in texts.chunks(size).zip(prompts.chunks(size)).enumerate() {
+            let config = GenerateConfig { first: i * size, ..config.clone() };
             let found = generate(base, trained, prompts, &config, |_, _| Ok(()))?;
             for (prompt, ids) in texts.iter().zip(found) {
                 print(json!({"prompt": prompt, "text": tokenizer.decode(&ids)?.trim()}))?;

@@ -55,6 +55,10 @@ impl Predict {
         let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
         let classes = classes(&model, self.adapter.as_deref())?;
         for (text, logits) in texts.iter().zip(logits(&model, self.adapter.as_deref(), &examples, threads())?) {
+            if logits.dims.len() > 1 {
+                let expected = "one for classes or values; `peft generate` writes texts";
+                return Err(Error::config("head", "one for words", expected));
+            }
             if logits.dims == [1] {
                 print(json!({"text": text, "value": logits.values[0]}))?;
                 continue;

@@ -1,5 +1,6 @@
 //! `peft reproduce`
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -54,9 +55,9 @@ pub struct Reproduce {
     /// Sequences in a step of Tables IV to VI [default: 32; 16 for Tables V and VI with --model]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Tokens to which texts of Tables IV to VI are cut
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(8..))]
-    max_length: u32,
+    /// Tokens to which texts of Tables IV to VI are cut [default: 128]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(8..))]
+    max_length: Option<u32>,
     /// Seeds [default: 0,1]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
@@ -70,9 +71,9 @@ pub struct Reproduce {
     #[arg(long, value_name = "ROW=RATE", value_delimiter = ',')]
     learning_rate: Vec<String>,
     /// Threads; changes no bit of the results [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Where models, outcomes and the report are written [default: target/reproduce, table-4 and so on in it; Tables V and VI share a model there]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Where models, outcomes and the report are written [default: target/reproduce, in it real with --model and table-4 and so on; Tables V and VI share a model there]
     #[arg(long)]
     output: Option<PathBuf>,
     /// Where to compute
@@ -88,7 +89,11 @@ impl Reproduce {
     /// Where everything is written, and what is made. Tables V and VI are about one model.
     fn places(&self) -> (PathBuf, PathBuf) {
         let all = PathBuf::from("target/reproduce");
-        let usual = if self.table == 3 { all.clone() } else { all.join(format!("table-{}", self.table)) };
+        let usual = match (self.table, &self.model) {
+            (3, None) => all.clone(),
+            (3, Some(_)) => all.join("real"),
+            (table, _) => all.join(format!("table-{table}")),
+        };
         let output = self.output.clone().unwrap_or(usual);
         let shared = matches!(self.table, 5 | 6) && self.output.is_none();
         let made = if shared { all.join("tables-5-and-6") } else { output.clone() };
@@ -100,16 +105,21 @@ impl Reproduce {
         let usual = all.iter().filter(|row| !self.quick || quick.contains(&row.name)).copied();
         match self.rows.is_empty() {
             true => Ok(usual.collect()),
-            false => self.rows.iter().map(|name| Row::named(all, name)).collect(),
+            false => {
+                let rows = self.rows.iter().map(|name| Row::named(all, name)).collect::<Result<Vec<_>>>()?;
+                once("--rows", rows.iter().map(|row| row.name))?;
+                Ok(rows)
+            }
         }
     }
 
-    fn seeds(&self) -> Vec<u64> {
-        match (self.seeds.is_empty(), self.quick) {
+    fn seeds(&self) -> Result<Vec<u64>> {
+        once("--seeds", &self.seeds)?;
+        Ok(match (self.seeds.is_empty(), self.quick) {
             (false, _) => self.seeds.clone(),
             (true, true) => vec![0],
             (true, false) => vec![0, 1],
-        }
+        })
     }
 
     fn rates(&self, rows: &[Row]) -> Result<Vec<(String, f64)>> {
@@ -124,14 +134,15 @@ impl Reproduce {
 
     fn plan(self, (all, quick): (&[Row], &[&str]), epochs: usize) -> Result<Plan> {
         let (output, made) = self.places();
+        let rows = self.rows(all, quick)?;
         Ok(Plan {
-            rows: self.rows(all, quick)?,
-            seeds: self.seeds(),
+            seeds: self.seeds()?,
             epochs: self.epochs.map_or(epochs, |epochs| epochs as usize),
             max_steps: self.max_steps.map(|steps| steps as usize),
-            learning_rates: self.rates(all)?,
+            learning_rates: self.rates(&rows)?,
+            rows,
             quick: self.quick,
-            threads: self.threads.unwrap_or_else(threads).max(1),
+            threads: self.threads.map_or_else(threads, usize::from),
             output,
             made,
             device: peft_core::device(&self.device)?,
@@ -140,6 +151,11 @@ impl Reproduce {
     }
 
     fn classification(self) -> Result<()> {
+        let options = [("--limit", self.limit), ("--batch-size", self.batch_size), ("--max-length", self.max_length)];
+        if let Some((option, value)) = options.iter().find_map(|(option, value)| Some((option, (*value)?))) {
+            return Err(Error::config(*option, value, "none: it is for Tables IV to VI"));
+        }
+        once("--tasks", &self.tasks)?;
         let tasks = match (self.tasks.is_empty(), self.quick) {
             (false, _) => self.tasks.clone(),
             (true, true) => ["cola", "mnli", "qnli"].map(str::to_string).to_vec(),
@@ -163,7 +179,7 @@ impl Reproduce {
         };
         let sizes = Sizes {
             batch_size: self.batch_size.map_or(if translation || made { 32 } else { 16 }, |size| size as usize),
-            max_length: self.max_length as usize,
+            max_length: self.max_length.unwrap_or(128) as usize,
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
         };
         let stems = Stems { train: self.train.clone(), test: self.test.clone() };
@@ -179,4 +195,16 @@ impl Reproduce {
         }
         .map(|_| ())
     }
+}
+
+/// Refuses what is named twice: it would count as two.
+fn once<T: Display + PartialEq>(option: &str, values: impl IntoIterator<Item = T>) -> Result<()> {
+    let mut seen: Vec<T> = Vec::new();
+    for value in values {
+        if seen.contains(&value) {
+            return Err(Error::config(option, format!("{value} twice"), "each once"));
+        }
+        seen.push(value);
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{check_new_directory, read_text};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Method, Result, Trained};
+use peft_core::{Error, Example, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, check_output, peak_bytes, print, threads, warn_of_broken_rows};
@@ -70,6 +70,15 @@ pub struct Train {
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
+    /// AdamW's decay of the first moment
+    #[arg(long, default_value_t = 0.9)]
+    adam_beta1: f64,
+    /// AdamW's decay of the second moment
+    #[arg(long, default_value_t = 0.999)]
+    adam_beta2: f64,
+    /// AdamW's epsilon
+    #[arg(long, default_value_t = 1e-8)]
+    adam_epsilon: f64,
     /// The learning rate after the warm-up
     #[arg(long, value_enum, default_value_t = ScheduleArg::Linear)]
     schedule: ScheduleArg,
@@ -94,7 +103,7 @@ pub struct Train {
     /// Keep the state of the best evaluation instead of the last
     #[arg(long)]
     keep_best: bool,
-    /// Stop after so many evaluations without a better one
+    /// Stop after so many evaluations without a better one, and keep the state of the best
     #[arg(long, value_name = "EVALUATIONS")]
     early_stop: Option<usize>,
     /// What the best is judged by [default: the task's first metric, else loss]
@@ -193,7 +202,9 @@ impl Train {
             (None, epochs) => Length::Epochs(epochs.unwrap_or(3)),
         };
         let task = self.task.as_deref().map(Task::named).transpose()?;
-        let metric = self.metric.clone().or(task.map(|task| task.metrics[0].to_string()));
+        // transformers' names have the name of the data in front.
+        let given = self.metric.as_deref().map(|name| name.strip_prefix("eval_").unwrap_or(name).to_string());
+        let metric = given.or(task.map(|task| task.metrics[0].to_string()));
         let mut config = TrainConfig {
             learning_rate: self.lr,
             length,
@@ -204,6 +215,9 @@ impl Train {
                 Optimizer::Adafactor => Rule::Adafactor,
             },
             weight_decay: self.weight_decay,
+            adam_beta1: self.adam_beta1,
+            adam_beta2: self.adam_beta2,
+            adam_epsilon: self.adam_epsilon,
             lr_scheduler_type: match self.schedule {
                 ScheduleArg::Linear => Schedule::Linear,
                 ScheduleArg::Cosine => Schedule::Cosine,
@@ -214,7 +228,7 @@ impl Train {
             shuffle: !self.no_shuffle,
             group_by_length: self.group_by_length,
             eval_steps: self.eval_every,
-            load_best_model_at_end: self.keep_best,
+            load_best_model_at_end: self.keep_best || self.early_stop.is_some(),
             metric_for_best_model: metric.unwrap_or_else(|| "loss".into()),
             early_stopping_patience: self.early_stop,
             threads: self.threads.unwrap_or_else(threads),
@@ -227,7 +241,7 @@ impl Train {
         if (self.keep_best || self.early_stop.is_some()) && self.task.is_none() && self.eval.is_none() {
             return Err(Error::config("--keep-best, --early-stop", "no data to evaluate on", "--eval, or --task"));
         }
-        if !(0.0..1e9).contains(&self.warmup) {
+        if !(0.0..1e9).contains(&self.warmup) || self.warmup > 1.0 && self.warmup.fract() != 0.0 {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
         }
         let total = config.steps(samples);
@@ -291,7 +305,9 @@ impl WithMethod for Job<'_> {
         let (data, eval) = self.data(&method)?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
-        let settings = yaml::effective(args, &method, &config)?;
+        // What is not a setting decides a run as well: a finished one is told apart from one on other data.
+        let hash = Example::fingerprint(&data.examples);
+        let settings = format!("# data {hash:016x}\n{}", yaml::effective(args, &method, &config)?);
         if args.is_done() {
             let path = args.output.join(SETTINGS);
             if read_text(&path, 1 << 20)? != settings {

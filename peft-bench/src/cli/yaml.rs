@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use peft_core::files::read_text;
-use peft_core::train::{Length, TrainConfig};
+use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{Error, Method, Result};
 use serde_json::{Map, Value, json};
 
@@ -12,7 +12,7 @@ use super::methods::settings;
 use super::train::Train;
 
 /// The names in files and the options that they stand for.
-const KEYS: [(&str, &str); 36] = [
+const KEYS: [(&str, &str); 40] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("adapter_name_or_path", "--adapter"),
@@ -24,6 +24,7 @@ const KEYS: [(&str, &str); 36] = [
     ("text_column", "--text-column"),
     ("pair_column", "--pair-column"),
     ("label_column", "--label-column"),
+    ("columns", "--columns"),
     ("output_dir", "--output"),
     ("max_steps", "--steps"),
     ("num_train_epochs", "--epochs"),
@@ -32,6 +33,9 @@ const KEYS: [(&str, &str); 36] = [
     ("learning_rate", "--lr"),
     ("optim", "--optimizer"),
     ("weight_decay", "--weight-decay"),
+    ("adam_beta1", "--adam-beta1"),
+    ("adam_beta2", "--adam-beta2"),
+    ("adam_epsilon", "--adam-epsilon"),
     ("lr_scheduler_type", "--schedule"),
     ("warmup_steps", "--warmup"),
     ("warmup_ratio", "--warmup"),
@@ -50,6 +54,9 @@ const KEYS: [(&str, &str); 36] = [
     ("micro_rows", "--micro-rows"),
     ("logging_file", "--log"),
 ];
+
+/// What is not done here, and hence may be off.
+const OFF: [&str; 6] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
 
 /// Options of which only one may be given.
 const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
@@ -87,6 +94,9 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
     let mut options = Vec::new();
     for (key, value) in &file {
         let Some((_, option)) = KEYS.iter().find(|(name, _)| name == key) else {
+            if OFF.contains(&key.as_str()) && matches!(value, Value::Null | Value::Bool(false)) {
+                continue;
+            }
             if !own.contains_key(key) {
                 return Err(unknown(path, key, value, &own));
             }
@@ -98,12 +108,19 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
             continue;
         };
         // A file with all of transformers' defaults says -1 steps, and then counts epochs.
-        let steps = |value: Option<&Value>| value.and_then(Value::as_i64).is_some_and(|steps| steps > 0);
+        let positive = |value: Option<&Value>| value.and_then(Value::as_f64).is_some_and(|steps| steps > 0.0);
+        // As in transformers: steps of a warm-up count before its share, and a rate that is constant has none.
+        let constant = file.get("lr_scheduler_type").and_then(Value::as_str) == Some("constant");
         let unused = match key.as_str() {
-            "max_steps" => !steps(Some(value)),
-            "num_train_epochs" => steps(file.get("max_steps")),
+            "max_steps" => !positive(Some(value)),
+            "num_train_epochs" => positive(file.get("max_steps")),
+            "warmup_steps" => constant || !positive(Some(value)),
+            "warmup_ratio" => constant || positive(file.get("warmup_steps")),
             _ => false,
         };
+        if key == "warmup_ratio" && !unused && value.as_f64().is_some_and(|share| share >= 1.0) {
+            return Err(Error::file(path, key, value, "a share from 0 to below 1"));
+        }
         if unused || is_given(option) || excluded(option) {
             continue;
         }
@@ -149,6 +166,8 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("text_column", json!(args.columns.text_column));
     put("pair_column", json!(args.columns.pair_column));
     put("label_column", json!(args.columns.label_column));
+    let columns = &args.columns.columns;
+    put("columns", if columns.is_empty() { Value::Null } else { json!(columns.join(",")) });
     match config.length {
         Length::Steps(steps) => put("max_steps", json!(steps)),
         Length::Epochs(epochs) => put("num_train_epochs", json!(epochs)),
@@ -158,7 +177,11 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("learning_rate", json!(config.learning_rate));
     put("optim", json!(config.optim));
     put("weight_decay", json!(config.weight_decay));
-    put("lr_scheduler_type", json!(config.lr_scheduler_type));
+    put("adam_beta1", json!(config.adam_beta1));
+    put("adam_beta2", json!(config.adam_beta2));
+    put("adam_epsilon", json!(config.adam_epsilon));
+    let warms = config.warmup_steps > 0 && config.lr_scheduler_type == Schedule::Constant;
+    put("lr_scheduler_type", if warms { json!("constant_with_warmup") } else { json!(config.lr_scheduler_type) });
     put("warmup_steps", json!(config.warmup_steps));
     put("max_grad_norm", json!(config.max_grad_norm));
     put("dropout", json!(config.dropout));

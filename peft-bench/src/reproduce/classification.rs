@@ -13,7 +13,7 @@ use serde_json::json;
 use super::outcome::Runs;
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
-use super::{Plan, masked, survey};
+use super::{Plan, masked, say, survey};
 use crate::registry::{WithMethod, by_name};
 use crate::tasks::Task;
 
@@ -61,12 +61,14 @@ impl Data {
 /// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
 pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
     let started = Instant::now();
-    let (name, glue) = plan.source(|made| masked::prepare(made, plan))?;
-    let model = Pretrained::open(&name, &plan.device)?;
+    let source = plan.source(|made| masked::prepare(made, plan))?;
+    let (name, glue) = (&source.model, &source.data);
+    let model = Pretrained::open(name, &plan.device)?;
     let weights = model.base.fingerprint();
-    let mut report = blank(plan, tasks, &name, &model)?;
-    for (column, task) in tasks.iter().enumerate() {
-        let (train, dev) = task.read(&glue)?;
+    let mut report = blank(plan, tasks, name, &model)?;
+    // All of them before the first run, which may take hours.
+    let read = tasks.iter().map(|task| task.read(glue)).collect::<Result<Vec<_>>>()?;
+    for ((column, task), (train, dev)) in tasks.iter().enumerate().zip(read) {
         let data = Data { train, dev, tokens: Default::default() };
         let jobs: VecDeque<(usize, u64)> =
             (0..plan.rows.len()).flat_map(|row| plan.seeds.iter().map(move |seed| (row, *seed))).collect();
@@ -93,7 +95,7 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
             drop(results);
             for (row, outcome) in outcomes {
                 let outcome = outcome?;
-                println!("{}", report.progress(row, column, &outcome));
+                say(report.progress(row, column, &outcome));
                 report.rows[row].cells[column].runs.push(outcome);
                 report.rows[row].cells[column].runs.sort_by_key(|run| run.seed);
                 plan.write(&report)?;
@@ -176,7 +178,7 @@ impl WithMethod for Job<'_> {
         let config = plan.config((&row, seed), batch_size(plan, &row), train.examples.len());
         let config = TrainConfig { threads, ..config };
         let name = format!("{}-{}-{seed}", row.method, task.name);
-        let runs = Runs { model, weights, output: &plan.output };
+        let runs = Runs { model, weights, output: &plan.output, device: &plan.device };
         runs.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
             let metrics = tuned.evaluate(dev)?;
             let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);

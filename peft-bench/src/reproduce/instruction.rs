@@ -13,7 +13,7 @@ use peft_core::{Architecture, Base, Error, Example, Label, Llama, Result, Scalin
 use serde_json::json;
 
 use super::Plan;
-use super::pretrain::{Recipe, tokenizer};
+use super::pretrain::{Recipe, place, tokenizer};
 use super::report::{Column, Report};
 use super::sequences::{Experiment, Score, Sizes, pretrain};
 use super::survey::{TABLE_V, TABLE_VI};
@@ -25,17 +25,24 @@ use crate::tasks::mmlu::{self, LETTERS, Scores, Split, Subject};
 /// REPORT.md and report.html. The directory of the data has Alpaca's records, `alpaca` or `alpaca_data` with `.json` or `.jsonl`,
 /// and MMLU's questions in `mmlu`.
 pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
-    let (name, data) = plan.source(|made| prepare(made, plan))?;
-    let model = Pretrained::open(&name, &plan.device)?;
+    let source = plan.source(|made| prepare(made, plan))?;
+    let (name, data) = (&source.model, &source.data);
+    let model = Pretrained::open(name, &plan.device)?;
     if !matches!(model.base.shape().architecture, Architecture::Llama(_)) {
         return Err(Error::config("--model", name, "a LLaMA, which Tables V and VI are about"));
     }
     let tokenizer = model.tokenizer()?;
     let stop = model.base.shape().stop.first().copied().unwrap_or(0) as u32;
-    let records = alpaca::read(&records(&data)?)?;
+    let path = records(data)?;
+    let records = alpaca::read(&path)?;
     let example = |record: &Record| instruction(&tokenizer, record, stop, sizes.max_length);
-    let examples = records.iter().filter(|record| !record.output.is_empty()).map(example);
-    let train = Dataset { examples: examples.collect::<Result<_>>()?, classes: vec![] };
+    let examples = records.iter().map(example).collect::<Result<Vec<_>>>()?;
+    let cut = examples.iter().flatten().filter(|example| example.ids.last() != Some(&stop)).count();
+    let train = Dataset { examples: examples.into_iter().flatten().collect(), classes: vec![] };
+    if train.examples.is_empty() {
+        let expected = format!("an instruction of at most {} tokens with an answer", room(sizes.max_length));
+        return Err(Error::file(path, "records", "none that can be trained on", expected));
+    }
     let questions = data.join("mmlu");
     let score = Questions {
         tokenizer: &tokenizer,
@@ -57,6 +64,20 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
         false => ("Table VI: parameter-efficient fine-tuning of LLaMA", &TABLE_VI[..]),
     };
     let mut report = experiment.blank(title, column, printed, shapes)?;
+    report.notes.push(format!(
+        "Of {} records {} are trained on, the others have no answer or an instruction of more than {} tokens; {cut} answers are \
+         cut off at {} tokens in all.",
+        records.len(),
+        train.examples.len(),
+        room(sizes.max_length),
+        sizes.max_length
+    ));
+    let shortened = score.shortened(&model.base)?;
+    if shortened > 0 {
+        report
+            .notes
+            .push(format!("{shortened} questions have fewer solved ones before them: more do not fit the model."));
+    }
     report.notes.push(format!(
         "MMLU: {count} questions of {} subjects, after five solved ones, by the largest of the four letters' logits. macro: the mean \
          of the subjects' accuracies; micro: the accuracy over all questions, whose standard error at 40 % is {:.1}.",
@@ -80,15 +101,23 @@ fn records(data: &Path) -> Result<PathBuf> {
     found.ok_or_else(|| Error::file(data, "records", "none", format!("one of {}", names.join(", "))))
 }
 
-/// A record as it is trained on: only the answer counts.
-fn instruction(tokenizer: &Tokenizer, record: &Record, stop: u32, max_length: usize) -> Result<Example> {
+/// The longest instruction, so that a quarter is left for an answer.
+fn room(max_length: usize) -> usize {
+    max_length - max_length / 4
+}
+
+/// A record as it is trained on: only the answer counts, of which what does not fit is cut off. Nothing, if there is none or the
+/// instruction leaves no room for it.
+fn instruction(tokenizer: &Tokenizer, record: &Record, stop: u32, max_length: usize) -> Result<Option<Example>> {
     let prompt = tokenizer.encode(&record.prompt(), None, usize::MAX)?.ids;
+    if record.output.is_empty() || prompt.len() > room(max_length) {
+        return Ok(None);
+    }
     let answer = [tokenizer.plain(&record.output)?, vec![stop]].concat();
-    // Of a text that is too long the end of the prompt and the beginning of the answer stay.
-    let answer = &answer[..answer.len().min(max_length.saturating_sub(1))];
-    let prompt = &prompt[prompt.len().saturating_sub(max_length - answer.len())..];
-    let labels = prompt.iter().map(|_| IGNORED).chain(answer.iter().map(|id| *id as i32));
-    Ok(Example { ids: [prompt, answer].concat(), label: Some(Label::Words(labels.collect())), ..Default::default() })
+    let answer = &answer[..answer.len().min(max_length - prompt.len())];
+    let labels = prompt.iter().map(|_| IGNORED).chain(answer.iter().map(|id| *id as i32)).collect();
+    let ids = [prompt.as_slice(), answer].concat();
+    Ok(Some(Example { ids, label: Some(Label::Words(labels)), ..Default::default() }))
 }
 
 /// The token of each letter behind "Answer:".
@@ -114,11 +143,23 @@ struct Questions<'a> {
     threads: usize,
 }
 
+impl Questions<'_> {
+    /// How many questions do not fit the model with all the solved ones before them.
+    fn shortened(&self, base: &Base) -> Result<usize> {
+        let none = |prompts: &[String]| Ok(vec![[0.0; 4]; prompts.len()]);
+        let scores = Scores::of(&self.subjects, &self.shots, |prompt| self.fits(prompt, base), none)?;
+        Ok(scores.0.iter().map(|score| score.shortened).sum())
+    }
+
+    fn fits(&self, prompt: &str, base: &Base) -> bool {
+        let encoded = self.tokenizer.encode(prompt, None, usize::MAX);
+        encoded.is_ok_and(|encoded| encoded.ids.len() <= base.shape().max_length())
+    }
+}
+
 impl Score for Questions<'_> {
     fn score<T: Tuner>(&self, base: &Base, trained: &Trained<T>) -> Result<Vec<f64>> {
-        let room = base.shape().max_length();
         let encode = |prompt: &str| Ok::<_, Error>(self.tokenizer.encode(prompt, None, usize::MAX)?.ids);
-        let fits = |prompt: &str| encode(prompt).is_ok_and(|ids| ids.len() <= room);
         let trained = burn::module::Module::valid(trained);
         let workers = Workers::new(self.threads)?;
         let answer = |prompts: &[String]| {
@@ -130,19 +171,16 @@ impl Score for Questions<'_> {
             workers.run(parts.len(), work, |logits: Vec<Vec<f32>>| all.extend(logits))?;
             Ok(all.iter().map(|logits| self.letters.map(|letter| logits[letter])).collect())
         };
-        let scores = Scores::of(&self.subjects, &self.shots, fits, answer)?;
+        let scores = Scores::of(&self.subjects, &self.shots, |prompt| self.fits(prompt, base), answer)?;
         Ok(vec![100.0 * scores.macro_average().0, 100.0 * scores.micro_average().0])
     }
 }
 
 /// Writes the made-up subjects and a small LLaMA that has read of them, unless they are there.
 fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
-    let (data, output) = (made.join("data"), made.join("model"));
+    let data = place(made, "data", hermetic::SOURCES);
     if !data.exists() {
         write_directory(&data, |data| hermetic::lore::write(data, 0))?;
-    }
-    if output.exists() {
-        return Ok((output, data));
     }
     let (vocab, tokenizer) = tokenizer(&data)?;
     // It reads in one step and is drilled in the next: see `line`.
@@ -165,6 +203,11 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         ..Shape::named("llama-7b")?
     };
     let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
+    let decides = format!("{shape:?} {recipe:?}");
+    let output = place(made, "model", &[corpus.as_bytes(), decides.as_bytes(), include_bytes!("instruction.rs")]);
+    if output.exists() {
+        return Ok((output, data));
+    }
     let lines: Vec<&str> = corpus.lines().collect();
     let asked: Vec<&str> = lines.iter().copied().filter(|line| line.contains('\t')).collect();
     let examples = (0..recipe.steps * recipe.batch_size).map(|i| {

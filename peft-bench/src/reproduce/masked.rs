@@ -11,7 +11,7 @@ use peft_core::train::TrainConfig;
 use peft_core::{Adapter, Batch, Example, Head, Hooks, Label, Procedure, Result, Sequence, Shape, Stack};
 
 use super::Plan;
-use super::pretrain::{Recipe, pretrain, start, tokenizer};
+use super::pretrain::{Recipe, place, pretrain, start, tokenizer};
 use crate::hermetic;
 
 /// The longest sequence, in tokens.
@@ -24,14 +24,11 @@ const MASK: u32 = 4;
 
 /// Writes corpus, tasks and the pretrained model into `made`, unless they are there; gives the model and the tasks.
 pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
-    let (data, output) = (made.join("data"), made.join("model"));
+    let data = place(made, "data", hermetic::SOURCES);
     if !data.exists() {
         write_directory(&data, |data| hermetic::write(data, 0))?;
     }
     let glue = data.join("glue");
-    if output.exists() {
-        return Ok((output, glue));
-    }
     let recipe = Recipe { steps: if plan.quick { 4000 } else { 12_000 }, batch_size: 32, learning_rate: 1e-3 };
     let (vocab, tokenizer) = tokenizer(&data)?;
     let shape = Shape {
@@ -46,6 +43,11 @@ pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     }
     .with_dropout(0.0);
     let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
+    let decides = format!("{shape:?} {recipe:?}");
+    let output = place(made, "model", &[corpus.as_bytes(), decides.as_bytes(), include_bytes!("masked.rs")]);
+    if output.exists() {
+        return Ok((output, glue));
+    }
     // Every sequence that is trained on has a mask of its own.
     let mut examples = Vec::new();
     for (i, text) in corpus.lines().cycle().take(recipe.steps * recipe.batch_size).enumerate() {

@@ -13,11 +13,14 @@ pub mod sequences;
 pub mod survey;
 pub mod translation;
 
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use peft_core::files::write_file;
+use peft_core::files::{lock, write_file};
 use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 use serde_json::json;
@@ -52,17 +55,33 @@ pub struct Plan {
     pub device: Device,
 }
 
+/// What is run on: a model and the directory of the data. No other process writes to the output while it lives.
+struct Source {
+    model: String,
+    data: PathBuf,
+    _lock: File,
+}
+
+/// Tells how it goes on standard output. Where nobody reads that any more, the work goes on.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 impl Plan {
     /// The model and the data: real ones, or those that `make` gives a directory to, which it is handed.
-    fn source(&self, make: impl FnOnce(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<(String, PathBuf)> {
+    fn source(&self, make: impl FnOnce(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<Source> {
         std::fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
-        match &self.real {
-            Some((model, data)) => Ok((model.clone(), data.clone())),
+        let _lock = lock(&self.output)?;
+        let (model, data) = match &self.real {
+            Some((model, data)) => (model.clone(), data.clone()),
             None => {
+                std::fs::create_dir_all(&self.made).map_err(Error::io("create", &self.made))?;
+                let _made = lock(&self.made)?;
                 let (model, data) = make(&self.made)?;
-                Ok((model.to_string_lossy().into_owned(), data))
+                (model.to_string_lossy().into_owned(), data)
             }
-        }
+        };
+        Ok(Source { model, data, _lock })
     }
 
     fn learning_rate(&self, row: &Row) -> f64 {
@@ -107,10 +126,10 @@ impl Plan {
         let time = format!("{minutes:.1} minutes on {} threads", self.threads);
         report.setting.push(("Time of this call".into(), time));
         self.write(&report)?;
-        println!("\n{}", report.table());
-        report.reading().iter().for_each(|line| println!("{line}"));
-        println!("\n{}", self.output.join("REPORT.md").display());
-        println!("{}", self.output.join("report.html").display());
+        say(format_args!("\n{}", report.table()));
+        report.reading().iter().for_each(say);
+        say(format_args!("\n{}", self.output.join("REPORT.md").display()));
+        say(self.output.join("report.html").display());
         Ok(report)
     }
 }

@@ -1,7 +1,9 @@
 //! Runs whose outcomes are kept: each is a file named by a hash of all that decides it.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
 
 use peft_core::data::Dataset;
 use peft_core::files::{read_json, write_file};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::report::Outcome;
+use super::say;
 
 /// Where and on what methods are trained.
 pub(super) struct Runs<'a> {
@@ -20,6 +23,8 @@ pub(super) struct Runs<'a> {
     pub weights: u64,
     /// Where outcomes are written.
     pub output: &'a Path,
+    /// Where it is computed.
+    pub device: &'a Device,
 }
 
 impl Runs<'_> {
@@ -34,15 +39,16 @@ impl Runs<'_> {
         score: impl FnOnce(&Tuned<'_, M>) -> Result<Vec<f64>>,
     ) -> Result<Outcome> {
         let settings = TrainConfig { threads: 1, ..config.clone() };
-        let key = [vec![json!(method), json!(settings), json!(self.weights)], data.to_vec()].concat();
+        let computed = json!([format!("{:?}", self.device), env!("CARGO_PKG_VERSION")]);
+        let key = [vec![json!(method), json!(settings), json!(self.weights), computed], data.to_vec()].concat();
         self.kept(name, &json!(key), |path| {
             let (started, seed) = (Instant::now(), config.seed);
             let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
             let start = trainer.start(self.model, &method, train)?;
-            let mut losses = Losses::default();
+            let mut losses = Losses::new(name);
             let tuned = trainer.train(self.model, method, start, train, None, &mut losses)?;
             let scores = score(&tuned)?;
-            Ok(Outcome { seed, scores, losses: losses.0, seconds: started.elapsed().as_secs_f64() })
+            Ok(Outcome { seed, scores, losses: losses.kept, seconds: started.elapsed().as_secs_f64() })
         })
     }
 
@@ -51,9 +57,9 @@ impl Runs<'_> {
         let hash: String = Sha256::digest(key.to_string()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let place = self.output.join("runs");
         let path = place.join(format!("{name}-{hash}.json"));
-        if path.exists() {
-            return serde_json::from_value(read_json(&path)?)
-                .map_err(|e| Error::file(&path, "content", e, "the outcome of a run"));
+        // One that cannot be read is as none.
+        if let Some(outcome) = read_json(&path).ok().and_then(|value| serde_json::from_value(value).ok()) {
+            return Ok(outcome);
         }
         std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let outcome = run(&path)?;
@@ -68,14 +74,40 @@ fn checkpoints(path: &Path) -> Checkpoints {
     Checkpoints { dir: path.with_extension("checkpoints"), every: None, resume: true }
 }
 
-/// Losses on the way, at most a hundred.
-#[derive(Default)]
-struct Losses(Vec<(usize, f64)>);
+/// How often a run tells how far it is.
+const TELL: Duration = Duration::from_secs(20);
 
-impl Observer for Losses {
+/// Losses on the way, at most a hundred; of a long run they are told now and then.
+struct Losses<'a> {
+    name: &'a str,
+    kept: Vec<(usize, f64)>,
+    /// The time and step of the last word.
+    told: (Instant, usize),
+}
+
+impl<'a> Losses<'a> {
+    fn new(name: &'a str) -> Self {
+        Losses { name, kept: vec![], told: (Instant::now(), 0) }
+    }
+}
+
+impl Observer for Losses<'_> {
+    fn start(&mut self, done: usize, _notes: &[String]) -> Result<()> {
+        self.told = (Instant::now(), done);
+        Ok(())
+    }
+
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        if report.step.is_multiple_of(report.total.div_ceil(100)) {
-            self.0.push((report.step, report.loss));
+        let StepReport { step, total, loss, .. } = *report;
+        if step.is_multiple_of(total.div_ceil(100)) {
+            self.kept.push((step, loss));
+        }
+        let (since, before) = self.told;
+        if since.elapsed() >= TELL {
+            let rate = (step - before) as f64 / since.elapsed().as_secs_f64();
+            let left = (total - step) as f64 / rate;
+            say(format_args!("  {}: step {step} of {total}, loss {loss:.3}, {left:.0} s left", self.name));
+            self.told = (Instant::now(), step);
         }
         Ok(())
     }

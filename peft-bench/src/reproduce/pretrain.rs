@@ -1,6 +1,6 @@
 //! Small models pretrained on what is generated, all of their tensors trained.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::{Device, TensorData};
@@ -12,6 +12,9 @@ use peft_core::random::Random;
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
 use peft_core::{Adapter, Base, Example, Head, Method, Place, Procedure, Result, Shape, Slot, Trained};
 use peft_partial::FullConfig;
+use sha2::{Digest, Sha256};
+
+use super::say;
 
 /// How long, and how fast.
 #[derive(Clone, Debug)]
@@ -57,6 +60,14 @@ pub(super) fn start(shape: Shape, device: &Device, std: impl Fn(&Place) -> f64) 
     })
 }
 
+/// Where in `made` is what is named by a hash of all that decides it: what is made of other things has another name.
+pub(super) fn place(made: &Path, name: &str, of: &[&[u8]]) -> PathBuf {
+    let hash =
+        of.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part.len().to_le_bytes()).chain_update(part));
+    let hash: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    made.join(format!("{name}-{hash}"))
+}
+
 /// Trains a base and its head, with what `beside` does, and writes the model into `output` with the tokenizer of `data`. Stopped, it
 /// goes on where it was.
 pub(super) fn pretrain<A: Adapter + Procedure>(
@@ -100,7 +111,10 @@ impl Observer for Bar {
         if self.bar.is_hidden() && (report.step.is_multiple_of(report.total.div_ceil(8)) || report.step == report.total)
         {
             let seconds = self.started.elapsed().as_secs();
-            println!("pretraining: step {} of {}, loss {:.3}, {seconds} s", report.step, report.total, self.loss);
+            say(format_args!(
+                "pretraining: step {} of {}, loss {:.3}, {seconds} s",
+                report.step, report.total, self.loss
+            ));
         }
         Ok(())
     }

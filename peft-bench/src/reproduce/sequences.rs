@@ -11,12 +11,12 @@ use peft_core::{
 };
 use serde_json::{Value, json};
 
-use super::Plan;
 use super::outcome::Runs;
 use super::pretrain::{self, Recipe};
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
 use super::survey::Printed;
+use super::{Plan, say};
 use crate::registry::{WithMethod, by_name};
 
 /// How much is trained on and scored.
@@ -75,15 +75,16 @@ impl<S: Score + Sync> Experiment<'_, S> {
     /// Runs all rows, goes on where it was interrupted, and writes the report.
     pub fn run(&self, mut report: Report) -> Result<Report> {
         let (plan, started) = (self.plan, Instant::now());
-        let runs = Runs { model: self.model, weights: self.model.base.fingerprint(), output: &plan.output };
+        let weights = self.model.base.fingerprint();
+        let runs = Runs { model: self.model, weights, output: &plan.output, device: &plan.device };
         let untuned = self.untuned(&runs)?;
-        println!("{}", report.progress(0, 0, &untuned));
+        say(report.progress(0, 0, &untuned));
         report.rows[0].cells[0].runs.push(untuned);
         plan.write(&report)?;
         for (i, row) in plan.rows.iter().enumerate() {
             for seed in &plan.seeds {
                 let outcome = by_name(row.method, Job { experiment: self, runs: &runs, row, seed: *seed })?;
-                println!("{}", report.progress(i + 1, 0, &outcome));
+                say(report.progress(i + 1, 0, &outcome));
                 report.rows[i + 1].cells[0].runs.push(outcome);
                 plan.write(&report)?;
             }

@@ -13,7 +13,7 @@ use peft_core::{Architecture, Base, Error, Example, Label, Result, Shape, T5, Tr
 use serde_json::json;
 
 use super::Plan;
-use super::pretrain::{Recipe, tokenizer};
+use super::pretrain::{Recipe, place, tokenizer};
 use super::report::{Column, Report};
 use super::sequences::{Experiment, Score, Sizes, pretrain, some};
 use super::survey::TABLE_IV;
@@ -42,8 +42,9 @@ pub struct Stems {
 
 /// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
 pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
-    let (name, data) = plan.source(|made| prepare(made, plan))?;
-    let model = Pretrained::open(&name, &plan.device)?;
+    let source = plan.source(|made| prepare(made, plan))?;
+    let (name, data) = (&source.model, &source.data);
+    let model = Pretrained::open(name, &plan.device)?;
     if !matches!(model.base.shape().architecture, Architecture::T5(_)) {
         return Err(Error::config("--model", name, "a T5, which Table IV is about"));
     }
@@ -116,12 +117,9 @@ impl Score for Translation<'_> {
 
 /// Writes the languages and a small T5 that has read them, unless they are there.
 fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
-    let (data, output) = (made.join("data"), made.join("model"));
+    let data = place(made, "data", hermetic::SOURCES);
     if !data.exists() {
         write_directory(&data, |data| hermetic::translation::write(data, 0))?;
-    }
-    if output.exists() {
-        return Ok((output, data));
     }
     let (vocab, tokenizer) = tokenizer(&data)?;
     let recipe = Recipe { steps: if plan.quick { 1500 } else { 3000 }, batch_size: 32, learning_rate: 2e-3 };
@@ -141,6 +139,12 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     let texts = ["text.en", "text.ro"].map(|name| read_text(&data.join(name), 1 << 30));
     let [english, romanian] = texts;
     let (english, romanian) = (english?, romanian?);
+    let decides = format!("{shape:?} {recipe:?}");
+    let read_of = [english.as_bytes(), romanian.as_bytes(), decides.as_bytes(), include_bytes!("translation.rs")];
+    let output = place(made, "model", &read_of);
+    if output.exists() {
+        return Ok((output, data));
+    }
     let lines = english.lines().zip(romanian.lines()).flat_map(|(a, b)| [a, b]);
     let lines: Vec<&str> = lines.collect();
     let mixture = read(&data, "mixture")?;

@@ -160,11 +160,14 @@ impl Labelled {
         self.with_types_of(shape, examples)
     }
 
-    /// Refuses token types that a model of this shape lacks.
-    pub(super) fn with_types_of(&self, shape: &Shape, examples: Vec<Example>) -> Result<Vec<Example>> {
-        for (row, example) in self.rows.iter().zip(&examples) {
+    /// Refuses token types that a model of this shape lacks. For one without types a tokenizer's are dropped, as transformers does.
+    pub(super) fn with_types_of(&self, shape: &Shape, mut examples: Vec<Example>) -> Result<Vec<Example>> {
+        for (row, example) in self.rows.iter().zip(&mut examples) {
+            if shape.types == 0 && matches!(row.input, Input::Text { .. }) {
+                example.types = None;
+            }
             if let Some(kind) = example.types.iter().flatten().find(|kind| **kind as usize >= shape.types.max(1)) {
-                let expected = format!("types below {}, those of the model", shape.types);
+                let expected = format!("types below {}, those of the model", shape.types.max(1));
                 return Err(self.wrong(row, format!("type {kind} in token_type_ids"), expected));
             }
         }

@@ -36,8 +36,10 @@ pub struct GenerateConfig {
     pub top_k: usize,
     /// Only the most probable tokens that together have this probability are drawn from.
     pub top_p: f64,
-    /// Decides what is drawn, for each text by its place in the batch.
+    /// Decides what is drawn, for each text by its number.
     pub seed: u64,
+    /// The number of the first text: texts that are generated batch by batch draw what they would in one.
+    pub first: usize,
     /// Whether keys and values of earlier tokens are kept instead of computed again.
     pub use_cache: bool,
 }
@@ -89,6 +91,7 @@ impl Default for GenerateConfig {
             top_k: 0,
             top_p: 1.0,
             seed: 0,
+            first: 0,
             use_cache: true,
         }
     }
@@ -192,7 +195,10 @@ pub fn generate<T: Tuner>(
         for (row, text) in running.iter().enumerate() {
             let token = match config.do_sample {
                 true => {
-                    let mut random = Random::new(config.seed, &format!("token {} of text {text}", texts[*text].len()));
+                    let mut random = Random::new(
+                        config.seed,
+                        &format!("token {} of text {}", texts[*text].len(), config.first + text),
+                    );
                     sample::draw(&candidates(&logits[row], config), random.unit())
                 }
                 false => argmax(&logits[row]) as u32,

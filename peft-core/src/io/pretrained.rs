@@ -66,6 +66,7 @@ impl Pretrained {
     fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
         let (config, path, gguf) = config(&dir)?;
         let mut shape = Shape::from_config(&config, &path)?;
+        shape.stop = stops(&dir, shape.stop)?;
         let file = match gguf {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
@@ -230,6 +231,10 @@ fn directory(name: &str) -> Result<PathBuf> {
     let dir = PathBuf::from(name);
     #[cfg(feature = "hub")]
     let dir = if dir.exists() { dir } else { crate::load::hub::fetch(name)? };
+    if !dir.exists() {
+        let expected = "a directory or .gguf file, shape:NAME, or, with the feature `hub`, the id of a model";
+        return Err(Error::config("--model", name, expected));
+    }
     Ok(dir)
 }
 
@@ -252,4 +257,20 @@ fn old_name(name: &str) -> String {
         Some(module) => format!("{module}LayerNorm.gamma"),
         None => name.replace("LayerNorm.bias", "LayerNorm.beta"),
     }
+}
+
+/// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration.
+fn stops(dir: &Path, own: Vec<usize>) -> Result<Vec<usize>> {
+    let path = dir.join("generation_config.json");
+    if !path.exists() {
+        return Ok(own);
+    }
+    let id = |value: &Value| value.as_u64().map(|id| id as usize);
+    let told = read_json(&path)?.get("eos_token_id").cloned().unwrap_or(Value::Null);
+    let ids = match &told {
+        Value::Null => return Ok(own),
+        Value::Array(ids) => ids.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| Error::file(&path, "eos_token_id", told, "an id, or a list of ids"))
 }

@@ -29,7 +29,9 @@ impl Before {
     /// Every trainable tensor moved. `steps` are those with a learning rate above 0: there must be two, since a factor may wait
     /// for another to leave 0.
     pub(super) fn moved<T: Tuner>(&self, trained: &Trained<T>, steps: usize) -> Result<()> {
-        let moving = trained_tensors(trained);
+        // The table that makes logits over words is of no use to a head for classes.
+        let unused = |name: &str| trained.head.outputs().is_some() && name.ends_with(".vocabulary");
+        let moving: BTreeMap<_, _> = trained_tensors(trained).into_iter().filter(|(name, _)| !unused(name)).collect();
         let still = |(name, now): &(String, u64)| moving.contains_key(name) && self.tensors.get(name) == Some(now);
         let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
         if steps > 1 && !unmoved.is_empty() {

@@ -2,7 +2,7 @@
 //! any moment is taken up from the newest one that verifies, and ends with the bits of a run that was not.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Procedure, Run};
-use crate::files::{read_file, read_json, write_directory, write_file};
+use crate::files::{lock, read_file, read_json, remove_partial, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
 use crate::{Error, Result};
@@ -94,15 +94,11 @@ impl Store {
     pub(super) fn open(checkpoints: &Checkpoints, run: Value) -> Result<Self> {
         let Checkpoints { dir, every, resume } = checkpoints.clone();
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        let path = dir.join("lock");
-        let lock = File::create(&path).map_err(Error::io("create", &path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::file(&dir, "lock", "another run that writes here", "one run for each output"));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        if every == Some(0) {
+            return Err(Error::config("save_steps", 0, "at least 1, or none: every 20 seconds"));
         }
+        let lock = lock(&dir)?;
+        remove_partial(&dir)?;
         let store = Store { dir, every, run, saved: (0, Instant::now()), lock };
         match store.steps()?.first() {
             Some(step) if !resume => {
@@ -140,10 +136,6 @@ impl Store {
         let state = State { step: run.step, run: self.run.clone(), best: best.clone(), scalars };
         let json = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_else(|e| unreachable!("plain data: {e}"));
         let path = self.path(run.step);
-        if path.exists() {
-            // It was damaged, else the run would have been taken up from it.
-            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
         write_directory(&path, |dir| {
             write_safetensors(&dir.join(TRAINED), &tensors(&run.trained))?;
             write_safetensors(&dir.join(OPTIMIZER), &states.tensors.into_iter().collect())?;
@@ -175,7 +167,11 @@ impl Store {
                     self.saved.0 = step;
                     return Ok((self.restore(&path, run)?, skipped));
                 }
-                Err(error) => skipped.push(format!("skipped a damaged checkpoint: {error}")),
+                Err(error) => {
+                    skipped.push(format!("skipped a damaged checkpoint: {error}"));
+                    // It would be counted among the last, which are kept.
+                    fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+                }
             }
         }
         Ok((Best::default(), skipped))
@@ -211,6 +207,19 @@ fn same(path: &Path, key: &str, found: &Value, expected: &Value) -> Result<()> {
             a.iter().try_for_each(|(key, value)| same(path, key, value, &b[key]))
         }
         _ if found == expected => Ok(()),
+        _ if ["start", "data", "evaluation"].contains(&key) => {
+            let what = match key {
+                "start" => "the model and the method's settings",
+                "data" => "the training data",
+                _ => "the evaluation data",
+            };
+            Err(Error::file(
+                path,
+                key,
+                format!("another run's {found}"),
+                format!("{expected}: {what} must be the same"),
+            ))
+        }
         _ => Err(Error::file(path, key, found, format!("{expected}, as in the run that takes it up"))),
     }
 }

@@ -12,7 +12,7 @@ use burn::tensor::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::view::{Visit, visit};
-use crate::{Error, Example, Result};
+use crate::{Error, Example, Label, Result};
 
 /// Cuts samples, given by their lengths, into pieces of at most `rows` rows (padding included; a longer sample is a piece of
 /// its own). Samples of like length come together.
@@ -30,9 +30,13 @@ pub fn cut(lengths: &[usize], rows: usize) -> Vec<Vec<usize>> {
     pieces
 }
 
-/// The lengths of examples.
+/// The lengths of examples: of the text or, if that is longer, of the one that is to be written.
 pub fn lengths(examples: &[&Example]) -> Vec<usize> {
-    examples.iter().map(|e| e.ids.len()).collect()
+    let written = |label: &Option<Label>| match label {
+        Some(Label::Words(words)) => words.len(),
+        _ => 0,
+    };
+    examples.iter().map(|e| e.ids.len().max(written(&e.label))).collect()
 }
 
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.

@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
-use crate::{Architecture, Base, Error, Example, Head, Method, Result, Trained};
+use crate::{Architecture, Base, Error, Example, Head, Label, Method, Result, Trained};
 
 /// Follows a run.
 pub trait Observer {
@@ -138,6 +138,11 @@ impl Trainer {
             return Err(Error::config("data", "no examples", "at least one"));
         }
         self.config.check()?;
+        if trainable(&trained) == 0 {
+            let expected = "something to train: a method with tensors of its own, or labels that need a head";
+            return Err(Error::config("method", "nothing that is trained", expected));
+        }
+        self.check_metric(evaluation)?;
         let tasks: Vec<usize> = data.iter().chain(evaluation.into_iter().flatten()).map(|e| e.task).collect();
         trained.tuner.check_tasks(&tasks)?;
         let steps = self.config.steps(data.len());
@@ -215,6 +220,29 @@ impl Trainer {
             before.kept(&base)?;
         }
         Ok((Trained { tuner, head }, base))
+    }
+
+    /// Whether the metric by which states are judged is one of the evaluation's.
+    fn check_metric(&self, evaluation: Option<&[Example]>) -> Result<()> {
+        let (name, classes) = (&self.config.metric_for_best_model, |label: &Label| match label {
+            Label::Class(class) => Some(*class),
+            Label::Value(_) | Label::Words(_) => None,
+        });
+        let Some(first) = evaluation.and_then(|examples| examples.first()?.label.as_ref()) else { return Ok(()) };
+        let known: &[&str] = match first {
+            Label::Class(_)
+                if evaluation.into_iter().flatten().filter_map(|e| classes(e.label.as_ref()?)).all(|c| c < 2) =>
+            {
+                &["loss", "accuracy", "f1", "matthews"]
+            }
+            Label::Class(_) => &["loss", "accuracy"],
+            Label::Value(_) => &["loss", "pearson", "spearman"],
+            Label::Words(_) => &["loss"],
+        };
+        match known.contains(&name.as_str()) {
+            true => Ok(()),
+            false => Err(Error::config("metric_for_best_model", name, known.join(", "))),
+        }
     }
 
     /// Keeps the state of the run if it is the best so far.
