@@ -70,6 +70,38 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
     }
 }
 
+/// Damaged checkpoints are said and done with: those that are written after them stay, and the next run goes on from these.
+#[test]
+fn damaged_checkpoints_do_not_cost_the_good_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let checkpoints = folder.join("out.checkpoints");
+    let steps = || -> Vec<usize> {
+        let names = fs::read_dir(&checkpoints).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.to_str()?.strip_prefix("step-")?.parse().ok()).collect()
+    };
+    let stop_when = |mut run: Child, reached: &dyn Fn() -> bool| {
+        while !reached() {
+            assert!(run.try_wait().unwrap().is_none(), "the run ended");
+        }
+        run.kill().unwrap();
+        String::from_utf8(run.wait_with_output().unwrap().stderr).unwrap()
+    };
+    stop_when(train(folder, "out", false, "1000000"), &|| steps().iter().any(|step| *step >= 60));
+    let damaged = steps();
+    for step in &damaged {
+        let path = checkpoints.join(format!("step-{step}/trained.safetensors"));
+        fs::write(&path, [fs::read(&path).unwrap(), vec![0]].concat()).unwrap();
+    }
+    let fresh = |step: &usize| (6..30).contains(step);
+    let told = stop_when(train(folder, "out", true, "1000000"), &|| steps().iter().any(fresh));
+    assert!(told.contains("damaged"), "{told}");
+    assert!(steps().iter().all(|step| !damaged.contains(step)), "{:?}", steps());
+    let from = *steps().iter().max().unwrap();
+    let told = stop_when(train(folder, "out", true, "1000000"), &|| steps().iter().any(|step| *step > from));
+    assert!(!told.contains("damaged"), "{told}");
+}
+
 /// A limit on the size of files stands in for a full disk: the checkpoint of the first step does not fit.
 #[cfg(unix)]
 #[test]

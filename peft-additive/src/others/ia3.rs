@@ -11,7 +11,7 @@
 //! - an input's l is a LoRA of the rank of l - 1: `few_factors_are_a_low_rank_update`
 //! - an output's l scales the bias too: `an_output_is_scaled_with_its_bias`
 //!
-//! Differs from the paper: on BERT and RoBERTa by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. Weight decay would pull l to 0, not to 1: leave it out.
+//! Differs from the paper: on BERT and RoBERTa by default also on the input of the attention's output projection, as in PEFT, whose name `output.dense` matches both, and as the survey counts; `paper` gives the paper's sites. On T5 keys and values of self- and cross-attention and the input of the feed-forward network's last map (`k`, `v`, `wo`), on LLaMA `k_proj`, `v_proj` and the input of `down_proj`, as PEFT has them. Weight decay would pull l to 0, not to 1: leave it out.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

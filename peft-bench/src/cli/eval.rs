@@ -6,7 +6,7 @@ use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
 use peft_core::train::{Metrics, Tuned, Workers, measure};
-use peft_core::{Bare, Error, Head, Method, Result, Trained};
+use peft_core::{Bare, Error, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows};
@@ -74,7 +74,11 @@ impl Eval {
                 return Err(Error::config("--task", task, "none: the head is for words"));
             }
             let rows = self.columns.of(Labelled::open(&self.data)?).read()?;
-            return rows.prepare(model, self.max_length.min(room));
+            let data = rows.prepare(model, self.max_length.min(room))?;
+            return match data.examples.iter().all(|example| matches!(example.label, Some(Label::Words(_)))) {
+                true => Ok(data),
+                false => Err(Error::config("--model", "a head for words", "a head for the data's classes or values")),
+            };
         };
         let numbers: Vec<String> = (0..outputs).map(|class| class.to_string()).collect();
         let named = [classes.to_vec(), model.classes()].into_iter().find(|names| names.len() == outputs);

@@ -223,6 +223,22 @@ mod tests {
         assert!(!some.iter().any(|option| ["r=4", "--epochs=3", "--lr=0.001"].contains(&option.as_str())), "{some:?}");
     }
 
+    /// As transformers reads them: steps before a share, none where the rate is constant, and a share is no number of steps.
+    #[test]
+    fn a_warm_up_is_that_of_transformers() {
+        for (yaml, expected) in [
+            ("warmup_ratio: 0.5\nwarmup_steps: 0\n", &["--warmup=0.5"][..]),
+            ("warmup_steps: 0\nwarmup_ratio: 0.5\n", &["--warmup=0.5"]),
+            ("warmup_ratio: 0.5\nwarmup_steps: 7\n", &["--warmup=7"]),
+            ("lr_scheduler_type: constant\nwarmup_ratio: 0.5\n", &["--schedule=constant"]),
+            ("adam_beta1: 0.8\nfp16: false\n", &["--adam-beta1=0.8"]),
+        ] {
+            assert_eq!(expanded(yaml, &[]).unwrap(), expected, "{yaml}");
+        }
+        assert!(expanded("warmup_ratio: 1.0\n", &[]).unwrap_err().to_string().contains("warmup_ratio"));
+        assert!(expanded("fp16: true\n", &[]).is_err());
+    }
+
     #[test]
     fn an_unknown_key_names_its_nearest() {
         for (yaml, nearest) in [("learning_rat: 1", "learning_rate"), ("method: lora\nlora_alfa: 3", "lora_alpha")] {

@@ -149,6 +149,11 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         .collect();
     if made {
         notes.push(
+            "Pretraining has seen answers: a third of the corpus are lines of the tasks' kinds that end in the word that is asked for \
+             (yes, enjoy, avoid ..), though none with a text of the tasks. A real model has seen far more texts, but few such words."
+                .to_string(),
+        );
+        notes.push(
             "The tasks are of the kinds of GLUE's, not GLUE's: scores beside the survey's show which methods learn \
              what, not how near they come to it."
                 .to_string(),

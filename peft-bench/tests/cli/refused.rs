@@ -29,6 +29,9 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method lora --set target_modules=all-quadratic", &["all-quadratic", "matches nothing"]),
         ("--method lora --data missing.jsonl", &["missing.jsonl", "No such file"]),
         ("--method lora --task imdb", &["imdb", "sst2"]),
+        ("--method lora --warmup 1.5", &["--warmup", "1.5"]),
+        ("--method lora --save-every 0", &["save_steps", "0"]),
+        ("--model nowhere --method lora", &["--model", "nowhere", "hub"]),
     ] {
         let mut args = vec!["train", "--model", &model, "--steps", "2", "--output", &output];
         if !extra.contains("--data") {
@@ -38,6 +41,25 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         names(&fail(&args), words);
         folder.holds(&["data.jsonl"]);
     }
+}
+
+/// What would count twice, or is for another table.
+#[test]
+fn tables_are_asked_for_once() {
+    let folder = Folder::new();
+    let output = folder.path("out");
+    for (extra, words) in [
+        ("--seeds 0,0", &["--seeds", "0 twice"][..]),
+        ("--rows lora,LoRA", &["--rows", "LoRA twice"]),
+        ("--tasks rte,rte", &["--tasks", "rte twice"]),
+        ("--limit 4", &["--limit", "4", "Tables IV to VI"]),
+        ("--rows LoRA --learning-rate FT=1", &["--rows", "FT"]),
+        ("--threads 0", &["--threads", "0"]),
+    ] {
+        let args: Vec<&str> = ["reproduce", "--output", &output].into_iter().chain(extra.split(' ')).collect();
+        names(&fail(&args), words);
+    }
+    folder.holds(&[]);
 }
 
 #[test]

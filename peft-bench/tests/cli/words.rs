@@ -95,3 +95,60 @@ fn t5_labels_by_texts() {
     let error = fail(&["eval", "--model", &model, "--adapter", &adapter, "--data", &folder.path("values.tsv")]);
     names(&error, &["labels.json", "texts", "1000", "97"]);
 }
+
+/// Pairs of texts, which have token types only where the model has a table of them; a head for classes leaves the table that makes
+/// logits over words alone.
+#[test]
+fn a_llama_learns_pairs() {
+    let (folder, other) = (Folder::new(), Folder::new());
+    let model = spelling_model(&other, "llama");
+    let line = |i: usize| format!("{}\t{}\t{}\n", ["aaa", "zzz"][i % 2], ["b", "cd"][i % 3 % 2], ["no", "yes"][i % 2]);
+    let lines = "a\tb\tlabel\n".to_string() + &(0..16).map(line).collect::<String>();
+    let data = folder.write("pairs.tsv", &lines);
+    for method in ["lora", "full"] {
+        let adapter = folder.path(method);
+        let start = ["train", "--model", &model, "--method", method, "--data", &data, "--output", &adapter];
+        let columns = ["--text-column", "a", "--pair-column", "b", "--steps", "12", "--lr", "1e-2"];
+        succeed(&[&start[..], &columns].concat());
+    }
+}
+
+/// What has nothing to train, to label or to be judged by says so before the work.
+#[test]
+fn a_head_for_words_is_no_classifier() {
+    let folder = Folder::new();
+    let (model, new) = (spelling_model(&folder, "llama"), folder.path("new"));
+    let data = folder.write("words.jsonl", "{\"input_ids\": [5, 6, 7], \"labels\": [5, 6, 7]}\n");
+    let train = ["train", "--model", &model, "--steps", "2", "--data", &data, "--output", &new, "--method"];
+    names(&fail(&[&train[..], &["linear-probe"]].concat()), &["method", "nothing that is trained"]);
+    let judged = ["lora", "--eval", &data, "--keep-best", "--metric", "accuracy"];
+    names(&fail(&[&train[..], &judged].concat()), &["metric_for_best_model", "accuracy", "loss"]);
+    names(&fail(&["predict", "--model", &model, "--text", "a"]), &["head", "generate"]);
+    succeed(&[&train[..], &["lora", "--eval", &data, "--keep-best", "--metric", "eval_loss"]].concat());
+    let loss = succeed(&["eval", "--model", &model, "--adapter", &new, "--data", &data]);
+    assert!(serde_json::from_str::<Value>(&loss).unwrap()["loss"].as_f64().unwrap() > 0.0, "{loss}");
+}
+
+/// A text of a file is drawn by its number, however many are run at a time, and each anew; where a text ends stands in
+/// `generation_config.json` too.
+#[test]
+fn texts_are_drawn_by_their_number_and_end_where_the_model_says() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "llama");
+    let file = folder.write("prompts.txt", &"ab\n".repeat(4));
+    let write = |more: &[&str]| {
+        let args = ["generate", "--model", &model, "--file", &file, "--max-new-tokens", "12"];
+        succeed(&[&args[..], more].concat())
+    };
+    let drawn = write(&["--sample", "--batch-size", "4"]);
+    assert_eq!(drawn, write(&["--sample", "--batch-size", "1"]));
+    let lines: std::collections::BTreeSet<&str> = drawn.lines().collect();
+    assert!(lines.len() > 1, "{drawn}");
+    let length = |text: String| text.lines().next().unwrap().len();
+    let whole = length(write(&[]));
+    let every: Vec<usize> = (0..97).collect();
+    fs::write(Path::new(&model).join("generation_config.json"), json!({"eos_token_id": every}).to_string()).unwrap();
+    assert!(length(write(&[])) < whole);
+    fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": \"x\"}").unwrap();
+    names(&fail(&["generate", "--model", &model, "--prompt", "a"]), &["generation_config.json", "eos_token_id"]);
+}

@@ -93,10 +93,10 @@ impl Store {
     /// Takes the directory for a run that `run` describes.
     pub(super) fn open(checkpoints: &Checkpoints, run: Value) -> Result<Self> {
         let Checkpoints { dir, every, resume } = checkpoints.clone();
-        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         if every == Some(0) {
             return Err(Error::config("save_steps", 0, "at least 1, or none: every 20 seconds"));
         }
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         let lock = lock(&dir)?;
         remove_partial(&dir)?;
         let store = Store { dir, every, run, saved: (0, Instant::now()), lock };

@@ -132,6 +132,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_to_be_written_counts_too() {
+        let label = Some(Label::Words([7; 40].into()));
+        let example = |ids: usize| Example { ids: vec![5; ids], label: label.clone(), ..Default::default() };
+        assert_eq!(lengths(&[&example(3), &example(50)]), [40, 50]);
+    }
+
+    #[test]
     fn pieces_keep_every_sample_and_the_bound() {
         let lengths = [9, 5, 12, 7, 3, 40, 12, 1];
         let pieces = cut(&lengths, 24);
