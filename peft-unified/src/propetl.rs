@@ -118,7 +118,8 @@ impl Shared for PrefixTuningConfig {
 
     /// As PEFT cuts the prefix of a T5, its layers take every second part in turn.
     fn used(shape: &Shape, layer: usize) -> bool {
-        !matches!(shape.architecture, Architecture::T5(t5) if t5.decoder_layers.is_multiple_of(2)) || layer % 2 == 0
+        !matches!(shape.architecture, Architecture::T5(t5) if t5.decoder_layers.is_multiple_of(2))
+            || layer.is_multiple_of(2)
     }
 }
 

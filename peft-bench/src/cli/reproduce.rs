@@ -61,7 +61,7 @@ pub struct Reproduce {
     /// Seeds [default: 0,1]
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Times through the data of a task [default: 4; 10 with --model; 5 of Table IV, 2 of Tables V and VI, 1 with --model]
+    /// Times through the data of a task [default: 3; 10 with --model; 5 of Table IV, 2 of Tables V and VI, 1 with --model]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Stop each run after so many steps, if that is sooner
@@ -162,7 +162,7 @@ impl Reproduce {
             (true, false) => TASKS.map(|task| task.name.to_string()).to_vec(),
         };
         let tasks = tasks.iter().map(|name| Task::named(name)).collect::<Result<Vec<_>>>()?;
-        let epochs = if self.model.is_some() { 10 } else { 4 };
+        let epochs = if self.model.is_some() { 10 } else { 3 };
         let plan = self.plan((&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
         classification::run(&plan, &tasks).map(|_| ())
     }

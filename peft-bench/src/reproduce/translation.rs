@@ -50,9 +50,9 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     }
     let tokenizer = model.tokenizer()?;
     let example = |pair: &Pair| translation(&tokenizer, pair, sizes.max_length);
-    let pairs = read(&data, &stems.train)?;
+    let pairs = read(data, &stems.train)?;
     let train = Dataset { examples: pairs.iter().map(example).collect::<Result<_>>()?, classes: vec![] };
-    let mut test = read(&data, &stems.test)?;
+    let mut test = read(data, &stems.test)?;
     test.truncate(sizes.limit);
     let score = Translation::new(&tokenizer, test, sizes.max_length)?;
     let scored = json!([score.sources, score.references, score.config]);
