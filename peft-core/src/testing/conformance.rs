@@ -89,9 +89,11 @@ pub fn check<M: Method>(
     }
 }
 
+/// As [`assert_close`](super::assert_close): where numbers are larger than 1, the tolerance is a part of the largest.
 fn within(a: &TensorData, b: &TensorData, tolerance: Tolerance, what: &str) -> Finding {
+    let largest = b.iter::<f32>().map(f32::abs).fold(1.0, f32::max);
     let found = difference(a, b);
-    if found <= tolerance.0 { Ok(()) } else { Err(format!("{what}: the largest difference is {found}")) }
+    if found <= tolerance.0 * largest { Ok(()) } else { Err(format!("{what}: the largest difference is {found}")) }
 }
 
 fn equal(a: &TensorData, b: &TensorData, what: &str) -> Finding {
@@ -174,7 +176,12 @@ pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
     let (loaded_config, loaded) = io::peft::load::<M>(&path, base).map_err(text)?;
     let batch = batch(base);
     let logits = |t: &Trained<M::Tuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
-    equal(&logits(&trained)?, &logits(&loaded)?, "logits of the loaded adapter")?;
+    let (own, read) = (logits(&trained)?, logits(&loaded)?);
+    // libtorch rounds a sigmoid by the place of a number in a thread's share. Of the files every bit is compared below.
+    match std::env::var("PEFT_DEVICE").as_deref() {
+        Err(_) | Ok("flex") => equal(&own, &read, "logits of the loaded adapter")?,
+        Ok(_) => within(&own, &read, SAME_FUNCTION, "logits of the loaded adapter")?,
+    }
     io::peft::save(
         &folder.path().join("again"),
         &loaded_config,
