@@ -6,7 +6,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::ModuleMap;
 use peft_core::train::largest;
-use peft_core::view::{Visit, visit};
+use peft_core::view::{Visit, shapes, visit};
 
 /// Matrices by name.
 pub(crate) type Matrices = ModuleMap<String, Param<Tensor<2>>>;
@@ -29,6 +29,12 @@ pub(crate) fn tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
     let mut collect = Collect(BTreeMap::new());
     visit(module, &mut collect);
     collect.0
+}
+
+/// Those of them that are matrices.
+pub(crate) fn matrices<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
+    let ranks: BTreeMap<String, Vec<usize>> = shapes(module).into_iter().collect();
+    tensors(module).into_iter().filter(|(name, _)| ranks[name].len() == 2).collect()
 }
 
 /// A plain mask of zeros and ones.

@@ -30,7 +30,7 @@ use peft_reparam::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::masks::{Matrices, mask, tensors};
+use crate::masks::{Matrices, mask, matrices};
 use crate::settings;
 
 /// By how much of its length GraSP moves the weights to tell how the gradient changes.
@@ -250,9 +250,8 @@ type Numbers = BTreeMap<String, Vec<f32>>;
 
 /// The numbers of an adapter's matrices.
 fn weights<A: Module>(adapter: &A) -> Numbers {
-    let ranks: BTreeMap<String, Vec<usize>> = shapes(adapter).into_iter().collect();
     let numbers = |(name, tensor): (String, Tensor<2>)| (name, tensor.into_data().iter::<f32>().collect());
-    tensors(adapter).into_iter().filter(|(name, _)| ranks[name].len() == 2).map(numbers).collect()
+    matrices(adapter).into_iter().map(numbers).collect()
 }
 
 fn per_number(weights: &Numbers, of: impl Fn((&str, usize), f32) -> f32) -> Numbers {
@@ -354,7 +353,6 @@ impl Rewrite for Freeze<'_> {
 impl<A: Module> Sparse<A> {
     /// Those matrices masked that `kept` names.
     fn new(adapter: A, kept: &BTreeMap<String, Vec<bool>>, pruning: Pruning) -> Self {
-        let ranks: BTreeMap<String, Vec<usize>> = shapes(&adapter).into_iter().collect();
         let mask = |(name, tensor): (String, Tensor<2>)| {
             let mask = match kept.get(&name) {
                 Some(kept) => mask(kept, &tensor),
@@ -362,8 +360,7 @@ impl<A: Module> Sparse<A> {
             };
             (name, Param::from_tensor(mask).set_require_grad(false))
         };
-        let matrices = tensors(&adapter).into_iter().filter(|(name, _)| ranks[name].len() == 2);
-        let masks = matrices.map(mask).collect();
+        let masks = matrices(&adapter).into_iter().map(mask).collect();
         Sparse { adapter: view(&adapter, &mut Freeze(kept)), masks, pruning }
     }
 
