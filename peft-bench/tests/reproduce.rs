@@ -1,4 +1,4 @@
-//! Table III on a model and tasks that are there: the report, and a run that was interrupted.
+//! The tables on models and data that are there: the reports, and a run that was interrupted.
 
 use std::fs;
 use std::path::Path;
@@ -6,42 +6,115 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use peft_bench::hermetic;
-use peft_bench::reproduce::report::Report;
+use peft_bench::reproduce::report::{Cell, Outcome, Report};
 use peft_core::io::Pretrained;
-use peft_core::{Head, Shape};
+use peft_core::{Base, Head, LanguageModel, Shape};
 
-/// The generated tasks, and a model of random weights with their tokenizer.
-fn prepare(folder: &Path) {
-    hermetic::write(folder, 0).unwrap();
-    let shape = Shape { vocab: 1000, positions: 100, ..Shape::named("roberta-tiny").unwrap() };
+/// A model of random weights with the tokenizer of the generated data.
+fn model(folder: &Path, shape: &str, head: impl FnOnce(&Base) -> Head) {
+    let shape = Shape { vocab: 1000, positions: 512, ..Shape::named(shape).unwrap() };
     let mut model = Pretrained::random(shape, 0, &peft_core::device("flex").unwrap());
     model.dir = Some(folder.to_path_buf());
-    model.save(&folder.join("model"), &model.base, &Head::masked_lm(&model.base, 0), &[]).unwrap();
+    model.save(&folder.join("model"), &model.base, &head(&model.base), &[]).unwrap();
 }
 
-fn reproduce(folder: &Path, output: &str) -> Command {
+fn reproduce(folder: &Path, data: &str, args: &str, output: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
-    command.arg("reproduce").arg("--model").arg(folder.join("model")).arg("--data").arg(folder.join("glue"));
-    command.args(["--rows", "BitFit,lora", "--tasks", "cola,mrpc", "--seeds", "3,4", "--max-steps", "4"]);
-    command.args(["--learning-rate", "LoRA=1e-2"]).arg("--output").arg(folder.join(output));
-    command.stdout(Stdio::null());
+    command.arg("reproduce").arg("--model").arg(folder.join("model")).arg("--data").arg(folder.join(data));
+    command.args(args.split(' ')).arg("--output").arg(folder.join(output)).stdout(Stdio::null());
     command
 }
 
-fn scores(folder: &Path, output: &str) -> Vec<Vec<f64>> {
+fn report(folder: &Path, output: &str) -> Report {
     let text = fs::read_to_string(folder.join(output).join("report.json")).unwrap();
-    let report: Report = serde_json::from_str(&text).unwrap();
-    let runs = report.rows.iter().flat_map(|row| row.cells.iter().flat_map(|cell| cell.runs.iter()));
-    runs.map(|run| run.scores.clone()).collect()
+    serde_json::from_str(&text).unwrap()
 }
+
+fn runs(report: &Report) -> impl Iterator<Item = &Outcome> {
+    report.rows.iter().flat_map(|row| row.cells.iter().flat_map(|cell| cell.runs.iter()))
+}
+
+fn scores(folder: &Path, output: &str) -> Vec<Vec<f64>> {
+    runs(&report(folder, output)).map(|run| run.scores.clone()).collect()
+}
+
+/// Runs a table of sequences twice, the second time without computing anything.
+fn sequences(folder: &Path, args: &str) -> Report {
+    assert!(reproduce(folder, ".", args, "out").status().unwrap().success());
+    let first = report(folder, "out");
+    // Outcomes hold how long they took, so equal ones were read.
+    assert!(reproduce(folder, ".", args, "out").status().unwrap().success());
+    let seconds = |report: &Report| runs(report).map(|run| run.seconds).collect::<Vec<_>>();
+    assert_eq!(seconds(&report(folder, "out")), seconds(&first));
+    first
+}
+
+/// Rows with how many scores each run has.
+fn filled(report: &Report) -> Vec<(&str, Vec<usize>)> {
+    let runs = |cells: &[Cell]| cells.iter().flat_map(|cell| &cell.runs).map(|run| run.scores.len()).collect();
+    report.rows.iter().map(|row| (&*row.name, runs(&row.cells))).collect()
+}
+
+#[test]
+fn table_iv_on_a_model_and_files_of_ones_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::translation::write(folder, 0).unwrap();
+    model(folder, "t5-tiny", |_| Head::LanguageModel(LanguageModel {}));
+    let args = "--table 4 --rows ia3,lora --seeds 0,1 --max-steps 2 --limit 5 --test dev";
+    let report = sequences(folder, args);
+    assert_eq!(filled(&report), [("no tuning", vec![1]), ("IA3", vec![1, 1]), ("LoRA", vec![1, 1])]);
+    assert!(runs(&report).all(|run| (0.0..=100.0).contains(&run.scores[0]) && run.errors.is_empty()));
+    assert_eq!(report.rows[2].cells[0].survey, [27.78]);
+
+    let lines = fs::read_to_string(folder.join("dev.en")).unwrap();
+    fs::write(folder.join("dev.en"), lines.split_once('\n').unwrap().1).unwrap();
+    let output = reproduce(folder, ".", args, "new").stderr(Stdio::piped()).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("dev.en: line 500"), "{message}");
+}
+
+#[test]
+fn tables_v_and_vi_on_a_model_and_files_of_ones_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::lore::write(folder, 0).unwrap();
+    model(folder, "llama-tiny", |_| Head::LanguageModel(LanguageModel {}));
+    let report = sequences(folder, "--table 6 --rows FT,IA3,LoRA --seeds 0 --max-steps 2 --limit 2");
+    let rows = ["no tuning", "FT", "IA3", "LoRA"].map(|name| (name, vec![2]));
+    assert_eq!(filled(&report), rows);
+    // Two questions of each of four subjects.
+    for run in runs(&report) {
+        assert!(run.scores.iter().all(|score| (score / 12.5).fract() == 0.0), "{run:?}");
+        let share = run.scores[1] / 100.0;
+        assert!((run.errors[1] - 100.0 * (share * (1.0 - share) / 8.0).sqrt()).abs() < 1e-9, "{run:?}");
+    }
+    let markdown = fs::read_to_string(folder.join("out/REPORT.md")).unwrap();
+    assert!(["Standard errors", "8 questions of 4 subjects", "QLoRA"].iter().all(|word| markdown.contains(word)));
+
+    fs::remove_dir_all(folder.join("out")).unwrap();
+    let report = sequences(folder, "--table 5 --seeds 0 --max-steps 2 --limit 2 --batch-size 4");
+    assert_eq!(report.rows.len(), 4);
+    assert!(report.rows[1..].iter().all(|row| row.name.starts_with("FT, ") && row.cells[0].runs.len() == 1));
+
+    fs::write(folder.join("alpaca_data.json"), "[{\"instruction\": \"a\", \"input\": \"\"}]").unwrap();
+    let output = reproduce(folder, ".", "--table 6", "new").stderr(Stdio::piped()).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("output") && message.contains("alpaca"), "{message}");
+}
+
+const TABLE_III: &str =
+    "--rows BitFit,lora --tasks cola,mrpc --seeds 3,4 --max-steps 4 --batch-size 8 --learning-rate LoRA=1e-2";
 
 #[test]
 fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    prepare(folder);
+    hermetic::write(folder, 0).unwrap();
+    model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
+    let reproduce = |output| reproduce(folder, "glue", TABLE_III, output);
     let started = Instant::now();
-    assert!(reproduce(folder, "whole").status().unwrap().success());
+    assert!(reproduce("whole").status().unwrap().success());
     let whole = started.elapsed();
     let expected = scores(folder, "whole");
     // Two rows, two tasks, two seeds; MRPC has two metrics.
@@ -52,12 +125,12 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     }
 
     for part in 1..4 {
-        let mut child = reproduce(folder, "killed").spawn().unwrap();
+        let mut child = reproduce("killed").spawn().unwrap();
         std::thread::sleep(whole.mul_f64(0.2 * f64::from(part)).min(Duration::from_secs(20)));
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert!(reproduce(folder, "killed").status().unwrap().success());
+    assert!(reproduce("killed").status().unwrap().success());
     assert_eq!(scores(folder, "killed"), expected);
     // Nothing is computed twice.
     let times = || {
@@ -69,7 +142,7 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
         times
     };
     let before = times();
-    assert!(reproduce(folder, "killed").status().unwrap().success());
+    assert!(reproduce("killed").status().unwrap().success());
     assert_eq!((times(), before.len()), (before, 8));
 }
 
@@ -81,6 +154,9 @@ fn what_cannot_be_is_named() {
         ("--tasks wnli", &["--task", "wnli", "cola"]),
         ("--learning-rate LoRA=fast", &["--learning-rate", "LoRA=fast"]),
         ("--data GLUE", &["--model"]),
+        ("--test dev", &["--test", "Table IV"]),
+        ("--limit 3", &["--limit", "Tables IV to VI"]),
+        ("--table 6 --tasks rte", &["--tasks", "Table III"]),
         ("--model nowhere --data GLUE", &["nowhere"]),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));

@@ -99,6 +99,22 @@ fn another_file_with_the_same_classes() {
     assert_eq!(labels(&dev), [Some(Label::Value(3.))]);
 }
 
+#[test]
+fn two_columns_that_may_be_the_label_are_refused() {
+    let content = "text\tlabel\tscore\na\t1\t0.5\n";
+    refused("two.tsv", content, &["two.tsv: columns", r#"["label", "score"], each"#, "the name of the label's column"]);
+    let (_dir, path) = written("two.tsv", content);
+    assert_eq!(labels(&Labelled::open(&path).unwrap().label("score").read().unwrap()), [Some(Label::Value(0.5))]);
+}
+
+#[test]
+fn values_outside_their_range_are_refused() {
+    let (_dir, path) = written("values.tsv", "text\tscore\na\t5\nb\t5.2\n");
+    let open = || Labelled::open(&path).unwrap();
+    assert_error(open().values_within(0.0..=5.0).read(), &["line 3, score: found \"5.2\"", "a number from 0 to 5"]);
+    assert_eq!(labels(&open().values().read().unwrap())[1], Some(Label::Value(5.2)));
+}
+
 /// In every format, of texts and of ids; not where the column is that of a label or text.
 #[test]
 fn a_column_holds_the_tasks() {

@@ -10,7 +10,7 @@
 //! # Ok::<(), peft_core::Error>(())
 //! ```
 //!
-//! [`peft_core::Within`] restricts any adapter to some layers, see `examples/unified`.
+//! [`peft_core::Within`] restricts any adapter to some layers.
 
 mod constant;
 mod masks;

@@ -20,7 +20,7 @@ const METHODS: [(&str, bool); 5] =
 
 /// `cargo xtask interop`.
 pub fn run() -> Result<()> {
-    let (peft, out) = (program()?, root().join("target/interop"));
+    let (peft, out) = (program(&[])?, root().join("target/interop"));
     if out.exists() {
         fs::remove_dir_all(&out)?;
     }

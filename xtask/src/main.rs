@@ -36,7 +36,7 @@ fn main() -> Result<()> {
         ["methods", "--check"] => methods::check(),
         ["equivalences"] => equivalences::print(),
         ["examples", names @ ..] => examples::run(names),
-        ["reproduce", rest @ ..] => shell::run(Command::new(shell::program()?).arg("reproduce").args(rest)),
+        ["reproduce", rest @ ..] => shell::run(Command::new(shell::program(rest)?).arg("reproduce").args(rest)),
         ["real", rest @ ..] => real::run(rest),
         ["interop"] => interop::run(),
         [] | ["help" | "--help" | "-h"] => {

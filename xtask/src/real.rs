@@ -44,7 +44,7 @@ pub fn run(args: &[&str]) -> Result<()> {
             _ => bail!("unknown argument {arg}\n\n{HELP}"),
         }
     }
-    let peft = program()?;
+    let peft = program(&[])?;
     let dir = root().join("target/real");
     fs::create_dir_all(&dir)?;
     let model = match model {

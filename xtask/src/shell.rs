@@ -41,15 +41,26 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Builds the program `peft`, one way for all chores so that nothing is compiled twice, and says where it is.
-pub fn program() -> Result<PathBuf> {
-    let messages =
-        output(&mut cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]))?;
+/// Builds the program `peft`, one way for all chores so that nothing is compiled twice, and says where it is. With the id of a model
+/// among its arguments it is the one that can fetch it.
+pub fn program(args: &[&str]) -> Result<PathBuf> {
+    let mut build = cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]);
+    if wants_hub(args) {
+        build.args(["--features", "peft-bench/hub"]);
+    }
+    let messages = output(&mut build)?;
     let executable = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
         (message["target"]["name"] == "peft").then(|| message["executable"].as_str().map(PathBuf::from))?
     };
     messages.lines().find_map(executable).context("cargo built no program `peft`")
+}
+
+/// Whether the model that is named is neither here nor a shape.
+fn wants_hub(args: &[&str]) -> bool {
+    let after = args.windows(2).filter(|pair| pair[0] == "--model").map(|pair| pair[1]);
+    let joined = args.iter().filter_map(|arg| arg.strip_prefix("--model="));
+    after.chain(joined).any(|model| !model.starts_with("shape:") && !Path::new(model).exists())
 }
 
 /// Runs a command, handing over each line of its standard output; whether it succeeded.
@@ -60,4 +71,21 @@ pub fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> 
         line(&each?);
     }
     Ok(child.wait()?.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wants_hub;
+
+    #[test]
+    fn only_ids_want_a_hub() {
+        for args in [&["--model", "roberta-base"][..], &["--quick", "--model=org/name"]] {
+            assert!(wants_hub(args), "{args:?}");
+        }
+        for args in
+            [&[][..], &["--rows", "LoRA"], &["--model", "shape:roberta-tiny"], &["--model", "/"], &["--model=."]]
+        {
+            assert!(!wants_hub(args), "{args:?}");
+        }
+    }
 }

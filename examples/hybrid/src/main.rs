@@ -1,19 +1,16 @@
-//! Two families at once. peft-hybrid has no method yet; a tuple of adapters already composes: soft prompts around LoRA.
-use peft_additive::PromptTuningConfig;
-use peft_core::{Head, Method, Trained, data::Labelled, io::Pretrained};
-use peft_core::train::{TrainConfig, Trainer, Workers, evaluate, predict};
-use peft_reparam::LoraConfig;
+//! A MAM adapter, a prefix and parallel adapters at once. `cargo run -- MODEL_DIR OUTPUT_DIR`
+use peft_core::{data::Labelled, io::Pretrained, train::{TrainConfig, Trainer}};
+use peft_hybrid::MamConfig;
+use std::{env::args, path::PathBuf};
 
 fn main() -> peft_core::Result<()> {
-    let model = std::env::args().nth(1).unwrap_or("shape:roberta-tiny".into()); // random weights, for a first try
+    let model = args().nth(1).unwrap_or("shape:roberta-tiny".into()); // random weights, for a first try
+    let output = PathBuf::from(args().nth(2).unwrap_or("out".into()));
     let model = Pretrained::open(&model, &peft_core::device("flex")?)?; // frozen, shared, never copied
     let (train, test) = Labelled::open("../tokens.jsonl".as_ref())?.read()?.split(0.25, 0);
-    let (train, test) = (train.prepare(&model, 128)?.examples, test.prepare(&model, 128)?.examples);
-    let prompts = PromptTuningConfig::new(4).init(&model.base, 0)?;
-    let lora = LoraConfig::new(4).init(&model.base, 0)?;
-    let both = Trained::new((prompts, lora), Head::classifier(&model.base, 2, 0))?; // the first is the outer one
-    let trainer = Trainer::new(TrainConfig::new(1e-2).with_steps(48).with_batch_size(8));
-    let (both, base) = trainer.run(&model.base, both, &train, None, &mut ())?;
-    println!("{}", evaluate(&predict(&base, &both, &test, &Workers::new(2)?)?, &test)?);
-    Ok(())
+    let (train, test) = (train.prepare(&model, 128)?, test.prepare(&model, 128)?);
+    let mam = MamConfig::new(4, 4).with_projection(16); // (prefix, adapter), any adapters compose as tuples
+    let tuned = Trainer::new(TrainConfig::new(1e-2).with_epochs(8).with_batch_size(8)).fit(&model, mam, &train)?;
+    println!("{:?} trainable elements (method, head): {}", tuned.trainable(), tuned.evaluate(&test)?);
+    tuned.save(output.join("adapter"))
 }

@@ -43,16 +43,16 @@ pub struct Reproduce {
     /// Tasks of Table III [default: all]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Table IV: the names of the files that are trained on
-    #[arg(long, value_name = "STEM", default_value = "train")]
-    train: String,
-    /// Table IV: the names of the files that are scored
-    #[arg(long, value_name = "STEM", default_value = "test")]
-    test: String,
+    /// Table IV: the names of the files that are trained on [default: train]
+    #[arg(long, value_name = "STEM")]
+    train: Option<String>,
+    /// Table IV: the names of the files that are scored [default: test]
+    #[arg(long, value_name = "STEM")]
+    test: Option<String>,
     /// The most that is scored: sentences of Table IV, questions of each subject of Tables V and VI [default: 200, 50]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Sequences in a step of Tables IV to VI [default: 32; 16 for Tables V and VI with --model]
+    /// Sequences in a step [default: 32; with --model 16 for Tables V and VI, and the survey's for Table III]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
     /// Tokens to which texts of Tables IV to VI are cut [default: 128]
@@ -83,6 +83,10 @@ pub struct Reproduce {
 
 impl Reproduce {
     pub(super) fn run(self) -> Result<()> {
+        if self.table != 4 {
+            refuse("--train", &self.train, "Table IV")?;
+            refuse("--test", &self.test, "Table IV")?;
+        }
         if self.table == 3 { self.classification() } else { self.sequences() }
     }
 
@@ -141,6 +145,7 @@ impl Reproduce {
             max_steps: self.max_steps.map(|steps| steps as usize),
             learning_rates: self.rates(&rows)?,
             rows,
+            batch_size: self.batch_size.map(|size| size as usize),
             quick: self.quick,
             threads: self.threads.map_or_else(threads, usize::from),
             output,
@@ -151,10 +156,8 @@ impl Reproduce {
     }
 
     fn classification(self) -> Result<()> {
-        let options = [("--limit", self.limit), ("--batch-size", self.batch_size), ("--max-length", self.max_length)];
-        if let Some((option, value)) = options.iter().find_map(|(option, value)| Some((option, (*value)?))) {
-            return Err(Error::config(*option, value, "none: it is for Tables IV to VI"));
-        }
+        refuse("--limit", &self.limit, "Tables IV to VI")?;
+        refuse("--max-length", &self.max_length, "Tables IV to VI")?;
         once("--tasks", &self.tasks)?;
         let tasks = match (self.tasks.is_empty(), self.quick) {
             (false, _) => self.tasks.clone(),
@@ -168,9 +171,7 @@ impl Reproduce {
     }
 
     fn sequences(self) -> Result<()> {
-        if !self.tasks.is_empty() {
-            return Err(Error::config("--tasks", self.tasks.join(","), "none: only Table III has tasks"));
-        }
+        refuse("--tasks", &self.tasks.first(), "Table III")?;
         let (table, translation, made) = (self.table, self.table == 4, self.model.is_none());
         let rows: (&[Row], &[&str]) = match table {
             4 => (&rows::ROWS_IV, &["LoRA"]),
@@ -178,11 +179,11 @@ impl Reproduce {
             _ => (&rows::ROWS_VI, &["LoRA"]),
         };
         let sizes = Sizes {
-            batch_size: self.batch_size.map_or(if translation || made { 32 } else { 16 }, |size| size as usize),
             max_length: self.max_length.unwrap_or(128) as usize,
             limit: self.limit.map_or(if translation { 200 } else { 50 }, |limit| limit as usize),
         };
-        let stems = Stems { train: self.train.clone(), test: self.test.clone() };
+        let stem = |given: &Option<String>, usual: &str| given.clone().unwrap_or_else(|| usual.into());
+        let stems = Stems { train: stem(&self.train, "train"), test: stem(&self.test, "test") };
         let epochs = match (translation, made) {
             (true, _) => 5,
             (false, true) => 2,
@@ -195,6 +196,11 @@ impl Reproduce {
         }
         .map(|_| ())
     }
+}
+
+/// Refuses an option of other tables.
+fn refuse<T: Display>(option: &str, value: &Option<T>, tables: &str) -> Result<()> {
+    value.as_ref().map_or(Ok(()), |value| Err(Error::config(option, value, format!("none: it is for {tables}"))))
 }
 
 /// Refuses what is named twice: it would count as two.

@@ -143,7 +143,7 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         .iter()
         .map(|row| {
             let settings = row.settings_text(shape, made);
-            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, batch_size(plan, row));
+            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, plan.batch_size(row));
             format!("{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.", row.name)
         })
         .collect();
@@ -168,10 +168,6 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
     })
 }
 
-fn batch_size(plan: &Plan, row: &Row) -> usize {
-    if plan.real.is_some() { row.batch_size } else { 32 }
-}
-
 impl WithMethod for Job<'_> {
     type Output = Outcome;
     /// Reads the outcome if it is there, else trains.
@@ -180,14 +176,14 @@ impl WithMethod for Job<'_> {
         let method: M = peft::from_settings(&row.settings(model.base.shape(), plan.real.is_none()))?;
         let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
         let Tokens { train, dev, hashes } = &*tokens;
-        let config = plan.config((&row, seed), batch_size(plan, &row), train.examples.len());
+        let config = plan.config((&row, seed), train.examples.len());
         let config = TrainConfig { threads, ..config };
         let name = format!("{}-{}-{seed}", row.method, task.name);
         let runs = Runs { model, weights, output: &plan.output, device: &plan.device };
         runs.outcome(&name, (method, config), train, &hashes.map(|hash| json!(hash)), |tuned| {
             let metrics = tuned.evaluate(dev)?;
             let score = |metric: &&str| metrics.get(metric).map_or(f64::NAN, |x| 100.0 * x);
-            Ok(task.metrics.iter().map(score).collect())
+            Ok((task.metrics.iter().map(score).collect(), vec![]))
         })
     }
 }

@@ -13,6 +13,7 @@ use peft_core::{Architecture, Base, Error, Example, Label, Llama, Result, Scalin
 use serde_json::json;
 
 use super::Plan;
+use super::outcome::Scored;
 use super::pretrain::{Recipe, place, tokenizer};
 use super::report::{Column, Report};
 use super::sequences::{Experiment, Score, Sizes, pretrain};
@@ -56,7 +57,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
         subjects.iter().flat_map(|subject| &subject.questions).map(|q| (q.ask(), q.answer)).collect()
     };
     let scored = json!([asked(&score.shots), asked(&score.subjects)]);
-    let experiment = Experiment { plan, sizes, model: &model, train: &train, score: &score, scored };
+    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored };
     let column = Column { name: "MMLU".into(), metrics: vec!["macro".into(), "micro".into()] };
     let shapes = [("LLaMA-7B", "llama-7b"), ("LLaMA-13B", "llama-13b")];
     let (title, printed) = match learning_rates {
@@ -80,9 +81,8 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
     }
     report.notes.push(format!(
         "MMLU: {count} questions of {} subjects, after five solved ones, by the largest of the four letters' logits. macro: the mean \
-         of the subjects' accuracies; micro: the accuracy over all questions, whose standard error at 40 % is {:.1}.",
+         of the subjects' accuracies; micro: the accuracy over all questions.",
         score.subjects.len(),
-        100.0 * (0.4 * 0.6 / count as f64).sqrt()
     ));
     if !learning_rates {
         report.notes.push(
@@ -158,7 +158,7 @@ impl Questions<'_> {
 }
 
 impl Score for Questions<'_> {
-    fn score<T: Tuner>(&self, base: &Base, trained: &Trained<T>) -> Result<Vec<f64>> {
+    fn score<T: Tuner>(&self, base: &Base, trained: &Trained<T>) -> Result<Scored> {
         let encode = |prompt: &str| Ok::<_, Error>(self.tokenizer.encode(prompt, None, usize::MAX)?.ids);
         let trained = burn::module::Module::valid(trained);
         let workers = Workers::new(self.threads)?;
@@ -172,7 +172,10 @@ impl Score for Questions<'_> {
             Ok(all.iter().map(|logits| self.letters.map(|letter| logits[letter])).collect())
         };
         let scores = Scores::of(&self.subjects, &self.shots, |prompt| self.fits(prompt, base), answer)?;
-        Ok(vec![100.0 * scores.macro_average().0, 100.0 * scores.micro_average().0])
+        Ok([scores.macro_average(), scores.micro_average()]
+            .map(|(score, error)| (100.0 * score, 100.0 * error))
+            .into_iter()
+            .unzip())
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Plan {
     pub epochs: usize,
     /// Stop each run after so many steps, if that is sooner.
     pub max_steps: Option<usize>,
+    /// Sequences in a step, in place of those of the rows.
+    pub batch_size: Option<usize>,
     /// Learning rates in place of those of the rows.
     pub learning_rates: Vec<(String, f64)>,
     /// Whether the model that is made is to be made quickly.
@@ -89,13 +91,17 @@ impl Plan {
         self.learning_rates.iter().find(|(name, _)| name == row.name).map_or(usual, |(_, rate)| *rate)
     }
 
+    fn batch_size(&self, row: &Row) -> usize {
+        self.batch_size.unwrap_or(if self.real.is_some() { row.batch_size } else { 32 })
+    }
+
     /// The settings of a run on so many samples.
-    fn config(&self, (row, seed): (&Row, u64), batch_size: usize, samples: usize) -> TrainConfig {
+    fn config(&self, (row, seed): (&Row, u64), samples: usize) -> TrainConfig {
         let config = TrainConfig {
             weight_decay: row.weight_decay,
             threads: self.threads,
             ..TrainConfig::new(self.learning_rate(row))
-                .with_batch_size(batch_size)
+                .with_batch_size(self.batch_size(row))
                 .with_seed(seed)
                 .with_epochs(self.epochs)
         };

@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 use super::report::Outcome;
 use super::say;
 
+/// Scores times 100, one a metric, and their standard errors, none where they are not known.
+pub(super) type Scored = (Vec<f64>, Vec<f64>);
+
 /// Where and on what methods are trained.
 pub(super) struct Runs<'a> {
     pub model: &'a Pretrained,
@@ -36,7 +39,7 @@ impl Runs<'_> {
         (method, config): (M, TrainConfig),
         train: &Dataset,
         data: &[Value],
-        score: impl FnOnce(&Tuned<'_, M>) -> Result<Vec<f64>>,
+        score: impl FnOnce(&Tuned<'_, M>) -> Result<Scored>,
     ) -> Result<Outcome> {
         let settings = TrainConfig { threads: 1, ..config.clone() };
         let computed = json!([format!("{:?}", self.device), env!("CARGO_PKG_VERSION")]);
@@ -47,8 +50,8 @@ impl Runs<'_> {
             let start = trainer.start(self.model, &method, train)?;
             let mut losses = Losses::new(name);
             let tuned = trainer.train(self.model, method, start, train, None, &mut losses)?;
-            let scores = score(&tuned)?;
-            Ok(Outcome { seed, scores, losses: losses.kept, seconds: started.elapsed().as_secs_f64() })
+            let (scores, errors) = score(&tuned)?;
+            Ok(Outcome { seed, scores, errors, losses: losses.kept, seconds: started.elapsed().as_secs_f64() })
         })
     }
 

@@ -61,6 +61,9 @@ pub struct Outcome {
     /// One a metric, times 100.
     #[serde(deserialize_with = "numbers")]
     pub scores: Vec<f64>,
+    /// Their standard errors, for that what is scored is a sample; empty where they are not known.
+    #[serde(default)]
+    pub errors: Vec<f64>,
     /// The loss of the training at some steps.
     #[serde(deserialize_with = "steps")]
     pub losses: Vec<(usize, f64)>,
@@ -129,7 +132,8 @@ impl Row {
             let runs = self.cells.iter().map(|cell| cell.runs.iter().find(|run| run.seed == seed));
             let runs = runs.collect::<Option<Vec<_>>>()?;
             let scores = average(&runs.iter().map(|run| &*run.scores).collect::<Vec<_>>());
-            Some(Outcome { seed, scores, losses: Vec::new(), seconds: runs.iter().map(|run| run.seconds).sum() })
+            let seconds = runs.iter().map(|run| run.seconds).sum();
+            Some(Outcome { seed, scores, seconds, ..Outcome::default() })
         };
         let seeds = self.cells.first().into_iter().flat_map(|cell| cell.runs.iter().map(|run| run.seed));
         Cell { survey, runs: seeds.filter_map(run).collect() }
@@ -208,6 +212,17 @@ impl Report {
                 It is over the tasks shown (the survey's is computed again for them) and the seeds that every task has."
                     .into(),
             );
+        }
+        let errors = |row: &Row| {
+            let known = row.cells.iter().flat_map(|cell| &cell.runs).find(|run| !run.errors.is_empty())?;
+            Some(format!("{} {}", row.name, pair(&known.errors, "", |error| format!("{error:.2}"))))
+        };
+        let errors: Vec<String> = self.rows.iter().filter_map(errors).collect();
+        if !errors.is_empty() {
+            lines.push(format!(
+                "Standard errors, for that these questions are a sample (of the first seed): {}.",
+                errors.join(", ")
+            ));
         }
         lines
     }
@@ -320,6 +335,7 @@ pub(super) mod tests {
             let run = |seed| Outcome {
                 seed,
                 scores: scores.iter().map(|score| score + seed as f64).collect(),
+                errors: if seed == 0 { vec![1.5; scores.len()] } else { vec![] },
                 losses: (1..9).map(|step| (step, 1.0 / step as f64)).collect(),
                 seconds: 1.5,
             };
@@ -402,6 +418,17 @@ pub(super) mod tests {
         let run = Outcome { scores: vec![f64::NAN, 1.0], losses: vec![(3, f64::INFINITY)], ..Outcome::default() };
         let read: Outcome = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
         assert!(read.scores[0].is_nan() && read.scores[1] == 1.0 && read.losses[0].1.is_nan());
+    }
+
+    #[test]
+    fn standard_errors_are_told() {
+        let told = |report: Report| report.reading().into_iter().find(|line| line.starts_with("Standard errors"));
+        let mut report = small(1);
+        report.rows.truncate(1);
+        report.columns.truncate(1);
+        report.rows[0].cells.remove(0);
+        assert!(told(report).is_some_and(|line| line.ends_with(": LoRA 1.50/1.50.")));
+        assert_eq!(told(small(0)), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use peft_core::{Architecture, Base, Error, Example, Label, Result, Shape, T5, Tr
 use serde_json::json;
 
 use super::Plan;
+use super::outcome::Scored;
 use super::pretrain::{Recipe, place, tokenizer};
 use super::report::{Column, Report};
 use super::sequences::{Experiment, Score, Sizes, pretrain, some};
@@ -56,7 +57,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     test.truncate(sizes.limit);
     let score = Translation::new(&tokenizer, test, sizes.max_length)?;
     let scored = json!([score.sources, score.references, score.config]);
-    let experiment = Experiment { plan, sizes, model: &model, train: &train, score: &score, scored };
+    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored };
     let column = Column { name: "En-Ro".into(), metrics: vec!["BLEU".into()] };
     let title = "Table IV: parameter-efficient fine-tuning of T5 for translation";
     let mut report = experiment.blank(title, column, &TABLE_IV, [("T5-base", "t5-base"), ("T5-large", "t5-large")])?;
@@ -104,14 +105,14 @@ impl<'a> Translation<'a> {
 }
 
 impl Score for Translation<'_> {
-    fn score<T: Tuner>(&self, base: &Base, trained: &Trained<T>) -> Result<Vec<f64>> {
+    fn score<T: Tuner>(&self, base: &Base, trained: &Trained<T>) -> Result<Scored> {
         let mut found = vec![];
         for sources in self.sources.chunks(BATCH) {
             for ids in generate(base, trained, sources, &self.config, |_, _| Ok(()))? {
                 found.push(with_commas_below(self.tokenizer.decode(&ids)?.trim()));
             }
         }
-        Ok(vec![bleu(&found, &self.references)?.score])
+        Ok((vec![bleu(&found, &self.references)?.score], vec![]))
     }
 }
 

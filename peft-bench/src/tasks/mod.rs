@@ -6,6 +6,7 @@ pub mod bleu;
 pub mod mmlu;
 pub mod parallel;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use peft_core::data::{Builder, Labelled};
@@ -31,6 +32,9 @@ pub struct Task {
     /// The metrics that the survey reports, in its order.
     pub metrics: &'static [&'static str],
 }
+
+/// STS-B's similarities, the only values.
+const VALUES: RangeInclusive<f32> = 0.0..=5.0;
 
 const FILES: Task = Task {
     name: "",
@@ -140,6 +144,6 @@ impl Task {
         if self.name == "qqp" {
             builder = builder.skip_broken_rows();
         }
-        Ok(if classes.is_empty() { builder.values() } else { builder.classes(classes) })
+        Ok(if classes.is_empty() { builder.values_within(VALUES) } else { builder.classes(classes) })
     }
 }

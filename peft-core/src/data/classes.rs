@@ -1,10 +1,14 @@
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::{Error, Label, Result};
 
 /// The most classes a file may name; integer labels are below it.
 const MAX_CLASSES: usize = 1000;
+
+/// All finite numbers.
+pub(super) const FINITE: RangeInclusive<f32> = f32::MIN..=f32::MAX;
 
 /// What the labels of a file are.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,8 +17,8 @@ pub(super) enum Kind {
     Unlabelled,
     /// Names of classes; a label's class is the place of its name.
     Classes(Vec<String>),
-    /// Numbers.
-    Values,
+    /// Numbers from one to another.
+    Values(RangeInclusive<f32>),
     /// A word for each token.
     Words,
 }
@@ -34,7 +38,7 @@ impl Kind {
             return Ok(Kind::Classes((0..count).map(|class| class.to_string()).collect()));
         }
         if labels.iter().all(|label| label.text.parse::<f32>().is_ok()) {
-            return Ok(Kind::Values);
+            return Ok(Kind::Values(FINITE));
         }
         // A number with a fraction is no name of a class: where there is one, the others are meant to be numbers too.
         let fraction = |label: &&Written| label.text.contains('.') && label.text.parse::<f32>().is_ok();
@@ -67,9 +71,10 @@ impl Kind {
                 Some(class) => Ok(Some(Label::Class(class))),
                 None => fail(format!("one of the classes {names:?}")),
             },
-            Kind::Values => match text.parse::<f32>() {
-                Ok(value) if value.is_finite() => Ok(Some(Label::Value(value))),
-                _ => fail("a finite number".to_string()),
+            Kind::Values(range) => match text.parse::<f32>() {
+                Ok(value) if range.contains(&value) => Ok(Some(Label::Value(value))),
+                _ if *range == FINITE => fail("a finite number".to_string()),
+                _ => fail(format!("a number from {} to {}", range.start(), range.end())),
             },
         }
     }

@@ -1,9 +1,10 @@
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "tokenize")]
 use rayon::prelude::*;
 
-use super::classes::{Kind, Written};
+use super::classes::{FINITE, Kind, Written};
 use super::row::{Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
 use crate::files::read_text;
@@ -66,7 +67,7 @@ impl Labelled {
     pub fn classes(&self) -> &[String] {
         match &self.kind {
             Kind::Classes(names) => names,
-            Kind::Unlabelled | Kind::Values | Kind::Words => &[],
+            Kind::Unlabelled | Kind::Values(_) | Kind::Words => &[],
         }
     }
 
@@ -208,7 +209,12 @@ impl Builder {
 
     /// Reads labels as numbers, integers too.
     pub fn values(self) -> Self {
-        Builder { kind: Some(Kind::Values), ..self }
+        self.values_within(FINITE)
+    }
+
+    /// Reads labels as numbers of this range; any other is an error.
+    pub fn values_within(self, range: RangeInclusive<f32>) -> Self {
+        Builder { kind: Some(Kind::Values(range)), ..self }
     }
 
     /// Reads labels as those of another file, so that a class has the same number in both. A class that the other

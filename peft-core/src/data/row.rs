@@ -93,11 +93,19 @@ impl Columns {
     }
 }
 
-/// The column of the labels: the one asked for, else one with a usual name.
+/// The column of the labels: the one asked for, else the only one with a usual name.
 pub(super) fn label_column(header: &Header<'_>, label: Option<&str>) -> Result<usize> {
-    match label {
-        Some(label) => header.column(label),
-        None => LABELS.into_iter().find_map(|name| header.find(name)).ok_or_else(|| none_of(header, &LABELS, "label")),
+    if let Some(label) = label {
+        return header.column(label);
+    }
+    let usual: Vec<&str> = LABELS.into_iter().filter(|name| header.find(name).is_some()).collect();
+    match usual[..] {
+        [] => Err(none_of(header, &LABELS, "label")),
+        [name] => header.column(name),
+        _ => {
+            let found = format!("{usual:?}, each of which may be the label");
+            Err(Error::file(header.path, "columns", found, "one of these, or the name of the label's column"))
+        }
     }
 }
 
