@@ -21,9 +21,13 @@ fn data(folder: &Path) -> String {
 }
 
 fn train(folder: &Path, name: &str, resume: bool, steps: &str) -> Child {
+    train_with(&["lora", "--set", "lora_dropout=0.1"], folder, name, resume, steps)
+}
+
+fn train_with(method: &[&str], folder: &Path, name: &str, resume: bool, steps: &str) -> Child {
     let output = folder.join(name);
     let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
-    command.args(["train", "--model", "shape:roberta-tiny", "--method", "lora", "--set", "lora_dropout=0.1"]);
+    command.args(["train", "--model", "shape:roberta-tiny", "--method"]).args(method);
     command.args(["--steps", steps, "--batch-size", "32", "--save-every", "3", "--warmup", "0.1"]);
     command.args(["--data", &data(folder), "--eval", &data(folder), "--eval-every", "5", "--keep-best"]);
     command.arg("--log").arg(folder.join(format!("{name}.log"))).arg("--output").arg(&output);
@@ -70,6 +74,30 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
     }
 }
 
+/// Each of these keeps something of its own between steps: masks, gates, importances, all weights of the model.
+#[test]
+fn what_methods_keep_between_steps_is_taken_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for method in ["full", "child-tuning", "diff-pruning", "adalora", "propetl-adapter", "sparse-adapter", "coda"] {
+        let (whole, stopped) = (format!("{method}-whole"), format!("{method}-stopped"));
+        let run = |name: &str, resume| train_with(&[method], folder, name, resume, "20");
+        assert!(run(&whole, false).wait().unwrap().success(), "{method}");
+        let mut child = run(&stopped, false);
+        let reached = folder.join(format!("{stopped}.checkpoints/step-9"));
+        while !reached.exists() && child.try_wait().unwrap().is_none() {}
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(reached.exists(), "{method}: the run ended before it was stopped");
+        let output = run(&stopped, true).wait_with_output().unwrap();
+        assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+        let read = |name: &str| fs::read(folder.join(name).join("adapter_model.safetensors")).unwrap();
+        assert!(read(&stopped) == read(&whole), "{method} has other bytes");
+        let log = |name: &str| fs::read_to_string(folder.join(format!("{name}.log"))).unwrap();
+        assert_eq!(log(&stopped), log(&whole), "{method}");
+    }
+}
+
 /// Damaged checkpoints are said and done with: those that are written after them stay, and the next run goes on from these.
 #[test]
 fn damaged_checkpoints_do_not_cost_the_good_ones() {
@@ -91,7 +119,10 @@ fn damaged_checkpoints_do_not_cost_the_good_ones() {
     let damaged = steps();
     for step in &damaged {
         let path = checkpoints.join(format!("step-{step}/trained.safetensors"));
-        fs::write(&path, [fs::read(&path).unwrap(), vec![0]].concat()).unwrap();
+        // One that the kill found half removed has none, and is damaged too.
+        if let Ok(bytes) = fs::read(&path) {
+            fs::write(&path, [bytes, vec![0]].concat()).unwrap();
+        }
     }
     let fresh = |step: &usize| (6..30).contains(step);
     let told = stop_when(train(folder, "out", true, "1000000"), &|| steps().iter().any(fresh));

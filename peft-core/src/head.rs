@@ -5,6 +5,7 @@ use std::borrow::Borrow;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
+use crate::activation::gelu;
 use crate::{
     Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Text, Tuner, Verbalizer, loss, random::Random,
     weight::linear,
@@ -241,7 +242,7 @@ impl Score {
 
 impl MaskedLm {
     fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
-        let x = activation::gelu(self.dense.forward(states));
+        let x = gelu(self.dense.forward(states));
         let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), shape.eps);
         linear(x, words.transpose(), Some(self.bias.val()))
     }

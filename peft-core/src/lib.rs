@@ -1,5 +1,6 @@
 //! Hooks, sites, frozen backbones, training and adapter files for parameter-efficient fine-tuning on burn.
 
+pub mod activation;
 mod adapter;
 pub mod adapterhub;
 mod batch;

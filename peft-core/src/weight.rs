@@ -49,8 +49,8 @@ impl Weight {
     }
 }
 
-/// `x W + b` with the rows of all samples as one matrix. A product for each sample would copy a `W` that lies transposed, as those
-/// from files do, and the graph would keep the copy.
+/// `x W + b` with the rows of all samples as one matrix. A product for each sample would copy a `W` that lies transposed, and the
+/// graph would keep the copy.
 pub(crate) fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     let mut dims = x.dims();
     let rows = dims[..D - 1].iter().product();

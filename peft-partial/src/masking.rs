@@ -42,9 +42,7 @@ pub fn hold(now: &Full, before: &Full, masks: &Full) -> Full {
             match (self.0.get::<D>(name), self.1.get::<D>(name)) {
                 (Some(before), Some(mask)) if now.is_require_grad() => {
                     let held = now.without_autodiff().mask_where(held(mask), before.without_autodiff());
-                    // In the order in which it lies when it is loaded: another one rounds products otherwise.
-                    let (device, held) = (held.device(), held.into_data());
-                    Tensor::from_inner(Tensor::from_data(held, &device)).require_grad()
+                    Tensor::from_inner(held).require_grad()
                 }
                 _ => now,
             }

@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation};
+use peft_core::activation::gelu;
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
 use peft_core::{
     Affine, Base, Error, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path, place_key,
@@ -58,7 +59,7 @@ impl Bottleneck {
     pub(super) fn forward(&self, x: Tensor<3>, act: Activation) -> Tensor<3> {
         let inner = self.down.forward(x);
         self.up.forward(match act {
-            Activation::Gelu => activation::gelu(inner),
+            Activation::Gelu => gelu(inner),
             Activation::GeluNew => activation::gelu_approximate(inner),
             Activation::Relu => activation::relu(inner),
             Activation::Swish => activation::silu(inner),

@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 use peft_core::files::read_json;
 use peft_core::io::Pretrained;
-use peft_core::load::Checkpoint;
+use peft_core::load::{Checkpoint, Gguf};
 use peft_core::{Error, Result};
 use serde_json::{Value, json};
 
 use super::options::print;
 
-/// Say what a model or adapter directory holds
+/// Say what a model or adapter directory, or a GGUF file, holds
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  peft inspect out/lora")]
+#[command(after_help = "Examples:\n  peft inspect out/lora\n  peft inspect smollm2.gguf")]
 pub struct Inspect {
-    /// The directory
-    dir: PathBuf,
+    /// The directory or file
+    path: PathBuf,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -24,16 +24,20 @@ pub struct Inspect {
 
 impl Inspect {
     pub(super) fn run(self) -> Result<()> {
-        let adapter = self.dir.join("adapter_config.json");
+        let [adapter, model] = ["adapter_config.json", "config.json"].map(|name| self.path.join(name));
         let (kind, config, file) = if adapter.exists() {
-            let safe = self.dir.join("adapter_model.safetensors");
-            let file = if safe.exists() { safe } else { self.dir.join("adapter_model.bin") };
+            let safe = self.path.join("adapter_model.safetensors");
+            let file = if safe.exists() { safe } else { self.path.join("adapter_model.bin") };
             ("adapter", read_json(&adapter)?, Checkpoint::open_file(&file)?)
-        } else if self.dir.join("config.json").exists() {
-            Pretrained::shape(&self.dir.to_string_lossy())?;
-            ("model", read_json(&self.dir.join("config.json"))?, Checkpoint::open_model(&self.dir)?)
+        } else if model.exists() {
+            Pretrained::shape(&self.path.to_string_lossy())?;
+            ("model", read_json(&model)?, Checkpoint::open_model(&self.path)?)
+        } else if let Some(file) = Gguf::find(&self.path)? {
+            let gguf = Gguf::open(&file)?;
+            ("model", gguf.config()?, Checkpoint::from_gguf(&gguf)?)
         } else {
-            return Err(Error::file(&self.dir, "content", "neither", "adapter_config.json or config.json"));
+            let expected = "adapter_config.json, config.json, or a GGUF file";
+            return Err(Error::file(&self.path, "content", "none of these", expected));
         };
         let entries: Vec<_> = file.names().filter_map(|name| file.entry(name).map(|entry| (name, entry))).collect();
         let count: usize = entries.iter().map(|(_, entry)| entry.shape.iter().product::<usize>()).sum();

@@ -43,6 +43,9 @@ pub struct ColumnArgs {
     /// The column of the label
     #[arg(long, value_name = "NAME", conflicts_with = "task")]
     pub label_column: Option<String>,
+    /// The column of the text that T5 or LLaMA is to write, in place of a label
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["task", "label_column"])]
+    pub target_column: Option<String>,
     /// The names of all columns, for a .tsv or .csv without a header line
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "task")]
     pub columns: Vec<String>,
@@ -59,6 +62,9 @@ impl ColumnArgs {
         }
         if let Some(name) = &self.label_column {
             builder = builder.label(name);
+        }
+        if let Some(name) = &self.target_column {
+            builder = builder.target(name);
         }
         if self.columns.is_empty() { builder } else { builder.columns(&self.columns) }
     }

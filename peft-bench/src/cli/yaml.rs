@@ -12,7 +12,7 @@ use super::methods::settings;
 use super::train::Train;
 
 /// The names in files and the options that they stand for.
-const KEYS: [(&str, &str); 40] = [
+const KEYS: [(&str, &str); 41] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("adapter_name_or_path", "--adapter"),
@@ -24,6 +24,7 @@ const KEYS: [(&str, &str); 40] = [
     ("text_column", "--text-column"),
     ("pair_column", "--pair-column"),
     ("label_column", "--label-column"),
+    ("target_column", "--target-column"),
     ("columns", "--columns"),
     ("output_dir", "--output"),
     ("max_steps", "--steps"),
@@ -166,6 +167,7 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("text_column", json!(args.columns.text_column));
     put("pair_column", json!(args.columns.pair_column));
     put("label_column", json!(args.columns.label_column));
+    put("target_column", json!(args.columns.target_column));
     let columns = &args.columns.columns;
     put("columns", if columns.is_empty() { Value::Null } else { json!(columns.join(",")) });
     match config.length {

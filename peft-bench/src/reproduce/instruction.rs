@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use peft_core::data::Dataset;
+use peft_core::data::{Dataset, prompted, room};
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::next_logits;
 use peft_core::io::Pretrained;
@@ -33,12 +33,15 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
         return Err(Error::config("--model", name, "a LLaMA, which Tables V and VI are about"));
     }
     let tokenizer = model.tokenizer()?;
-    let stop = model.base.shape().stop.first().copied().unwrap_or(0) as u32;
+    let stop = model.base.shape().stop.first().map(|id| *id as u32);
     let path = records(data)?;
     let records = alpaca::read(&path)?;
-    let example = |record: &Record| instruction(&tokenizer, record, stop, sizes.max_length);
+    let example = |record: &Record| match &*record.output {
+        "" => Ok(None),
+        answer => prompted(model.base.shape(), &tokenizer, (&record.prompt(), answer), sizes.max_length),
+    };
     let examples = records.iter().map(example).collect::<Result<Vec<_>>>()?;
-    let cut = examples.iter().flatten().filter(|example| example.ids.last() != Some(&stop)).count();
+    let cut = examples.iter().flatten().filter(|example| example.ids.last() != stop.as_ref()).count();
     let train = Dataset { examples: examples.into_iter().flatten().collect(), classes: vec![] };
     if train.examples.is_empty() {
         let expected = format!("an instruction of at most {} tokens with an answer", room(sizes.max_length));
@@ -99,25 +102,6 @@ fn records(data: &Path) -> Result<PathBuf> {
     let names = ["alpaca_data.json", "alpaca_data.jsonl", "alpaca.json", "alpaca.jsonl"];
     let found = names.into_iter().map(|name| data.join(name)).find(|path| path.exists());
     found.ok_or_else(|| Error::file(data, "records", "none", format!("one of {}", names.join(", "))))
-}
-
-/// The longest instruction, so that a quarter is left for an answer.
-fn room(max_length: usize) -> usize {
-    max_length - max_length / 4
-}
-
-/// A record as it is trained on: only the answer counts, of which what does not fit is cut off. Nothing, if there is none or the
-/// instruction leaves no room for it.
-fn instruction(tokenizer: &Tokenizer, record: &Record, stop: u32, max_length: usize) -> Result<Option<Example>> {
-    let prompt = tokenizer.encode(&record.prompt(), None, usize::MAX)?.ids;
-    if record.output.is_empty() || prompt.len() > room(max_length) {
-        return Ok(None);
-    }
-    let answer = [tokenizer.plain(&record.output)?, vec![stop]].concat();
-    let answer = &answer[..answer.len().min(max_length - prompt.len())];
-    let labels = prompt.iter().map(|_| IGNORED).chain(answer.iter().map(|id| *id as i32)).collect();
-    let ids = [prompt.as_slice(), answer].concat();
-    Ok(Some(Example { ids, label: Some(Label::Words(labels)), ..Default::default() }))
 }
 
 /// The token of each letter behind "Answer:".

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use peft_core::data::Dataset;
+use peft_core::data::{Dataset, prompted};
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::{GenerateConfig, generate};
 use peft_core::io::Pretrained;
@@ -50,9 +50,10 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
         return Err(Error::config("--model", name, "a T5, which Table IV is about"));
     }
     let tokenizer = model.tokenizer()?;
-    let example = |pair: &Pair| translation(&tokenizer, pair, sizes.max_length);
     let pairs = read(data, &stems.train)?;
-    let train = Dataset { examples: pairs.iter().map(example).collect::<Result<_>>()?, classes: vec![] };
+    let shape = model.base.shape();
+    let examples = pairs.iter().filter_map(|pair| translation(shape, &tokenizer, pair, sizes.max_length).transpose());
+    let train = Dataset { examples: examples.collect::<Result<_>>()?, classes: vec![] };
     let mut test = read(data, &stems.test)?;
     test.truncate(sizes.limit);
     let score = Translation::new(&tokenizer, test, sizes.max_length)?;
@@ -73,14 +74,8 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     experiment.run(report)
 }
 
-/// A pair as T5 is trained on it.
-fn translation(tokenizer: &Tokenizer, pair: &Pair, max_length: usize) -> Result<Example> {
-    let target = tokenizer.encode(&pair.target, None, max_length)?.ids;
-    Ok(Example {
-        ids: tokenizer.encode(&pair.prompt(), None, max_length)?.ids,
-        label: Some(Label::Words(target.into_iter().map(|id| id as i32).collect())),
-        ..Default::default()
-    })
+fn translation(shape: &Shape, tokenizer: &Tokenizer, pair: &Pair, max_length: usize) -> Result<Option<Example>> {
+    prompted(shape, tokenizer, (&pair.prompt(), &pair.target), max_length)
 }
 
 /// Sentences to translate, and how they should be.
@@ -151,11 +146,11 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     let mixture = read(&data, "mixture")?;
     let mut examples = vec![];
     for i in 0..count {
-        examples.push(match i % MIXTURE {
-            0 => translation(&tokenizer, &mixture[i / MIXTURE % mixture.len()], 128)?,
+        examples.extend(match i % MIXTURE {
+            0 => translation(&shape, &tokenizer, &mixture[i / MIXTURE % mixture.len()], 128)?,
             _ => {
                 let ids = tokenizer.plain(lines[i / MIXTURE % lines.len()])?;
-                denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0])
+                Some(denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0]))
             }
         });
     }

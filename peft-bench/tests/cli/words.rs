@@ -10,6 +10,7 @@ fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
         let args = ["generate", "--model", &model, "--max-new-tokens", "5"];
         succeed(&[&args[..], more].concat())
     };
+    assert!(succeed(&["inspect", &model]).contains("model.layers.0.self_attn.q_proj.weight"));
     let text = write(&["--prompt", "hello"]);
     assert_eq!(text, write(&["--prompt", "hello", "--no-cache"]));
     let file = folder.write("prompts.txt", "hello\nworld and\n");
@@ -110,6 +111,40 @@ fn a_llama_learns_pairs() {
         let start = ["train", "--model", &model, "--method", method, "--data", &data, "--output", &adapter];
         let columns = ["--text-column", "a", "--pair-column", "b", "--steps", "12", "--lr", "1e-2"];
         succeed(&[&start[..], &columns].concat());
+    }
+}
+
+/// Texts to write are a column of their own, on both kinds of model that write.
+#[test]
+fn texts_to_write_are_learnt() {
+    let line = |i: usize| format!("{}\t{}\t{i}\n", ["aaa", "zzz"][i % 2], ["no", "yes"][i % 2]);
+    let lines = "question\tanswer\tlabel\n".to_string() + &(0..16).map(line).collect::<String>();
+    for name in ["t5", "llama", "bert-classify"] {
+        let folder = Folder::new();
+        let (model, data) = (spelling_model(&folder, name), folder.write("answers.tsv", &lines));
+        let columns = ["--text-column", "question", "--target-column", "answer", "--max-length", "12"];
+        let loss = |steps: &str| -> f64 {
+            let adapter = folder.path(steps);
+            let start = ["train", "--model", &model, "--method", "lora", "--data", &data, "--output", &adapter];
+            succeed(&[&start[..], &columns, &["--steps", steps, "--lr", "1e-2"]].concat());
+            let start = ["eval", "--model", &model, "--adapter", &adapter, "--data", &data];
+            let told: Value = serde_json::from_str(&succeed(&[&start[..], &columns].concat())).unwrap();
+            told["loss"].as_f64().unwrap()
+        };
+        let new = folder.path("new");
+        let start = ["train", "--model", &model, "--method", "lora", "--output", &new, "--data"];
+        if name == "bert-classify" {
+            names(&fail(&[&start[..], &[&data], &columns].concat()), &["texts to write", "T5 or LLaMA"]);
+            continue;
+        }
+        let (before, after) = (loss("1"), loss("60"));
+        assert!(after < 0.7 * before, "{name}: {before} to {after}");
+        let missing = [&start[..], &[&data, "--text-column", "question", "--target-column", "reply"]].concat();
+        names(&fail(&missing), &["column \"reply\"", "answer"]);
+        if name == "llama" {
+            let long = folder.write("long.tsv", "question\tanswer\na\tb\naaaaaaaaaaaaaaaa\tb\n");
+            names(&fail(&[&start[..], &[&long], &columns].concat()), &["long.tsv: line 3", "at most 9 of 12 tokens"]);
+        }
     }
 }
 

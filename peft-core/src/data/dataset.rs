@@ -1,7 +1,7 @@
 use super::Labelled;
-#[cfg(feature = "tokenize")]
-use crate::Text;
 use crate::io::Pretrained;
+#[cfg(feature = "tokenize")]
+use crate::{Architecture, Shape, Text, load::Tokenizer, loss::IGNORED};
 use crate::{Error, Example, Label, Result, Verbalizer};
 
 /// How many fifths apart the values may be that a model writes as texts, each a text of its own.
@@ -82,6 +82,46 @@ impl Dataset {
     }
 }
 
+/// The longest prompt of a model that writes behind it, so that a quarter is left for an answer.
+#[cfg(feature = "tokenize")]
+pub fn room(max_length: usize) -> usize {
+    max_length - max_length / 4
+}
+
+/// A prompt, and the answer that a model is to write: T5 reads the one and writes the other, each of at most `max_length` tokens;
+/// LLaMA writes behind the prompt, both of at most `max_length`, where only the answer counts. What is too long is cut off at its end.
+/// Nothing, if the prompt leaves no [`room`] for an answer.
+#[cfg(feature = "tokenize")]
+pub fn prompted(
+    shape: &Shape,
+    tokenizer: &Tokenizer,
+    (prompt, answer): (&str, &str),
+    max_length: usize,
+) -> Result<Option<Example>> {
+    let words = |ids: &[u32]| ids.iter().map(|id| *id as i32).collect::<Vec<_>>();
+    let (ids, labels) = match shape.architecture {
+        Architecture::T5(_) => {
+            let encode = |text| Ok(tokenizer.encode(text, None, max_length)?.ids);
+            (encode(prompt)?, words(&encode(answer)?))
+        }
+        Architecture::Llama(_) => {
+            let prompt = tokenizer.encode(prompt, None, usize::MAX)?.ids;
+            if prompt.len() > room(max_length) {
+                return Ok(None);
+            }
+            let stop = shape.stop.first().map(|id| *id as u32);
+            let answer: Vec<u32> = tokenizer.plain(answer)?.into_iter().chain(stop).collect();
+            let answer = &answer[..answer.len().min(max_length - prompt.len())];
+            let labels = [vec![IGNORED; prompt.len()], words(answer)].concat();
+            ([&prompt, answer].concat(), labels)
+        }
+        Architecture::Bert | Architecture::Roberta => {
+            return Err(Error::config("data", "texts to write", "a model that writes, T5 or LLaMA"));
+        }
+    };
+    Ok(Some(Example { ids, label: Some(Label::Words(labels.into())), ..Default::default() }))
+}
+
 impl Labelled {
     /// The rows in the tokens of a model, cut to `max_length` (and to the model's positions). Texts need the feature
     /// `tokenize` and the model's `tokenizer.json`.
@@ -99,7 +139,11 @@ impl Labelled {
         if model.dir.is_none() {
             return Err(Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer"));
         }
-        self.tokenize(&model.tokenizer()?, max_length)
+        let tokenizer = model.tokenizer()?;
+        match self.has_targets() {
+            true => self.targets(model.base.shape(), &tokenizer, max_length),
+            false => self.tokenize(&tokenizer, max_length),
+        }
     }
 
     #[cfg(not(feature = "tokenize"))]

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::classes::{FINITE, Kind, Written};
+#[cfg(feature = "tokenize")]
+use super::dataset::{prompted, room};
 use super::row::{Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
 use crate::files::read_text;
@@ -36,6 +38,7 @@ pub struct Builder {
     text: Option<String>,
     pair: Option<String>,
     label: Option<String>,
+    target: Option<String>,
     kind: Option<Kind>,
     unlabelled: bool,
     skip_broken: bool,
@@ -57,6 +60,7 @@ impl Labelled {
             text: None,
             pair: None,
             label: None,
+            target: None,
             kind: None,
             unlabelled: false,
             skip_broken: false,
@@ -107,6 +111,28 @@ impl Labelled {
         let part =
             |rows| Labelled { rows, path: self.path.clone(), kind: self.kind.clone(), broken: self.broken.clone() };
         (part(parts.0), part(parts.1))
+    }
+
+    /// Whether the rows hold texts that a model is to write.
+    #[cfg(feature = "tokenize")]
+    pub(super) fn has_targets(&self) -> bool {
+        self.rows.first().is_some_and(|row| row.target.is_some())
+    }
+
+    /// Turns rows of texts, and of texts to write, into examples for a model of this shape, see [`prompted`].
+    #[cfg(feature = "tokenize")]
+    pub(super) fn targets(&self, shape: &Shape, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
+        let example = |row: &Row| {
+            let (Input::Text { a, b: None }, Some(target)) = (&row.input, &row.target) else {
+                return Err(self.wrong(row, "a pair of texts or input_ids", "one text and the text to write"));
+            };
+            let example = prompted(shape, tokenizer, (a, target), max_length)?;
+            let expected = || format!("room for an answer: at most {} of {max_length} tokens", room(max_length));
+            let example = example.ok_or_else(|| self.wrong(row, "a text that is too long", expected()))?;
+            Ok(Example { task: row.task, ..example })
+        };
+        let examples: Vec<Result<Example>> = self.rows.par_iter().map(example).collect();
+        examples.into_iter().collect()
     }
 
     /// Turns rows of texts into examples of at most `max_length` tokens, special tokens included.
@@ -196,6 +222,11 @@ impl Builder {
         Builder { label: Some(column.to_string()), ..self }
     }
 
+    /// The column of the text that a model which writes is to give, in place of a label.
+    pub fn target(self, column: &str) -> Self {
+        Builder { target: Some(column.to_string()), ..self }
+    }
+
     /// The file has no header line; its columns have these names. Not for `.jsonl`.
     pub fn columns(self, names: &[impl AsRef<str>]) -> Self {
         Builder { columns: Some(names.iter().map(|name| name.as_ref().to_string()).collect()), ..self }
@@ -238,8 +269,10 @@ impl Builder {
     pub fn read(self) -> Result<Labelled> {
         let Table { header, rows: records } = Table::parse(&self.path, &self.content, self.columns)?;
         let columns = Columns::choose(&header, self.text.as_deref(), self.pair.as_deref())?;
-        let label = if self.unlabelled { None } else { Some(label_column(&header, self.label.as_deref())?) };
-        let taken = [&self.text, &self.pair, &self.label].into_iter().flatten().any(|name| name == TASK);
+        let target = self.target.as_deref().map(|name| header.column(name)).transpose()?;
+        let labelled = !self.unlabelled && target.is_none();
+        let label = labelled.then(|| label_column(&header, self.label.as_deref())).transpose()?;
+        let taken = [&self.text, &self.pair, &self.label, &self.target].into_iter().flatten().any(|name| name == TASK);
         let task = header.find(TASK).filter(|_| !taken);
 
         let (mut rows, mut labels, mut broken) = (Vec::new(), Vec::new(), Vec::new());
@@ -253,7 +286,8 @@ impl Builder {
             };
             let cell = |column| Cell { header: &header, record: &record, column };
             let task = task.map_or(Ok(0), |column| cell(column).task())?;
-            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None, task };
+            let target = target.map(|column| cell(column).text()).transpose()?;
+            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None, target, task };
             if let Some(column) = label {
                 let cell = cell(column);
                 match cell.words() {

@@ -7,4 +7,6 @@ mod row;
 mod table;
 
 pub use dataset::Dataset;
+#[cfg(feature = "tokenize")]
+pub use dataset::{prompted, room};
 pub use labelled::{Builder, Labelled};

@@ -41,6 +41,10 @@ pub(super) struct Row {
     pub(super) line: usize,
     pub(super) input: Input,
     pub(super) label: Option<Label>,
+    /// The text that a model is to write.
+    // Only the tokenizer takes it.
+    #[cfg_attr(not(feature = "tokenize"), expect(dead_code))]
+    pub(super) target: Option<String>,
     pub(super) task: usize,
 }
 
@@ -150,7 +154,7 @@ impl Cell<'_> {
         }))
     }
 
-    fn text(&self) -> Result<String> {
+    pub(super) fn text(&self) -> Result<String> {
         match self.value() {
             Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
             other => Err(self.wrong(other, "a text that is not empty")),

@@ -96,9 +96,10 @@ impl Base {
     fn set(&mut self, place: &Place, data: TensorData) {
         match place.slot {
             Slot::Weight => {
-                let stored = Tensor::<2>::from_data(data, &self.device);
-                let weight = if place.transposed { stored.transpose() } else { stored };
-                self.weights.insert(place.site, Weight::Dense(weight));
+                let stored = |data| Tensor::<2>::from_data(data, &self.device);
+                // Its rows one after the other in memory too: a product with few rows reads a matrix that lies transposed twice.
+                let data = if place.transposed { stored(data).transpose().into_data() } else { data };
+                self.weights.insert(place.site, Weight::Dense(stored(data)));
             }
             slot => {
                 self.vectors.insert((place.site, slot), Tensor::from_data(data, &self.device));

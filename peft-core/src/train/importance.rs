@@ -32,8 +32,10 @@ impl Probe<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>) {
                 let sum = self.0.entry(name.to_string()).or_insert_with(|| vec![0.0; tensor.shape().num_elements()]);
                 if let Some(gradient) = self.1.remove::<D>(id) {
-                    let gradient = gradient.into_data();
-                    sum.iter_mut().zip(gradient.iter::<f32>()).for_each(|(sum, g)| *sum += (self.2)(g));
+                    let gradient = gradient.into_data().convert::<f32>();
+                    // A slice: `iter` asks at each number of which type it is.
+                    let numbers = gradient.as_slice::<f32>().unwrap_or_else(|_| unreachable!("they were converted"));
+                    sum.iter_mut().zip(numbers).for_each(|(sum, g)| *sum += (self.2)(*g));
                 }
             }
         }

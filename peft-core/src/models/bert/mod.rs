@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, activation, module};
 pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
+use crate::activation::gelu;
 use crate::{Architecture, Attention, Error, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, and the pooler where there is one.
@@ -86,7 +87,7 @@ fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
 
 fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::encoder(layer, part);
-    let inner = activation::gelu(frame.linear(at(Part::Up), x.hidden));
+    let inner = gelu(frame.linear(at(Part::Up), x.hidden));
     let output = frame.linear(at(Part::Down), inner);
     frame.dropout(output, frame.base.shape.dropout, at(Part::Down))
 }
