@@ -197,13 +197,32 @@ pub(crate) fn remove_partial(dir: &Path) -> Result<()> {
 /// What the names of half-written directories contain.
 const PARTIAL: &str = ".partial-";
 
+/// A directory that no other process holds, as long as the handle lives; none where the system cannot tell.
+fn held(dir: &Path) -> Option<File> {
+    File::open(dir).ok().filter(|dir| dir.try_lock().is_ok())
+}
+
+/// Removes siblings of a directory whose names start so and which no process holds. What cannot be removed does no harm.
+fn remove_left(path: &Path, start: &str) {
+    let siblings =
+        path.parent().and_then(|parent| if parent == Path::new("") { Path::new(".") } else { parent }.read_dir().ok());
+    for sibling in siblings.into_iter().flatten().flatten() {
+        if sibling.file_name().to_string_lossy().starts_with(start) && held(&sibling.path()).is_some() {
+            let _ = std::fs::remove_dir_all(sibling.path());
+        }
+    }
+}
+
 /// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that
-/// already holds something is left alone, with an error.
+/// already holds something is left alone, with an error. A sibling that a process left which was killed is removed.
 pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     occupied(path)?;
-    let aside = path.with_file_name(format!(".{}{PARTIAL}{}", name(path)?.to_string_lossy(), std::process::id()));
-    let written = std::fs::create_dir_all(&aside)
-        .map_err(Error::io("create", path))
+    let start = format!(".{}{PARTIAL}", name(path)?.to_string_lossy());
+    remove_left(path, &start);
+    let aside = path.with_file_name(format!("{start}{}", std::process::id()));
+    let created = std::fs::create_dir_all(&aside).map_err(Error::io("create", path));
+    let _held = held(&aside);
+    let written = created
         .and_then(|()| fill(&aside))
         .and_then(|value| std::fs::rename(&aside, path).map(|()| value).map_err(Error::io("create", path)));
     if written.is_err() {
@@ -211,4 +230,25 @@ pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) ->
         let _ = std::fs::remove_dir_all(&aside);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let sibling = |name: &str| folder.path().join(name);
+        for name in [".out.partial-1", ".out.partial-2", ".output.partial-1"] {
+            std::fs::create_dir(sibling(name)).unwrap();
+        }
+        let writing = held(&sibling(".out.partial-2")).unwrap();
+        write_directory(&sibling("out"), |dir| write_file(&dir.join("file"), b"")).unwrap();
+        let mut left: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".out.partial-2", ".output.partial-1", "out"]);
+        drop(writing);
+    }
 }

@@ -15,6 +15,7 @@
 mod constant;
 mod masks;
 pub mod propetl;
+mod scores;
 mod settings;
 pub mod sparse;
 

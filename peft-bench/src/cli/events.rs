@@ -33,7 +33,10 @@ impl Events {
                 let mut file = File::create(dir.join(name)).map_err(failed())?;
                 // Event { wall_time = 1, file_version = 3 }
                 let version = [double(1, now()), bytes(3, b"brain.Event:2")].concat();
-                file.write_all(&record(&version)).map_err(failed())?;
+                // Event { wall_time = 1, step = 2, session_log = 7 { status = 1: START } }: what older files have of this step and
+                // later ones, which a run that was taken up does again, counts no more.
+                let start = [double(1, now()), vec![2 << 3], varint(step as u64), bytes(7, &[1 << 3, 1])].concat();
+                file.write_all(&[record(&version), record(&start)].concat()).map_err(failed())?;
                 self.file.insert(file)
             }
         };

@@ -75,6 +75,20 @@ fn lines_until(log: &str, step: usize) -> String {
     log.lines().filter(early).map(|line| format!("{line}\n")).collect()
 }
 
+/// Refuses to write over a file that is no log.
+fn refuse_other(path: &Path) -> Result<()> {
+    if !path.is_file() || path.metadata().is_ok_and(|file| file.len() == 0) {
+        return Ok(());
+    }
+    let log = read_text(path, 1 << 32)
+        .is_ok_and(|text| !lines_until(text.lines().next().unwrap_or(""), usize::MAX).is_empty());
+    if log {
+        Ok(())
+    } else {
+        Err(Error::file(path, "--log", "a file that is no log", "a new file, or a log to replace"))
+    }
+}
+
 impl Observer for Progress {
     /// Opens the log: anew, or at the step at which the run is taken up.
     fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
@@ -92,6 +106,7 @@ impl Observer for Progress {
             write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
             OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?
         } else {
+            refuse_other(path)?;
             File::create(path).map_err(Error::io("write", path))?
         });
         Ok(())

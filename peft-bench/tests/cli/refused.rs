@@ -101,6 +101,9 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     names(&fail(&[&forward[..], &["/dev/null"]].concat()), &["/dev/null", "special file"]);
     names(&fail(&[&forward[..], &[&data]].concat()), &["--output", "data.jsonl", "another file"]);
     names(&fail(&[&start[..], &["--output", &folder.path("o"), "--log", &data]].concat()), &["--log", "another file"]);
+    let notes = folder.write("notes.txt", "not to be lost");
+    names(&fail(&[&start[..], &["--output", &folder.path("o"), "--log", &notes]].concat()), &["notes.txt", "no log"]);
+    assert_eq!(fs::read_to_string(notes).unwrap(), "not to be lost");
     let forward = ["forward", "--model", &model, "--input", &data, "--output", "/proc/nowhere"];
     names(&fail(&forward), &["cannot write /proc/nowhere"]);
     // A disk that is full.
@@ -109,5 +112,5 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
         &fail(&[&start[..], &["--output", &output, "--log", "/dev/full"]].concat()),
         &["cannot write /dev/full", "No space"],
     );
-    folder.holds(&["data.jsonl", "full"]);
+    folder.holds(&["data.jsonl", "full", "notes.txt"]);
 }
