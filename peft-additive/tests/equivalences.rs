@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{
-    HyperformerConfig, Ia3Config, Init, PTuningConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization,
-    SequentialConfig,
+    AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, Init, LstConfig, PTuningConfig, ParallelConfig,
+    PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
@@ -66,7 +66,7 @@ fn states_of_task(tuner: &impl Tuner, base: &Base, task: usize) -> Tensor<3> {
 }
 
 equivalences! {
-    an_adapter_without_an_output_is_the_base: "sequential adapter" = "base" if "W_up = 0", SAME_FUNCTION on SHAPES,
+    an_adapter_without_an_output_is_the_base: "sequential adapter" = "base" if "W_up = 0, b_up = 0, its normalizations are the base's", SAME_FUNCTION on SHAPES,
         |base, seed, holds| {
             let config = SequentialConfig::houlsby(5).with_init(Init::ZeroUp);
             [states(&start(&config, base, seed, holds), base), states(&Bare {}, base)]
@@ -169,7 +169,7 @@ equivalences! {
             [states_of_task(&same, base, 0), states_of_task(&same, base, if holds { 1 } else { 2 })]
         };
 
-    adapters_normalized_to_nothing_are_the_base: "Hyperformer++" = "base" if "the generated gain and bias are 0",
+    adapters_normalized_to_nothing_are_the_base: "Hyperformer++" = "base" if "the generated gain and bias are 0, the model's normalizations are frozen",
         SAME_FUNCTION on SHAPES, |base, seed, holds| {
             let config = hyperformer().with_train_layernorm(false);
             let mut values = tensors(&random(&config, base, seed));
@@ -177,5 +177,37 @@ equivalences! {
                 *data = TensorData::zeros::<f32, _>(data.shape().clone());
             }
             [states(&with(&config, base, values), base), states(&Bare {}, base)]
+        };
+
+    a_parallel_adapter_starts_as_the_base: "parallel adapter" = "base" if "W_up = 0, b_up = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| [states(&start(&ParallelConfig::new(5), base, seed, holds), base), states(&Bare {}, base)];
+
+    coda_of_all_tokens_is_the_base: "CoDA" = "base" if "k = n, W_up = 0, b_up = 0", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+        [states(&start(&CodaConfig::new(1), base, seed, holds), base), states(&Bare {}, base)]
+    };
+
+    adapters_of_which_none_are_dropped: "AdapterDrop" = "sequential adapter (Pfeiffer)" if "n = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let all = random(&AdapterDropConfig::new(0), base, seed);
+            let own = tensors(&all).into_iter().map(|(name, data)| (name.replace("adapters.inner.", ""), data));
+            let sequential = with(&SequentialConfig::pfeiffer(48), base, own.collect());
+            let all = if holds { all.valid() } else { all.valid().dropping(1) };
+            [states(&all, base), states(&sequential, base)]
+        };
+
+    a_side_network_of_full_width: "ladder side-tuning" = "base" if "r = 1, D_0 = U = I, g = 1", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let mut values = tensors(&LstConfig::new(1).init(base, seed).unwrap());
+            for (name, data) in &mut values {
+                let dims: Vec<usize> = data.shape().iter().copied().collect();
+                let identity = |i: usize| if dims.len() == 2 && i / dims[1] == i % dims[1] { 1f32 } else { 0.0 };
+                let count = dims.iter().product();
+                if name.starts_with("gates.") && holds {
+                    *data = TensorData::new(vec![1e3f32; count], dims);
+                } else if name.starts_with("starts.") || name.starts_with("up.") {
+                    *data = TensorData::new((0..count).map(identity).collect::<Vec<_>>(), dims);
+                }
+            }
+            [states(&with(&LstConfig::new(1), base, values), base), states(&Bare {}, base)]
         };
 }

@@ -5,6 +5,7 @@ use peft_additive::{Ia3Config, PrefixTuningConfig};
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{Base, Method, Part, Sites, equivalences};
+use peft_hybrid::MamConfig;
 use peft_partial::{BitFitConfig, FullConfig};
 use peft_reparam::{BiasMode, LoraConfig};
 
@@ -46,7 +47,7 @@ equivalences! {
             [states(&ia3, base), states(&full, base)]
         };
 
-    lora_of_no_rank_with_biases_is_bitfit: "LoRA with all biases" = "BitFit" if "B = 0", SAME_FUNCTION on ENCODERS,
+    lora_of_no_rank_with_biases_is_bitfit: "LoRA with all biases" = "BitFit" if "B = 0, the biases are the same", SAME_FUNCTION on ENCODERS,
         |base, seed, holds| {
             let config = LoraConfig::new(2).with_bias(BiasMode::All);
             let bitfit = random(&BitFitConfig::new(), base, seed);
@@ -67,5 +68,21 @@ equivalences! {
             let (lora, full) = (LoraConfig::new(2).init(base, seed).unwrap(), random(&FullConfig::default(), base, seed));
             let lora = if holds { lora } else { randomized(&lora, seed) };
             [states(&(lora, full.clone()), base), states(&full, base)]
+        };
+
+    mam_without_its_adapters_is_its_prefix: "MAM adapter" = "prefix tuning" if "W_up = 0, b_up = 0, P is the same",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let config = MamConfig::new(3, 5).with_projection(7);
+            let (prefix, adapter) = random(&config, base, seed);
+            let adapter = if holds { config.parallel().init(base, seed).unwrap() } else { adapter };
+            [states(&(prefix.clone(), adapter), base), states(&prefix, base)]
+        };
+
+    the_parts_of_mam_commute: "MAM adapter" = "parallel adapter and prefix tuning" if "they are the same", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = MamConfig::new(3, 5).with_projection(7);
+            let (prefix, adapter) = random(&config, base, seed);
+            let other = if holds { adapter.clone() } else { random(&config, base, seed + 1).1 };
+            [states(&(prefix.clone(), adapter), base), states(&(other, prefix), base)]
         };
 }

@@ -146,6 +146,23 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     assert_eq!((times(), before.len()), (before, 8));
 }
 
+/// The others are trained, and the report and the last word say which run failed.
+#[test]
+fn a_run_that_diverges_does_not_keep_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::write(folder, 0).unwrap();
+    model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
+    let args =
+        "--rows Adapter_S,LoRA --tasks cola --seeds 0 --max-steps 30 --batch-size 8 --learning-rate Adapter_S=9e5";
+    let output = reproduce(folder, "glue", args, "out").stderr(Stdio::piped()).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("Adapter_S on CoLA, seed 0"), "{message}");
+    let report = report(folder, "out");
+    assert_eq!(filled(&report), [("Adapter_S", vec![]), ("LoRA", vec![1])]);
+    assert!(report.notes.iter().any(|note| note.starts_with("Failed: Adapter_S on CoLA")), "{:?}", report.notes);
+}
+
 #[test]
 fn what_cannot_be_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use burn::module::Module;
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{Bare, Base, Method, equivalences};
-use peft_partial::{BitFitConfig, FullConfig};
+use peft_partial::{BitFitConfig, ChildTuningConfig, DiffPruningConfig, FullConfig};
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -45,4 +45,18 @@ equivalences! {
             let full = with_values(full, &tensors(&bitfit)).unwrap();
             [states(&bitfit, base), states(&full, base)]
         };
+
+    a_child_is_full_fine_tuning: "Child-Tuning" = "full fine-tuning" if "they have the same tensors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let full = random(&FullConfig::default(), base, if holds { seed } else { seed + 1 });
+            let child = ChildTuningConfig::default().init(base, 0).unwrap();
+            let own = tensors(&random(&FullConfig::default(), base, seed)).into_iter();
+            let child = with_values(child, &own.map(|(name, data)| (format!("full.{name}"), data)).collect()).unwrap();
+            [states(&child, base), states(&full, base)]
+        };
+
+    no_differences_are_the_base: "diff pruning" = "base" if "w = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let start = DiffPruningConfig::default().init(base, seed).unwrap();
+        [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, base)]
+    };
 }

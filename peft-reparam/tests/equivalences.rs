@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{Bare, Base, Method, Part, Within, equivalences};
-use peft_reparam::{Lora, LoraConfig};
+use peft_reparam::{AdaLoraConfig, IntrinsicSaidConfig, Lora, LoraConfig};
 
 fn random(config: &LoraConfig, base: &Base, seed: u64) -> Lora {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -108,5 +108,45 @@ equivalences! {
             let both = [tensors(&a), tensors(&other)].into_iter().flatten().collect();
             let one = with_values(LoraConfig::new(2).with_sites(Part::Query | Part::Value).init(base, 0).unwrap(), &both);
             [states(&one.unwrap(), base), states(&(a, b), base)]
+        };
+
+    adalora_starts_as_the_base: "AdaLoRA" = "base" if "E = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let start = AdaLoraConfig::new(4, 2).init(base, seed).unwrap();
+        [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, base)]
+    };
+
+    adalora_is_a_lora: "AdaLoRA" = "LoRA" if "A = P, B = E Q, s = alpha / (r + 1e-5)", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let (alpha, r) = (5.0, 4.0);
+        let adalora = randomized(&AdaLoraConfig::new(4, 2).with_alpha(alpha).init(base, seed).unwrap(), seed);
+        let values = tensors(&adalora);
+        let matrix = |name: String| Tensor::<2>::from_data(values[&name].clone(), base.device());
+        let sites = values.keys().filter_map(|name| name.strip_prefix("triplets.")?.strip_suffix(".p"));
+        let factors = sites.flat_map(|site| {
+            let [p, e, q] = ["p", "e", "q"].map(|leaf| matrix(format!("triplets.{site}.{leaf}")));
+            let b = if holds { e * q } else { q };
+            [(format!("factors.{site}.a"), p.into_data()), (format!("factors.{site}.b"), b.into_data())]
+        });
+        let config = LoraConfig::new(4).with_alpha(alpha * r / (r + 1e-5));
+        let lora = with_values(config.init(base, 0).unwrap(), &factors.collect()).unwrap();
+        [states(&adalora, base), states(&lora, base)]
+    };
+
+    said_starts_as_the_base: "Intrinsic SAID" = "base" if "theta = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let start = IntrinsicSaidConfig::new(307).init(base, seed).unwrap();
+        [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, base)]
+    };
+
+    said_without_scales_is_did: "Intrinsic SAID" = "DID" if "lambda = 1, the same theta and seed", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let said = IntrinsicSaidConfig::new(307).with_seed(seed);
+            let tuner = said.init(base, 0).unwrap();
+            let mut values = tensors(&randomized(&tuner, seed));
+            let theta = values["theta"].clone();
+            if holds {
+                values.insert("lambda".into(), tensors(&tuner)["lambda"].clone());
+            }
+            let did = IntrinsicSaidConfig::new(theta.shape()[0]).without_scales().with_seed(seed);
+            let did = with_values(did.init(base, 0).unwrap(), &[("theta".to_string(), theta)].into()).unwrap();
+            [states(&with_values(tuner, &values).unwrap(), base), states(&did, base)]
         };
 }

@@ -6,10 +6,13 @@ use peft_core::train::largest;
 use peft_core::{Error, Result};
 
 /// By how much of its length GraSP moves the weights to tell how the gradient changes.
-const GRASP_STEP: f64 = 1e-2;
+const GRASP_STEP: f64 = 1e-3;
 
 /// Numbers by the name of their matrix.
 pub(crate) type Numbers = BTreeMap<String, Vec<f32>>;
+
+/// Which numbers are left, by the name of their matrix.
+pub(crate) type Kept = BTreeMap<String, Vec<bool>>;
 
 /// A score of each number, by its matrix and place and itself.
 pub(crate) fn per_number(weights: &Numbers, of: impl Fn((&str, usize), f32) -> f32) -> Numbers {
@@ -20,12 +23,20 @@ pub(crate) fn per_number(weights: &Numbers, of: impl Fn((&str, usize), f32) -> f
 }
 
 /// All but the share of the numbers with the lowest scores.
-pub(crate) fn best(scores: &Numbers, sparsity: f64) -> Result<BTreeMap<String, Vec<bool>>> {
+pub(crate) fn best(scores: &Numbers, sparsity: f64) -> Result<Kept> {
     if let Some((name, _)) = scores.iter().find(|(_, scores)| scores.iter().all(|score| *score == 0.0)) {
         let expected = "random or erdos_renyi, or an adapter no matrix of which starts at 0 (init near_identity)";
         return Err(Error::config("scorer", format!("scores of 0 for all of {name}"), expected));
     }
-    Ok(largest(scores, left(scores.values().map(Vec::len).sum(), sparsity)))
+    some_of_each(largest(scores, left(scores.values().map(Vec::len).sum(), sparsity)), sparsity)
+}
+
+/// Refuses to leave nothing of a matrix: what is before or behind it in the adapter would not be trained either.
+fn some_of_each(kept: Kept, sparsity: f64) -> Result<Kept> {
+    match kept.iter().find(|(_, kept)| !kept.contains(&true)) {
+        Some((name, _)) => Err(Error::config("sparsity", sparsity, format!("less: nothing is left of {name}"))),
+        None => Ok(kept),
+    }
 }
 
 /// How many of n numbers are left.
@@ -34,17 +45,13 @@ pub(crate) fn left(n: usize, sparsity: f64) -> usize {
 }
 
 /// Of each matrix a share of its own, by random scores.
-pub(crate) fn erdos_renyi(
-    shapes: &[(String, Vec<usize>)],
-    scores: &Numbers,
-    sparsity: f64,
-) -> BTreeMap<String, Vec<bool>> {
+pub(crate) fn erdos_renyi(shapes: &[(String, Vec<usize>)], scores: &Numbers, sparsity: f64) -> Result<Kept> {
     let dims: Vec<[usize; 2]> = shapes.iter().map(|(_, dims)| [dims[0], dims[1]]).collect();
     let kept = |((name, _), k): (&(String, Vec<usize>), usize)| {
         let own = BTreeMap::from([(name.clone(), scores[name].clone())]);
         (name.clone(), largest(&own, k).remove(name).unwrap_or_default())
     };
-    shapes.iter().zip(shares(&dims, sparsity)).map(kept).collect()
+    some_of_each(shapes.iter().zip(shares(&dims, sparsity)).map(kept).collect(), sparsity)
 }
 
 /// How many numbers are left of each matrix `[a, b]`: in proportion to a + b, none more than it has, the whole to the unit.

@@ -10,12 +10,11 @@
 //! - c w for c > 0 has the same magnitude mask: `magnitudes_do_not_depend_on_the_scale`
 //! - SNIP is the derivative by the mask: `snip_is_the_derivative_by_the_mask`
 //! - GraSP on a quadratic loss is w (H (H w)): `grasp_of_a_quadratic_is_exact`
+//! - GraSP leaves what lengthens the gradient: `grasp_keeps_what_lengthens_the_gradient`
 //! - what is pruned stays 0 with momentum and weight decay: `what_is_pruned_stays_zero`
 //! - Large-Sparse has as many numbers left as the narrower adapter: `large_sparse_is_as_large_as_the_narrow_one`
 //!
-//! Differs from the paper: H g is a difference of two gradients, at w + e g and w - e g. In one round, not several. Where a matrix starts at 0 (the second of LoRA), scores that multiply by w are 0: refused but for a random choice. In the official code `sparsity` is the share that is kept, here as in the paper that which is not.
-
-use std::collections::BTreeMap;
+//! Differs from the paper: H g is a difference of two gradients, at w + e g and w - e g. In one round, not several. A share that leaves nothing of a matrix is refused. Where a matrix starts at 0 (the second of LoRA), scores that multiply by w are 0: refused but for a random choice. In the official code `sparsity` is the share that is kept, here as in the paper that which is not.
 
 use burn::module::{Module, ModuleDisplay, Param};
 use burn::tensor::Tensor;
@@ -31,7 +30,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::masks::{Matrices, mask, matrices};
-use crate::scores::{Numbers, along_gradient, best, erdos_renyi, per_number};
+use crate::scores::{Kept, Numbers, along_gradient, best, erdos_renyi, per_number};
 use crate::settings;
 
 /// By what the numbers that are left are chosen.
@@ -188,7 +187,7 @@ impl<M: Pruned> Method for SparseConfig<M> {
         let scores = match self.pruning.scorer {
             Scorer::Magnitude => per_number(&weights, |_, weight| weight.abs()),
             // Until `prepare` has looked at the data.
-            Scorer::Snip | Scorer::Grasp => return Ok(Sparse::new(adapter, &BTreeMap::new(), self.pruning)),
+            Scorer::Snip | Scorer::Grasp => return Ok(Sparse::new(adapter, &Kept::new(), self.pruning)),
             Scorer::Random | Scorer::ErdosRenyi => {
                 let draw = |(name, weight): (&String, &Vec<f32>)| {
                     let mut random = Random::new(seed, &format!("sparse.{name}"));
@@ -201,7 +200,7 @@ impl<M: Pruned> Method for SparseConfig<M> {
             Scorer::ErdosRenyi => {
                 let shapes: Vec<_> =
                     shapes(&adapter).into_iter().filter(|(name, _)| scores.contains_key(name)).collect();
-                erdos_renyi(&shapes, &scores, self.pruning.sparsity)
+                erdos_renyi(&shapes, &scores, self.pruning.sparsity)?
             }
             _ => best(&scores, self.pruning.sparsity)?,
         };
@@ -227,6 +226,13 @@ impl<M: Pruned> Method for SparseConfig<M> {
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
         Ok(SparseConfig { inner: self.inner.for_files(shape)?, ..self.clone() })
+    }
+
+    /// Its masks are in the file, and not to be chosen anew.
+    fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
+        self.check()?;
+        let chosen = Pruning { scorer: Scorer::Random, ..self.pruning };
+        Ok(Sparse::new(self.inner.for_loading(base)?, &Kept::new(), chosen))
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
@@ -260,19 +266,9 @@ impl Rewrite for With<'_> {
     }
 }
 
-/// Does not train matrices of which nothing is left.
-struct Freeze<'a>(&'a BTreeMap<String, Vec<bool>>);
-
-impl Rewrite for Freeze<'_> {
-    fn tensor<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
-        let gone = self.0.get(name).is_some_and(|kept| !kept.contains(&true));
-        if gone { tensor.set_require_grad(false) } else { tensor }
-    }
-}
-
 impl<A: Module> Sparse<A> {
     /// Those matrices masked that `kept` names.
-    fn new(adapter: A, kept: &BTreeMap<String, Vec<bool>>, pruning: Pruning) -> Self {
+    fn new(adapter: A, kept: &Kept, pruning: Pruning) -> Self {
         let mask = |(name, tensor): (String, Tensor<2>)| {
             let mask = match kept.get(&name) {
                 Some(kept) => mask(kept, &tensor),
@@ -281,7 +277,7 @@ impl<A: Module> Sparse<A> {
             (name, Param::from_tensor(mask).set_require_grad(false))
         };
         let masks = matrices(&adapter).into_iter().map(mask).collect();
-        Sparse { adapter: view(&adapter, &mut Freeze(kept)), masks, pruning }
+        Sparse { adapter, masks, pruning }
     }
 
     /// Ordinary adapters with zeros where nothing is left.

@@ -18,7 +18,7 @@ fn sparse(sparsity: f64, base: &Base, seed: u64) -> Sparse<peft_reparam::Lora> {
 }
 
 equivalences! {
-    an_adapter_shared_whole_is_one_in_all_layers: "ProPETL" = "its adapter" if "k = 1 and all layers hold the shared tensors",
+    an_adapter_shared_whole_is_one_in_all_layers: "ProPETL with adapters" = "sequential adapter (Pfeiffer)" if "k = 1 and all layers hold the shared tensors",
         SAME_FUNCTION on SHAPES, |base, seed, holds| {
             let config = SequentialConfig::pfeiffer(5);
             let propetl = shared(config.clone(), if holds { 1.0 } else { 0.5 }, base, seed);
@@ -40,7 +40,7 @@ equivalences! {
             [states(&propetl, base), states(&Bare {}, &base.merged(&folded.valid()))]
         };
 
-    an_adapter_that_is_not_pruned_is_itself: "SparseAdapter" = "its adapter" if "s = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+    an_adapter_that_is_not_pruned_is_itself: "SparseAdapter with LoRA" = "LoRA" if "s = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
         let sparse = sparse(if holds { 0.0 } else { 0.5 }, base, seed);
         let values = tensors(&sparse).into_iter();
         let values = values.filter_map(|(name, data)| Some((name.strip_prefix("adapter.")?.to_string(), data))).collect();

@@ -6,6 +6,7 @@
 //! - nothing of the backbone is differentiated, and its states are those that it has alone: `the_backbone_is_never_differentiated`
 //! - r = 1, D_0 = U = I, g = 1 is the backbone: `a_side_network_of_full_width_is_the_backbone`
 //! - g = 1 uses h_0 only, g = 0 each h_i: `gates_choose_between_the_side_and_the_backbone`
+//! - the equation, g between its ends, T not 1: `a_side_layer_works_on_the_mixed_states`
 //! - h_i of a layer without a side layer is not used: `a_dropped_layer_has_no_rung`
 //! - pruned matrices are parts of the base's, chosen by importance in the order of the forward: `pruning_keeps_the_most_important_units`
 //! - by Fisher, the importance of a weight is the sum of its squared gradients: `fisher_is_the_sum_of_squared_gradients`, `a_run_starts_from_the_units_that_fisher_finds`
@@ -224,6 +225,11 @@ impl Method for LstConfig {
             up: linear([side.hidden, shape.hidden], "up"),
             config: self.clone(),
         })
+    }
+
+    /// Not to be pruned from the base anew.
+    fn for_loading(&self, base: &Base) -> Result<Lst> {
+        LstConfig { importance: Importance::Weights, ..self.clone() }.init(base, 0)
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {

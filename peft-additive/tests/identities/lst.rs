@@ -1,10 +1,12 @@
+use std::cell::RefCell;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Lst, LstConfig};
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{Rewrite, tensors, view};
-use peft_core::{Bare, Base, Method, Part, Site, Slot, Tuner, random::Random};
+use peft_core::{Bare, Base, Hooks, Method, Next, Part, Sequence, Site, Slot, Tuner, random::Random};
 use proptest::prelude::*;
 
 use crate::run;
@@ -107,5 +109,66 @@ proptest! {
             prop_assert!(tensors(&all).keys().any(|name| name.contains(&last)));
             prop_assert!(tensors(&some).keys().all(|name| !name.contains(&last)));
         }
+    }
+}
+
+/// Side layers whose sub-layers add nothing: what is left of each are its two normalizations.
+struct Normalizing;
+
+impl Rewrite for Normalizing {
+    fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
+        let silent = name.starts_with("weights.") && (name.ends_with(".output") || name.ends_with(".down"));
+        match name.split('.').next() {
+            Some("gains") => t.ones_like(),
+            Some("biases") => t.zeros_like(),
+            _ if silent => t.zeros_like(),
+            _ => t,
+        }
+    }
+}
+
+/// What goes into the first layer, and what comes out of each.
+#[derive(Default)]
+struct Record(RefCell<Vec<Tensor<3>>>);
+
+impl Hooks for Record {
+    fn layer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        if self.0.borrow().is_empty() {
+            self.0.borrow_mut().push(x.hidden.clone());
+        }
+        let x = next(x);
+        self.0.borrow_mut().push(x.hidden.clone());
+        x
+    }
+}
+
+/// With gates between their ends, and a temperature that is not 1.
+#[test]
+fn a_side_layer_works_on_the_mixed_states() {
+    for base in crate::bases() {
+        let config = LstConfig { gate_temperature: 0.7, ..LstConfig::new(2) };
+        let lst = view(&random(&config, &base, 5), &mut Normalizing);
+        let (batch, record, values) = (batch(&base), Record::default(), tensors(&lst));
+        base.forward(&batch, &record).unwrap();
+        let tensor = |name: String| values[&name].clone();
+        let affine = |name: &str, x: Tensor<3>| {
+            let weight = Tensor::<2>::from_data(tensor(format!("{name}.weight")), base.device());
+            let bias = Tensor::<1>::from_data(tensor(format!("{name}.bias")), base.device());
+            x.matmul(weight.unsqueeze()) + bias.unsqueeze()
+        };
+        let norm = |x: Tensor<3>| {
+            let centred = x.clone() - x.mean_dim(2);
+            let variance = centred.clone().powf_scalar(2.0).mean_dim(2);
+            centred / (variance + base.shape().eps).sqrt()
+        };
+        let states = record.0.into_inner();
+        let mut s = affine("starts.encoder.0.layer", states[0].clone());
+        for (layer, h) in states[1..].iter().enumerate() {
+            let a: f32 = tensor(format!("gates.encoder.{layer}.layer")).iter().next().unwrap();
+            let g = 1.0 / (1.0 + (-f64::from(a) / 0.7).exp());
+            let h = affine(&format!("downs.encoder.{layer}.layer"), h.clone());
+            s = norm(norm(s * g + h * (1.0 - g)));
+        }
+        assert_close(run(&lst, &base, &batch), affine("up", s), SAME_FUNCTION, "states");
     }
 }

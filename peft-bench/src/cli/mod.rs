@@ -57,7 +57,7 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure speed and memory
     Bench(bench::Bench),
-    /// Train the rows of the survey's Table III and set them beside its figures
+    /// Train the rows of the survey's Tables III to VI and set them beside its figures
     Reproduce(reproduce::Reproduce),
     /// Print a completion script for a shell
     Completions(complete::Completions),
@@ -68,7 +68,13 @@ enum Command {
 impl Cli {
     /// Runs the command of a program's arguments.
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
-        match Cli::parse_from(yaml::expand(args.into_iter().collect())?).command {
+        let (args, config) = yaml::expand(args.into_iter().collect())?;
+        let cli = match (Cli::try_parse_from(args), config) {
+            (Ok(cli), _) => cli,
+            (Err(error), Some(config)) => return Err(config.explain(error)),
+            (Err(error), None) => error.exit(),
+        };
+        match cli.command {
             Command::Methods(command) => command.run(),
             Command::Params(command) => command.run(),
             Command::Train(command) => command.run(),

@@ -47,7 +47,8 @@ impl WithMethod for Count<'_> {
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
         let tuner = method.init(&Base::hollow(shape, &device), 0)?;
         let mut groups: Vec<Group> = Vec::new();
-        for (name, dims) in peft_core::view::shapes(&tuner) {
+        let trained = peft_core::view::trained(&tuner);
+        for (name, dims) in peft_core::view::shapes(&tuner).into_iter().filter(|(name, _)| trained.contains_key(name)) {
             let words = name.split('.').map(|w| if w.parse::<usize>().is_ok() { "*" } else { w });
             let name = words.collect::<Vec<_>>().join(".");
             match groups.iter_mut().find(|(n, d, _)| *n == name && *d == dims) {

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use peft_core::files::{read_text, write_file};
@@ -14,7 +14,10 @@ use serde_json::{Map, Value, json};
 /// Bar and log.
 pub struct Progress {
     bar: ProgressBar,
-    started: Instant,
+    /// When the last step or evaluation ended.
+    since: Instant,
+    /// How long the steps took.
+    training: Duration,
     steps: usize,
     tokens: usize,
     log: Option<PathBuf>,
@@ -31,7 +34,8 @@ impl Progress {
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
         Progress {
             bar,
-            started: Instant::now(),
+            since: Instant::now(),
+            training: Duration::ZERO,
             steps: 0,
             tokens: 0,
             log: log.map(Path::to_path_buf),
@@ -47,9 +51,9 @@ impl Progress {
         self.events = super::events::Events::new(dir);
     }
 
-    /// Real tokens a second so far.
+    /// Real tokens a second of the steps so far; 0 before the first.
     pub fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.started.elapsed().as_secs_f64()
+        self.tokens as f64 / self.training.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
     /// Steps done, those of the run that was taken up included.
@@ -100,7 +104,7 @@ impl Observer for Progress {
             self.bar.set_position(done as u64);
             self.bar.reset_eta();
         }
-        self.steps = done;
+        (self.steps, self.since) = (done, Instant::now());
         let Some(path) = &self.log else { return Ok(()) };
         self.file = Some(if done > 0 && path.exists() {
             write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
@@ -113,7 +117,8 @@ impl Observer for Progress {
     }
 
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        self.steps = report.step;
+        self.training += self.since.elapsed();
+        (self.steps, self.since) = (report.step, Instant::now());
         self.tokens += report.tokens;
         self.bar.set_position(report.step as u64);
         self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s,", report.loss, self.tokens_per_second()));
@@ -123,6 +128,7 @@ impl Observer for Progress {
 
     fn evaluated(&mut self, step: usize, metrics: &Metrics) -> Result<()> {
         self.bar.println(format!("step {step}: {metrics}"));
+        self.since = Instant::now();
         self.write(step, metrics.0.iter().map(|(name, value)| (format!("eval_{name}"), json!(value))).collect())
     }
 }

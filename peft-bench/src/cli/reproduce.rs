@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use clap::Args;
+use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 
 use super::options::threads;
@@ -21,7 +22,8 @@ use crate::tasks::{TASKS, Task};
     peft reproduce --table 6 --model DIR --data DIR --max-steps 200 --limit 20\n\n\
     Without --model and --data it makes both from a grammar: for Table III a corpus, eight tasks of GLUE's kinds and a small \
     RoBERTa, for Table IV two languages and a small T5, for Tables V and VI facts, instructions, questions and a small LLaMA. \
-    Interrupted, the same command goes on where it was.\n\n\
+    Interrupted, the same command goes on where it was. The report has the rows and tasks of the last call; outcomes of earlier ones \
+    are kept, so that a call with all of them brings them back.\n\n\
     The directory of the data is for Table III that of GLUE; for Table IV it has line-aligned files TRAIN.en, TRAIN.ro, TEST.en, \
     TEST.ro; for Tables V and VI alpaca_data.json (or .jsonl) and the questions in mmlu/.")]
 pub struct Reproduce {
@@ -131,6 +133,7 @@ impl Reproduce {
             let wrong = || Error::config("--learning-rate", text, "ROW=RATE, such as LoRA=5e-4");
             let (name, rate) = text.rsplit_once('=').ok_or_else(wrong)?;
             let rate = rate.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0).ok_or_else(wrong)?;
+            TrainConfig::new(rate).check()?;
             Ok((Row::named(rows, name)?.name.to_string(), rate))
         };
         self.learning_rate.iter().map(rate).collect()

@@ -148,7 +148,7 @@ const SETTINGS: &str = "train.yaml";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Optimizer {
-    #[value(alias = "adamw_torch")]
+    #[value(aliases = ["adamw_torch", "adamw_torch_fused", "adamw_hf"])]
     Adamw,
     Adafactor,
 }

@@ -1,8 +1,9 @@
 //! Settings of a run as YAML, in the names of transformers' `TrainingArguments` and of the method's own settings.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue};
 use peft_core::files::read_text;
 use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{Error, Method, Result};
@@ -10,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::methods::settings;
 use super::train::Train;
+use crate::registry::METHODS;
 
 /// The names in files and the options that they stand for.
 const KEYS: [(&str, &str); 41] = [
@@ -59,28 +61,82 @@ const KEYS: [(&str, &str); 41] = [
 /// What is not done here, and hence may be off.
 const OFF: [&str; 6] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
 
+/// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
+const IDLE: [&str; 20] = [
+    "task_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "logging_steps",
+    "logging_strategy",
+    "logging_dir",
+    "eval_strategy",
+    "evaluation_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "report_to",
+    "do_train",
+    "do_eval",
+    "overwrite_output_dir",
+    "per_device_eval_batch_size",
+    "greater_is_better",
+    "disable_tqdm",
+    "run_name",
+    "dataloader_num_workers",
+    "remove_unused_columns",
+];
+
+/// Keys of which a file has one.
+const TWICE: [[&str; 2]; 2] = [["data", "train_file"], ["method", "peft_type"]];
+
 /// Options of which only one may be given.
 const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
 
+/// A file of settings, and the options that stand for its keys.
+pub struct Config {
+    path: PathBuf,
+    /// An option and the key that it is from.
+    from: Vec<(String, String)>,
+}
+
+impl Config {
+    /// An error of the command line in the words of the file, if it is about a value that stands there; else the program ends with
+    /// it.
+    pub fn explain(&self, error: clap::Error) -> Error {
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => text.clone(),
+            Some(ContextValue::Strings(texts)) => texts.join(", "),
+            _ => String::new(),
+        };
+        let argument = text(ContextKind::InvalidArg);
+        let option = argument.split(' ').next().unwrap_or_default();
+        let Some((_, key)) = self.from.iter().find(|(known, _)| known == option) else { error.exit() };
+        let why = std::error::Error::source(&error).map_or_else(|| text(ContextKind::ValidValue), ToString::to_string);
+        Error::file(&self.path, key, text(ContextKind::InvalidValue), format!("what {option} takes ({why})"))
+    }
+}
+
 /// Puts the settings of the file after `--config` in front of a command's own options, which then win.
-pub fn expand(args: Vec<OsString>) -> Result<Vec<OsString>> {
+pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
     let text = |i: usize| args.get(i).and_then(|arg| arg.to_str()).unwrap_or_default();
     if text(1) != "train" {
-        return Ok(args);
+        return Ok((args, None));
     }
     let path = (2..args.len()).find_map(|i| match text(i).strip_prefix("--config=") {
         Some(path) => Some(path.into()),
         None => args.get(i + 1).filter(|_| text(i) == "--config").cloned(),
     });
-    let Some(path) = path else { return Ok(args) };
+    let Some(path) = path.map(PathBuf::from) else { return Ok((args, None)) };
     let given: Vec<&str> = (2..args.len()).map(text).collect();
-    let options = options(Path::new(&path), &given)?;
+    let options = options(&path, &given)?;
     let (start, rest) = args.split_at(2);
-    Ok(start.iter().cloned().chain(options.into_iter().map(OsString::from)).chain(rest.iter().cloned()).collect())
+    let all = options.iter().map(|(option, _)| OsString::from(option));
+    let all = start.iter().cloned().chain(all).chain(rest.iter().cloned()).collect();
+    let name = |(option, key): (String, String)| (option.split('=').next().unwrap_or_default().to_string(), key);
+    Ok((all, Some(Config { path, from: options.into_iter().map(name).collect() })))
 }
 
-/// The options that a file stands for, without those that the command line gives or excludes.
-fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
+/// The options that a file stands for, each with its key, without those that the command line gives or excludes.
+fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
     let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?)
         .map_err(|error| Error::file(path, "content", error, "a YAML mapping of settings"))?;
     let is_given = |option: &str| given.iter().any(|arg| arg.split('=').next() == Some(option));
@@ -90,10 +146,31 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
             .any(|pair| pair.contains(&option) && pair.iter().any(|other| *other != option && is_given(other)))
     };
     let method = given.iter().position(|arg| *arg == "--method").and_then(|i| given.get(i + 1).copied());
-    let method = method.or_else(|| file.get("method").and_then(Value::as_str));
+    // PEFT's own name of a method stands for ours.
+    let peft_type = file.get("peft_type").and_then(Value::as_str);
+    let typed = METHODS.iter().find(|entry| Some(entry.peft_type) == peft_type).map(|entry| entry.name);
+    let method = method.or_else(|| file.get("method").and_then(Value::as_str)).or(typed);
     let own = method.map_or(Ok(Map::new()), settings)?;
     let mut options = Vec::new();
-    for (key, value) in &file {
+    let mut add = |key: &str, option: String| options.push((option, key.to_string()));
+    if let Some([one, other]) = TWICE.into_iter().find(|pair| pair.iter().all(|key| file.contains_key(*key))) {
+        return Err(Error::file(path, one, format!("{other} beside it"), "one of them"));
+    }
+    let idle: Vec<&str> = IDLE.into_iter().filter(|key| file.contains_key(*key)).collect();
+    if !idle.is_empty() {
+        eprintln!("{}: of no effect here: {}", path.display(), idle.join(", "));
+    }
+    for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())) {
+        if key == "peft_type" {
+            let method = typed.ok_or_else(|| {
+                let known = METHODS.iter().map(|entry| entry.peft_type).collect::<Vec<_>>().join(", ");
+                Error::file(path, key, value, format!("one of {known}"))
+            })?;
+            if !is_given("--method") && !excluded("--method") {
+                add(key, format!("--method={method}"));
+            }
+            continue;
+        }
         let Some((_, option)) = KEYS.iter().find(|(name, _)| name == key) else {
             if OFF.contains(&key.as_str()) && matches!(value, Value::Null | Value::Bool(false)) {
                 continue;
@@ -104,7 +181,7 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
             let set = given.iter().any(|arg| arg.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('=')));
             if !value.is_null() && !set && !is_given("--adapter") {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                options.extend(["--set".to_string(), format!("{key}={text}")]);
+                add(key, format!("--set={key}={text}"));
             }
             continue;
         };
@@ -127,12 +204,12 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
         }
         match value {
             Value::Null | Value::Bool(false) => {}
-            Value::Bool(true) => options.push(option.to_string()),
-            Value::String(text) => options.push(format!("{option}={text}")),
+            Value::Bool(true) => add(key, option.to_string()),
+            Value::String(text) => add(key, format!("{option}={text}")),
             Value::Number(number) => {
                 let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15);
                 let text = whole.map_or_else(|| number.to_string(), |x| format!("{x:.0}"));
-                options.push(format!("{option}={text}"));
+                add(key, format!("{option}={text}"));
             }
             _ => return Err(Error::file(path, key, value, "a single value")),
         }
@@ -142,8 +219,11 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<String>> {
 
 fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {
     let known = KEYS.iter().map(|(name, _)| *name).chain(own.keys().map(String::as_str));
-    let nearest = known.min_by_key(|name| strsim::damerau_levenshtein(key, name)).unwrap_or_default();
-    Error::file(path, key, value, format!("a setting that is known; the nearest is `{nearest}`"))
+    let nearest = known.map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
+    // What shares less than half of its letters is no help.
+    let nearest = nearest.filter(|(distance, _)| 2 * distance <= key.len());
+    let nearest = nearest.map_or_else(String::new, |(_, name)| format!("; the nearest is `{name}`"));
+    Error::file(path, key, value, format!("a setting that is known{nearest}"))
 }
 
 /// A file that repeats a run.
@@ -211,7 +291,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.yaml");
         std::fs::write(&path, yaml).unwrap();
-        options(&path, rest)
+        Ok(options(&path, rest)?.into_iter().map(|(option, _)| option).collect())
     }
 
     #[test]
@@ -219,10 +299,13 @@ mod tests {
         let yaml = "method: lora\nr: 4\ntarget_modules: [query, key]\nlearning_rate: 1e-3\nmax_steps: -1\n\
             num_train_epochs: 3.0\ngroup_by_length: true\ndropout: null\n";
         let all = expanded(yaml, &[]).unwrap();
-        let expected = ["--method=lora", "--set", "r=4", "--set", "target_modules=[\"query\",\"key\"]", "--lr=0.001"];
+        let expected = ["--method=lora", "--set=r=4", "--set=target_modules=[\"query\",\"key\"]", "--lr=0.001"];
         assert_eq!(all, [&expected[..], &["--epochs=3", "--group-by-length"]].concat());
         let some = expanded(yaml, &["--set", "r=2", "--steps", "5", "--lr=1"]).unwrap();
-        assert!(!some.iter().any(|option| ["r=4", "--epochs=3", "--lr=0.001"].contains(&option.as_str())), "{some:?}");
+        assert!(
+            !some.iter().any(|option| ["--set=r=4", "--epochs=3", "--lr=0.001"].contains(&option.as_str())),
+            "{some:?}"
+        );
     }
 
     /// As transformers reads them: steps before a share, none where the rate is constant, and a share is no number of steps.
@@ -239,6 +322,24 @@ mod tests {
         }
         assert!(expanded("warmup_ratio: 1.0\n", &[]).unwrap_err().to_string().contains("warmup_ratio"));
         assert!(expanded("fp16: true\n", &[]).is_err());
+    }
+
+    /// A file as PEFT and transformers have them: the method by its type, and what has no effect here.
+    #[test]
+    fn names_of_peft_and_transformers_are_read() {
+        let yaml =
+            "peft_type: LORA\ntask_type: SEQ_CLS\nr: 4\neval_strategy: epoch\nreport_to: none\noptim: adamw_torch\n";
+        assert_eq!(expanded(yaml, &[]).unwrap(), ["--method=lora", "--set=r=4", "--optimizer=adamw_torch"]);
+        for (yaml, words) in [
+            ("peft_type: LOHA\n", ["peft_type", "LORA"]),
+            ("data: a\ntrain_file: b\n", ["data", "train_file"]),
+            ("method: lora\npeft_type: IA3\n", ["method", "peft_type"]),
+        ] {
+            let message = expanded(yaml, &[]).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+        let far = expanded("quantization_config: 1\n", &[]).unwrap_err().to_string();
+        assert!(!far.contains("nearest"), "{far}");
     }
 
     #[test]

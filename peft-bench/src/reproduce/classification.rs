@@ -13,7 +13,7 @@ use serde_json::json;
 use super::outcome::Runs;
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
-use super::{Plan, masked, say, survey};
+use super::{Failures, Plan, masked, say, survey};
 use crate::registry::{WithMethod, by_name};
 use crate::tasks::Task;
 
@@ -68,6 +68,9 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
     let mut report = blank(plan, tasks, name, &model)?;
     // All of them before the first run, which may take hours.
     let read = tasks.iter().map(|task| task.read(glue)).collect::<Result<Vec<_>>>()?;
+    let broken = read.iter().flat_map(|(train, dev)| [train, dev]).flat_map(Labelled::broken_rows);
+    report.notes.extend(broken.map(|row| format!("Left out: {row}.")));
+    let mut failures = Failures::default();
     for ((column, task), (train, dev)) in tasks.iter().enumerate().zip(read) {
         let data = Data { train, dev, tokens: Default::default() };
         let jobs: VecDeque<(usize, u64)> =
@@ -85,16 +88,17 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
                     while let Some((row, seed)) = next() {
                         let job = Job { plan, model, weights, row: plan.rows[row], task: *task, seed, data, threads };
                         let outcome = by_name(job.row.method, job);
-                        let stop = outcome.is_err();
-                        if results.send((row, outcome)).is_err() || stop {
+                        let stop = outcome.as_ref().is_err_and(|error| !Failures::of_one(error));
+                        if results.send((row, seed, outcome)).is_err() || stop {
                             break;
                         }
                     }
                 });
             }
             drop(results);
-            for (row, outcome) in outcomes {
-                let outcome = outcome?;
+            for (row, seed, outcome) in outcomes {
+                let run = format!("{} on {}, seed {seed}", plan.rows[row].name, task.directory);
+                let Some(outcome) = failures.sort(&run, outcome)? else { continue };
                 say(report.progress(row, column, &outcome));
                 report.rows[row].cells[column].runs.push(outcome);
                 report.rows[row].cells[column].runs.sort_by_key(|run| run.seed);
@@ -103,7 +107,7 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
             Ok(())
         })?;
     }
-    plan.finish(started, report)
+    plan.finish(started, report, failures)
 }
 
 /// The report before the first run.

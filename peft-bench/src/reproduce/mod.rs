@@ -25,7 +25,7 @@ use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 use serde_json::json;
 
-use report::Report;
+use report::{Outcome, Report};
 use rows::Row;
 
 /// What is run.
@@ -67,6 +67,29 @@ struct Source {
 /// Tells how it goes on standard output. Where nobody reads that any more, the work goes on.
 fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Runs that went wrong by themselves. They do not keep the others from being done.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    /// Whether a run went wrong in a way that says nothing of the others.
+    fn of_one(error: &Error) -> bool {
+        matches!(error, Error::Training { .. } | Error::Check { .. })
+    }
+
+    /// A run's outcome; none, if it went wrong, which is told.
+    fn sort(&mut self, run: &str, outcome: Result<Outcome>) -> Result<Option<Outcome>> {
+        match outcome {
+            Err(error) if Failures::of_one(&error) => {
+                say(format_args!("{run}: {error}"));
+                self.0.push(format!("{run}: {error}"));
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
+        }
+    }
 }
 
 impl Plan {
@@ -126,16 +149,20 @@ impl Plan {
         write_file(&self.output.join("report.json"), json!(report).to_string().as_bytes())
     }
 
-    /// Writes the report with the time that it took, and prints the table.
-    fn finish(&self, started: Instant, mut report: Report) -> Result<Report> {
+    /// Writes the report with the time that it took, and prints the table. An error, if a run failed.
+    fn finish(&self, started: Instant, mut report: Report, failures: Failures) -> Result<Report> {
         let minutes = started.elapsed().as_secs_f64() / 60.0;
         let time = format!("{minutes:.1} minutes on {} threads", self.threads);
         report.setting.push(("Time of this call".into(), time));
+        report.notes.extend(failures.0.iter().map(|failure| format!("Failed: {failure}.")));
         self.write(&report)?;
         say(format_args!("\n{}", report.table()));
         report.reading().iter().for_each(say);
         say(format_args!("\n{}", self.output.join("REPORT.md").display()));
         say(self.output.join("report.html").display());
-        Ok(report)
+        match failures.0.is_empty() {
+            true => Ok(report),
+            false => Err(Error::Check { what: "every run comes to its end", detail: failures.0.join("; ") }),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Runs whose outcomes are kept: each is a file named by a hash of all that decides it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
@@ -45,13 +45,13 @@ impl Runs<'_> {
         let computed = json!([format!("{:?}", self.device), env!("CARGO_PKG_VERSION")]);
         let key = [vec![json!(method), json!(settings), json!(self.weights), computed], data.to_vec()].concat();
         self.kept(name, &json!(key), |path| {
-            let (started, seed) = (Instant::now(), config.seed);
+            let seed = config.seed;
             let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
             let start = trainer.start(self.model, &method, train)?;
-            let mut losses = Losses::new(name);
+            let mut losses = Losses::new(name, path);
             let tuned = trainer.train(self.model, method, start, train, None, &mut losses)?;
             let (scores, errors) = score(&tuned)?;
-            Ok(Outcome { seed, scores, errors, losses: losses.kept, seconds: started.elapsed().as_secs_f64() })
+            Ok(Outcome { seed, scores, errors, seconds: losses.seconds(), losses: losses.kept })
         })
     }
 
@@ -68,6 +68,10 @@ impl Runs<'_> {
         let outcome = run(&path)?;
         write_file(&path, json!(outcome).to_string().as_bytes())?;
         checkpoints(&path).remove()?;
+        let losses = losses(&path);
+        if losses.exists() {
+            std::fs::remove_file(&losses).map_err(Error::io("remove", &losses))?;
+        }
         Ok(outcome)
     }
 }
@@ -77,26 +81,48 @@ fn checkpoints(path: &Path) -> Checkpoints {
     Checkpoints { dir: path.with_extension("checkpoints"), every: None, resume: true }
 }
 
+/// Where that run's losses lie while it lasts.
+fn losses(path: &Path) -> PathBuf {
+    path.with_extension("losses")
+}
+
 /// How often a run tells how far it is.
 const TELL: Duration = Duration::from_secs(20);
 
-/// Losses on the way, at most a hundred; of a long run they are told now and then.
+/// Losses on the way, at most a hundred, which outlive a run that is stopped; of a long run they are told now and then.
 struct Losses<'a> {
     name: &'a str,
+    path: PathBuf,
     kept: Vec<(usize, f64)>,
+    started: Instant,
+    /// The seconds that the run took before it was taken up.
+    before: f64,
     /// The time and step of the last word.
     told: (Instant, usize),
 }
 
 impl<'a> Losses<'a> {
-    fn new(name: &'a str) -> Self {
-        Losses { name, kept: vec![], told: (Instant::now(), 0) }
+    fn new(name: &'a str, outcome: &Path) -> Self {
+        let now = Instant::now();
+        Losses { name, path: losses(outcome), kept: vec![], started: now, before: 0.0, told: (now, 0) }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
     }
 }
 
 impl Observer for Losses<'_> {
-    fn start(&mut self, done: usize, _notes: &[String]) -> Result<()> {
+    fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
         self.told = (Instant::now(), done);
+        notes.iter().for_each(|note| say(format_args!("  {}: {note}", self.name)));
+        if done > 0 {
+            say(format_args!("  {}: taken up after step {done}", self.name));
+            // What cannot be read is as nothing: only the curve is shorter for it.
+            let read = read_json(&self.path).ok().and_then(|value| serde_json::from_value(value).ok());
+            (self.kept, self.before) = read.unwrap_or_default();
+            self.kept.retain(|(step, _)| *step <= done);
+        }
         Ok(())
     }
 
@@ -104,6 +130,7 @@ impl Observer for Losses<'_> {
         let StepReport { step, total, loss, .. } = *report;
         if step.is_multiple_of(total.div_ceil(100)) {
             self.kept.push((step, loss));
+            write_file(&self.path, json!([self.kept, self.seconds()]).to_string().as_bytes())?;
         }
         let (since, before) = self.told;
         if since.elapsed() >= TELL {

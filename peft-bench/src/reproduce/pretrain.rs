@@ -91,7 +91,8 @@ pub(super) fn pretrain<A: Adapter + Procedure>(
 struct Bar {
     bar: ProgressBar,
     started: Instant,
-    loss: f64,
+    /// The running mean.
+    loss: Option<f64>,
 }
 
 impl Bar {
@@ -99,22 +100,28 @@ impl Bar {
         let bar = ProgressBar::new(steps as u64);
         let style = "pretraining {bar:30} {pos}/{len} {msg} {eta} left";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Bar { bar, started: Instant::now(), loss: 0.0 }
+        Bar { bar, started: Instant::now(), loss: None }
     }
 }
 
 impl Observer for Bar {
+    fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
+        notes.iter().for_each(|note| say(format_args!("pretraining: {note}")));
+        if done > 0 {
+            say(format_args!("pretraining: taken up after step {done}"));
+        }
+        Ok(())
+    }
+
     fn step(&mut self, report: &StepReport) -> Result<()> {
-        self.loss = if report.step == 1 { report.loss } else { 0.98 * self.loss + 0.02 * report.loss };
+        let loss = self.loss.map_or(report.loss, |mean| 0.98 * mean + 0.02 * report.loss);
+        self.loss = Some(loss);
         self.bar.set_position(report.step as u64);
-        self.bar.set_message(format!("loss {:.3},", self.loss));
+        self.bar.set_message(format!("loss {loss:.3},"));
         if self.bar.is_hidden() && (report.step.is_multiple_of(report.total.div_ceil(8)) || report.step == report.total)
         {
             let seconds = self.started.elapsed().as_secs();
-            say(format_args!(
-                "pretraining: step {} of {}, loss {:.3}, {seconds} s",
-                report.step, report.total, self.loss
-            ));
+            say(format_args!("pretraining: step {} of {}, loss {loss:.3}, {seconds} s", report.step, report.total));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::pretrain::{self, Recipe};
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
 use super::survey::Printed;
-use super::{Plan, say};
+use super::{Failures, Plan, say};
 use crate::registry::{WithMethod, by_name};
 
 /// How much is trained on and scored.
@@ -73,19 +73,21 @@ impl<S: Score + Sync> Experiment<'_, S> {
         let (plan, started) = (self.plan, Instant::now());
         let weights = self.model.base.fingerprint();
         let runs = Runs { model: self.model, weights, output: &plan.output, device: &plan.device };
-        let untuned = self.untuned(&runs)?;
+        let (untuned, mut failures) = (self.untuned(&runs)?, Failures::default());
         say(report.progress(0, 0, &untuned));
         report.rows[0].cells[0].runs.push(untuned);
         plan.write(&report)?;
         for (i, row) in plan.rows.iter().enumerate() {
             for seed in &plan.seeds {
-                let outcome = by_name(row.method, Job { experiment: self, runs: &runs, row, seed: *seed })?;
+                let outcome = by_name(row.method, Job { experiment: self, runs: &runs, row, seed: *seed });
+                let run = format!("{}, seed {seed}", row.name);
+                let Some(outcome) = failures.sort(&run, outcome)? else { continue };
                 say(report.progress(i + 1, 0, &outcome));
                 report.rows[i + 1].cells[0].runs.push(outcome);
                 plan.write(&report)?;
             }
         }
-        plan.finish(started, report)
+        plan.finish(started, report, failures)
     }
 
     fn untuned(&self, runs: &Runs<'_>) -> Result<Outcome> {

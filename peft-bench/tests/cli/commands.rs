@@ -91,6 +91,13 @@ fn the_settings_that_a_run_saves_repeat_it() {
     assert!(adapter(&first) != adapter(&third));
     let wrong = folder.write("wrong.yaml", "learning_rat: 1e-3\n");
     names(&fail(&["train", "--config", &wrong]), &["wrong.yaml", "learning_rat", "`learning_rate`"]);
+    for (line, words) in [
+        ("num_train_epochs: 0.5", ["num_train_epochs", "0.5", "--epochs"]),
+        ("lr_scheduler_type: polynomial", ["lr_scheduler_type", "polynomial", "cosine"]),
+    ] {
+        let wrong = folder.write("wrong.yaml", line);
+        names(&fail(&["train", "--config", &wrong]), &[&["wrong.yaml"], &words[..]].concat());
+    }
 }
 
 #[test]
@@ -177,6 +184,64 @@ fn params_are_those_of_the_survey() {
             args.extend(settings.split_whitespace().flat_map(|setting| ["--set", setting]));
             let counts: Value = serde_json::from_str(&succeed(&args)).unwrap();
             assert_eq!(counts["trainable"], expected, "{model} {method}");
+        }
+    }
+}
+
+/// What is counted in closed form is what is made, masks and the like left out.
+#[test]
+fn every_method_is_counted() {
+    for line in succeed(&["methods"]).lines().filter(|line| !line.starts_with(' ')) {
+        let method = line.split_whitespace().next().unwrap();
+        let sizes: &[&str] = match method {
+            "mam" => &["--set", "bottleneck=5", "--set", "num_virtual_tokens=5"],
+            "parallel" => &["--set", "bottleneck=5"],
+            "propetl-prefix" => &["--set", "num_virtual_tokens=5"],
+            "intrinsic-said" => &["--set", "intrinsic_dim=500"],
+            "adapter-drop" => &["--set", "drop=1"],
+            "lst" => &["--set", "task_reduction_factor=2"],
+            _ => &[],
+        };
+        for model in ["shape:roberta-tiny", "shape:t5-tiny", "shape:llama-tiny"] {
+            if method == "bitfit" && model != "shape:roberta-tiny" || method == "coda" && model == "shape:llama-tiny" {
+                continue;
+            }
+            let args = [&["params", "--json", "--labels", "0", "--model", model, "--method", method], sizes].concat();
+            let counts: Value = serde_json::from_str(&succeed(&args)).unwrap();
+            assert!(counts["method"].as_u64().unwrap() > 0 || method == "linear-probe", "{method} on {model}");
+        }
+    }
+}
+
+/// What is chosen once before the first training is not chosen anew when it goes on.
+#[test]
+fn what_was_trained_is_trained_on() {
+    let folder = Folder::new();
+    let data = folder.data();
+    for (method, set) in
+        [("lst", "task_reduction_factor=2"), ("sparse-adapter", "scorer=grasp"), ("sparse-adapter", "scorer=snip")]
+    {
+        let (first, second) = (folder.path(&format!("{method}-{set}")), folder.path(&format!("{method}-{set}-on")));
+        let start = ["train", "--model", "shape:roberta-tiny", "--data", &data, "--batch-size", "8", "--warmup", "0"];
+        succeed(
+            &[&start[..], &["--method", method, "--set", set, "--steps", "30", "--lr", "1e-2", "--output", &first]]
+                .concat(),
+        );
+        succeed(&[&start[..], &["--adapter", &first, "--steps", "1", "--lr", "1e-6", "--output", &second]].concat());
+        let read =
+            |adapter: &str| Checkpoint::open_file(&Path::new(adapter).join("adapter_model.safetensors")).unwrap();
+        let (before, after) = (read(&first), read(&second));
+        for name in before.names() {
+            let values = |file: &Checkpoint| -> Vec<f32> {
+                let shape = file.shape(name).unwrap().to_vec();
+                match name.ends_with(".mask") {
+                    true => file.bytes(name).unwrap().iter().map(|byte| f32::from(*byte)).collect(),
+                    false => file.read_f32(name, &shape).unwrap().iter().collect(),
+                }
+            };
+            for (before, after) in values(&before).into_iter().zip(values(&after)) {
+                assert!((before - after).abs() < 1e-4, "{method} {set}: {name} {before} {after}");
+            }
         }
     }
 }
