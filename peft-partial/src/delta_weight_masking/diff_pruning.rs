@@ -17,7 +17,7 @@
 //!
 //! Differs from the paper: the penalty of a number's gate and that of its tensor's are added, as in the code. Without noise (in
 //! evaluation, and for pruning) u is 1/2. Fine-tuning what is left is another run that starts from the result. Gates per layer are
-//! not offered. Weight decay would pull alpha to 0: leave it out. Gradients are clipped together, not those of the gates apart.
+//! not offered. Files hold all differences, those of 0 too. Weight decay would pull alpha to 0: leave it out. Gradients are clipped together, not those of the gates apart.
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -107,13 +107,13 @@ impl DiffPruningConfig {
         Ok(left)
     }
 
-    /// One number in the shape of each tensor of a base.
+    /// One number in the shape of each tensor of a base, which takes memory when it is changed.
     fn constant(base: &Base, value: f64) -> Full {
         let device = base.device().clone().autodiff();
         Full::new(
             base.shape().places(),
-            |place| Tensor::full([place.dims[0], place.dims[1]], value, &device),
-            |place| Tensor::full([place.dims[0]], value, &device),
+            |place| Tensor::<2>::full([1, 1], value, &device).expand([place.dims[0], place.dims[1]]),
+            |place| Tensor::<1>::full([1], value, &device).expand([place.dims[0]]),
         )
     }
 

@@ -18,9 +18,10 @@
 //! - every tensor moves: `one_vector_moves_every_tensor`
 //! - files hold d numbers and the seed: `files_hold_d_numbers_and_the_seed`
 //!
-//! Differs from the paper: one lambda for each tensor, as in the code, the paper says for each layer. The head is trained apart and not among the d numbers. The gradient is exact, the code's backward divides that of each tensor by n.
+//! Differs from the paper: the maps are kept while a program runs, 8 bytes for each number of the tensors (padded to powers of two), as the code keeps them. One lambda for each tensor, as in the code, the paper says for each layer. The head is trained apart and not among the d numbers. The gradient is exact, the code's backward divides that of each tensor by n.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -105,6 +106,12 @@ pub struct IntrinsicSaid {
     places: Vec<Place>,
     #[module(skip)]
     seed: u64,
+    /// The map of each tensor, made when the first is asked for.
+    #[module(skip)]
+    maps: Arc<OnceLock<Vec<Fastfood>>>,
+    /// The numbers of the last prediction, and what is added for them: the next example has the same.
+    #[module(skip)]
+    last: Arc<Mutex<Option<(Vec<f32>, Updates)>>>,
 }
 
 impl Method for IntrinsicSaidConfig {
@@ -117,7 +124,8 @@ impl Method for IntrinsicSaidConfig {
         let scales = if self.intrinsic_said { places.len() } else { 0 };
         let theta = Param::from_tensor(Tensor::zeros([self.intrinsic_dim - scales], &device));
         let lambda = self.intrinsic_said.then(|| Param::from_tensor(Tensor::ones([scales], &device)));
-        Ok(IntrinsicSaid { theta, lambda, places, seed: self.seed.unwrap_or(seed) })
+        let seed = self.seed.unwrap_or(seed);
+        Ok(IntrinsicSaid { theta, lambda, places, seed, maps: Default::default(), last: Default::default() })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -146,14 +154,30 @@ impl IntrinsicSaid {
     /// What is added to a tensor, row by row; `None` where nothing is.
     fn update(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
         let index = self.places.iter().position(|place| place.site == site && place.slot == slot)?;
-        let place = &self.places[index];
         let theta = self.theta.val();
-        let fastfood = Fastfood::new(self.seed, &place.name, theta.dims()[0], place.count());
-        let update = fastfood.apply(theta);
+        let map = |place: &Place| Fastfood::new(self.seed, &place.name, theta.dims()[0], place.count());
+        let update = self.maps.get_or_init(|| self.places.iter().map(map).collect())[index].apply(theta.clone());
         Some(match &self.lambda {
             Some(lambda) => update * lambda.val().narrow(0, index, 1),
             None => update,
         })
+    }
+
+    fn updates(&self) -> Updates {
+        let update = |place: &Place| Some(((place.site, place.slot), self.update(place.site, place.slot)?));
+        Updates(Arc::new(self.places.iter().filter_map(update).collect()))
+    }
+
+    /// Those of the last prediction, if the numbers are still the same.
+    fn predicting(&self) -> Updates {
+        let numbers = |tensor: Tensor<1>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
+        let lambda = self.lambda.as_ref().map_or(vec![], |lambda| numbers(lambda.val()));
+        let numbers = [numbers(self.theta.val()), lambda].concat();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((of, updates)) if *of == numbers => updates.clone(),
+            _ => last.insert((numbers, self.updates())).1.clone(),
+        }
     }
 }
 
@@ -218,7 +242,8 @@ fn walsh(size: usize, device: &Device) -> Tensor<2> {
 }
 
 /// What is added to the tensors in one run.
-struct Updates(BTreeMap<(Site, Slot), Tensor<1>>);
+#[derive(Clone, Debug)]
+struct Updates(Arc<BTreeMap<(Site, Slot), Tensor<1>>>);
 
 impl Hooks for Updates {
     fn weight(&self, site: Site, w: Weight) -> Weight {
@@ -243,8 +268,7 @@ fn sum(w: Tensor<2>, update: Tensor<1>) -> Tensor<2> {
 
 impl Adapter for IntrinsicSaid {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        let update = |place: &Place| Some(((place.site, place.slot), self.update(place.site, place.slot)?));
-        f(&Updates(self.places.iter().filter_map(update).collect()))
+        f(&if self.theta.val().is_autodiff() { self.updates() } else { self.predicting() })
     }
 }
 
