@@ -7,7 +7,7 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{check_new_directory, read_text};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Example, Method, Result, Trained};
+use peft_core::{Error, Example, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, check_output, peak_bytes, print, threads, warn_of_broken_rows};
@@ -320,6 +320,19 @@ impl WithMethod for Job<'_> {
             }
             args.checkpoints().remove()?;
             return print(json!({"output": args.output, "method": M::NAME, "steps": steps, "done": "before"}));
+        }
+        if args.resume && !args.checkpoints().dir.exists() {
+            eprintln!("no checkpoints in {}: from the start", args.checkpoints().dir.display());
+        }
+        if !data.classes.is_empty() {
+            let mut counts = vec![0; data.classes.len()];
+            let classes = data.examples.iter().filter_map(|example| match example.label {
+                Some(Label::Class(class)) => Some(class),
+                _ => None,
+            });
+            classes.for_each(|class| counts[class] += 1);
+            let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
+            eprintln!("classes of the training data: {}", told.collect::<Vec<_>>().join(", "));
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
