@@ -90,17 +90,18 @@ pub fn run(args: &[&str]) -> Result<()> {
         None => fetch_model(&dir)?,
     };
     let rows = chosen(&only)?;
-    let data = |name: &str| match &given {
-        Some(data) => Ok(data.clone()),
-        None => fetch_data(&dir, if name == HYPERFORMER { &SOURCES } else { &SOURCES[..1] }),
-    };
+    let one_task = given.clone().map_or_else(|| fetch_data(&dir, &SOURCES[..1]), Ok)?;
 
     println!(
         "\n{:14} {:>9} {:>11} {:>8} {:>10} {:>9}",
         "method", "accuracy", "trainable", "seconds", "tokens/s", "peak MB"
     );
     for (name, settings, rate) in &rows {
-        let (name, data) = (*name, data(name)?);
+        let name = *name;
+        let data = match name == HYPERFORMER && given.is_none() {
+            true => fetch_data(&dir, &SOURCES)?,
+            false => one_task.clone(),
+        };
         let majority = majority(&data.join("dev.tsv"))?;
         if name == rows[0].0 || name == HYPERFORMER {
             println!("{:14} {majority:>9.4}", "majority class");

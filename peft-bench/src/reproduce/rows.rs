@@ -173,57 +173,26 @@ pub const ROWS_IV: [Row; 3] = [
     },
 ];
 
+/// What the rows of Tables V and VI share.
+const LLAMA: Row = Row { batch_size: 16, counts_head: false, ..ROW };
+
 /// The rows of Table V: full fine-tuning at three learning rates; the small model's are a hundred times as high.
 pub const ROWS_V: [Row; 3] = [
-    Row {
-        name: "FT, 2e-4",
-        method: "full",
-        learning_rate: 2e-4,
-        small_learning_rate: 2e-2,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
-    },
-    Row {
-        name: "FT, 5e-5",
-        method: "full",
-        learning_rate: 5e-5,
-        small_learning_rate: 5e-3,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
-    },
-    Row {
-        name: "FT, 1e-6",
-        method: "full",
-        learning_rate: 1e-6,
-        small_learning_rate: 1e-4,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
-    },
+    Row { name: "FT, 2e-4", method: "full", learning_rate: 2e-4, small_learning_rate: 2e-2, ..LLAMA },
+    Row { name: "FT, 5e-5", method: "full", learning_rate: 5e-5, small_learning_rate: 5e-3, ..LLAMA },
+    Row { name: "FT, 1e-6", method: "full", learning_rate: 1e-6, small_learning_rate: 1e-4, ..LLAMA },
 ];
 
 /// The rows of Table VI but QLoRA, which needs a quantized base.
 pub const ROWS_VI: [Row; 3] = [
-    Row {
-        name: "FT",
-        method: "full",
-        learning_rate: 1e-6,
-        small_learning_rate: 5e-4,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
-    },
+    Row { name: "FT", method: "full", learning_rate: 1e-6, small_learning_rate: 5e-4, ..LLAMA },
     Row {
         name: "IA3",
         method: "ia3",
         settings: &["target_modules=all-linear", "feedforward_modules=down_proj"],
         learning_rate: 3e-3,
         small_learning_rate: 1e-2,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
+        ..LLAMA
     },
     Row {
         name: "LoRA",
@@ -232,9 +201,7 @@ pub const ROWS_VI: [Row; 3] = [
         small_settings: &["r=8", "lora_alpha=16", "target_modules=all-linear"],
         learning_rate: 2e-4,
         small_learning_rate: 2e-3,
-        batch_size: 16,
-        counts_head: false,
-        ..ROW
+        ..LLAMA
     },
 ];
 

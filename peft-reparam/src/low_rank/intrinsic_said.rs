@@ -95,6 +95,9 @@ impl IntrinsicSaidConfig {
     }
 }
 
+/// Numbers, and what is added for them.
+type Last = Option<(Vec<f32>, Updates)>;
+
 /// One vector that moves many tensors.
 #[derive(Module, Debug)]
 pub struct IntrinsicSaid {
@@ -111,7 +114,7 @@ pub struct IntrinsicSaid {
     maps: Arc<OnceLock<Vec<Fastfood>>>,
     /// The numbers of the last prediction, and what is added for them: the next example has the same.
     #[module(skip)]
-    last: Arc<Mutex<Option<(Vec<f32>, Updates)>>>,
+    last: Arc<Mutex<Last>>,
 }
 
 impl Method for IntrinsicSaidConfig {
