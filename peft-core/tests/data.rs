@@ -64,6 +64,14 @@ fn csv_has_quoting() {
 }
 
 #[test]
+fn what_looks_odd_and_is_well_formed() {
+    let quotes = read("train.csv", "label,text\n1,5\" a\n0,\"b\"\"\"\n").unwrap();
+    let blank = read("train.tsv", "label\ttext\n1\ta\n0\tb\n\n\r\n").unwrap();
+    assert_eq!((quotes.len(), blank.len()), (2, 2));
+    refused("a.tsv", "text\tlabel\na\t1\n\nb\t0\n", &["line 3: found 1 fields, expected 2"]);
+}
+
+#[test]
 fn pairs_and_their_guesses() {
     let pair = (vec![0, 3, 1, 4, 1], vec![0, 0, 0, 1, 1]);
     for header in ["sentence1\tsentence2\tscore", "#1 String\t#2 String\tQuality", "question\tsentence\tlabel"] {
@@ -274,7 +282,9 @@ fn bad_files() {
     refused("a.tsv", "text\ttext\na\tb\n", &["line 1: found the column \"text\" twice"]);
     refused("a.tsv", "text\tlabel\na\t1\nb\n", &["line 3: found 1 fields, expected 2"]);
     refused("a.tsv", "text\tlabel\n \t1\n", &["line 2, text: found \" \", expected a text that is not empty"]);
-    refused("a.csv", "text,label\n\"a\n,1\n", &["line 2: found 1 fields"]);
+    refused("a.csv", "text,label\n\"a\n,1\n", &["line 2: found a quote that is never closed"]);
+    // Two columns, were the second one closed.
+    refused("a.csv", "label,text\n1,\"a \"\"b\"\n0,\"c\n0,d\n", &["line 3: found a quote that is never closed"]);
     refused("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"text\":}\n", &["line 2: found", "a JSON object on a line"]);
     refused("a.jsonl", "[1]\n", &["line 1: found", "a JSON object on a line"]);
     refused("a.jsonl", "{\"text\":\"a\",\"label\":1}\n{\"txt\":\"a\"}\n", &["line 2, text: found null"]);

@@ -9,7 +9,7 @@ use peft_core::train::{Metrics, Tuned, Workers, measure};
 use peft_core::{Bare, Error, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows};
+use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows, workers};
 use crate::registry::{WithMethod, by_peft_type};
 use crate::tasks::Task;
 
@@ -34,6 +34,9 @@ pub struct Eval {
     /// Tokens to which texts are cut
     #[arg(long, default_value_t = 128)]
     max_length: usize,
+    /// Threads [default: all cores]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 impl WithMethod for (&Pretrained, &Eval, &Path) {
@@ -43,7 +46,8 @@ impl WithMethod for (&Pretrained, &Eval, &Path) {
         let tuned = Tuned::<M>::load(adapter, model)?;
         let room = tuned.config.room(model.base.shape());
         let data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
-        Ok((data.examples.len(), tuned.evaluate(&data)?))
+        let workers = eval.workers(&data)?;
+        Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, &data.examples, &workers)?))
     }
 }
 
@@ -56,7 +60,7 @@ impl Eval {
             None => {
                 let trained = Trained::new(Bare {}, own_head(&model)?)?;
                 let data = self.read(&model, &trained.head, &[], model.base.shape().max_length())?;
-                (data.examples.len(), measure(&model.base, &trained, &data.examples, &Workers::new(threads())?)?)
+                (data.examples.len(), measure(&model.base, &trained, &data.examples, &self.workers(&data)?)?)
             }
         };
         let wanted = |name: &str| name == "loss" || task.is_none_or(|task| task.metrics.contains(&name));
@@ -65,6 +69,10 @@ impl Eval {
         object.insert("examples".into(), json!(examples));
         object.extend(metrics.0.iter().filter(|(name, _)| wanted(name)).map(|(name, x)| (name.to_string(), json!(x))));
         print(Value::Object(object))
+    }
+
+    fn workers(&self, data: &Dataset) -> Result<Workers> {
+        workers(self.threads.map_or_else(threads, usize::from), data.examples.len())
     }
 
     /// The data, its labels numbered as the head's outputs are; `classes` are the names that an adapter brings.

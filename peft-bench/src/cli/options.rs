@@ -11,6 +11,7 @@ use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
 use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
 
+use super::progress::bar;
 use crate::registry::{WithMethod, by_peft_type};
 
 /// Which model, where.
@@ -79,20 +80,25 @@ pub fn warn_of_broken_rows(rows: &Labelled) {
 
 /// Logits of a model with the head of its checkpoint, or with an adapter.
 pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Vec<Logits>> {
-    struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example]);
+    struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example], Workers);
     impl WithMethod for WithAdapter<'_> {
         type Output = Vec<Logits>;
         fn call<M: Method>(self) -> Result<Vec<Logits>> {
-            Tuned::<M>::load(self.1, self.0)?.predict(self.2)
+            let tuned = Tuned::<M>::load(self.1, self.0)?;
+            predict(&tuned.base, &tuned.trained, self.2, &self.3)
         }
     }
+    let workers = workers(threads, examples.len())?;
     match adapter {
-        Some(dir) => by_peft_type(dir, WithAdapter(model, dir, examples)),
-        None => {
-            let trained = Trained::new(Bare {}, own_head(model)?)?;
-            predict(&model.base, &trained, examples, &Workers::new(threads)?)
-        }
+        Some(dir) => by_peft_type(dir, WithAdapter(model, dir, examples, workers)),
+        None => predict(&model.base, &Trained::new(Bare {}, own_head(model)?)?, examples, &workers),
     }
+}
+
+/// Threads for work on each of so many examples, with a bar.
+pub fn workers(threads: usize, examples: usize) -> Result<Workers> {
+    let bar = bar(examples);
+    Ok(Workers::new(threads)?.telling(move || bar.inc(1)))
 }
 
 /// The longest sequence of tokens that a model takes beside an adapter's virtual tokens.

@@ -1,7 +1,7 @@
 //! What a run shows: a progress bar on a terminal, and a log file of one JSON object a line.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,9 @@ use peft_core::files::{read_text, write_file};
 use peft_core::train::{Metrics, Observer, StepReport};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
+
+/// More bytes than the first line of a log has.
+const MAX_LINE: u64 = 1 << 16;
 
 /// Bar and log.
 pub struct Progress {
@@ -29,11 +32,8 @@ pub struct Progress {
 impl Progress {
     /// For a run of `steps`; the bar is hidden where standard error is no terminal.
     pub fn new(steps: usize, log: Option<&Path>) -> Self {
-        let style = "{bar:30} {pos}/{len} {msg} {eta} left";
-        let bar = ProgressBar::new(steps as u64);
-        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
         Progress {
-            bar,
+            bar: bar(steps),
             since: Instant::now(),
             training: Duration::ZERO,
             steps: 0,
@@ -70,6 +70,13 @@ impl Progress {
     }
 }
 
+/// A bar over so many pieces of work, hidden where standard error is no terminal.
+pub fn bar(pieces: usize) -> ProgressBar {
+    let style = "{bar:30} {pos}/{len} {msg} {eta} left";
+    ProgressBar::new(pieces as u64)
+        .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// The lines of a log up to a step; a line that was cut off by a kill is none of them.
 fn lines_until(log: &str, step: usize) -> String {
     let early = |line: &&str| {
@@ -79,14 +86,15 @@ fn lines_until(log: &str, step: usize) -> String {
     log.lines().filter(early).map(|line| format!("{line}\n")).collect()
 }
 
-/// Refuses to write over a file that is no log.
-fn refuse_other(path: &Path) -> Result<()> {
-    if !path.is_file() || path.metadata().is_ok_and(|file| file.len() == 0) {
+/// Refuses to write over a file that is no log, by its first line.
+pub fn check_log(path: &Path) -> Result<()> {
+    if !path.is_file() {
         return Ok(());
     }
-    let log = read_text(path, 1 << 32)
-        .is_ok_and(|text| !lines_until(text.lines().next().unwrap_or(""), usize::MAX).is_empty());
-    if log {
+    let mut first = Vec::new();
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    BufReader::new(file.take(MAX_LINE)).read_until(b'\n', &mut first).map_err(Error::io("read", path))?;
+    if first.is_empty() || !lines_until(&String::from_utf8_lossy(&first), usize::MAX).is_empty() {
         Ok(())
     } else {
         Err(Error::file(path, "--log", "a file that is no log", "a new file, or a log to replace"))
@@ -110,7 +118,6 @@ impl Observer for Progress {
             write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
             OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?
         } else {
-            refuse_other(path)?;
             File::create(path).map_err(Error::io("write", path))?
         });
         Ok(())

@@ -11,7 +11,7 @@ use peft_core::{Error, Example, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, check_output, peak_bytes, print, threads, warn_of_broken_rows};
-use super::progress::Progress;
+use super::progress::{Progress, check_log};
 use super::{card, yaml};
 use crate::registry::{WithMethod, by_name, by_peft_type};
 use crate::tasks::Task;
@@ -169,6 +169,7 @@ impl Train {
         if let Some(log) = &self.log {
             let inputs = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
             check_output("--log", log, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
+            check_log(log)?;
         }
         let model = self.model.open()?;
         match (&self.adapter, &self.method) {
@@ -279,6 +280,9 @@ impl Job<'_> {
             Some(dir) => peft::labels(dir)?.classes,
             None => model.classes(),
         };
+        if let Some(task) = &args.task {
+            Task::named(task)?.check_order(&classes)?;
+        }
         let renumbered = |data: &Dataset| data.clone().with_classes(&classes);
         match (renumbered(&data), eval.as_ref().map(renumbered)) {
             (Some(data), None) => Ok((data, None)),

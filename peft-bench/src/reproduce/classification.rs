@@ -62,8 +62,7 @@ impl Data {
 pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
     let started = Instant::now();
     let source = plan.source(|made| masked::prepare(made, plan))?;
-    let (name, glue) = (&source.model, &source.data);
-    let model = Pretrained::open(name, &plan.device)?;
+    let (name, model, glue) = (&source.name, &source.model, &source.data);
     let weights = model.base.fingerprint();
     let mut report = blank(plan, tasks, name, &model)?;
     // All of them before the first run, which may take hours.

@@ -27,8 +27,7 @@ use crate::tasks::mmlu::{self, LETTERS, Scores, Split, Subject};
 /// and MMLU's questions in `mmlu`.
 pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
     let source = plan.source(|made| prepare(made, plan))?;
-    let (name, data) = (&source.model, &source.data);
-    let model = Pretrained::open(name, &plan.device)?;
+    let (name, model, data) = (&source.name, &source.model, &source.data);
     if !matches!(model.base.shape().architecture, Architecture::Llama(_)) {
         return Err(Error::config("--model", name, "a LLaMA, which Tables V and VI are about"));
     }

@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use peft_core::files::{lock, write_file};
+use peft_core::io::Pretrained;
 use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 use serde_json::json;
@@ -57,9 +58,10 @@ pub struct Plan {
     pub device: Device,
 }
 
-/// What is run on: a model and the directory of the data. No other process writes to the output while it lives.
+/// What is run on: a model, its name, and the directory of the data. No other process writes to the output while it lives.
 struct Source {
-    model: String,
+    name: String,
+    model: Pretrained,
     data: PathBuf,
     _lock: File,
 }
@@ -95,18 +97,22 @@ impl Failures {
 impl Plan {
     /// The model and the data: real ones, or those that `make` gives a directory to, which it is handed.
     fn source(&self, make: impl FnOnce(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<Source> {
+        let open = |name: &str| Pretrained::open(name, &self.device);
+        // A model that is not there leaves no output.
+        let real = self.real.as_ref().map(|(name, data)| Ok((name.clone(), open(name)?, data.clone()))).transpose()?;
         std::fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
         let _lock = lock(&self.output)?;
-        let (model, data) = match &self.real {
-            Some((model, data)) => (model.clone(), data.clone()),
+        let (name, model, data) = match real {
+            Some(real) => real,
             None => {
                 std::fs::create_dir_all(&self.made).map_err(Error::io("create", &self.made))?;
                 let _made = lock(&self.made)?;
                 let (model, data) = make(&self.made)?;
-                (model.to_string_lossy().into_owned(), data)
+                let name = model.to_string_lossy().into_owned();
+                (name.clone(), open(&name)?, data)
             }
         };
-        Ok(Source { model, data, _lock })
+        Ok(Source { name, model, data, _lock })
     }
 
     fn learning_rate(&self, row: &Row) -> f64 {

@@ -44,8 +44,7 @@ pub struct Stems {
 /// Runs what the plan says, goes on where it was interrupted, and writes REPORT.md and report.html.
 pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     let source = plan.source(|made| prepare(made, plan))?;
-    let (name, data) = (&source.model, &source.data);
-    let model = Pretrained::open(name, &plan.device)?;
+    let (name, model, data) = (&source.name, &source.model, &source.data);
     if !matches!(model.base.shape().architecture, Architecture::T5(_)) {
         return Err(Error::config("--model", name, "a T5, which Table IV is about"));
     }

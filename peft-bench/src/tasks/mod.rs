@@ -116,7 +116,19 @@ impl Task {
     pub fn read_dev(&self, dir: &Path, classes: &[String]) -> Result<Labelled> {
         let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
         let same = classes.len() == self.classes.len() && self.classes.iter().all(|class| classes.contains(class));
+        self.check_order(&classes)?;
         self.open(&self.file(dir, self.dev)?, if same { &classes } else { self.classes })?.read()
+    }
+
+    /// F1 is of the class that GLUE gives the number 1: a head that has the two the other way would be scored by that of 0.
+    pub fn check_order(&self, classes: &[impl AsRef<str>]) -> Result<()> {
+        let turned = classes.iter().map(AsRef::as_ref).eq(self.classes.iter().rev().copied());
+        if turned && self.metrics.contains(&"f1") {
+            let found = format!("{:?} in this order", classes.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+            let expected = format!("{:?}: the F1 of {} is that of the last", self.classes, self.directory);
+            return Err(Error::config("classes of the head", found, expected));
+        }
+        Ok(())
     }
 
     fn file(&self, dir: &Path, name: &str) -> Result<PathBuf> {

@@ -140,6 +140,15 @@ fn tasks_are_trained_and_measured_in_the_layout_of_glue() {
         (&report["metrics"]["accuracy"], &report["metrics"]["loss"])
     );
 
+    // F1 is of one class, which a head that has them the other way would take the other for.
+    let turned = folder.path("mrpc/labels.json");
+    fs::write(&turned, fs::read_to_string(&turned).unwrap().replace("LABEL_0", "1").replace("LABEL_1", "0")).unwrap();
+    let adapter = folder.path("mrpc");
+    let eval = ["eval", "--model", &model, "--adapter", &adapter, "--task", "mrpc", "--data", &glue];
+    names(&fail(&eval), &[r#"["1", "0"] in this order"#, "the F1 of MRPC"]);
+    let train = ["train", "--model", &model, "--adapter", &adapter, "--steps", "1", "--task", "mrpc", "--data", &glue];
+    names(&fail(&[&train[..], &["--output", &folder.path("out")]].concat()), &["the F1 of MRPC"]);
+
     let start = ["train", "--model", &model, "--method", "bitfit", "--steps", "1", "--output", &folder.path("out")];
     let train = |task: &str, data: &str| fail(&[&start[..], &["--task", task, "--data", data]].concat());
     let (glue, rte) = (folder.path("glue"), folder.path("glue/RTE"));

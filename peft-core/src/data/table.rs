@@ -77,7 +77,8 @@ type Parsed<'a> = (Vec<String>, Box<dyn Iterator<Item = Result<Record>> + 'a>);
 
 /// GLUE style: no quoting, so a quote is a character like any other.
 fn tsv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Parsed<'a> {
-    let mut lines = text.lines().zip(1..);
+    // Editors leave blank lines at the end.
+    let mut lines = text.trim_end_matches(['\r', '\n']).lines().zip(1..);
     let split = |line: &str| line.split('\t').map(str::to_string).collect::<Vec<_>>();
     let columns = names.unwrap_or_else(|| lines.next().map_or(Vec::new(), |(header, _)| split(header)));
     let width = columns.len();
@@ -89,6 +90,10 @@ fn csv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<
         let line = error.position().map_or(1, csv::Position::line);
         Error::file(path, format!("line {line}"), error, "comma-separated fields")
     };
+    if let Some(line) = open_quote(text) {
+        let expected = "a quote that is closed: it takes in all that follows";
+        return Err(Error::file(path, format!("line {line}"), "a quote that is never closed", expected));
+    }
     // Rows of another length are reported below, in the words used for all formats.
     let mut builder = csv::ReaderBuilder::new();
     let mut reader = builder.flexible(true).has_headers(names.is_none()).from_reader(text.as_bytes());
@@ -103,6 +108,29 @@ fn csv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<
         record(path, line, width, row.iter().map(str::to_string).collect())
     });
     Ok((columns, Box::new(rows)))
+}
+
+/// The line of a field whose quote is open at the end of the text, where the reader would take it for closed.
+fn open_quote(text: &str) -> Option<usize> {
+    enum Field {
+        Start,
+        Plain,
+        Quoted(usize),
+        /// A quote in a quoted field: its end, or the first of two that stand for one.
+        Quote(usize),
+    }
+    let (mut field, mut line) = (Field::Start, 1);
+    for byte in text.bytes() {
+        field = match (field, byte) {
+            (Field::Start, b'"') => Field::Quoted(line),
+            (Field::Quoted(opened), b'"') => Field::Quote(opened),
+            (Field::Quote(opened), b'"') | (Field::Quoted(opened), _) => Field::Quoted(opened),
+            (_, b',' | b'\n') => Field::Start,
+            _ => Field::Plain,
+        };
+        line += usize::from(byte == b'\n');
+    }
+    if let Field::Quoted(opened) = field { Some(opened) } else { None }
 }
 
 fn record(path: &Path, line: usize, width: usize, fields: Vec<String>) -> Result<Record> {

@@ -90,8 +90,8 @@ pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<Option<Head>> {
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote.
 pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
     let shape = base.shape();
-    let file = dir.join("adapter_model.safetensors");
-    let file = if file.exists() { file } else { dir.join("adapter_model.bin") };
+    let [file, pickle] = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
+    let file = if pickle.exists() && !file.exists() { pickle } else { file };
     let head = |name: &str| head_key(M::HEAD_PREFIX, name, shape);
     load_from(dir, &file, base, |config: &M, name| file_key(config, name, shape), head)
 }

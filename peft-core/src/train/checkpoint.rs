@@ -167,6 +167,10 @@ impl Store {
                     self.saved.0 = step;
                     return Ok((self.restore(&path, run)?, skipped));
                 }
+                // What the system does not let us read may be whole.
+                Err(Error::Io { action, path, source }) if source.kind() != ErrorKind::NotFound => {
+                    return Err(Error::Io { action, path, source });
+                }
                 Err(error) => {
                     skipped.push(format!("skipped a damaged checkpoint: {error}"));
                     // It would be counted among the last, which are kept.

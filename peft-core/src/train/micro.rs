@@ -40,7 +40,10 @@ pub fn lengths(examples: &[&Example]) -> Vec<usize> {
 }
 
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.
-pub struct Workers(Vec<ThreadPool>);
+pub struct Workers {
+    pools: Vec<ThreadPool>,
+    tell: Box<dyn Fn() + Send + Sync>,
+}
 
 impl Workers {
     /// This many.
@@ -48,8 +51,13 @@ impl Workers {
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
         let pools = (0..threads).map(pool).collect::<Result<_, _>>();
         pools
-            .map(Workers)
+            .map(|pools| Workers { pools, tell: Box::new(|| ()) })
             .map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+    }
+
+    /// Calls `tell` after each piece.
+    pub fn telling(self, tell: impl Fn() + Send + Sync + 'static) -> Self {
+        Workers { tell: Box::new(tell), ..self }
     }
 
     /// Runs `work` on each of `count` pieces and hands the results to `collect` in the order of the pieces. The first error,
@@ -69,6 +77,7 @@ impl Workers {
                     break;
                 }
                 let result = work(piece);
+                (self.tell)();
                 let mut ordered = ordered.lock().unwrap_or_else(PoisonError::into_inner);
                 ordered.add(piece, result);
                 if ordered.error.is_some() {
@@ -77,7 +86,7 @@ impl Workers {
             }
         };
         std::thread::scope(|scope| {
-            for pool in self.0.iter().take(count) {
+            for pool in self.pools.iter().take(count) {
                 scope.spawn(|| pool.install(job));
             }
         });
