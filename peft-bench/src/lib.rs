@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod hermetic;
+pub mod machine;
 pub mod registry;
 pub mod reproduce;
 pub mod tasks;

@@ -173,12 +173,17 @@ fn occupied(path: &Path) -> Result<()> {
 pub fn lock(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
     let lock = File::create(&path).map_err(Error::io("create", &path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
+    hold(&lock, dir).map(|()| lock)
+}
+
+/// Takes what lies at `path` for this process, as long as the file lives.
+pub fn hold(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
-            Err(Error::file(dir, "lock", "another run that writes here", "one run for each output"))
+            Err(Error::file(path, "lock", "another run that writes here", "one run for each output"))
         }
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
     }
 }
 

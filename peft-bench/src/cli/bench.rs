@@ -9,7 +9,8 @@ use peft_core::train::{Run, TrainConfig};
 use peft_core::{Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
 use serde_json::json;
 
-use super::options::{ModelArgs, peak_bytes, print, threads};
+use super::options::{ModelArgs, print};
+use crate::machine::{peak_bytes, threads};
 use crate::registry::{WithMethod, by_name};
 
 /// Measure speed and memory

@@ -9,7 +9,8 @@ use peft_core::train::{Metrics, Tuned, Workers, measure};
 use peft_core::{Bare, Error, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, own_head, print, threads, warn_of_broken_rows, workers};
+use super::options::{ColumnArgs, ModelArgs, own_head, print, tell_classes, warn_of_broken_rows, workers};
+use crate::machine::threads;
 use crate::registry::{WithMethod, by_peft_type};
 use crate::tasks::Task;
 
@@ -96,7 +97,10 @@ impl Eval {
                 let found = format!("{}, which needs a head with {} outputs", task.name, task.outputs());
                 return Err(Error::config("--task", found, format!("a task for a head with {outputs}")));
             }
-            Some(task) => task.read_dev(&self.data, &names)?,
+            Some(task) => {
+                tell_classes(task.classes, &names);
+                task.read_dev(&self.data, &names)?
+            }
             None => {
                 let open = || Ok::<_, Error>(self.columns.of(Labelled::open(&self.data)?));
                 match outputs {
@@ -105,7 +109,8 @@ impl Eval {
                     _ => open()?
                         .classes(&names)
                         .read()
-                        .or_else(|error| open()?.classes(&numbers).read().map_err(|_| error))?,
+                        .or_else(|error| open()?.classes(&numbers).read().map_err(|_| error))
+                        .inspect(|rows| tell_classes(rows.classes(), &names))?,
                 }
             }
         };

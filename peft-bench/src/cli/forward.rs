@@ -10,7 +10,8 @@ use peft_core::load::write_safetensors;
 use peft_core::train::Logits;
 use peft_core::{Architecture, Result, io::Pretrained};
 
-use super::options::{ModelArgs, check_output, logits, max_length, threads};
+use super::options::{ModelArgs, check_output, logits, max_length};
+use crate::machine::threads;
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]

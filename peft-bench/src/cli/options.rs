@@ -145,6 +145,16 @@ pub fn print_part(part: impl Display) -> Result<()> {
     })
 }
 
+/// Says which class of the head each label is taken for, where the two have other names and only their numbers tell.
+pub fn tell_classes(labels: &[impl AsRef<str>], head: &[String]) {
+    let named = |(i, name): (usize, &String)| *name != i.to_string() && *name != format!("LABEL_{i}");
+    let known = |label: &dyn AsRef<str>| head.iter().any(|name| name == label.as_ref());
+    if head.iter().enumerate().any(named) && !labels.iter().all(|label| known(label)) {
+        let pairs = labels.iter().zip(head).map(|(label, name)| format!("{} for {name}", label.as_ref()));
+        eprintln!("labels are taken by their numbers: {}", pairs.collect::<Vec<_>>().join(", "));
+    }
+}
+
 /// Refuses an output that is one of the inputs.
 pub fn check_output(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> {
     let same = |input: &&&Path| matches!((output.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
@@ -154,16 +164,4 @@ pub fn check_output(option: &str, output: &Path, inputs: &[&Path]) -> Result<()>
             Err(Error::config(option, output.display(), format!("another file than the input {}", input.display())))
         }
     }
-}
-
-/// The most memory that this process ever held, where the system tells.
-pub fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// All threads of the machine.
-pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -8,7 +8,8 @@ use peft_core::train::argmax;
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, lines, logits, max_length, print, threads};
+use super::options::{ModelArgs, lines, logits, max_length, print};
+use crate::machine::threads;
 
 /// Label texts with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use peft_core::files::{read_text, write_file};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use peft_core::files::{hold, read_text, write_file};
 use peft_core::train::{Metrics, Observer, StepReport};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -75,6 +75,8 @@ pub fn bar(pieces: usize) -> ProgressBar {
     let style = "{bar:30} {pos}/{len} {msg} {eta} left";
     ProgressBar::new(pieces as u64)
         .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
+        // Results are printed on lines of their own.
+        .with_finish(ProgressFinish::AndClear)
 }
 
 /// The lines of a log up to a step; a line that was cut off by a kill is none of them.
@@ -114,11 +116,23 @@ impl Observer for Progress {
         }
         (self.steps, self.since) = (done, Instant::now());
         let Some(path) = &self.log else { return Ok(()) };
-        self.file = Some(if done > 0 && path.exists() {
+        let open = || {
+            let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
+            if path.is_file() {
+                hold(&file, path)?;
+            }
+            Ok::<_, Error>(file)
+        };
+        // Before the log of another run is cut, too.
+        let file = open()?;
+        self.file = Some(if done > 0 && path.is_file() {
             write_file(path, lines_until(&read_text(path, 1 << 32)?, done).as_bytes())?;
-            OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?
+            open()?
         } else {
-            File::create(path).map_err(Error::io("write", path))?
+            if path.is_file() {
+                file.set_len(0).map_err(Error::io("write", path))?;
+            }
+            file
         });
         Ok(())
     }

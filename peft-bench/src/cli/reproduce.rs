@@ -7,7 +7,7 @@ use clap::Args;
 use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 
-use super::options::threads;
+use crate::machine::threads;
 use crate::reproduce::rows::{self, Row};
 use crate::reproduce::sequences::Sizes;
 use crate::reproduce::translation::{self, Stems};
@@ -129,14 +129,21 @@ impl Reproduce {
     }
 
     fn rates(&self, rows: &[Row]) -> Result<Vec<(String, f64)>> {
+        let row = |name: &str| {
+            let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+            Row::named(rows, name)
+                .map_err(|_| Error::config("--learning-rate", name, format!("a row of this call: {}", known())))
+        };
         let rate = |text: &String| {
             let wrong = || Error::config("--learning-rate", text, "ROW=RATE, such as LoRA=5e-4");
             let (name, rate) = text.rsplit_once('=').ok_or_else(wrong)?;
             let rate = rate.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0).ok_or_else(wrong)?;
             TrainConfig::new(rate).check()?;
-            Ok((Row::named(rows, name)?.name.to_string(), rate))
+            Ok((row(name)?.name.to_string(), rate))
         };
-        self.learning_rate.iter().map(rate).collect()
+        let rates = self.learning_rate.iter().map(rate).collect::<Result<Vec<_>>>()?;
+        once("--learning-rate", rates.iter().map(|(name, _)| name))?;
+        Ok(rates)
     }
 
     fn plan(self, (all, quick): (&[Row], &[&str]), epochs: usize) -> Result<Plan> {

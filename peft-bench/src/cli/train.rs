@@ -10,9 +10,10 @@ use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig
 use peft_core::{Error, Example, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, check_output, peak_bytes, print, threads, warn_of_broken_rows};
+use super::options::{ColumnArgs, ModelArgs, check_output, print, tell_classes, warn_of_broken_rows};
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
+use crate::machine::{peak_bytes, threads};
 use crate::registry::{WithMethod, by_name, by_peft_type};
 use crate::tasks::Task;
 
@@ -67,7 +68,7 @@ pub struct Train {
     /// The update rule
     #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
     optimizer: Optimizer,
-    /// Decoupled weight decay
+    /// Decoupled weight decay, of biases and normalizations too
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
     /// AdamW's decay of the first moment
@@ -170,6 +171,17 @@ impl Train {
             let inputs = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
             check_output("--log", log, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
             check_log(log)?;
+            let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
+            for (name, made) in [("output", &self.output), ("checkpoints", &self.checkpoints().dir)] {
+                if absolute(log)?.starts_with(absolute(made)?) {
+                    let found = format!("{}, in the run's {name}", log.display());
+                    return Err(Error::config(
+                        "--log",
+                        found,
+                        "a file elsewhere: that directory comes and goes as a whole",
+                    ));
+                }
+            }
         }
         let model = self.model.open()?;
         match (&self.adapter, &self.method) {
@@ -239,8 +251,16 @@ impl Train {
             ..Default::default()
         };
         config.check()?;
-        if (self.keep_best || self.early_stop.is_some()) && self.task.is_none() && self.eval.is_none() {
-            return Err(Error::config("--keep-best, --early-stop", "no data to evaluate on", "--eval, or --task"));
+        let judged = [
+            ("--keep-best", self.keep_best),
+            ("--early-stop", self.early_stop.is_some()),
+            ("--eval-every", self.eval_every.is_some()),
+            ("--metric", config.metric_for_best_model != "loss"),
+        ];
+        if let Some((option, _)) =
+            judged.into_iter().find(|(_, given)| *given && self.task.is_none() && self.eval.is_none())
+        {
+            return Err(Error::config(option, "no data to evaluate on", "--eval, or --task"));
         }
         if !(0.0..1e9).contains(&self.warmup) || self.warmup > 1.0 && self.warmup.fract() != 0.0 {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
@@ -282,6 +302,9 @@ impl Job<'_> {
         };
         if let Some(task) = &args.task {
             Task::named(task)?.check_order(&classes)?;
+        }
+        if !data.classes.is_empty() {
+            tell_classes(&data.classes, &classes);
         }
         let renumbered = |data: &Dataset| data.clone().with_classes(&classes);
         match (renumbered(&data), eval.as_ref().map(renumbered)) {
@@ -353,13 +376,15 @@ impl WithMethod for Job<'_> {
         let metrics: Map<String, Value> =
             metrics.0.iter().map(|(name, value)| (name.to_string(), json!(value))).collect();
         let (method, head) = tuned.trainable();
+        let (steps, speed) = (progress.steps(), progress.tokens_per_second());
+        drop(progress);
         let card = card::write(&tuned, &config, &metrics, args.task.as_deref());
         tuned.save_with(&args.output, &[(SETTINGS, settings), ("README.md", card)])?;
         args.checkpoints().remove()?;
         print(json!({
-            "output": args.output, "method": M::NAME, "steps": progress.steps(),
+            "output": args.output, "method": M::NAME, "steps": steps,
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
-            "tokens_per_second": progress.tokens_per_second(), "peak_bytes": peak_bytes(), "metrics": metrics,
+            "tokens_per_second": speed, "peak_bytes": peak_bytes(), "metrics": metrics,
         }))
     }
 }

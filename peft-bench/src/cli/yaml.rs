@@ -121,11 +121,15 @@ pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
     if text(1) != "train" {
         return Ok((args, None));
     }
-    let path = (2..args.len()).find_map(|i| match text(i).strip_prefix("--config=") {
+    let mut paths = (2..args.len()).filter_map(|i| match text(i).strip_prefix("--config=") {
         Some(path) => Some(path.into()),
         None => args.get(i + 1).filter(|_| text(i) == "--config").cloned(),
     });
-    let Some(path) = path.map(PathBuf::from) else { return Ok((args, None)) };
+    let Some(path) = paths.next().map(PathBuf::from) else { return Ok((args, None)) };
+    if let Some(other) = paths.next() {
+        let found = format!("{} and {}", path.display(), other.to_string_lossy());
+        return Err(Error::config("--config", found, "one file"));
+    }
     let given: Vec<&str> = (2..args.len()).map(text).collect();
     let options = options(&path, &given)?;
     let (start, rest) = args.split_at(2);
@@ -137,8 +141,13 @@ pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
 
 /// The options that a file stands for, each with its key, without those that the command line gives or excludes.
 fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
-    let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?)
-        .map_err(|error| Error::file(path, "content", error, "a YAML mapping of settings"))?;
+    let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?).map_err(|error| {
+        // Behind it stand a picture of the place and what a program could configure.
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let found = line.split(", set ").next().unwrap_or_default().trim_end_matches(" by the configured policy");
+        Error::file(path, "content", found, "a YAML mapping of settings")
+    })?;
     let is_given = |option: &str| given.iter().any(|arg| arg.split('=').next() == Some(option));
     let excluded = |option: &str| {
         EXCLUSIVE
@@ -172,8 +181,11 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
             continue;
         }
         let Some((_, option)) = KEYS.iter().find(|(name, _)| name == key) else {
-            if OFF.contains(&key.as_str()) && matches!(value, Value::Null | Value::Bool(false)) {
-                continue;
+            if OFF.contains(&key.as_str()) {
+                match value {
+                    Value::Null | Value::Bool(false) => continue,
+                    _ => return Err(Error::file(path, key, value, "false: it is not done here")),
+                }
             }
             if !own.contains_key(key) {
                 return Err(unknown(path, key, value, &own));
@@ -348,6 +360,8 @@ mod tests {
             let message = expanded(yaml, &[]).unwrap_err().to_string();
             assert!(message.contains("run.yaml") && message.contains(&format!("`{nearest}`")), "{message}");
         }
+        let twice = expanded("max_steps: 1\nmax_steps: 2\n", &[]).unwrap_err().to_string();
+        assert!(twice.contains("line 2 column 1: duplicate mapping key: max_steps, expected a YAML"), "{twice}");
         assert!(expanded("- 1\n", &[]).unwrap_err().to_string().contains("mapping"));
         assert!(expanded("seed: [1, 2]\n", &[]).unwrap_err().to_string().contains("single value"));
     }

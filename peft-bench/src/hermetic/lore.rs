@@ -151,7 +151,8 @@ static SUBJECTS: [(&str, [Relation; 4]); 4] = [
 /// prompt (with blanks for its line breaks), with a tab before each answer. To say the letter of a choice is the last thing that
 /// a small model learns, and sooner from a loss on the words behind the tabs than on every word.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
-    save(directory, files(seed))
+    save(directory, files(seed))?;
+    save(directory, vec![("tokenizer_config.json".to_string(), Tokenizer::config(&SPECIAL))])
 }
 
 /// The files by their paths.

@@ -12,13 +12,3 @@ pub mod vocabulary;
 mod write;
 
 pub use write::write;
-
-/// What decides every byte that is written here.
-pub const SOURCES: &[&[u8]] = &[
-    include_bytes!("grammar.rs"),
-    include_bytes!("lore.rs"),
-    include_bytes!("tasks.rs"),
-    include_bytes!("translation.rs"),
-    include_bytes!("vocabulary.rs"),
-    include_bytes!("write.rs"),
-];

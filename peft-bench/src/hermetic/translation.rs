@@ -53,7 +53,8 @@ const JOINED: [(&str, &str); 2] = [("and", "șa"), ("but", "dor")];
 /// `mixture` is for pretraining, beside the texts. No sentence occurs twice in the parallel files, and none of `dev` and `test` in
 /// a text.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
-    save(directory, files(seed))
+    save(directory, files(seed))?;
+    save(directory, vec![("tokenizer_config.json".to_string(), Tokenizer::config(&SPECIAL))])
 }
 
 /// The files by their paths.

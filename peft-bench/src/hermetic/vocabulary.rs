@@ -67,6 +67,23 @@ impl Tokenizer<'_> {
         })
     }
 
+    /// The file by which transformers takes the tokenizer as it is, whatever the model's family.
+    pub fn config(special: &[&str]) -> String {
+        let roles = [
+            ("bos_token", "<s>"),
+            ("cls_token", "<s>"),
+            ("eos_token", "</s>"),
+            ("sep_token", "</s>"),
+            ("pad_token", "<pad>"),
+            ("unk_token", "<unk>"),
+            ("mask_token", "<mask>"),
+        ];
+        let roles = roles.into_iter().filter(|(_, token)| special.contains(token));
+        let class = [("tokenizer_class", "PreTrainedTokenizerFast")].into_iter();
+        let file: Map<_, _> = class.chain(roles).map(|(key, value)| (key.to_string(), json!(value))).collect();
+        format!("{:#}\n", Value::Object(file))
+    }
+
     /// The file, for these words.
     pub fn file(&self, words: &BTreeSet<&str>) -> String {
         let sentinels = self.sentinels.iter().map(String::as_str);

@@ -25,7 +25,8 @@ const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 /// A line of the corpus is one text, or two with a tab between them, then what one says of them in a word, without a full
 /// stop. No texts of a training example are those of a development example or of a line of the corpus.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
-    save(directory, files(seed))
+    save(directory, files(seed))?;
+    save(directory, vec![("tokenizer_config.json".to_string(), Tokenizer::config(&SPECIAL))])
 }
 
 /// Writes files by their paths in a directory.

@@ -164,7 +164,7 @@ impl Score for Questions<'_> {
 
 /// Writes the made-up subjects and a small LLaMA that has read of them, unless they are there.
 fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
-    let data = place(made, "data", hermetic::SOURCES);
+    let data = place(made, "data", "");
     if !data.exists() {
         write_directory(&data, |data| hermetic::lore::write(data, 0))?;
     }
@@ -190,7 +190,7 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     };
     let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     let decides = format!("{shape:?} {recipe:?}");
-    let output = place(made, "model", &[corpus.as_bytes(), decides.as_bytes(), include_bytes!("instruction.rs")]);
+    let output = place(made, "model", &decides);
     if output.exists() {
         return Ok((output, data));
     }

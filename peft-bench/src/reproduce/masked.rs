@@ -24,7 +24,7 @@ const MASK: u32 = 4;
 
 /// Writes corpus, tasks and the pretrained model into `made`, unless they are there; gives the model and the tasks.
 pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
-    let data = place(made, "data", hermetic::SOURCES);
+    let data = place(made, "data", "");
     if !data.exists() {
         write_directory(&data, |data| hermetic::write(data, 0))?;
     }
@@ -44,7 +44,7 @@ pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     .with_dropout(0.0);
     let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     let decides = format!("{shape:?} {recipe:?}");
-    let output = place(made, "model", &[corpus.as_bytes(), decides.as_bytes(), include_bytes!("masked.rs")]);
+    let output = place(made, "model", &decides);
     if output.exists() {
         return Ok((output, glue));
     }

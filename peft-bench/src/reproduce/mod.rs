@@ -26,6 +26,7 @@ use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 use serde_json::json;
 
+use crate::machine::{peak_bytes, program};
 use report::{Outcome, Report};
 use rows::Row;
 
@@ -98,8 +99,11 @@ impl Plan {
     /// The model and the data: real ones, or those that `make` gives a directory to, which it is handed.
     fn source(&self, make: impl FnOnce(&Path) -> Result<(PathBuf, PathBuf)>) -> Result<Source> {
         let open = |name: &str| Pretrained::open(name, &self.device);
-        // A model that is not there leaves no output.
+        // What is not there leaves no output.
         let real = self.real.as_ref().map(|(name, data)| Ok((name.clone(), open(name)?, data.clone()))).transpose()?;
+        if let Some((_, _, data)) = &real {
+            data.read_dir().map_err(Error::io("read", data))?;
+        }
         std::fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
         let _lock = lock(&self.output)?;
         let (name, model, data) = match real {
@@ -158,8 +162,16 @@ impl Plan {
     /// Writes the report with the time that it took, and prints the table. An error, if a run failed.
     fn finish(&self, started: Instant, mut report: Report, failures: Failures) -> Result<Report> {
         let minutes = started.elapsed().as_secs_f64() / 60.0;
-        let time = format!("{minutes:.1} minutes on {} threads", self.threads);
-        report.setting.push(("Time of this call".into(), time));
+        let runs = || report.rows.iter().flat_map(|row| &row.cells).flat_map(|cell| &cell.runs);
+        let (all, earlier) = (runs().count(), runs().filter(|run| run.earlier).count());
+        let memory = peak_bytes().map_or("unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
+        report.setting.extend([
+            ("Command".into(), std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
+            ("Program".into(), format!("peft {}", program())),
+            ("Runs".into(), format!("{} of this call, {earlier} of earlier ones of the same program", all - earlier)),
+            ("Time of this call".into(), format!("{minutes:.1} minutes, threads: {}", self.threads)),
+            ("Peak memory of this call".into(), memory),
+        ]);
         report.notes.extend(failures.0.iter().map(|failure| format!("Failed: {failure}.")));
         self.write(&report)?;
         say(format_args!("\n{}", report.table()));

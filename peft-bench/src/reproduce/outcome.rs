@@ -11,10 +11,10 @@ use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Method, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::report::Outcome;
 use super::say;
+use crate::machine::{digest, program};
 
 /// Scores times 100, one a metric, and their standard errors, none where they are not known.
 pub(super) type Scored = (Vec<f64>, Vec<f64>);
@@ -42,7 +42,7 @@ impl Runs<'_> {
         score: impl FnOnce(&Tuned<'_, M>) -> Result<Scored>,
     ) -> Result<Outcome> {
         let settings = TrainConfig { threads: 1, ..config.clone() };
-        let computed = json!([format!("{:?}", self.device), env!("CARGO_PKG_VERSION")]);
+        let computed = json!([format!("{:?}", self.device), program()]);
         let key = [vec![json!(method), json!(settings), json!(self.weights), computed], data.to_vec()].concat();
         self.kept(name, &json!(key), |path| {
             let seed = config.seed;
@@ -51,18 +51,18 @@ impl Runs<'_> {
             let mut losses = Losses::new(name, path);
             let tuned = trainer.train(self.model, method, start, train, None, &mut losses)?;
             let (scores, errors) = score(&tuned)?;
-            Ok(Outcome { seed, scores, errors, seconds: losses.seconds(), losses: losses.kept })
+            Ok(Outcome { seed, scores, errors, seconds: losses.seconds(), losses: losses.kept, ..Outcome::default() })
         })
     }
 
     /// The outcome under a key: from its file, or from `run`, which may write beside the path that it is given.
     pub fn kept(&self, name: &str, key: &Value, run: impl FnOnce(&Path) -> Result<Outcome>) -> Result<Outcome> {
-        let hash: String = Sha256::digest(key.to_string()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let place = self.output.join("runs");
-        let path = place.join(format!("{name}-{hash}.json"));
+        let path = place.join(format!("{name}-{}.json", digest(&[key.to_string().as_bytes()])));
         // One that cannot be read is as none.
-        if let Some(outcome) = read_json(&path).ok().and_then(|value| serde_json::from_value(value).ok()) {
-            return Ok(outcome);
+        let read: Option<Outcome> = read_json(&path).ok().and_then(|value| serde_json::from_value(value).ok());
+        if let Some(outcome) = read {
+            return Ok(Outcome { earlier: true, ..outcome });
         }
         std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let outcome = run(&path)?;

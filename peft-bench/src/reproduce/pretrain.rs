@@ -12,9 +12,9 @@ use peft_core::random::Random;
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
 use peft_core::{Adapter, Base, Example, Head, Method, Place, Procedure, Result, Shape, Slot, Trained};
 use peft_partial::FullConfig;
-use sha2::{Digest, Sha256};
 
 use super::say;
+use crate::machine::{digest, program};
 
 /// How long, and how fast.
 #[derive(Clone, Debug)]
@@ -60,12 +60,9 @@ pub(super) fn start(shape: Shape, device: &Device, std: impl Fn(&Place) -> f64) 
     })
 }
 
-/// Where in `made` is what is named by a hash of all that decides it: what is made of other things has another name.
-pub(super) fn place(made: &Path, name: &str, of: &[&[u8]]) -> PathBuf {
-    let hash =
-        of.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part.len().to_le_bytes()).chain_update(part));
-    let hash: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    made.join(format!("{name}-{hash}"))
+/// Where in `made` is what this program makes by these settings: what another makes has another name.
+pub(super) fn place(made: &Path, name: &str, settings: &str) -> PathBuf {
+    made.join(format!("{name}-{}", digest(&[program().as_bytes(), settings.as_bytes()])))
 }
 
 /// Trains a base and its head, with what `beside` does, and writes the model into `output` with the tokenizer of `data`. Stopped, it

@@ -69,6 +69,9 @@ pub struct Outcome {
     pub losses: Vec<(usize, f64)>,
     /// How long it took.
     pub seconds: f64,
+    /// Whether an earlier call had it.
+    #[serde(skip)]
+    pub earlier: bool,
 }
 
 /// JSON has no NaN: what a diverged run leaves is written as null, and must not keep the others from being read.
@@ -182,7 +185,8 @@ impl Report {
         let scores = column.metrics.iter().zip(&outcome.scores).map(|(name, score)| format!("{name} {score:.2}"));
         let (scores, survey) = (scores.collect::<Vec<_>>().join(", "), cell.survey_text());
         let (seed, seconds) = (outcome.seed, outcome.seconds);
-        format!("{} on {}, seed {seed}: {scores} (survey {survey}) in {seconds:.1} s", row.name, column.name)
+        let when = if outcome.earlier { "by an earlier call, which took" } else { "in" };
+        format!("{} on {}, seed {seed}: {scores} (survey {survey}) {when} {seconds:.1} s", row.name, column.name)
     }
 
     /// How to read the table, in plain sentences.

@@ -95,7 +95,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
         let started = Instant::now();
         runs.kept("untuned", &json!([runs.weights, self.scored]), |_| {
             let (scores, errors) = self.score.score(&self.model.base, &trained)?;
-            Ok(Outcome { seed: 0, scores, errors, losses: vec![], seconds: started.elapsed().as_secs_f64() })
+            Ok(Outcome { scores, errors, seconds: started.elapsed().as_secs_f64(), ..Outcome::default() })
         })
     }
 

@@ -148,6 +148,10 @@ fn tasks_are_trained_and_measured_in_the_layout_of_glue() {
     names(&fail(&eval), &[r#"["1", "0"] in this order"#, "the F1 of MRPC"]);
     let train = ["train", "--model", &model, "--adapter", &adapter, "--steps", "1", "--task", "mrpc", "--data", &glue];
     names(&fail(&[&train[..], &["--output", &folder.path("out")]].concat()), &["the F1 of MRPC"]);
+    // Other names: what they are taken for is said.
+    fs::write(&turned, fs::read_to_string(&turned).unwrap().replace("\"1\"", "\"good\"")).unwrap();
+    let told = String::from_utf8(peft(&eval).stderr).unwrap();
+    assert!(told.contains("labels are taken by their numbers: 0 for good, 1 for 0"), "{told}");
 
     let start = ["train", "--model", &model, "--method", "bitfit", "--steps", "1", "--output", &folder.path("out")];
     let train = |task: &str, data: &str| fail(&[&start[..], &["--task", task, "--data", data]].concat());

@@ -53,7 +53,7 @@ fn tables_are_asked_for_once() {
         ("--rows lora,LoRA", &["--rows", "LoRA twice"]),
         ("--tasks rte,rte", &["--tasks", "rte twice"]),
         ("--limit 4", &["--limit", "4", "Tables IV to VI"]),
-        ("--rows LoRA --learning-rate FT=1", &["--rows", "FT"]),
+        ("--rows LoRA --learning-rate FT=1", &["--learning-rate", "FT"]),
         ("--threads 0", &["--threads", "0"]),
     ] {
         let args: Vec<&str> = ["reproduce", "--output", &output].into_iter().chain(extra.split(' ')).collect();
@@ -104,6 +104,19 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     let notes = folder.write("notes.txt", "not to be lost");
     names(&fail(&[&start[..], &["--output", &folder.path("o"), "--log", &notes]].concat()), &["notes.txt", "no log"]);
     assert_eq!(fs::read_to_string(notes).unwrap(), "not to be lost");
+    for log in ["o/log.jsonl", "o.checkpoints/log.jsonl"] {
+        let error = fail(&[&start[..], &["--output", &folder.path("o"), "--log", &folder.path(log)]].concat());
+        names(&error, &["--log", "that directory comes and goes"]);
+    }
+    for option in [&["--metric", "accuracy"][..], &["--eval-every", "1"], &["--keep-best"]] {
+        let error = fail(&[&start[..], &["--output", &folder.path("o")], option].concat());
+        names(&error, &[option[0], "no data to evaluate on"]);
+    }
+    let configs = ["--config", "a.yaml", "--config=b.yaml"];
+    names(
+        &fail(&[&start[..], &["--output", &folder.path("o")], &configs].concat()),
+        &["a.yaml and b.yaml", "one file"],
+    );
     let forward = ["forward", "--model", &model, "--input", &data, "--output", "/proc/nowhere"];
     names(&fail(&forward), &["cannot write /proc/nowhere"]);
     // A disk that is full.

@@ -178,6 +178,9 @@ impl Store {
                 }
             }
         }
+        if !skipped.is_empty() {
+            skipped.push("no checkpoint is left: from the start".into());
+        }
         Ok((Best::default(), skipped))
     }
 
@@ -281,6 +284,21 @@ impl From<Number> for Scalar {
             Number::UInt(n) => Scalar::UInt(n),
             Number::Float(x) => Scalar::Float(x),
             Number::Bool(b) => Scalar::Bool(b),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state that came back a little less would be beaten by an equal one.
+    #[test]
+    fn numbers_come_back_to_the_last_bit() {
+        for value in [2.0 / 13.0, 0.0017887233511355133, 1e-310, f64::MAX] {
+            let best = Best { found: Some((1, value)), ..Best::default() };
+            let read: Best = serde_json::from_slice(&serde_json::to_vec(&best).unwrap()).unwrap();
+            assert_eq!(read.found, best.found);
         }
     }
 }
