@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use peft_core::data::{Dataset, prompted, room};
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::next_logits;
-use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
 use peft_core::loss::IGNORED;
 use peft_core::train::Workers;

@@ -342,6 +342,7 @@ pub(super) mod tests {
                 errors: if seed == 0 { vec![1.5; scores.len()] } else { vec![] },
                 losses: (1..9).map(|step| (step, 1.0 / step as f64)).collect(),
                 seconds: 1.5,
+                earlier: false,
             };
             Cell { survey: survey.to_vec(), runs: (0..seeds).map(run).collect() }
         };

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use peft_core::data::{Dataset, prompted};
 use peft_core::files::{read_text, write_directory};
 use peft_core::generate::{GenerateConfig, generate};
-use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
 use peft_core::random::Random;
 use peft_core::{Architecture, Base, Error, Example, Label, Result, Shape, T5, Trained, Tuner};
