@@ -184,13 +184,7 @@ impl Base {
         for example in examples {
             let length = example.ids.len();
             let wrong = |key: &str, found: String, expected: String| Err(Error::config(key, found, expected));
-            if let Some(id) = example.ids.iter().find(|id| **id as usize >= self.shape.vocab) {
-                return wrong(
-                    "input_ids",
-                    id.to_string(),
-                    format!("ids below {}, the model's vocabulary", self.shape.vocab),
-                );
-            }
+            self.shape.check_ids(&example.ids)?;
             // A model without a type table takes types of 0, which say nothing.
             if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types.max(1)) {
                 return wrong("token_type_ids", kind.to_string(), format!("types below {}", self.shape.types));
