@@ -171,9 +171,9 @@ impl Head {
         match (self, shape.architecture) {
             (Head::MaskedLm(head), _) => head.logits(states, words, shape),
             (Head::LanguageModel(_) | Head::Verbalizer(_), Architecture::T5(t5)) if t5.scaled => {
-                module::linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
+                linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
             }
-            (Head::LanguageModel(_) | Head::Verbalizer(_), _) => module::linear(states, words.transpose(), None),
+            (Head::LanguageModel(_) | Head::Verbalizer(_), _) => linear(states, words.transpose(), None),
             (Head::Classifier(_) | Head::Score(_), _) => panic!("a head for classes has no logits over words"),
         }
     }

@@ -139,13 +139,17 @@ impl Shape {
     pub fn from_config(config: &Value, path: &Path) -> Result<Self> {
         let fields = Fields { config, path };
         fields.check_common()?;
-        match fields.get("model_type").and_then(Value::as_str) {
+        let shape = match fields.get("model_type").and_then(Value::as_str) {
             Some("bert") => bert::from_fields(&fields, Architecture::Bert),
             Some("roberta") => bert::from_fields(&fields, Architecture::Roberta),
             Some("t5") => t5::from_fields(&fields),
             Some("llama") => llama::from_fields(&fields),
             _ => Err(fields.wrong("model_type", "bert, roberta, t5 or llama")),
+        }?;
+        for key in ["bos_token_id", "eos_token_id"] {
+            fields.ids(key, shape.vocab)?;
         }
+        Ok(shape)
     }
 
     /// A Hugging Face `config.json` of this shape; [`from_config`](Self::from_config) reads it back.
@@ -177,6 +181,16 @@ impl Shape {
     pub fn file_name(&self, place: &Place) -> String {
         let prefix = if place.site.part == Part::Vocabulary { "" } else { self.prefix() };
         format!("{prefix}{}", place.name)
+    }
+
+    /// Refuses ids that are no rows of the word table.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.vocab) {
+            None => Ok(()),
+            Some(id) => {
+                Err(Error::config("input_ids", id, format!("ids below {}, the model's vocabulary", self.vocab)))
+            }
+        }
     }
 
     /// The longest sequence, in tokens, prompts included.
@@ -319,6 +333,8 @@ mod tests {
             ("num_attention_heads", json!(0)),
             ("vocab_size", Value::Null),
             ("pad_token_id", json!(97)),
+            ("bos_token_id", json!(97)),
+            ("eos_token_id", json!([5, 97])),
             ("layer_norm_eps", json!("small")),
             ("hidden_dropout_prob", json!(1.5)),
             ("hidden_act", json!("relu")),

@@ -60,14 +60,14 @@ fn files_that_are_no_tokenizer() {
 
 #[test]
 fn vocabularies_larger_than_the_model() {
-    let dir = folder("null", BERT, WORDS);
-    assert_error(
-        Tokenizer::from_dir(dir.path(), 5),
-        &["tokenizer.json: vocab: found id 5 for the token \"c\"", "below 5"],
-    );
+    let tokenizer = Tokenizer::from_dir(folder("null", BERT, WORDS).path(), 5).unwrap();
+    assert_eq!(tokenizer.encode("a b", None, 9).unwrap(), encoded(&[0, 3, 4, 1], &[0; 4]));
+    let beyond = &["tokenizer.json: vocab: found id 5, the token \"c\", in a text", "below 5", "has 6 tokens"];
+    assert_error(tokenizer.encode("a c", None, 9), beyond);
+    assert_error(tokenizer.plain("c"), beyond);
     let special = r#"{"type":"BertProcessing","sep":["[SEP]",1],"cls":["[CLS]",77]}"#;
     let tokenizer = Tokenizer::from_dir(folder("null", special, WORDS).path(), 6).unwrap();
-    assert_error(tokenizer.encode("a", None, 9), &["tokenizer.json: post_processor: found id 77", "below 6"]);
+    assert_error(tokenizer.encode("a", None, 9), &["tokenizer.json: vocab: found id 77, no token", "below 6"]);
     let none = r#"{"type":"WordLevel","vocab":{},"unk_token":"a"}"#;
     assert_error(
         Tokenizer::from_dir(folder("null", BERT, none).path(), 6),

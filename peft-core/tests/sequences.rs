@@ -150,6 +150,22 @@ fn generated_ids_equal_those_of_transformers() {
     assert!(cases >= 24, "only {cases} cases");
 }
 
+/// Of more tokens than the cache makes room for at a time, with prompts of several lengths and beams that change places.
+#[test]
+fn a_long_text_is_the_same_without_a_cache() {
+    for (model, beams) in [("t5", 1), ("t5", 3), ("llama", 1), ("llama", 3)] {
+        let Pretrained { base, head, .. } = golden::model(model);
+        let trained = Trained::new(Bare {}, head.unwrap()).unwrap();
+        let [with, without] = [true, false].map(|use_cache| {
+            let config = GenerateConfig { use_cache, eos_token_id: Some(vec![]), ..GenerateConfig::new(50) };
+            let prompts = [vec![5, 7, 9], vec![11, 13, 6, 8, 10]];
+            generate(&base, &trained, &prompts, &config.with_beams(beams), |_, _| Ok(())).unwrap()
+        });
+        assert!(with.iter().all(|text| text.len() == 50), "{model}, {beams} beams: {with:?}");
+        assert_eq!(with, without, "{model}, {beams} beams");
+    }
+}
+
 #[test]
 fn candidates_for_drawing_are_those_of_transformers() {
     let text = fs::read_to_string(golden::model_dir("sampling.json")).unwrap();

@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
+use peft_core::generate::{GenerateConfig, Prompt};
 use peft_core::io::{Pretrained, peft};
 use peft_core::random::Random;
 use peft_core::train::{Run, TrainConfig};
-use peft_core::{Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
-use serde_json::json;
+use peft_core::{Bare, Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
+use serde_json::{Value, json};
 
-use super::options::{ModelArgs, print};
+use super::options::{ModelArgs, own_head, print, prompt_room};
+use super::speed::Speed;
 use crate::machine::{peak_bytes, threads};
 use crate::registry::{WithMethod, by_name};
 
@@ -24,6 +26,8 @@ pub struct Bench {
 enum What {
     /// Training steps on random tokens; prints one JSON object
     Step(Step),
+    /// Texts that go on from random tokens; prints one JSON object
+    Generate(Generate),
 }
 
 /// Training steps on random tokens; prints one JSON object
@@ -57,12 +61,94 @@ struct Step {
     micro_rows: usize,
 }
 
+/// Texts that go on from random tokens; prints one JSON object
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  peft bench generate --model shape:smollm2-135m --prompt-tokens 64 --new-tokens 128\n\n\
+    seconds are those of a run, prompt_tokens_per_second and tokens_per_second are medians: prompts are run until the first\n\
+    new token of each text is there, which the second rate leaves out. A text goes on after a token that would end it."
+)]
+struct Generate {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of a prompt
+    #[arg(long, default_value_t = 64)]
+    prompt_tokens: usize,
+    /// Tokens of a text, behind its prompt
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..))]
+    new_tokens: u32,
+    /// Texts at a time
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Runs that are measured, after a short one that is not
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
 impl Bench {
     pub(super) fn run(self) -> Result<()> {
-        let What::Step(step) = self.what;
-        let model = step.model.open()?;
-        by_name(&step.method, (&step, model))
+        match self.what {
+            What::Step(step) => {
+                let model = step.model.open()?;
+                by_name(&step.method, (&step, model))
+            }
+            What::Generate(generate) => generate.run(),
+        }
     }
+}
+
+impl Generate {
+    fn run(self) -> Result<()> {
+        let model = self.model.open()?;
+        let (shape, new) = (model.base.shape(), self.new_tokens as usize);
+        let longest = prompt_room(shape, shape.max_length(), new);
+        if !(1..=longest).contains(&self.prompt_tokens) || self.batch == 0 {
+            let found = format!("{} prompts of {}", self.batch, self.prompt_tokens);
+            let expected = format!("1 or more of 1 to {longest} tokens, before {new} new ones");
+            return Err(Error::config("--batch, --prompt-tokens", found, expected));
+        }
+        let trained = Trained::new(Bare {}, own_head(&model)?)?;
+        let mut random = Random::new(0, "bench");
+        let prompts: Vec<Prompt> =
+            (0..self.batch).map(|_| Prompt::from(tokens(&mut random, shape.vocab, self.prompt_tokens))).collect();
+        let run = |new| -> Result<Speed> {
+            let config = GenerateConfig { eos_token_id: Some(vec![]), ..GenerateConfig::new(new) };
+            let mut speed = Speed::default();
+            speed.generate(&model.base, &trained, &prompts, &config, |_| Ok(()))?;
+            Ok(speed)
+        };
+        let threads = self.threads.unwrap_or_else(threads);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool =
+            pool.map_err(|e| Error::config("--threads", threads, format!("threads that the system grants ({e})")))?;
+        let speeds = pool.install(|| {
+            run(2)?;
+            (0..self.runs).map(|_| run(new)).collect::<Result<Vec<_>>>()
+        })?;
+        let middle = |of: fn(&Speed) -> Option<f64>| median(speeds.iter().filter_map(of).collect());
+        print(json!({
+            "seconds": seconds(speeds.iter().map(Speed::seconds).collect()),
+            "tokens_per_second": middle(Speed::rate), "prompt_tokens_per_second": middle(Speed::prompt_rate),
+            "peak_bytes": peak_bytes(),
+        }))
+    }
+}
+
+/// Random ids. The first of a vocabulary have meanings of their own.
+fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
+    (0..count).map(|_| (vocab / 4 + random.below(vocab - vocab / 4)) as u32).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2] + values[(values.len() - 1) / 2]) / 2.0
+}
+
+fn seconds(values: Vec<f64>) -> Value {
+    json!({"best": values.iter().copied().fold(f64::INFINITY, f64::min), "median": median(values)})
 }
 
 impl WithMethod for (&Step, Pretrained) {
@@ -85,8 +171,7 @@ impl WithMethod for (&Step, Pretrained) {
         let mut random = Random::new(0, "bench");
         let vocab = base.shape().vocab;
         let example = |i: usize| {
-            let token = |_| (vocab / 4 + random.below(vocab - vocab / 4)) as u32;
-            let ids: Vec<u32> = (0..step.seq).map(token).collect();
+            let ids = tokens(&mut random, vocab, step.seq);
             let label = match base.shape().pre_norm() {
                 true => Label::Words(ids.iter().map(|id| *id as i32).collect()),
                 false => Label::Class(i % 2),
@@ -101,17 +186,15 @@ impl WithMethod for (&Step, Pretrained) {
         };
         let mut run = Run::new(&settings, base, trained)?;
         run.step(&data)?;
-        let mut seconds = Vec::new();
+        let mut times = Vec::new();
         for _ in 0..step.steps {
             let start = Instant::now();
             run.step(&data)?;
-            seconds.push(start.elapsed().as_secs_f64());
+            times.push(start.elapsed().as_secs_f64());
         }
-        seconds.sort_by(f64::total_cmp);
-        let median = (seconds[seconds.len() / 2] + seconds[(seconds.len() - 1) / 2]) / 2.0;
         print(json!({
-            "seconds": {"best": seconds[0], "median": median},
-            "tokens_per_second": (step.batch * step.seq) as f64 / median,
+            "seconds": seconds(times.clone()),
+            "tokens_per_second": (step.batch * step.seq) as f64 / median(times),
             "peak_bytes": peak_bytes(), "trainable": trainable,
         }))
     }

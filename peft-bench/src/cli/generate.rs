@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use peft_core::generate::{EarlyStopping, GenerateConfig, Prompt, generate};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use peft_core::generate::{EarlyStopping, GenerateConfig, Prompt};
 use peft_core::load::Tokenizer;
 use peft_core::train::Tuned;
-use peft_core::{Architecture, Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
+use peft_core::{Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, lines, max_length, own_head, print, print_part};
+use super::options::{ModelArgs, lines, max_length, own_head, print, print_part, prompt_room};
+use super::speed::Speed;
 use crate::registry::{WithMethod, by_peft_type};
 
 /// Let a model that predicts words (T5, LLaMA) write: on from a prompt, or in answer to it
@@ -18,7 +20,8 @@ use crate::registry::{WithMethod, by_peft_type};
     after_help = "Examples:\n  peft generate --model DIR --adapter out/lora --prompt 'translate English to Romanian: A house.' --num-beams 4\n  \
     peft generate --model smollm2.gguf --prompt 'Once upon a time' --sample --temperature 0.8 --top-p 0.95\n  \
     peft generate --model DIR --file prompts.txt\n\n\
-    A prompt's text is written as it comes; those of a file as JSON objects {\"prompt\", \"text\"}, one a line."
+    A prompt's text is written as it comes; those of a file as JSON objects {\"prompt\", \"text\"}, one a line.\n\
+    Standard error tells how many tokens a second were read and written."
 )]
 pub struct Generate {
     #[command(flatten)]
@@ -45,8 +48,9 @@ pub struct Generate {
     #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
     length_penalty: f64,
     /// When a search by beams ends: with as many finished texts as beams, when no better one is likely, or possible
-    #[arg(long, value_enum, default_value = "no")]
-    early_stopping: Stopping,
+    #[arg(long, default_value = "no", value_parser =
+        PossibleValuesParser::new(["yes", "no", "never"]).try_map(|name| serde_json::from_value::<EarlyStopping>(name.into())))]
+    early_stopping: EarlyStopping,
     /// Draw tokens instead of taking the most probable
     #[arg(long, conflicts_with = "num_beams")]
     sample: bool,
@@ -68,13 +72,6 @@ pub struct Generate {
     /// Prompts of a file that are run at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch_size: u32,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Stopping {
-    Yes,
-    No,
-    Never,
 }
 
 impl WithMethod for (&Generate, &Pretrained, &Path) {
@@ -105,11 +102,7 @@ impl Generate {
             eos_token_id: None,
             num_beams: self.num_beams,
             length_penalty: self.length_penalty,
-            early_stopping: match self.early_stopping {
-                Stopping::Yes => EarlyStopping::Yes,
-                Stopping::No => EarlyStopping::No,
-                Stopping::Never => EarlyStopping::Never,
-            },
+            early_stopping: self.early_stopping,
             do_sample: self.sample,
             temperature: self.temperature,
             top_k: self.top_k,
@@ -128,33 +121,33 @@ impl Generate {
             (None, None) => vec![],
         };
         let room = max_length(base.shape(), self.adapter.as_deref())?;
-        // Behind an encoder a text has positions of its own.
-        let new = match base.shape().architecture {
-            Architecture::T5(_) => 0,
-            _ => self.max_new_tokens.saturating_sub(1),
-        };
+        let longest = prompt_room(base.shape(), room, self.max_new_tokens);
         let encode = |text: &String| {
             let ids = tokenizer.encode(text, None, usize::MAX)?.ids;
-            if ids.len() + new <= room {
+            if ids.len() <= longest {
                 return Ok(Prompt { ids, task: self.task_index });
             }
             let found = format!("{} tokens, and {} new ones", ids.len(), self.max_new_tokens);
             Err(Error::config("prompt, --max-new-tokens", found, format!("at most {} in all", room + 1)))
         };
         let prompts = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let mut speed = Speed::default();
         if self.prompt.is_some() {
             let mut stream = Stream { tokenizer: &tokenizer, ids: vec![], shown: 0 };
-            generate(base, trained, &prompts, &config, |_, id| stream.push(id))?;
-            return print("");
+            speed.generate(base, trained, &prompts, &config, |id| stream.push(id))?;
+            print("")?;
+            eprintln!("{speed}");
+            return Ok(());
         }
         let size = self.batch_size as usize;
         for (i, (texts, prompts)) in texts.chunks(size).zip(prompts.chunks(size)).enumerate() {
             let config = GenerateConfig { first: i * size, ..config.clone() };
-            let found = generate(base, trained, prompts, &config, |_, _| Ok(()))?;
+            let found = speed.generate(base, trained, prompts, &config, |_| Ok(()))?;
             for (prompt, ids) in texts.iter().zip(found) {
                 print(json!({"prompt": prompt, "text": tokenizer.decode(&ids)?.trim()}))?;
             }
         }
+        eprintln!("{speed}");
         Ok(())
     }
 }

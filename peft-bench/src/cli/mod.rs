@@ -17,6 +17,7 @@ mod params;
 mod predict;
 mod progress;
 mod reproduce;
+mod speed;
 mod train;
 mod yaml;
 

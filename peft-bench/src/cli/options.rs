@@ -9,7 +9,7 @@ use peft_core::data::{Builder, Labelled};
 use peft_core::files::read_text;
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, Tuned, Workers, predict};
-use peft_core::{Bare, Error, Example, Head, Method, Result, Shape, Trained};
+use peft_core::{Architecture, Bare, Error, Example, Head, Method, Result, Shape, Trained};
 
 use super::progress::bar;
 use crate::registry::{WithMethod, by_peft_type};
@@ -111,6 +111,15 @@ pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
         }
     }
     adapter.map_or(Ok(shape.max_length()), |dir| by_peft_type(dir, Room(dir, shape)))
+}
+
+/// The longest prompt, of `room` tokens in all, on which so many new tokens can follow; the last of them is not read. Behind an
+/// encoder a text has positions of its own.
+pub fn prompt_room(shape: &Shape, room: usize, new_tokens: usize) -> usize {
+    match shape.architecture {
+        Architecture::T5(_) => room,
+        _ => (room + 1).saturating_sub(new_tokens.max(1)),
+    }
 }
 
 /// The head in the model's checkpoint.

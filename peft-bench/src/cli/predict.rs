@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft_core::io::peft;
-use peft_core::train::argmax;
+use peft_core::train::{argmax, log_sum_exp};
 use peft_core::{Error, Example, Result, io::Pretrained};
 use serde_json::json;
 
@@ -65,8 +65,9 @@ impl Predict {
                 continue;
             }
             let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
-            let scores: serde_json::Map<_, _> =
-                softmax(&logits.values).into_iter().enumerate().map(|(i, p)| (name(i), json!(p))).collect();
+            let sum = log_sum_exp(&logits.values);
+            let score = |(i, x): (usize, &f32)| (name(i), json!((f64::from(*x) - sum).exp() as f32));
+            let scores: serde_json::Map<_, _> = logits.values.iter().enumerate().map(score).collect();
             print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
         }
         Ok(())
@@ -77,11 +78,4 @@ impl Predict {
 fn classes(model: &Pretrained, adapter: Option<&Path>) -> Result<Vec<String>> {
     let own = adapter.map(peft::labels).transpose()?.map(|labels| labels.classes);
     Ok(own.filter(|classes| !classes.is_empty()).unwrap_or_else(|| model.classes()))
-}
-
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let largest = logits[argmax(logits)];
-    let powers: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
-    let sum: f32 = powers.iter().sum();
-    powers.into_iter().map(|p| p / sum).collect()
 }

@@ -13,6 +13,8 @@ fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
     assert!(succeed(&["inspect", &model]).contains("model.layers.0.self_attn.q_proj.weight"));
     let text = write(&["--prompt", "hello"]);
     assert_eq!(text, write(&["--prompt", "hello", "--no-cache"]));
+    let told = peft(&["generate", "--model", &model, "--max-new-tokens", "5", "--prompt", "hello"]).stderr;
+    names(&String::from_utf8(told).unwrap(), &["tokens read (", "written (", "a second)\n"]);
     let file = folder.write("prompts.txt", "hello\nworld and\n");
     let lines: Vec<Value> =
         write(&["--file", &file, "--num-beams", "3"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -186,4 +188,7 @@ fn texts_are_drawn_by_their_number_and_end_where_the_model_says() {
     assert!(length(write(&[])) < whole);
     fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": \"x\"}").unwrap();
     names(&fail(&["generate", "--model", &model, "--prompt", "a"]), &["generation_config.json", "eos_token_id"]);
+    fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": [5, 97]}").unwrap();
+    let refused = ["generation_config.json", "eos_token_id", "[5,97]", "below the vocabulary 97"];
+    names(&fail(&["generate", "--model", &model, "--prompt", "a"]), &refused);
 }

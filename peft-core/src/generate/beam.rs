@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use super::{EarlyStopping, GenerateConfig};
+use crate::train::log_sum_exp;
 use crate::{Result, Tuner};
 
 /// A score below every other.
@@ -112,9 +113,7 @@ impl Beam {
     fn candidates(&self, logits: &[Vec<f32>], count: usize) -> Vec<Step> {
         let mut all: Vec<Step> = vec![];
         for (beam, (running, logits)) in self.running.iter().zip(logits).enumerate() {
-            let largest = logits.iter().fold(f32::MIN, |a, b| a.max(*b));
-            let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
-            let log = f64::from(largest) + sum.ln();
+            let log = log_sum_exp(logits);
             let step = |(token, x): (usize, &f32)| Step {
                 beam,
                 token: token as u32,

@@ -24,10 +24,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         if let Some(empty) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(Error::config(format!("prompt {empty}"), "no token", "at least one"));
         }
-        if let Some(id) = prompts.iter().flat_map(|prompt| &prompt.ids).find(|id| **id as usize >= shape.vocab) {
-            let expected = format!("ids below {}, the model's vocabulary", shape.vocab);
-            return Err(Error::config("input_ids", id, expected));
-        }
+        prompts.iter().try_for_each(|prompt| shape.check_ids(&prompt.ids))?;
         let source = |prompt: &Prompt| Example { ids: prompt.ids.clone(), ..Default::default() };
         let (sources, texts) = match shape.architecture {
             Architecture::T5(t5) => (prompts.iter().map(source).collect(), vec![vec![t5.start as u32]; prompts.len()]),

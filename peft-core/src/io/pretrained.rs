@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
+use crate::models::fields::Fields;
 use crate::view::tensors;
 use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
 
@@ -66,7 +67,7 @@ impl Pretrained {
     fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
         let (config, path, gguf) = config(&dir)?;
         let mut shape = Shape::from_config(&config, &path)?;
-        shape.stop = stops(&dir, shape.stop)?;
+        shape.stop = stops(&dir, &shape)?;
         let file = match gguf {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
@@ -260,17 +261,11 @@ fn old_name(name: &str) -> String {
 }
 
 /// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration.
-fn stops(dir: &Path, own: Vec<usize>) -> Result<Vec<usize>> {
+fn stops(dir: &Path, shape: &Shape) -> Result<Vec<usize>> {
     let path = dir.join("generation_config.json");
-    if !path.exists() {
-        return Ok(own);
-    }
-    let id = |value: &Value| value.as_u64().map(|id| id as usize);
-    let told = read_json(&path)?.get("eos_token_id").cloned().unwrap_or(Value::Null);
-    let ids = match &told {
-        Value::Null => return Ok(own),
-        Value::Array(ids) => ids.iter().map(id).collect(),
-        one => id(one).map(|id| vec![id]),
+    let told = match path.exists() {
+        true => Fields { config: &read_json(&path)?, path: &path }.ids("eos_token_id", shape.vocab)?,
+        false => None,
     };
-    ids.ok_or_else(|| Error::file(&path, "eos_token_id", told, "an id, or a list of ids"))
+    Ok(told.unwrap_or_else(|| shape.stop.clone()))
 }

@@ -17,6 +17,7 @@ const MAX_TOKENIZER: u64 = 256 << 20;
 /// given and never pads.
 pub struct Tokenizer {
     path: PathBuf,
+    /// Rows of the model's word table. A file may list tokens beyond them that no text has.
     vocab: usize,
     /// Without its post-processor, so that it gives back the plain tokens of one text.
     inner: tokenizers::Tokenizer,
@@ -56,18 +57,10 @@ impl Tokenizer {
 
     fn parse(path: PathBuf, bytes: &[u8], vocab: usize) -> Result<Self> {
         let expected = "a tokenizer as the tokenizers library saves it";
-        let (mut inner, last) = guard(&path, "tokenizer", expected, || {
-            let inner = tokenizers::Tokenizer::from_bytes(bytes)?;
-            let last = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
-            Ok::<_, tokenizers::Error>((inner, last))
-        })?
-        .map_err(|error| Error::file(&path, "tokenizer", error, expected))?;
-        let Some((token, id)) = last else {
+        let mut inner = guard(&path, "tokenizer", expected, || tokenizers::Tokenizer::from_bytes(bytes))?
+            .map_err(|error| Error::file(&path, "tokenizer", error, expected))?;
+        if inner.get_vocab_size(true) == 0 {
             return Err(Error::file(&path, "vocab", "no tokens", "the vocabulary of the model"));
-        };
-        if id as usize >= vocab {
-            let expected = format!("ids below {vocab}, the vocabulary of the model");
-            return Err(Error::file(&path, "vocab", format!("id {id} for the token {token:?}"), expected));
         }
         inner.with_truncation(None).map_err(|error| Error::file(&path, "truncation", error, "none"))?;
         inner.with_padding(None);
@@ -88,10 +81,7 @@ impl Tokenizer {
         let expected = "a tokenizer that can encode every text";
         let encoded = guard(&self.path, "tokenizer", expected, || self.run(a, b, max_length - special))?
             .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
-        if let Some(id) = encoded.ids.iter().find(|id| **id as usize >= self.vocab) {
-            let expected = format!("ids below {}, the vocabulary of the model", self.vocab);
-            return Err(Error::file(&self.path, "post_processor", format!("id {id}"), expected));
-        }
+        self.check(&encoded.ids)?;
         if encoded.ids.len() > max_length {
             let found = format!("{} tokens, more than it announces", encoded.ids.len());
             return Err(Error::file(&self.path, "post_processor", found, format!("at most {max_length}")));
@@ -104,7 +94,18 @@ impl Tokenizer {
         let expected = "a tokenizer that can encode every text";
         let encoded = guard(&self.path, "tokenizer", expected, || self.inner.encode_fast(text, false))?
             .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
+        self.check(encoded.get_ids())?;
         Ok(encoded.get_ids().to_vec())
+    }
+
+    /// Refuses the ids of a text for which the model has no rows.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
+        let token = self.inner.id_to_token(*id).map_or("no token".to_string(), |token| format!("the token {token:?}"));
+        let (size, vocab) = (self.inner.get_vocab_size(true), self.vocab);
+        let expected =
+            format!("ids below {vocab}, the rows of the model's word table (the tokenizer has {size} tokens)");
+        Err(Error::file(&self.path, "vocab", format!("id {id}, {token}, in a text"), expected))
     }
 
     /// The text of some tokens, without the special ones among them.

@@ -7,16 +7,16 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::{Sequence, Site};
 
+/// Rows for which room is made at a time, so that a new row is written in place and not with a copy of all before it.
+const ROOM: usize = 32;
+
 /// Keys and values of all rows so far. A clone is the same cache.
 #[derive(Clone, Debug, Default)]
 pub struct Cache(Arc<Mutex<State>>);
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// Those of steps that are done.
-    done: BTreeMap<Site, Entry>,
-    /// Those of the step at work, with all before them. A layer that a hook runs twice writes its own twice.
-    new: BTreeMap<Site, Entry>,
+    kept: BTreeMap<Site, Entry>,
     rows: usize,
     padding: Option<Tensor<2, Bool>>,
     encoded: Option<Sequence>,
@@ -24,7 +24,18 @@ struct State {
 }
 
 /// Keys and values, `[batch, key heads, rows, head width]`.
-type Entry = (Tensor<4>, Tensor<4>);
+type Pair = (Tensor<4>, Tensor<4>);
+
+/// What is kept of a site.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// With room for more rows.
+    pair: Pair,
+    /// Rows of steps that are done.
+    done: usize,
+    /// Rows of the step at work. A layer that a hook runs twice writes its own twice.
+    new: usize,
+}
 
 impl Cache {
     /// Number of rows, virtual tokens among them.
@@ -50,26 +61,30 @@ impl Cache {
     }
 
     /// Keys and values of this step behind those before.
-    pub(super) fn extend(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> Entry {
-        let mut state = self.state();
-        let entry = match state.done.get(&site) {
-            None => (key, value),
-            Some((keys, values)) => {
-                (Tensor::cat(vec![keys.clone(), key], 2), Tensor::cat(vec![values.clone(), value], 2))
+    pub(super) fn extend(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> Pair {
+        let (mut state, new) = (self.state(), key.dims()[2]);
+        // Taken out: only a tensor that nothing else holds is written in place.
+        let (pair, done) = match state.kept.remove(&site).filter(|entry| entry.done > 0) {
+            Some(Entry { pair: (keys, values), done, .. }) => {
+                ((written(keys, done, key), written(values, done, value)), done)
             }
+            None => ((key, value), 0),
         };
-        state.new.insert(site, entry.clone());
-        entry
+        let filled = |x: &Tensor<4>| x.clone().narrow(2, 0, done + new);
+        let found = (filled(&pair.0), filled(&pair.1));
+        state.kept.insert(site, Entry { pair, done, new });
+        found
     }
 
     /// Keys and values that stay as they are: computed at the first step.
-    pub(super) fn once(&self, site: Site, compute: impl FnOnce() -> Entry) -> Entry {
-        if let Some(entry) = self.state().done.get(&site) {
-            return entry.clone();
+    pub(super) fn once(&self, site: Site, compute: impl FnOnce() -> Pair) -> Pair {
+        if let Some(entry) = self.state().kept.get(&site).filter(|entry| entry.done > 0) {
+            return entry.pair.clone();
         }
-        let entry = compute();
-        self.state().new.insert(site, entry.clone());
-        entry
+        let pair = compute();
+        let entry = Entry { pair: pair.clone(), done: 0, new: pair.0.dims()[2] };
+        self.state().kept.insert(site, entry);
+        pair
     }
 
     /// The output of the encoder, once it has run.
@@ -84,8 +99,9 @@ impl Cache {
     /// Ends a step of so many rows; `padding` is that of all rows so far.
     pub(super) fn advance(&self, rows: usize, padding: Option<Tensor<2, Bool>>) {
         let mut state = self.state();
-        let new = std::mem::take(&mut state.new);
-        state.done.extend(new);
+        for entry in state.kept.values_mut() {
+            entry.done += std::mem::take(&mut entry.new);
+        }
         state.rows += rows;
         state.padding = padding;
     }
@@ -96,7 +112,7 @@ impl Cache {
         let index = Tensor::<1, Int>::from_data(TensorData::new(index, [sequences.len()]), device);
         let mut state = self.state();
         let state = &mut *state;
-        for (keys, values) in state.done.values_mut() {
+        for Entry { pair: (keys, values), .. } in state.kept.values_mut() {
             (*keys, *values) = (keys.clone().select(0, index.clone()), values.clone().select(0, index.clone()));
         }
         let rows = |x: Tensor<2, Bool>| x.int().select(0, index.clone()).equal_elem(1);
@@ -114,4 +130,15 @@ impl Cache {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Rows behind those that are done; in a larger tensor, if they do not fit.
+fn written(kept: Tensor<4>, done: usize, rows: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, room, width] = kept.dims();
+    let end = done + rows.dims()[2];
+    if end <= room {
+        return kept.slice_assign([0..batch, 0..heads, done..end, 0..width], rows);
+    }
+    let more = Tensor::zeros([batch, heads, ROOM, width], &rows.device());
+    Tensor::cat(vec![kept.narrow(2, 0, done), rows, more], 2)
 }

@@ -184,13 +184,7 @@ impl Base {
         for example in examples {
             let length = example.ids.len();
             let wrong = |key: &str, found: String, expected: String| Err(Error::config(key, found, expected));
-            if let Some(id) = example.ids.iter().find(|id| **id as usize >= self.shape.vocab) {
-                return wrong(
-                    "input_ids",
-                    id.to_string(),
-                    format!("ids below {}, the model's vocabulary", self.shape.vocab),
-                );
-            }
+            self.shape.check_ids(&example.ids)?;
             // A model without a type table takes types of 0, which say nothing.
             if let Some(kind) = example.types.iter().flatten().find(|t| **t as usize >= self.shape.types.max(1)) {
                 return wrong("token_type_ids", kind.to_string(), format!("types below {}", self.shape.types));
@@ -309,12 +303,21 @@ impl Frame<'_> {
     /// by the root of the heads' width, if they are to be.
     pub fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let attend = |a: Attention| {
-            let [_, heads, _, width] = a.query.dims();
-            let (key, value) = (shared(a.key, heads), shared(a.value, heads));
-            let scores = a.query.matmul(key.swap_dims(2, 3));
+            let [batch, heads, rows, width] = a.query.dims();
+            // Heads that share keys and values read the same ones; copies of them would cost more than the product.
+            let own = a.key.dims()[1];
+            let product = |x: Tensor<4>, y: Tensor<4>| {
+                let [inner, outer] = [x.dims()[3], y.dims()[3]];
+                if own == heads {
+                    return x.matmul(y);
+                }
+                let x = x.reshape([batch, own, heads / own, rows, inner]);
+                x.matmul(y.unsqueeze_dim(2)).reshape([batch, heads, rows, outer])
+            };
+            let scores = product(a.query, a.key.swap_dims(2, 3));
             let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
             let weights = activation::softmax(a.mask.apply(scores), 3);
-            self.dropout(weights, self.base.shape.attention_dropout, site).matmul(value)
+            product(self.dropout(weights, self.base.shape.attention_dropout, site), a.value)
         };
         let context = self.hooks.attend(site, attention, &attend);
         let [batch, heads, tokens, width] = context.dims();
@@ -386,14 +389,4 @@ impl Frame<'_> {
             cache.advance(x.hidden.dims()[1], x.mask.padding.clone());
         }
     }
-}
-
-/// Each head of keys or values for as many heads of queries as share it.
-fn shared(x: Tensor<4>, heads: usize) -> Tensor<4> {
-    let [batch, own, rows, width] = x.dims();
-    if own == heads {
-        return x;
-    }
-    let groups = heads / own;
-    x.unsqueeze_dim::<5>(2).expand([batch, own, groups, rows, width]).reshape([batch, heads, rows, width])
 }

@@ -31,7 +31,7 @@ pub use importance::largest;
 pub use micro::Workers;
 pub use optim::Optim;
 #[cfg(feature = "train")]
-pub use predict::{Logits, Metrics, argmax, evaluate, measure, predict};
+pub use predict::{Logits, Metrics, argmax, evaluate, log_sum_exp, measure, predict};
 pub use probe::Probe;
 pub use procedure::Procedure;
 #[cfg(feature = "train")]

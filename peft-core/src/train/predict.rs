@@ -130,10 +130,15 @@ pub fn argmax(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
-fn cross_entropy(logits: &[f32], gold: usize) -> f64 {
+/// The logarithm of the sum of e^x, which a logit exceeds by the logarithm of its probability.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let largest = f64::from(logits[argmax(logits)]);
     let sum: f64 = logits.iter().map(|x| (f64::from(*x) - largest).exp()).sum();
-    logits.get(gold).map_or(f64::INFINITY, |x| largest + sum.ln() - f64::from(*x))
+    largest + sum.ln()
+}
+
+fn cross_entropy(logits: &[f32], gold: usize) -> f64 {
+    logits.get(gold).map_or(f64::INFINITY, |x| log_sum_exp(logits) - f64::from(*x))
 }
 
 fn mean(values: impl Iterator<Item = f64>, n: usize) -> f64 {

@@ -12,6 +12,8 @@ use crate::load::checkpoint::{Checkpoint, Entry, Source, Stored};
 
 /// Divisors of the rotary frequencies, which LLaMA 3.1 and later have.
 const FREQUENCIES: &str = "rope_freqs.weight";
+/// What some files have as the id of a token that the model lacks: -1.
+const NO_TOKEN: usize = u32::MAX as usize;
 /// How far a divisor, which a file has as f32, may be from the formula, relatively.
 const NEAR: f64 = 1e-4;
 
@@ -75,9 +77,13 @@ impl Gguf {
         set("mlp_bias", json!(self.tensors.contains_key("blk.0.ffn_up.bias")));
         set("tie_word_embeddings", json!(!self.tensors.contains_key("output.weight")));
         for (key, name) in [("bos", "bos"), ("eos", "eos"), ("pad", "padding")] {
-            let id = self.optional(&format!("tokenizer.ggml.{name}_token_id"), Self::count)?;
-            // Some files say "none" with an id that is no token's.
-            set(&format!("{key}_token_id"), json!(id.filter(|id| *id < vocab)));
+            let place = format!("tokenizer.ggml.{name}_token_id");
+            let id = self.optional(&place, Self::count)?.filter(|id| *id != NO_TOKEN);
+            if let Some(id) = id.filter(|id| *id >= vocab) {
+                let expected = format!("ids below {vocab}, the rows of token_embd.weight, or {NO_TOKEN} for none");
+                return Err(self.refuse(&place, id, expected));
+            }
+            set(&format!("{key}_token_id"), json!(id));
         }
         Ok(Value::Object(config))
     }

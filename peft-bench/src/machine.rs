@@ -1,0 +1,33 @@
+//! What a program can say of itself and of the machine that it runs on.
+
+use std::sync::OnceLock;
+
+use sha2::{Digest, Sha256};
+
+/// All threads of the machine.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The most memory that this process ever held, where the system tells.
+pub fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The first 12 digits of the bytes' SHA-256.
+pub fn digest(parts: &[&[u8]]) -> String {
+    let sized = |hash: Sha256, part: &&[u8]| hash.chain_update(part.len().to_le_bytes()).chain_update(part);
+    let hash = parts.iter().fold(Sha256::new(), sized).finalize();
+    hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The version of this program, and a digest of its file: what other code computed is not taken for what this would.
+pub fn program() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let file = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
+        format!("{} ({})", env!("CARGO_PKG_VERSION"), digest(&[&file]))
+    })
+}
