@@ -73,7 +73,7 @@ struct Conversion<'a>(Format, &'a Convert, &'a Pretrained);
 impl WithMethod for Conversion<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
-        let Conversion(format, Convert { from, to, output, model: args }, model) = self;
+        let Conversion(format, Convert { from, to, output, .. }, model) = self;
         let (base, shape) = (&model.base, model.base.shape());
         let (config, trained, mut labels) = match format {
             Format::AdapterHub => adapterhub::load::<M>(from, model)?,
@@ -84,7 +84,7 @@ impl WithMethod for Conversion<'_> {
             }
         };
         if labels.base.is_empty() {
-            labels.base = args.model.clone();
+            labels.base = model.name.clone();
         }
         match to {
             Format::Hf => peft::save(output, &config, &trained, shape, &labels, &[]),

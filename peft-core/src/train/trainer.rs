@@ -120,8 +120,7 @@ impl Trainer {
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (trained, base) = self.run(&model.base, trained, &data.examples, evaluation, observer)?;
-        let name = model.dir.as_ref().map(|d| d.to_string_lossy().into_owned()).unwrap_or_default();
-        let labels = Labels { base: name, classes: data.classes.clone() };
+        let labels = Labels { base: model.name.clone(), classes: data.classes.clone() };
         Ok(Tuned { model, base, config: method, trained, labels, threads: self.config.threads })
     }
 
