@@ -11,9 +11,15 @@ use peft_core::random::Random;
 const KILLS: usize = 30;
 
 fn data(folder: &Path) -> String {
+    data_of(folder, 1)
+}
+
+/// Sequences of two classes, and of so many tasks of which the first has the most.
+fn data_of(folder: &Path, tasks: usize) -> String {
     let line = |i: usize| {
         let ids: Vec<usize> = (0..12 + i % 9).map(|t| 4 + (7 * i + 3 * t) % 80).collect();
-        format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2}))
+        let task = if i % 3 == 0 { i % tasks } else { 0 };
+        format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2, "task_id": task}))
     };
     let path = folder.join("data.jsonl");
     fs::write(&path, (0..64).map(line).collect::<String>()).unwrap();
@@ -29,7 +35,8 @@ fn train_with(method: &[&str], folder: &Path, name: &str, resume: bool, steps: &
     let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
     command.args(["train", "--model", "shape:roberta-tiny", "--method"]).args(method);
     command.args(["--steps", steps, "--batch-size", "32", "--save-every", "3", "--warmup", "0.1"]);
-    command.args(["--data", &data(folder), "--eval", &data(folder), "--eval-every", "5", "--keep-best"]);
+    let data = data_of(folder, if method.contains(&"tasks=2") { 2 } else { 1 });
+    command.args(["--data", &data, "--eval", &data, "--eval-every", "5", "--keep-best"]);
     command.arg("--log").arg(folder.join(format!("{name}.log"))).arg("--output").arg(&output);
     if resume {
         command.arg("--resume");
@@ -79,9 +86,12 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
 fn what_methods_keep_between_steps_is_taken_up() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    for method in ["full", "child-tuning", "diff-pruning", "adalora", "propetl-adapter", "sparse-adapter", "coda"] {
+    let several_tasks = &["hyperformer", "--set", "tasks=2", "--task-temperature", "3"][..];
+    let methods = ["full", "child-tuning", "diff-pruning", "adalora", "propetl-adapter", "sparse-adapter", "coda"];
+    for settings in methods.iter().map(std::slice::from_ref).chain([several_tasks]) {
+        let method = settings[0];
         let (whole, stopped) = (format!("{method}-whole"), format!("{method}-stopped"));
-        let run = |name: &str, resume| train_with(&[method], folder, name, resume, "20");
+        let run = |name: &str, resume| train_with(settings, folder, name, resume, "20");
         assert!(run(&whole, false).wait().unwrap().success(), "{method}");
         let mut child = run(&stopped, false);
         let reached = folder.join(format!("{stopped}.checkpoints/step-9"));

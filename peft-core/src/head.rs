@@ -302,7 +302,9 @@ impl<T: Tuner> Trained<T> {
     /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         match &self.head {
-            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => loss::task_loss(self.logits(base, batch)?, labels),
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => {
+                loss::task_loss(self.logits(base, batch)?, labels)
+            }
             Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.word_losses(base, batch, labels)?.sum()),
             Head::Verbalizer(head) => {
                 let words = labels.iter().map(|label| head.words(label)).collect::<Result<Vec<_>>>()?;

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor, activation};
 use peft_core::activation::gelu;
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
 use peft_core::{
-    Affine, Architecture, Base, Error, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path, place_key,
-    random::Random, split_name,
+    Affine, Architecture, Base, Error, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path,
+    place_key, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -259,8 +259,13 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
     };
     let name = name.transpose().map_err(in_file)?;
     let key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), name.as_deref());
-    let bias = key(if two_layers { "TwoLayers.out.bias" } else { "Classifier.out.bias" }).name;
-    let head = match (two_layers, taker.file.shape(&bias)) {
+    let last = match (two_layers, shape.architecture) {
+        (true, _) => "TwoLayers.out.bias",
+        (false, Architecture::Llama(_)) => "Score.weight",
+        (false, _) => "Classifier.out.bias",
+    };
+    let last = key(last).name;
+    let head = match (two_layers, taker.file.shape(&last)) {
         (true, Some([outputs])) => {
             let fresh = Head::two_layers(base, *outputs, 0);
             Some(taker.fill(fresh, key)?)
@@ -268,7 +273,7 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
         (true, _) => None,
         (false, _) => taker.head(key, base)?.filter(|head| matches!(head, Head::Classifier(_) | Head::Score(_))),
     };
-    let none = || Error::file(taker.file.path_of(&bias), &bias, "no such tensor", "a head for classes or values");
+    let none = || Error::file(taker.file.path_of(&last), &last, "no such tensor", "a head for classes or values");
     let head = head.ok_or_else(none)?;
     taker.finish(|_| false)?;
     let classes = classes(flexible.unwrap_or(&whole), head.outputs().unwrap_or_default()).map_err(in_file)?;
@@ -282,7 +287,9 @@ fn own_words(taker: &Taker, base: &Base) -> Result<Head> {
     let place = shape.places().into_iter().find(|place| place.site.part == part);
     let place = place.unwrap_or_else(|| unreachable!("a language model has a table"));
     if taker.file.read_f32(WORDS, &place.file_dims())?.as_bytes() != base.tensor_data(&place).as_bytes() {
-        let expected = format!("those of the model: no table for words is trained here (without {HEAD_CONFIG} the model's is used)");
+        let expected = format!(
+            "those of the model: no table for words is trained here (without {HEAD_CONFIG} the model's is used)"
+        );
         return Err(Error::file(taker.file.path_of(WORDS), WORDS, "other numbers", expected));
     }
     taker.finish(|name| name == WORDS)?;
