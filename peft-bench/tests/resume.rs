@@ -11,9 +11,15 @@ use peft_core::random::Random;
 const KILLS: usize = 30;
 
 fn data(folder: &Path, rows: usize) -> String {
+    data_of(folder, rows, 1)
+}
+
+/// Sequences of two classes, and of so many tasks of which the first has the most.
+fn data_of(folder: &Path, rows: usize, tasks: usize) -> String {
     let line = |i: usize| {
         let ids: Vec<usize> = (0..12 + i % 9).map(|t| 4 + (7 * i + 3 * t) % 80).collect();
-        format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2}))
+        let task = if i % 3 == 0 { i % tasks } else { 0 };
+        format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2, "task_id": task}))
     };
     let path = folder.join(format!("data-{rows}.jsonl"));
     fs::write(&path, (0..rows).map(line).collect::<String>()).unwrap();
@@ -29,8 +35,10 @@ fn train_with(method: &[&str], folder: &Path, name: &str, resume: bool, steps: &
     let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
     command.args(["train", "--model", "shape:roberta-tiny", "--method"]).args(method);
     command.args(["--steps", steps, "--batch-size", "32", "--save-every", "3", "--warmup", "0.1"]);
+    let tasks = if method.contains(&"tasks=2") { 2 } else { 1 };
+    let [data, eval] = [64, 13].map(|rows| data_of(folder, rows, tasks));
     // Accuracies of 13 rows and this rate are numbers that want all of their digits, and accuracies are often equal.
-    command.args(["--data", &data(folder, 64), "--eval", &data(folder, 13), "--eval-every", "2", "--keep-best"]);
+    command.args(["--data", &data, "--eval", &eval, "--eval-every", "2", "--keep-best"]);
     command.args(["--metric", "accuracy", "--lr", "0.0017887233511355133"]);
     command.arg("--log").arg(folder.join(format!("{name}.log"))).arg("--output").arg(&output);
     if resume {
@@ -81,9 +89,12 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
 fn what_methods_keep_between_steps_is_taken_up() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    for method in ["full", "child-tuning", "diff-pruning", "adalora", "propetl-adapter", "sparse-adapter", "coda"] {
+    let several_tasks = &["hyperformer", "--set", "tasks=2", "--task-temperature", "3"][..];
+    let methods = ["full", "child-tuning", "diff-pruning", "adalora", "propetl-adapter", "sparse-adapter", "coda"];
+    for settings in methods.iter().map(std::slice::from_ref).chain([several_tasks]) {
+        let method = settings[0];
         let (whole, stopped) = (format!("{method}-whole"), format!("{method}-stopped"));
-        let run = |name: &str, resume| train_with(&[method], folder, name, resume, "20");
+        let run = |name: &str, resume| train_with(settings, folder, name, resume, "20");
         assert!(run(&whole, false).wait().unwrap().success(), "{method}");
         let mut child = run(&stopped, false);
         let reached = folder.join(format!("{stopped}.checkpoints/step-9"));

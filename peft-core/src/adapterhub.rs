@@ -1,10 +1,9 @@
-//! What a method says of its form in AdapterHub's files, on BERT and RoBERTa; [`io::adapterhub`](crate::io::adapterhub) reads and
-//! writes them.
+//! What a method says of its form in AdapterHub's files; [`io::adapterhub`](crate::io::adapterhub) reads and writes them.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Part, Result, Shape, Site, Sites};
+use crate::{Architecture, Error, Part, Result, Shape, Site, Sites, Stack};
 
 /// What stands under `config` in AdapterHub's `adapter_config.json`.
 pub type Fields = Map<String, Value>;
@@ -98,33 +97,57 @@ pub fn field<T: DeserializeOwned>(fields: &Fields, key: &str, expected: &str) ->
 
 /// The attention's linear maps that AdapterHub names, by its letters.
 const ATTENTION: [(Part, &str); 3] = [(Part::Query, "q"), (Part::Key, "k"), (Part::Value, "v")];
-/// The feed-forward network's, by the fields that choose them.
-const FEED_FORWARD: [(Part, &str); 2] = [(Part::Up, "intermediate_lora"), (Part::Down, "output_lora")];
+
+/// The feed-forward network's, by the fields that choose them: on LLaMA the package has the two the other way round.
+fn feed_forward(shape: &Shape) -> [(Part, &'static str); 2] {
+    let [intermediate, output] = match shape.architecture {
+        Architecture::Llama(_) => [Part::Down, Part::Up],
+        _ => [Part::Up, Part::Down],
+    };
+    [(intermediate, "intermediate_lora"), (output, "output_lora")]
+}
+
+/// A layer's number in `leave_out`, which goes on from the encoder to the decoder.
+fn layer(shape: &Shape, site: Site) -> usize {
+    let before = if site.stack == Stack::Decoder && shape.stacks().len() == 2 { shape.layers } else { 0 };
+    before + site.layer
+}
 
 /// The fields of AdapterHub's `LoRAConfig` without gates, in which (IA)^3 is a kind of LoRA, on these linear maps. Every layer must
-/// have the same ones, or none.
+/// have the same ones, or none; of a decoder both attentions.
 pub fn lora_fields(mode: &str, [r, alpha]: [f64; 2], dropout: f64, sites: &[Site], shape: &Shape) -> Result<Fields> {
-    let has = |layer: usize, part: Part| sites.contains(&Site::encoder(layer, part));
-    let known = ATTENTION.iter().chain(&FEED_FORWARD).map(|(part, _)| *part);
+    let feed_forward = feed_forward(shape);
+    let known = || ATTENTION.iter().chain(&feed_forward).map(|(part, _)| *part);
+    let linears = shape.linears();
+    let layers: usize = shape.stacks().iter().map(|(_, layers)| layers).sum();
     let (chosen, left): (Vec<usize>, Vec<usize>) =
-        (0..shape.layers).partition(|layer| sites.iter().any(|site| site.layer == *layer));
-    let odd = sites.iter().find(|site| {
-        !known.clone().any(|part| part == site.part) || !chosen.iter().all(|layer| has(*layer, site.part))
-    });
+        (0..layers).partition(|own| sites.iter().any(|site| layer(shape, *site) == *own));
+    // What the fields that have this site put beside it.
+    let together = |site: Site| {
+        let part = known().find(|part| part.selects(site.part))?;
+        let all = linears.iter().map(|(other, _)| *other).filter(move |other| part.selects(other.part));
+        Some(all.filter(|other| chosen.contains(&layer(shape, *other))).collect::<Vec<_>>())
+    };
+    let odd =
+        sites.iter().find(|site| together(**site).is_none_or(|all| !all.iter().all(|other| sites.contains(other))));
     if let Some(site) = odd {
         let path = shape.module_path(*site).unwrap_or_default();
-        let expected = "what AdapterHub has: query, key, value, intermediate.dense and (not the attention's) output.dense, the \
-            same in every layer that has any";
+        let names = match shape.architecture {
+            Architecture::T5(_) => "q, k, v (where there are two attentions, of both), wo and wi or wi_1",
+            Architecture::Llama(_) => "q_proj, k_proj, v_proj, up_proj and down_proj",
+            _ => "query, key, value, intermediate.dense and (not the attention's) output.dense",
+        };
+        let expected = format!("what AdapterHub has: {names}, the same in every layer that has any");
         return Err(Error::config("target_modules", path, expected));
     }
-    let on = |part: Part| chosen.first().is_some_and(|layer| has(*layer, part));
+    let on = |part: Part| sites.iter().any(|site| part.selects(site.part));
     let letters: Vec<&str> = ATTENTION.iter().filter(|(part, _)| on(*part)).map(|(_, letter)| *letter).collect();
     let init = if mode == "scale" { "ia3" } else { "lora" };
     let mut fields = Fields::from_iter([
         ("selfattn_lora".to_string(), json!(!letters.is_empty())),
         ("attn_matrices".to_string(), json!(letters)),
     ]);
-    fields.extend(FEED_FORWARD.map(|(part, key)| (key.to_string(), json!(on(part)))));
+    fields.extend(feed_forward.map(|(part, key)| (key.to_string(), json!(on(part)))));
     let Value::Object(rest) = json!({
         "architecture": "lora", "composition_mode": mode, "r": whole(r), "alpha": whole(alpha), "dropout": dropout, "leave_out": left,
         "init_weights": init, "init_weights_seed": null, "use_gating": false, "use_dora": false, "vera_d": null, "vera_b": null,
@@ -149,15 +172,14 @@ pub fn lora_sites(fields: &Fields, shape: &Shape) -> Result<Sites> {
     if flag("selfattn_lora")? {
         parts.extend(ATTENTION.iter().filter(|(_, letter)| letters.iter().any(|l| l == letter)).map(|(part, _)| *part));
     }
-    for (part, key) in FEED_FORWARD {
+    for (part, key) in feed_forward(shape) {
         parts.extend(flag(key)?.then_some(part));
     }
     if left.is_empty() {
         return Ok(Sites::Parts(parts));
     }
-    let layers = (0..shape.layers).filter(|layer| !left.contains(layer));
-    let sites = layers.flat_map(|layer| parts.iter().map(move |part| Site::encoder(layer, *part)));
-    Ok(Sites::Names(sites.filter_map(|site| shape.module_path(site)).collect()))
+    let kept = |site: &Site| parts.iter().any(|part| part.selects(site.part)) && !left.contains(&layer(shape, *site));
+    Ok(Sites::Names(shape.linears().into_iter().filter(|(site, _)| kept(site)).map(|(_, path)| path).collect()))
 }
 
 /// A number as Python writes it that was given a whole one.

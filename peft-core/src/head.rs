@@ -49,6 +49,8 @@ pub struct Norm {
 pub enum Head {
     /// Sequence classification (or regression, with one output) from the first position.
     Classifier(Classifier),
+    /// RoBERTa's form of it on a BERT, as AdapterHub has it: from the first position's state, past the pooler.
+    TwoLayers(Classifier),
     /// Sequence classification (or regression) from the last real token, as on LLaMA.
     Score(Score),
     /// Prediction of masked words, tied to the word table.
@@ -62,7 +64,7 @@ pub enum Head {
 /// RoBERTa: dense, tanh, out; BERT: out, on the pooler's output.
 #[derive(Module, Debug)]
 pub struct Classifier {
-    /// RoBERTa's first layer.
+    /// The first layer, of two.
     pub dense: Option<Affine>,
     /// The last layer, `[hidden, classes]`.
     pub out: Affine,
@@ -95,15 +97,9 @@ impl Head {
     /// classes as texts ([`Verbalizer`]), gets the head for words.
     pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
-        let affine = |name: &str, columns| {
-            Affine::init([shape.hidden, columns], 0.02, Random::new(seed, &format!("classifier.{name}")), &device)
-        };
         match shape.architecture {
-            Architecture::Bert => Head::Classifier(Classifier { dense: None, out: affine("out", outputs) }),
-            Architecture::Roberta => {
-                let dense = Some(affine("dense", shape.hidden));
-                Head::Classifier(Classifier { dense, out: affine("out", outputs) })
-            }
+            Architecture::Bert => Head::Classifier(Classifier::init(base, outputs, seed, false)),
+            Architecture::Roberta => Head::Classifier(Classifier::init(base, outputs, seed, true)),
             Architecture::Llama(_) => {
                 let random = Random::new(seed, "score.weight");
                 let weight = random.normal_tensor([shape.hidden, outputs], 0.02, &device);
@@ -111,6 +107,11 @@ impl Head {
             }
             Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
         }
+    }
+
+    /// A fresh head of two layers for a BERT with this many outputs (1: regression), on the base's device with autodiff.
+    pub fn two_layers(base: &Base, outputs: usize, seed: u64) -> Self {
+        Head::TwoLayers(Classifier::init(base, outputs, seed, true))
     }
 
     /// A fresh masked-word head, on the base's device with autodiff.
@@ -127,7 +128,7 @@ impl Head {
     /// The number of outputs of a classification head.
     pub fn outputs(&self) -> Option<usize> {
         match self {
-            Head::Classifier(head) => Some(head.out.bias.lazy_shape().num_elements()),
+            Head::Classifier(head) | Head::TwoLayers(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Score(head) => Some(head.weight.lazy_shape()[1]),
             Head::Verbalizer(head) => Some(head.outputs()),
             Head::MaskedLm(_) | Head::LanguageModel(_) => None,
@@ -155,7 +156,7 @@ impl Head {
     /// there are an encoder and a decoder). Those of classes that are texts take a run for each text: [`Trained::logits`].
     pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
-            Head::Classifier(head) => head.logits(hidden, shape, batch),
+            Head::Classifier(head) | Head::TwoLayers(head) => head.logits(hidden, shape, batch),
             Head::Score(head) => Ok(head.logits(hidden, batch)),
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => {
                 Ok(self.words(hidden.tokens(), hidden.words, shape))
@@ -174,11 +175,14 @@ impl Head {
                 linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
             }
             (Head::LanguageModel(_) | Head::Verbalizer(_), _) => linear(states, words.transpose(), None),
-            (Head::Classifier(_) | Head::Score(_), _) => panic!("a head for classes has no logits over words"),
+            (Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_), _) => {
+                panic!("a head for classes has no logits over words")
+            }
         }
     }
 
-    /// What a Hugging Face checkpoint calls the tensor that records call `name`.
+    /// What a Hugging Face checkpoint calls the tensor that records call `name`. Of two layers on a BERT, which has none there, these
+    /// are RoBERTa's names, so that nothing takes them for a BERT's head.
     pub fn key(name: &str, architecture: Architecture) -> Key {
         let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
         let word = if leaf == "gain" { "weight" } else { leaf };
@@ -187,7 +191,8 @@ impl Head {
             ("Score", _) => "score",
             ("Classifier.out", true) => "classifier.out_proj",
             ("Classifier.out", false) => "classifier",
-            ("Classifier.dense", _) => "classifier.dense",
+            ("Classifier.dense" | "TwoLayers.dense", _) => "classifier.dense",
+            ("TwoLayers.out", _) => "classifier.out_proj",
             ("MaskedLm.dense", true) => "lm_head.dense",
             ("MaskedLm.norm", true) => "lm_head.layer_norm",
             ("MaskedLm", true) => "lm_head",
@@ -201,6 +206,14 @@ impl Head {
 }
 
 impl Classifier {
+    fn init(base: &Base, outputs: usize, seed: u64, two_layers: bool) -> Self {
+        let (hidden, device) = (base.shape().hidden, base.device().clone().autodiff());
+        let affine = |name: &str, columns| {
+            Affine::init([hidden, columns], 0.02, Random::new(seed, &format!("classifier.{name}")), &device)
+        };
+        Classifier { dense: two_layers.then(|| affine("dense", hidden)), out: affine("out", outputs) }
+    }
+
     /// The first position, a prompt's if there is one: as in transformers and PEFT.
     fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         let drop = |x: Tensor<3>, place| match &batch.noise {
@@ -289,7 +302,9 @@ impl<T: Tuner> Trained<T> {
     /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         match &self.head {
-            Head::Classifier(_) | Head::Score(_) => loss::task_loss(self.logits(base, batch)?, labels),
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => {
+                loss::task_loss(self.logits(base, batch)?, labels)
+            }
             Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.word_losses(base, batch, labels)?.sum()),
             Head::Verbalizer(head) => {
                 let words = labels.iter().map(|label| head.words(label)).collect::<Result<Vec<_>>>()?;

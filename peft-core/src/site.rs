@@ -104,7 +104,7 @@ parts! {
 
 impl Part {
     /// Whether this choice of sites takes in a site with that part.
-    fn selects(self, part: Part) -> bool {
+    pub(crate) fn selects(self, part: Part) -> bool {
         let crossed = matches!(
             (self, part),
             (Part::Query, Part::CrossQuery)

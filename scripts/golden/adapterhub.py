@@ -7,6 +7,7 @@ Usage: python scripts/golden/adapterhub.py                                  (aft
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import adapters
 import torch
@@ -19,21 +20,33 @@ from adapters import (
     PrefixTuningConfig,
     SeqBnConfig,
 )
-from common import MODELS, REPO, batch, fresh, generator, normal, save
+from common import MODELS, REPO, batch, fresh, generator, in_float64, normal, save
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from seq_models import seq_batch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 warnings.filterwarnings("ignore")
 
 GOLDEN = REPO / "peft-bench" / "tests" / "golden" / "adapterhub"
 NAME = "adapter"
 LENGTHS = [11, 8, 7, 3]
+# Of T5 and LLaMA, whose logits are many.
+WORD_LENGTHS, LABEL_LENGTHS = [6, 3], [4, 2]
+# The ends of a case's name and the models that they stand for.
+BASES = {
+    "-bert": "bert-classify",
+    "-t5": "t5",
+    "-t5-gated": "t5-gated",
+    "-llama": "llama",
+    "-llama-classify": "llama-classify",
+}
 
 CASES = {
     "seq-bn": SeqBnConfig(reduction_factor=4),
     "seq-bn-bert": SeqBnConfig(reduction_factor=2, non_linearity="gelu"),
     "seq-bn-flex": SeqBnConfig(reduction_factor=4),
     "seq-bn-flex-bert": SeqBnConfig(reduction_factor=4),
+    "seq-bn-flex-two-bert": SeqBnConfig(reduction_factor=4),
     "double-seq-bn": DoubleSeqBnConfig(reduction_factor=4),
     "double-seq-bn-bert": DoubleSeqBnConfig(reduction_factor=4.8, non_linearity="relu"),
     "par-bn": ParBnConfig(reduction_factor=2),
@@ -47,15 +60,46 @@ CASES = {
     "prefix": PrefixTuningConfig(prefix_length=4, bottleneck_size=7),
     "prefix-flat": PrefixTuningConfig(prefix_length=4, flat=True),
     "prefix-flat-bert": PrefixTuningConfig(prefix_length=5, flat=True),
+    "seq-bn-t5": SeqBnConfig(reduction_factor=6),
+    "double-seq-bn-t5": DoubleSeqBnConfig(reduction_factor=8),
+    "par-bn-t5": ParBnConfig(reduction_factor=8),
+    "lora-t5-gated": LoRAConfig(
+        r=2, alpha=4, attn_matrices=["q", "k"], intermediate_lora=True, output_lora=True, leave_out=[1, 3]
+    ),
+    "ia3-t5": IA3Config(),
+    "seq-bn-llama": SeqBnConfig(reduction_factor=6),
+    "seq-bn-llama-classify": SeqBnConfig(reduction_factor=8),
+    "double-seq-bn-llama": DoubleSeqBnConfig(reduction_factor=8),
+    "par-bn-llama": ParBnConfig(reduction_factor=8, scaling=2.0),
+    "lora-llama": LoRAConfig(r=2, alpha=3, intermediate_lora=True, leave_out=[0]),
+    "ia3-llama": IA3Config(output_lora=True),
+    "prefix-flat-llama": PrefixTuningConfig(prefix_length=3, flat=True),
 }
+# Those of T5 and LLaMA that are saved with the model's table for words.
+WITH_TABLE = ["lora-t5-gated", "par-bn-t5", "lora-llama"]
+
+
+def opening(model):
+    """How a model is opened. With another attention the package masks a LLaMA's prefix away; whether a T5's tables are tied,
+    transformers 4 reads in a configuration of its own."""
+    settings = {"attn_implementation": "eager"} if AutoConfig.from_pretrained(model).model_type == "llama" else {}
+    own = Path(model) / "config-v4.json"
+    return settings | ({"config": AutoConfig.from_pretrained(own)} if own.exists() else {})
+
+
+def static_class(base):
+    if base.startswith("t5"):
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM if base == "llama" else AutoModelForSequenceClassification
 
 
 @torch.no_grad()
 def randomize(model, case):
     gen = generator(f"adapterhub {case}")
+    words = hasattr(model, "lm_head")
     for name, parameter in model.named_parameters():
         own = f".{NAME}." in name
-        if own or not name.startswith(model.base_model_prefix):
+        if own or not words and not name.startswith(model.base_model_prefix):
             # Factors are near 1; prefixes of about the size of keys and values.
             ones = own and name.endswith("lora_B") and parameter.shape[1] == 1
             std = 1.0 if name.endswith("wte.weight") or parameter.dim() == 1 and name.endswith("control_trans") else 0.3
@@ -66,14 +110,15 @@ def case_model(base, case, config):
     if "flex" in case:
         model = AutoAdapterModel.from_pretrained(MODELS / base)
         bert = base.startswith("bert")
-        settings = {"layers": 1, "activation_function": None, "use_pooler": True} if bert else {}
+        one = bert and "two" not in case
+        settings = {"layers": 1, "activation_function": None, "use_pooler": True} if one else {}
         labels = ["no", "yes", "perhaps"][: model.config.num_labels]
         if "default" in model.heads:
             model.delete_head("default")
         model.add_classification_head(NAME, num_labels=len(labels), id2label=dict(enumerate(labels)), **settings)
         model.active_head = NAME
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(MODELS / base)
+        model = static_class(base).from_pretrained(MODELS / base, **opening(MODELS / base))
         adapters.init(model)
     model.add_adapter(NAME, config=config, set_active=True)
     model.config.name_or_path = base
@@ -82,36 +127,55 @@ def case_model(base, case, config):
 
 @torch.no_grad()
 def write(case, config):
-    bert = case.endswith("-bert")
-    base = "bert-classify" if bert else "roberta-classify"
+    base = next((base for end, base in BASES.items() if case.endswith(end)), "roberta-classify")
+    family, bert = base.split("-")[0], case.endswith("-bert")
     folder = fresh(GOLDEN / case)
     model = case_model(base, case, config)
     randomize(model, case)
     # The package has no safetensors for prefixes, whose tensor it writes once for each layer.
     safe = not bert and "prefix" not in case
     (folder / "adapter").mkdir()
-    model.save_adapter(folder / "adapter", NAME, with_head=True, use_safetensors=safe)
+    with_head = static_class(base) is AutoModelForSequenceClassification or case in WITH_TABLE
+    model.save_adapter(folder / "adapter", NAME, with_head=with_head, use_safetensors=safe)
     for path in (folder / "adapter").glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")
-    inputs = batch(generator(f"adapterhub {case} inputs"), base.split("-")[0], LENGTHS)
+    gen = generator(f"adapterhub {case} inputs")
+    if family in ("t5", "llama"):
+        inputs = seq_batch(gen, family, WORD_LENGTHS, LABEL_LENGTHS, [0, 0])
+        if family == "llama":
+            del inputs["labels"]
+    else:
+        inputs = batch(gen, family, LENGTHS)
     save(folder / "inputs.safetensors", inputs)
     logits = model(**inputs).logits
     save(folder / "expected.safetensors", {"logits": logits})
-    double = model.double()(**inputs).logits
+    with in_float64():
+        double = model.double()(**inputs).logits
     print(f"{case}: off float64 by {float((logits - double).abs().max()):.1e}")
 
 
 @torch.no_grad()
 def check(model, adapter, inputs, logits):
-    """The largest difference between the package's logits and ours, with transformers' head and with a flexible one."""
+    """The largest difference between the package's logits and ours, with the head that is there: transformers' own, also as a
+    flexible one, or one that is flexible itself, or a language model's."""
     ours = load_file(logits)
-    for kind in [AutoModelForSequenceClassification, AutoAdapterModel]:
-        theirs = kind.from_pretrained(model)
-        if kind is AutoModelForSequenceClassification:
+    head = Path(adapter) / "head_config.json"
+    head = json.loads(head.read_text())["model_class"] if head.exists() else None
+    family = AutoConfig.from_pretrained(model).model_type
+    if head is None:
+        kinds = [AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM]
+    elif head.endswith("AdapterModel"):
+        kinds = [AutoAdapterModel]
+    else:
+        kinds = [AutoModelForSequenceClassification] + [AutoAdapterModel] * (family != "llama")
+    for kind in kinds:
+        theirs = kind.from_pretrained(model, **opening(model))
+        if kind is not AutoAdapterModel:
             adapters.init(theirs)
             # What was in the checkpoint must not be what is compared.
-            for parameter in theirs.classifier.parameters():
-                parameter.zero_()
+            for name, parameter in theirs.named_parameters():
+                if name.startswith(("classifier.", "score.")):
+                    parameter.zero_()
         info = {}
         name = theirs.load_adapter(adapter, load_as="checked", set_active=True, use_safetensors=True, loading_info=info)
         theirs.eval()

@@ -28,18 +28,38 @@ pub fn print() -> Result<()> {
     Ok(())
 }
 
+/// Where the error budgets are.
+const TOLERANCES: &str = "peft-core/src/testing/tolerances.rs";
+
 /// The map as METHODS.md has it.
 pub fn page() -> Result<String> {
+    let declared = fs::read_to_string(root().join(TOLERANCES)).context(TOLERANCES)?;
+    let budgets = budgets(&declared);
     let mut page =
         String::from("| function | is | if | within, on the models | test |\n| --- | --- | --- | --- | --- |\n");
     for name in CRATES {
         let place = format!("{name}/tests/equivalences.rs");
         let source = fs::read_to_string(root().join(&place)).context(place.clone())?;
         for Edge { test, left, right, condition, within, place } in edges(&source, &place)? {
+            let within = with_value(&within, &budgets).with_context(|| format!("{place}: {within}"))?;
             writeln!(page, "| {left} | {right} | {condition} | {within} | `{test}` in {place} |")?;
         }
     }
     Ok(page)
+}
+
+/// The names and values of the budgets that a file declares.
+fn budgets(source: &str) -> Vec<(&str, &str)> {
+    let declared = source.lines().filter_map(|line| line.strip_prefix("pub const ")?.strip_suffix(");"));
+    declared.filter_map(|line| line.split_once(": Tolerance = Tolerance(")).collect()
+}
+
+/// `BUDGET on MODELS` with the budget's value.
+fn with_value(within: &str, budgets: &[(&str, &str)]) -> Result<String> {
+    let (name, models) = within.split_once(' ').unwrap_or((within, ""));
+    let found = budgets.iter().find(|(known, _)| *known == name);
+    let (_, value) = found.ok_or_else(|| anyhow!("no such error budget in {TOLERANCES}"))?;
+    Ok(format!("{name} ({value}) {models}"))
 }
 
 /// What a file declares, `test: "left" = "right" if "condition", TOLERANCE on SHAPES, ..`.
@@ -64,6 +84,14 @@ fn edges(source: &str, place: &str) -> Result<Vec<Edge>> {
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn budgets_are_named_with_their_values() {
+        let source = "/// A doc.\npub const MERGED: Tolerance = Tolerance(5e-5);\npub const OTHER: Tolerance = Tolerance(1e-4);\n";
+        let budgets = budgets(source);
+        assert_eq!(with_value("MERGED on SHAPES", &budgets).unwrap(), "MERGED (5e-5) on SHAPES");
+        assert!(with_value("SAME on SHAPES", &budgets).is_err());
+    }
 
     #[test]
     fn edges_are_read_as_they_are_declared() {

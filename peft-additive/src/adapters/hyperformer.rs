@@ -17,7 +17,7 @@
 //! - so it is cut into micro-batches: `pieces_of_a_batch_keep_their_tasks`
 //! - each text is that of its own task, by beams too: `a_text_is_that_of_its_own_task`, `the_next_token_is_that_of_its_own_task`
 //!
-//! Differs from the paper: a batch may be of several tasks; the loss of a step is the mean over its sequences, whatever their tasks. Which tasks come how often is a matter of the data (the paper draws them by size to the power 1/10). The dropout at the end of a sub-layer is in front of the adapter, in the code behind it. On T5 the embeddings of the tasks are shared and each stack has a hypernetwork of its own, as in the code, whose names files have; but the embeddings of the tasks are one table there. RoBERTa, BERT and LLaMA are an extension.
+//! Differs from the paper: a batch may be of several tasks; the loss of a step is the mean over its sequences, whatever their tasks. Which tasks come how often is a matter of the data, or with a temperature (`task_temperature`, 10 in the paper) of their sizes, and then each batch is of one. The dropout at the end of a sub-layer is in front of the adapter, in the code behind it. On T5 the embeddings of the tasks are shared and each stack has a hypernetwork of its own, as in the code, whose names files have; but the embeddings of the tasks are one table there. RoBERTa, BERT and LLaMA are an extension.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -55,7 +55,7 @@ pub struct LstConfig {
     pub gate_temperature: f64,
     /// What the side layers start from.
     pub importance: Importance,
-    /// Training samples for [`Importance::Fisher`].
+    /// Training samples for [`Importance::Fisher`], drawn by the run's seed.
     pub samples_for_fisher: usize,
 }
 

@@ -108,13 +108,12 @@ impl Hooks for Matrices {
 
 adapter!(Matrices);
 
-/// The squared gradients of the loss on the first samples, one by one, summed.
+/// The squared gradients of the loss on so many random samples, one by one, summed.
 pub(super) fn fisher(base: &Base, data: Probe<'_>, samples: usize) -> Result<BTreeMap<Site, Tensor<2>>> {
     let matrices = base.shape().places().into_iter().filter(|place| place.slot == Slot::Weight);
     let tracked = |site| Param::from_tensor(Tensor::from_inner(base.weight(site).dense()));
     let matrices = Matrices { weights: matrices.map(|place| (place.site, tracked(place.site))).collect() };
-    let samples: Vec<usize> = (0..samples.min(data.examples().len())).collect();
-    let mut squares = data.fisher(&matrices, base, &samples)?;
+    let mut squares = data.fisher(&matrices, base, &data.draw(samples))?;
     let matrix = |(site, matrix): (Site, &Param<Tensor<2>>)| {
         let squares = squares.remove(&format!("weights.{site}")).unwrap_or_default();
         (site, Tensor::from_data(TensorData::new(squares, matrix.shape()), base.device()))
@@ -201,7 +200,9 @@ mod tests {
     fn fisher_is_the_sum_of_squared_gradients() {
         let base = base("roberta-tiny", &device());
         let (examples, head) = (examples(&base), Head::classifier(&base, 2, 3));
-        let squares = fisher(&base, Probe::new(&head, &examples), 3).unwrap();
+        let probe = Probe::new(&head, &examples).with_seed(4);
+        let (squares, drawn) = (fisher(&base, probe, 3).unwrap(), probe.draw(3));
+        assert!(drawn != [0, 1, 2] && drawn != Probe::new(&head, &examples).draw(3), "{drawn:?}");
         let loss = |base: &Base, example: &Example| {
             let trained = Trained { tuner: Bare {}, head: head.clone() };
             let loss =
@@ -225,7 +226,7 @@ mod tests {
             let h = 1e-2;
             let [low, high] = [moved(-h), moved(h)];
             let slope = |example| (loss(&high, example) - loss(&low, example)) / (2.0 * f64::from(h));
-            let expected: f64 = examples[..3].iter().map(|example| slope(example).powi(2)).sum();
+            let expected: f64 = drawn.iter().map(|i| slope(&examples[*i]).powi(2)).sum();
             let error = (found[row][column] - expected).abs() / expected;
             assert!(error <= f64::from(FINITE_DIFFERENCE.0), "{site}: {} against {expected}", found[row][column]);
         }

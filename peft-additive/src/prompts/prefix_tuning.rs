@@ -11,7 +11,7 @@
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
 //! - no layers without `shift_positions` == the frozen model: `positions_stay_in_place`
 //!
-//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. Dropout on M is not offered.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub (which has LLaMA's prefix only with transformers' `eager` attention, and masks it with others). On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. AdapterHub's prefixes of T5, in all three attentions and at other distances, are not offered, nor is dropout on M.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -35,8 +35,8 @@ pub struct PrefixTuningConfig {
     pub prefix_projection: bool,
     /// Width between the two linear maps; the model's, if absent.
     pub encoder_hidden_size: Option<usize>,
-    /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub (on
-    /// BERT and RoBERTa). PEFT does not have this setting, and refuses files in which it is off: their tensor has another name.
+    /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub (not
+    /// on T5). PEFT does not have this setting, and refuses files in which it is off: their tensor has another name.
     pub shift_positions: bool,
 }
 
@@ -73,8 +73,8 @@ impl PrefixTuningConfig {
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
-        if !self.shift_positions && shape.pre_norm() {
-            let expected = "true on T5 and LLaMA, whose positions no reference leaves as they are";
+        if !self.shift_positions && matches!(shape.architecture, Architecture::T5(_)) {
+            let expected = "true on T5, whose positions no reference leaves as they are";
             return Err(Error::config("shift_positions", false, expected));
         }
         let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
@@ -91,7 +91,11 @@ impl PrefixTuningConfig {
 /// AdapterHub's `PrefixTuningConfig`.
 impl PrefixTuningConfig {
     /// The flat form's, which is what files hold.
-    fn hub_fields(&self, _shape: &Shape) -> Result<Fields> {
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        if let Architecture::T5(_) = shape.architecture {
+            let expected = "bert, roberta or llama: on T5 AdapterHub has prefixes in all three attentions, at distances of its own";
+            return Err(Error::config("model", "t5", expected));
+        }
         if self.shift_positions {
             let expected = "false: in AdapterHub the positions of tokens are those of the bare model";
             return Err(Error::config("shift_positions", true, expected));
@@ -104,10 +108,13 @@ impl PrefixTuningConfig {
         Ok(fields.as_object().cloned().unwrap_or_default())
     }
 
-    fn of_hub(fields: &Fields, _shape: &Shape) -> Result<Self> {
+    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
         let config = Self::new(field(fields, "prefix_length", "a number from 1")?).with_shift_positions(false);
         if field(fields, "flat", "true or false")? {
             return Ok(config);
+        }
+        if key_width(shape) != shape.hidden {
+            return Err(wrong(fields, "flat", "true on a model whose keys are narrower than its states"));
         }
         let expected = "tanh";
         if field::<String>(fields, "non_linearity", expected)? != expected {
@@ -316,7 +323,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use peft_core::load::Checkpoint;
-    use peft_core::testing::{base, device, fixtures::ENCODERS, golden::Case};
+    use peft_core::testing::{base, device, golden::Case};
     use peft_core::view::{tensors, with_values};
     use peft_core::{Head, Trained};
 
@@ -340,9 +347,10 @@ mod tests {
 
     mod in_place {
         use super::*;
+        const NOT_T5: [&str; 3] = ["roberta-tiny", "bert-tiny", "llama-tiny"];
         peft_core::conformance!(
             PrefixTuningConfig::new(5).with_projection(7).with_shift_positions(false),
-            only(ENCODERS: "no reference for T5 and LLaMA leaves positions as they are"),
+            only(NOT_T5: "no reference for T5 leaves positions as they are"),
             skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
         );
     }

@@ -14,8 +14,8 @@ use crate::registry::{WithMethod, by_adapterhub, by_peft_type};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft convert --from hub/sst2 --to hf --model DIR --output out/sst2\n\n\
     hf: adapter_config.json and adapter_model.safetensors. adapterhub: adapter_config.json and adapter.safetensors (or\n\
-    pytorch_adapter.bin), the head beside them; on BERT and RoBERTa, for adapter, parallel, lora, ia3 and prefix; the package reads\n\
-    it with use_safetensors=True. burn: adapter_config.json and trained.bpk, the record of the module.\n\
+    pytorch_adapter.bin), the head beside them; for adapter, parallel, lora, ia3 and (not on T5) prefix; the package reads it with\n\
+    use_safetensors=True. A head for words is the model's own there. burn: adapter_config.json and trained.bpk, the record of the module.\n\
     What a format cannot express is refused by the name of the setting.")]
 pub struct Convert {
     #[command(flatten)]
@@ -73,7 +73,7 @@ struct Conversion<'a>(Format, &'a Convert, &'a Pretrained);
 impl WithMethod for Conversion<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
-        let Conversion(format, Convert { from, to, output, model: args }, model) = self;
+        let Conversion(format, Convert { from, to, output, .. }, model) = self;
         let (base, shape) = (&model.base, model.base.shape());
         let (config, trained, mut labels) = match format {
             Format::AdapterHub => adapterhub::load::<M>(from, model)?,
@@ -84,7 +84,7 @@ impl WithMethod for Conversion<'_> {
             }
         };
         if labels.base.is_empty() {
-            labels.base = args.model.clone();
+            labels.base = model.name.clone();
         }
         match to {
             Format::Hf => peft::save(output, &config, &trained, shape, &labels, &[]),

@@ -98,6 +98,10 @@ pub struct Train {
     /// Put sequences of like length into one batch
     #[arg(long, conflicts_with = "no_shuffle")]
     group_by_length: bool,
+    /// Draw each batch from one task of the data's column task_id, by its size to the power 1 / T: 1 as they are, larger ones more
+    /// evenly (Hyperformer: 10) [default: tasks mix in a batch]
+    #[arg(long, value_name = "T", conflicts_with_all = ["no_shuffle", "group_by_length"])]
+    task_temperature: Option<f64>,
     /// Evaluate every so many steps [default: after each epoch]
     #[arg(long, value_name = "STEPS")]
     eval_every: Option<usize>,
@@ -240,6 +244,7 @@ impl Train {
             seed: self.seed,
             shuffle: !self.no_shuffle,
             group_by_length: self.group_by_length,
+            task_temperature: self.task_temperature,
             eval_steps: self.eval_every,
             load_best_model_at_end: self.keep_best || self.early_stop.is_some(),
             metric_for_best_model: metric.unwrap_or_else(|| "loss".into()),

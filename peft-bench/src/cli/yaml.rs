@@ -14,7 +14,7 @@ use super::train::Train;
 use crate::registry::METHODS;
 
 /// The names in files and the options that they stand for.
-const KEYS: [(&str, &str); 41] = [
+const KEYS: [(&str, &str); 42] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("adapter_name_or_path", "--adapter"),
@@ -47,6 +47,7 @@ const KEYS: [(&str, &str); 41] = [
     ("seed", "--seed"),
     ("no_shuffle", "--no-shuffle"),
     ("group_by_length", "--group-by-length"),
+    ("task_temperature", "--task-temperature"),
     ("eval_steps", "--eval-every"),
     ("load_best_model_at_end", "--keep-best"),
     ("metric_for_best_model", "--metric"),
@@ -282,6 +283,7 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("seed", json!(config.seed));
     put("no_shuffle", json!(!config.shuffle));
     put("group_by_length", json!(config.group_by_length));
+    put("task_temperature", json!(config.task_temperature));
     put("eval_steps", json!(config.eval_steps));
     put("load_best_model_at_end", json!(config.load_best_model_at_end));
     put("metric_for_best_model", json!(config.metric_for_best_model));

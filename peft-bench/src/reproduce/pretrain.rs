@@ -79,7 +79,8 @@ pub(super) fn pretrain<A: Adapter + Procedure>(
     let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
     let (trained, base) = trainer.run(&base, trained, examples, None, &mut bar)?;
     let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
-    let model = Pretrained { config: base.shape().to_config(), base, head: None, dir: Some(data.to_path_buf()) };
+    let (config, dir) = (base.shape().to_config(), Some(data.to_path_buf()));
+    let model = Pretrained { name: String::new(), base, head: None, config, dir };
     model.save(output, &merged, &trained.head, &[])?;
     checkpoints.remove()
 }

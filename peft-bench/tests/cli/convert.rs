@@ -64,15 +64,20 @@ fn what_is_trained_goes_through_adapterhub_and_back_with_the_same_bytes() {
         ("bert-classify", "parallel --set bottleneck=7 --set sublayers=self_attention,feed_forward"),
         ("roberta-classify", "lora --set r=3 --set target_modules=query,output.dense,layer.1.attention.output.dense"),
         ("roberta-classify", "prefix --set num_virtual_tokens=3 --set shift_positions=false"),
+        ("llama", "lora --set r=2 --set target_modules=q_proj,up_proj"),
+        ("llama", "prefix --set num_virtual_tokens=3 --set shift_positions=false"),
+        ("shape:roberta-tiny", "adapter --set bottleneck=5 --set train_layernorm=false"),
     ] {
-        let (folder, model) = (Folder::new(), model(base));
+        let (folder, model) = (Folder::new(), if base.contains(':') { base.to_string() } else { model(base) });
         let (data, trained) = (folder.data(), folder.path("trained"));
         let mut args =
             vec!["train", "--model", &model, "--data", &data, "--steps", "2", "--output", &trained, "--method"];
         args.extend(settings.split(' '));
         succeed(&args);
         let trained = Path::new(&trained);
-        if settings.starts_with("lora") {
+        let told: Value = serde_json::from_slice(&fs::read(trained.join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!(told["base_model_name_or_path"], json!(model), "{settings}");
+        if settings.contains("attention.output.dense") {
             // AdapterHub has nothing at the attention's output projection.
             let output = folder.path("refused");
             let refused = convert(&model, trained, "adapterhub", &output);
@@ -120,7 +125,9 @@ fn what_a_format_cannot_express_is_refused_by_name() {
     for (crate_name, case, base, words) in [
         ("peft-reparam", "lora-patterns", "roberta-classify", &["rank_pattern", "one rank"][..]),
         ("peft-reparam", "lora-bias", "roberta-classify", &["bias", "no bias of the model"]),
-        ("peft-reparam", "lora-t5", "t5", &["model", "t5", "bert or roberta"]),
+        ("peft-additive", "prefix-t5", "t5", &["model", "t5", "all three attentions"]),
+        ("peft-additive", "prefix-llama", "llama", &["shift_positions", "true", "false"]),
+        ("peft-additive", "ia3-t5", "t5", &["feedforward_modules", "wo", "outputs"]),
         (
             "peft-reparam",
             "adalora",
@@ -145,8 +152,8 @@ fn what_a_format_cannot_express_is_refused_by_name() {
         folder.holds(&[]);
     }
     let folder = Folder::new();
-    let (model, data, trained, output) =
-        (model("bert-classify"), folder.data(), folder.path("trained"), folder.path("out"));
+    let (model, llama, data) = (model("bert-classify"), model("llama"), folder.data());
+    let (trained, output) = (folder.path("trained"), folder.path("out"));
     for (settings, words) in [
         ("adapter", ["train_layernorm", "no normalization of the model"]),
         ("adapter --set train_layernorm=false --set inner_norm=feed_forward", ["inner_norm", "epsilon"]),
@@ -157,7 +164,9 @@ fn what_a_format_cannot_express_is_refused_by_name() {
             ["target_modules", "layer.1.attention.self.key"],
         ),
         ("lora --set alpha_pattern={\"query\":3}", ["alpha_pattern", "one alpha"]),
+        ("lora --set target_modules=q_proj,gate_proj", ["target_modules", "gate_proj"]),
     ] {
+        let model = if settings.contains("gate_proj") { &llama } else { &model };
         let mut args =
             vec!["train", "--model", &model, "--data", &data, "--steps", "1", "--output", &trained, "--method"];
         args.extend(settings.split(' '));
@@ -176,7 +185,8 @@ fn changed(case: &str, change: impl Fn(&Path)) -> String {
     let folder = Folder::new();
     let copy = folder.copy(&golden("peft-bench", "adapterhub").join(case).join("adapter"));
     change(&copy);
-    let base = if case.ends_with("-bert") { "bert-classify" } else { "roberta-classify" };
+    let base = ["bert", "t5-gated", "t5", "llama"].into_iter().find(|base| case.ends_with(&format!("-{base}")));
+    let base = base.map_or("roberta-classify", |base| if base == "bert" { "bert-classify" } else { base });
     let (from, output) = (copy.to_string_lossy(), folder.path("out"));
     let error = fail(&["convert", "--model", &model(base), "--from", &from, "--to", "hf", "--output", &output]);
     folder.holds(&["copy"]);
@@ -228,6 +238,9 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("prefix", "prefix_length", json!(0)),
         ("prefix-flat", "dropout", json!(0.1)),
         ("prefix-flat", "flat", json!("yes")),
+        ("prefix-flat-llama", "flat", json!(false)),
+        ("lora-t5-gated", "leave_out", json!([5])),
+        ("seq-bn-t5", "cross_adapter", json!(true)),
     ] {
         let edited = |dir: &Path| edit(dir.join("adapter_config.json"), &|whole| whole["config"][key] = value.clone());
         // A configuration of ours has other names for some.
@@ -239,6 +252,23 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
             key => key,
         };
         names(&changed(case, edited), &["adapter_config.json", named]);
+    }
+    for (case, key, value) in [
+        ("seq-bn-flex-two-bert", "layers", json!(3)),
+        ("seq-bn-flex-two-bert", "layers", json!(1)),
+        ("seq-bn-flex-two-bert", "use_pooler", json!(true)),
+        ("seq-bn-flex-two-bert", "activation_function", json!("gelu")),
+        ("seq-bn-flex-two-bert", "dropout_prob", json!(0.3)),
+        ("seq-bn-flex-bert", "layers", json!(2)),
+        ("seq-bn-flex", "layers", json!(1)),
+    ] {
+        let edited = |dir: &Path| edit(dir.join("head_config.json"), &|whole| whole["config"][key] = value.clone());
+        let named = match (case, value.as_u64()) {
+            ("seq-bn-flex-two-bert", Some(1)) => "use_pooler",
+            ("seq-bn-flex-bert", Some(2)) => "activation_function",
+            _ => key,
+        };
+        names(&changed(case, edited), &["head_config.json", named]);
     }
     for (key, value) in [
         ("layers", json!(3)),
@@ -252,6 +282,81 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         let edited = |dir: &Path| edit(dir.join("head_config.json"), &|whole| whole["config"][key] = value.clone());
         names(&changed("seq-bn-flex", edited), &["head_config.json", key]);
     }
+}
+
+#[test]
+fn two_layers_on_a_bert_are_trained_on_and_not_merged() {
+    let (folder, model) = (Folder::new(), model("bert-classify"));
+    let hf = through(&folder, &model, &golden("peft-bench", "adapterhub/seq-bn-flex-two-bert/adapter"), &["hf"]);
+    // Under a BERT's name PEFT would load one of the layers, and compute something else.
+    let held = tensors(&hf.join("adapter_model.safetensors"));
+    assert!(held.contains_key("base_model.model.classifier.out_proj.weight"), "{:?}", held.keys());
+    assert!(!held.contains_key("base_model.model.classifier.weight"));
+    let (data, more, merged) = (folder.data(), folder.path("more"), folder.path("merged"));
+    edit(hf.join("labels.json"), &|labels| labels["classes"] = json!(["0", "1"]));
+    let hf = hf.to_string_lossy();
+    let steps = ["--steps", "2", "--data", &data, "--output", &more];
+    succeed(&[&["train", "--model", &model, "--adapter", &hf][..], &steps].concat());
+    let trained = tensors(&Path::new(&more).join("adapter_model.safetensors"));
+    assert!(trained.keys().eq(held.keys()) && trained.iter().all(|(name, data)| *data != held[name]));
+    let other = Folder::new();
+    let lora = through(&other, &model, &golden("peft-bench", "adapterhub/lora-bert/adapter"), &["hf"]);
+    let (config, file) = ("adapter_config.json", "adapter_model.safetensors");
+    let mut both = tensors(&lora.join(file));
+    both.retain(|name, _| !name.contains("classifier"));
+    both.extend(held.into_iter().filter(|(name, _)| name.contains("classifier")));
+    let joined = PathBuf::from(folder.path("joined"));
+    fs::create_dir(&joined).unwrap();
+    fs::copy(lora.join(config), joined.join(config)).unwrap();
+    write_safetensors(&joined.join(file), &both).unwrap();
+    let refused = fail(&["merge", "--model", &model, "--adapter", &joined.to_string_lossy(), "--output", &merged]);
+    names(&refused, &["task head", "two layers", "one layer"]);
+    assert!(!Path::new(&merged).exists());
+}
+
+/// In the package's flexible model T5 lies in a module of its own.
+#[test]
+fn an_adapter_of_the_flexible_t5_is_that_of_the_plain_one() {
+    let (folder, model, from) = (Folder::new(), model("t5"), golden("peft-bench", "adapterhub/seq-bn-t5/adapter"));
+    let copy = folder.copy(&from);
+    let path = copy.join("adapter.safetensors");
+    let wrapped = tensors(&path).into_iter().map(|(name, data)| (format!("transformer.{name}"), data)).collect();
+    write_safetensors(&path, &wrapped).unwrap();
+    let convert_to = |from: &Path, name: &str| {
+        let output = folder.path(name);
+        succeed(&["convert", "--model", &model, "--from", &from.to_string_lossy(), "--to", "hf", "--output", &output]);
+        fs::read(Path::new(&output).join("adapter_model.safetensors")).unwrap()
+    };
+    assert!(convert_to(&from, "plain") == convert_to(&copy, "flexible"));
+}
+
+#[test]
+fn what_is_not_known_of_t5_and_llama_is_refused_by_name() {
+    let prefix = |dir: &Path| {
+        let fields = fs::read(golden("peft-bench", "adapterhub/prefix-flat/adapter/adapter_config.json")).unwrap();
+        let fields: Value = serde_json::from_slice(&fields).unwrap();
+        edit(dir.join("adapter_config.json"), &|whole| whole["config"] = fields["config"].clone());
+    };
+    names(&changed("seq-bn-t5", prefix), &["adapter_config.json", "model", "t5", "all three attentions"]);
+    for case in ["lora-t5-gated", "par-bn-t5", "lora-llama"] {
+        let other = changed(case, |dir| {
+            let path = dir.join("model_head.safetensors");
+            let mut values = tensors(&path);
+            let table = values.get_mut("lm_head.weight").unwrap();
+            let mut numbers: Vec<f32> = table.iter::<f32>().collect();
+            numbers[7] += 1.0;
+            *table = TensorData::new(numbers, table.shape().to_vec());
+            write_safetensors(&path, &values).unwrap();
+        });
+        names(&other, &["lm_head.weight", "other numbers", "without head_config.json"]);
+    }
+    let flexible = |dir: &Path| {
+        edit(dir.join("head_config.json"), &|whole| {
+            (whole["config"], whole["model_class"]) = (json!({"layers": 2}), json!("LlamaAdapterModel"));
+        });
+    };
+    let known = "LlamaForSequenceClassification or LlamaForCausalLM";
+    names(&changed("lora-llama", flexible), &["head_config.json", "model_class", known]);
 }
 
 #[test]

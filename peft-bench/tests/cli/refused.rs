@@ -31,6 +31,10 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method lora --task imdb", &["imdb", "sst2"]),
         ("--method lora --warmup 1.5", &["--warmup", "1.5"]),
         ("--method lora --save-every 0", &["save_steps", "0"]),
+        ("--method lora --task-temperature 0", &["task_temperature", "0", "above 0"]),
+        ("--method lora --task-temperature inf", &["task_temperature", "inf", "finite"]),
+        ("--method hyperformer --task-temperature 10", &["task_temperature", "one task", "task_id"]),
+        ("--method hyperformer --task-temperature 10 --no-shuffle", &["--task-temperature", "--no-shuffle"]),
         ("--model nowhere --method lora", &["--model", "nowhere", "hub"]),
     ] {
         let mut args = vec!["train", "--model", &model, "--steps", "2", "--output", &output];

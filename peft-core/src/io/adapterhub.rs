@@ -1,7 +1,8 @@
-//! Adapter directories in the layout of AdapterHub (the package `adapters`, whose version 1.3.0 is the reference) for BERT and
-//! RoBERTa: `adapter_config.json` and `adapter.safetensors` or `pytorch_adapter.bin`; of the head `head_config.json` and
+//! Adapter directories in the layout of AdapterHub (the package `adapters`, whose version 1.3.0 is the reference):
+//! `adapter_config.json` and `adapter.safetensors` or `pytorch_adapter.bin`; of the head `head_config.json` and
 //! `model_head.safetensors` or `pytorch_model_head.bin`. What is written are safetensors, which the package reads with
-//! `load_adapter(.., use_safetensors=True)`, and a head of transformers' own classes, which its flexible models take over.
+//! `load_adapter(.., use_safetensors=True)`, and a head of transformers' own classes, which its flexible models take over, or (two
+//! layers on a BERT) a flexible head. A head for words is the model's own and is not written.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind, field, wrong};
 use crate::files::{read_json, write_directory};
 use crate::load::{Checkpoint, write_safetensors};
-use crate::{Architecture, Base, Error, Head, Method, Result, Shape, Trained};
+use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Part, Result, Shape, Trained};
 
 const CONFIG: &str = "adapter_config.json";
 const HEAD_CONFIG: &str = "head_config.json";
@@ -22,8 +23,12 @@ const WEIGHTS: [&str; 2] = ["adapter.safetensors", "pytorch_adapter.bin"];
 const HEAD_WEIGHTS: [&str; 2] = ["model_head.safetensors", "pytorch_model_head.bin"];
 /// The version that is written and compared with.
 const VERSION: &str = "adapters.1.3.0";
-/// What adapters that are written are called.
+/// What adapters and flexible heads that are written are called.
 const NAME: &str = "adapter";
+/// What the names of T5's tensors begin with in the package's flexible model.
+const T5_MODEL: &str = "transformer.";
+/// The table of a head for words.
+const WORDS: &str = "lm_head.weight";
 
 /// Which of AdapterHub's methods a directory holds.
 pub fn kind(dir: &Path) -> Result<Kind> {
@@ -36,14 +41,19 @@ pub fn kind(dir: &Path) -> Result<Kind> {
 pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::Tuner>, Labels)> {
     let (path, base) = (dir.join(CONFIG), &model.base);
     let shape = base.shape();
-    let hub = form::<M>(shape)?;
+    let hub = form::<M>()?;
     let whole = object(&path)?;
     let name = check_whole(&whole, shape).map_err(|error| error.in_file(&path))?;
     let fields = config_of(&whole).map_err(|error| error.in_file(&path))?;
     let config = read(&hub, &fields, shape).map_err(|error| error.in_file(&path))?;
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, WEIGHTS)?)?);
     let tuner = config.init(base, 0).map_err(|error| error.in_file(&path))?;
-    let tuner = taker.fill(tuner, |tensor| (hub.key)(&config, tensor, &name, shape))?;
+    let t5 = matches!(shape.architecture, Architecture::T5(_));
+    let front = if t5 && taker.file.names().any(|name| name.starts_with(T5_MODEL)) { T5_MODEL } else { "" };
+    let tuner = taker.fill(tuner, |tensor| {
+        let HubKey { name, layout } = (hub.key)(&config, tensor, &name, shape);
+        HubKey { name: format!("{front}{name}"), layout }
+    })?;
     check_copies(&taker)?;
     let (head, classes) = if dir.join(HEAD_CONFIG).exists() {
         read_head(dir, base)?
@@ -64,46 +74,56 @@ pub fn save<M: Method>(
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
-    let hub = form::<M>(shape)?;
+    let hub = form::<M>()?;
     let fields = (hub.fields)(&config.learned(&trained.tuner, shape), shape)?;
     // What a reader gets, which may have another form: of a prefix the files hold what its projection gives.
     let config = read(&hub, &fields, shape)?;
     let tuner = M::to_saved(trained.tuner.clone().valid());
-    let Head::Classifier(classifier) = &trained.head else {
-        return Err(Error::config("task head", "one for words", "a head for classes or values, for AdapterHub"));
+    let [classes, words] = model_classes(shape);
+    let two_layers = matches!(trained.head, Head::TwoLayers(_));
+    let model_class = match &trained.head {
+        Head::Classifier(_) | Head::Score(_) => classes,
+        Head::TwoLayers(_) => Some(format!("{}AdapterModel", family(shape).0)),
+        Head::LanguageModel(_) => words,
+        Head::MaskedLm(_) | Head::Verbalizer(_) => None,
     };
-    let outputs = classifier.out.bias.lazy_shape().num_elements();
-    let class = |i: usize| labels.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
-    let ids: Fields = (0..outputs).map(|i| (class(i), json!(i))).collect();
-    let (family, model_type) = family(shape);
+    let model_class = model_class.ok_or_else(|| {
+        let found = if let Head::Verbalizer(_) = trained.head { "texts for labels" } else { "one for masked words" };
+        Error::config("task head", found, "a head for classes or values, or a language model's, for AdapterHub")
+    })?;
     let common = |name: Value, config: Value| {
-        json!({"name": name, "config": config, "model_type": model_type, "hidden_size": shape.hidden, "version": VERSION,
-            "model_name": labels.base, "model_class": format!("{family}ForSequenceClassification")})
+        json!({"name": name, "config": config, "model_type": family(shape).1, "hidden_size": shape.hidden, "version": VERSION,
+            "model_name": labels.base, "model_class": model_class})
     };
-    let mut head = common(Value::Null, Value::Null);
-    head["label2id"] = json!(ids);
-    head["num_labels"] = json!(outputs);
     let mut adapter = common(json!(NAME), Value::Object(fields));
-    [&mut head, &mut adapter].into_iter().for_each(Value::sort_all_objects);
+    adapter.sort_all_objects();
     let tensors = to_files(&tuner, |tensor| (hub.key)(&config, tensor, NAME, shape));
-    let head_tensors = to_files(&trained.head, |tensor| head_key("", tensor, shape));
+    let head_tensors =
+        to_files(&trained.head, |tensor| flexible_key(head_key("", tensor, shape).into(), two_layers.then_some(NAME)));
     check_finite(&tensors)?;
     check_finite(&head_tensors)?;
     write_directory(dir, |dir| {
+        let write = |name: &str, files| write_and_verify(&dir.join(name), files, |path| write_safetensors(path, files));
         write_json(&dir.join(CONFIG), &adapter)?;
+        write(WEIGHTS[0], &tensors)?;
+        let Some(outputs) = trained.head.outputs() else { return Ok(()) };
+        let class = |i: usize| labels.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+        let ids: Fields = (0..outputs).map(|i| (class(i), json!(i))).collect();
+        let told = [("label2id".to_string(), json!(ids)), ("num_labels".to_string(), json!(outputs))];
+        let mut head = if two_layers {
+            common(json!(NAME), flexible_fields(true).into_iter().chain(told).collect())
+        } else {
+            let Value::Object(fields) = common(Value::Null, Value::Null) else { unreachable!("an object") };
+            fields.into_iter().chain(told).collect()
+        };
+        head.sort_all_objects();
         write_json(&dir.join(HEAD_CONFIG), &head)?;
-        for (name, files) in [(WEIGHTS[0], &tensors), (HEAD_WEIGHTS[0], &head_tensors)] {
-            write_and_verify(&dir.join(name), files, |path| write_safetensors(path, files))?;
-        }
-        Ok(())
+        write(HEAD_WEIGHTS[0], &head_tensors)
     })
 }
 
-/// The method's form, on a model for which it is known.
-fn form<M: Method>(shape: &Shape) -> Result<AdapterHub<M>> {
-    if shape.pre_norm() {
-        return Err(Error::config("model", family(shape).1, "bert or roberta, for AdapterHub's files"));
-    }
+/// The method's form.
+fn form<M: Method>() -> Result<AdapterHub<M>> {
     M::adapterhub().ok_or_else(|| {
         Error::config("method", M::NAME, "adapter, parallel, lora, ia3 or prefix: AdapterHub's files have no other")
     })
@@ -146,6 +166,16 @@ fn family(shape: &Shape) -> (&'static str, &'static str) {
         Architecture::Roberta => ("Roberta", "roberta"),
         Architecture::T5(_) => ("T5", "t5"),
         Architecture::Llama(_) => ("Llama", "llama"),
+    }
+}
+
+/// transformers' models of the family whose heads are known here: for classes, and for words.
+fn model_classes(shape: &Shape) -> [Option<String>; 2] {
+    let class = |head: &str| Some(format!("{}For{head}", family(shape).0));
+    match shape.architecture {
+        Architecture::Bert | Architecture::Roberta => [class("SequenceClassification"), None],
+        Architecture::T5(_) => [None, class("ConditionalGeneration")],
+        Architecture::Llama(_) => [class("SequenceClassification"), class("CausalLM")],
     }
 }
 
@@ -208,57 +238,97 @@ fn check_copies(taker: &Taker) -> Result<()> {
 fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
     let (path, shape) = (dir.join(HEAD_CONFIG), base.shape());
     let whole = object(&path)?;
-    let static_class = format!("{}ForSequenceClassification", family(shape).0);
-    let flexible = whole.get("config").and_then(Value::as_object);
-    let (told, prefix) = match flexible {
-        Some(fields) => (fields, Some(field::<String>(&whole, "name", "the head's name"))),
-        None => (&whole, None),
-    };
-    let wrong_class = || wrong(&whole, "model_class", &format!("{static_class}, or a flexible head"));
-    let head_path = |error: Error| error.in_file(&path);
-    let prefix = prefix.transpose().map_err(head_path)?;
-    match flexible {
-        None if whole.get("model_class") != Some(&json!(static_class)) => return Err(head_path(wrong_class())),
-        None => {}
-        Some(fields) => check_flexible(fields, shape).map_err(head_path)?,
-    }
+    let in_file = |error: Error| error.in_file(&path);
+    let flexible = whole.get("config").and_then(Value::as_object).filter(|_| !shape.pre_norm());
+    let model_class = whole.get("model_class").and_then(Value::as_str);
+    let [for_classes, for_words] = model_classes(shape);
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, HEAD_WEIGHTS)?)?);
-    let key = |name: &str| {
-        let HubKey { name, layout } = head_key("", name, shape).into();
-        let name = prefix.as_ref().map_or(name.clone(), |prefix| flexible_name(&name, prefix));
-        HubKey { name, layout }
+    let (two_layers, name) = match flexible {
+        Some(fields) => {
+            (check_flexible(fields, shape).map_err(in_file)?, Some(field::<String>(&whole, "name", "the head's name")))
+        }
+        None if model_class.is_some() && model_class == for_words.as_deref() => {
+            return own_words(&taker, base).map(|head| (head, vec![]));
+        }
+        None if model_class.is_some() && model_class == for_classes.as_deref() => (false, None),
+        None => {
+            let flexible = (!shape.pre_norm()).then(|| "a flexible head".to_string());
+            let known: Vec<String> = [for_classes, for_words, flexible].into_iter().flatten().collect();
+            return Err(in_file(wrong(&whole, "model_class", &known.join(" or "))));
+        }
     };
-    let head = taker.head(key, base)?.filter(|head| matches!(head, Head::Classifier(_)));
-    let name = key("Classifier.out.bias").name;
-    let none = || Error::file(taker.file.path_of(&name), &name, "no such tensor", "a head for classes or values");
+    let name = name.transpose().map_err(in_file)?;
+    let key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), name.as_deref());
+    let last = match (two_layers, shape.architecture) {
+        (true, _) => "TwoLayers.out.bias",
+        (false, Architecture::Llama(_)) => "Score.weight",
+        (false, _) => "Classifier.out.bias",
+    };
+    let last = key(last).name;
+    let head = match (two_layers, taker.file.shape(&last)) {
+        (true, Some([outputs])) => {
+            let fresh = Head::two_layers(base, *outputs, 0);
+            Some(taker.fill(fresh, key)?)
+        }
+        (true, _) => None,
+        (false, _) => taker.head(key, base)?.filter(|head| matches!(head, Head::Classifier(_) | Head::Score(_))),
+    };
+    let none = || Error::file(taker.file.path_of(&last), &last, "no such tensor", "a head for classes or values");
     let head = head.ok_or_else(none)?;
     taker.finish(|_| false)?;
-    let classes = classes(told, head.outputs().unwrap_or_default()).map_err(head_path)?;
+    let classes = classes(flexible.unwrap_or(&whole), head.outputs().unwrap_or_default()).map_err(in_file)?;
     Ok((head, classes))
 }
 
-/// A flexible head computes what the model's own class for classification does.
-fn check_flexible(fields: &Fields, shape: &Shape) -> Result<()> {
-    let roberta = shape.architecture == Architecture::Roberta;
-    let expected = json!({"head_type": "classification", "layers": 1 + usize::from(roberta), "bias": true,
-        "activation_function": roberta.then_some("tanh"), "use_pooler": !roberta, "dropout_prob": null});
-    // Without a hidden layer there is nothing to activate.
-    let free: &[&str] =
-        if roberta { &["num_labels", "label2id"] } else { &["num_labels", "label2id", "activation_function"] };
-    for key in ["head_type", "layers", "use_pooler"] {
-        field::<Value>(fields, key, &expected[key].to_string())?;
+/// The head of a language model. The package writes its table, though nothing trains it.
+fn own_words(taker: &Taker, base: &Base) -> Result<Head> {
+    let shape = base.shape();
+    let part = if shape.tied { Part::Words } else { Part::Vocabulary };
+    let place = shape.places().into_iter().find(|place| place.site.part == part);
+    let place = place.unwrap_or_else(|| unreachable!("a language model has a table"));
+    if taker.file.read_f32(WORDS, &place.file_dims())?.as_bytes() != base.tensor_data(&place).as_bytes() {
+        let expected = format!(
+            "those of the model: no table for words is trained here (without {HEAD_CONFIG} the model's is used)"
+        );
+        return Err(Error::file(taker.file.path_of(WORDS), WORDS, "other numbers", expected));
     }
-    match expected {
-        Value::Object(expected) => check_same(fields, &expected, free),
-        _ => unreachable!("an object"),
-    }
+    taker.finish(|name| name == WORDS)?;
+    Ok(Head::LanguageModel(LanguageModel {}))
 }
 
-/// The name in a flexible head, whose modules have numbers, dropout and activations counted.
-fn flexible_name(name: &str, head: &str) -> String {
-    let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+/// What a flexible head must be to compute what the model's own class for classification does, or two layers on a BERT.
+fn flexible_fields(two_layers: bool) -> Fields {
+    let fields = json!({"head_type": "classification", "layers": 1 + usize::from(two_layers), "bias": true,
+        "activation_function": two_layers.then_some("tanh"), "use_pooler": !two_layers, "dropout_prob": null});
+    fields.as_object().cloned().unwrap_or_default()
+}
+
+/// Whether a flexible head has two layers; refuses one that cannot be.
+fn check_flexible(fields: &Fields, shape: &Shape) -> Result<bool> {
+    let layers = fields.get("layers").and_then(Value::as_u64);
+    let known: &[u64] = if shape.architecture == Architecture::Roberta { &[2] } else { &[1, 2] };
+    if !layers.is_some_and(|layers| known.contains(&layers)) {
+        let known: Vec<String> = known.iter().map(u64::to_string).collect();
+        return Err(wrong(fields, "layers", &known.join(" or ")));
+    }
+    let two_layers = layers == Some(2);
+    let expected = flexible_fields(two_layers);
+    // Without a hidden layer there is nothing to activate.
+    let free: &[&str] =
+        if two_layers { &["num_labels", "label2id"] } else { &["num_labels", "label2id", "activation_function"] };
+    for key in ["head_type", "use_pooler"] {
+        field::<Value>(fields, key, &expected[key].to_string())?;
+    }
+    check_same(fields, &expected, free)?;
+    Ok(two_layers && shape.architecture == Architecture::Bert)
+}
+
+/// A tensor's name in a flexible head of this name, whose modules have numbers, dropout and activations counted.
+fn flexible_key(HubKey { name, layout }: HubKey, head: Option<&str>) -> HubKey {
+    let Some(head) = head else { return HubKey { name, layout } };
+    let (module, leaf) = name.rsplit_once('.').unwrap_or(("", &name));
     let number = if module == "classifier.out_proj" { 4 } else { 1 };
-    format!("heads.{head}.{number}.{leaf}")
+    HubKey { name: format!("heads.{head}.{number}.{leaf}"), layout }
 }
 
 /// The classes in their order; none for a value.

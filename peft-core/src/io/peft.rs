@@ -54,7 +54,7 @@ pub(super) fn write_settings<M: Method>(
     labels: &Labels,
 ) -> Result<()> {
     let modules: &[&str] = match head {
-        Head::Classifier(_) | Head::Score(_) => &["classifier", "score"],
+        Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
         Head::LanguageModel(_) | Head::Verbalizer(_) => &[],
     };

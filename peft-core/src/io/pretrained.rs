@@ -26,6 +26,8 @@ const OTHER_FILES: [&str; 6] = [
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
 pub struct Pretrained {
+    /// What it was opened by; empty, if it was not.
+    pub name: String,
     /// The backbone.
     pub base: Base,
     /// The head in the checkpoint, if there is one.
@@ -41,16 +43,16 @@ impl Pretrained {
     /// id of a model on a hub.
     pub fn open(name: &str, device: &Device) -> Result<Self> {
         if let Some(shape) = name.strip_prefix("shape:") {
-            return Ok(Self::random(Shape::named(shape)?, 0, device));
+            return Ok(Pretrained { name: name.into(), ..Self::random(Shape::named(shape)?, 0, device) });
         }
-        Self::open_dir(directory(name)?, device)
+        Ok(Pretrained { name: name.into(), ..Self::open_dir(directory(name)?, device)? })
     }
 
     /// A model of this shape with random weights.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
         let config = shape.to_config();
         let head = shape.pre_norm().then_some(Head::LanguageModel(LanguageModel {}));
-        Pretrained { base: Base::random(shape, seed, device), head, config, dir: None }
+        Pretrained { name: String::new(), base: Base::random(shape, seed, device), head, config, dir: None }
     }
 
     /// The shape of a model, without its weights.
@@ -119,7 +121,7 @@ impl Pretrained {
         if let Some(outputs) = head.as_ref().and_then(Head::outputs) {
             check_class_names(&path, config.get("id2label"), outputs)?;
         }
-        Ok(Pretrained { base, head, config, dir: Some(dir) })
+        Ok(Pretrained { name: String::new(), base, head, config, dir: Some(dir) })
     }
 
     /// The tokenizer in its directory.
@@ -140,6 +142,10 @@ impl Pretrained {
 
     /// Writes a model directory that transformers loads: `base` with `head`, the other files copied.
     pub fn save(&self, output: &Path, base: &Base, head: &Head, classes: &[String]) -> Result<()> {
+        if let Head::TwoLayers(_) = head {
+            let expected = "BERT's own of one layer: transformers' models of BERT have no other";
+            return Err(Error::config("task head", "two layers", expected));
+        }
         let shape = base.shape();
         let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
         for place in shape.places() {
@@ -180,7 +186,7 @@ impl Pretrained {
             }
         }
         let task = match head {
-            Head::Classifier(_) | Head::Score(_) => "SequenceClassification",
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => "SequenceClassification",
             Head::MaskedLm(_) => "MaskedLM",
             Head::LanguageModel(_) | Head::Verbalizer(_) if family == "T5" => "ConditionalGeneration",
             Head::LanguageModel(_) | Head::Verbalizer(_) => "CausalLM",

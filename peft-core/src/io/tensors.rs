@@ -126,8 +126,11 @@ impl Taker {
         let head = match shape.architecture {
             Architecture::Bert | Architecture::Roberta => match dims("Classifier.out.bias").as_deref() {
                 Some([outputs]) => Head::classifier(base, *outputs, 0),
-                _ if dims("MaskedLm.bias").is_some() => Head::masked_lm(base, 0),
-                _ => return Ok(None),
+                _ => match dims("TwoLayers.out.bias").as_deref() {
+                    Some([outputs]) => Head::two_layers(base, *outputs, 0),
+                    _ if dims("MaskedLm.bias").is_some() => Head::masked_lm(base, 0),
+                    _ => return Ok(None),
+                },
             },
             Architecture::Llama(_) => match dims("Score.weight").as_deref() {
                 Some([_, outputs]) => Head::classifier(base, *outputs, 0),

@@ -1,8 +1,9 @@
-//! The run as a method may look at it before the first step: the training data and the number of steps.
+//! The run as a method may look at it before the first step: the training data, the number of steps and the seed.
 
 use burn::optim::GradientsParams;
 
 use crate::loss::targets;
+use crate::random::Random;
 use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The training data, the loss that the head gives on it, and the length of the run.
@@ -11,17 +12,30 @@ pub struct Probe<'a> {
     head: &'a Head,
     examples: &'a [Example],
     steps: Option<usize>,
+    seed: u64,
 }
 
 impl<'a> Probe<'a> {
     /// Of these examples.
     pub fn new(head: &'a Head, examples: &'a [Example]) -> Self {
-        Probe { head, examples, steps: None }
+        Probe { head, examples, steps: None, seed: 0 }
     }
 
     /// Before a run of this many steps.
     pub fn with_steps(self, steps: usize) -> Self {
         Probe { steps: Some(steps), ..self }
+    }
+
+    /// Before a run with this seed.
+    pub fn with_seed(self, seed: u64) -> Self {
+        Probe { seed, ..self }
+    }
+
+    /// The places of this many training examples, or of all if there are no more, drawn by the run's seed.
+    pub fn draw(&self, count: usize) -> Vec<usize> {
+        let mut places = Random::new(self.seed, "examples before the first step").permutation(self.examples.len());
+        places.truncate(count);
+        places
     }
 
     /// How many steps the run takes, if there is one.

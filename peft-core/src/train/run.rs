@@ -73,8 +73,8 @@ impl<T: Procedure> Run<T> {
     /// One optimizer step on the samples that the settings choose for it. The data must be the same in each.
     pub fn step(&mut self, data: &[Example]) -> Result<StepReport> {
         let (step, total) = (self.step, self.config.steps(data.len()));
-        let lengths = || data.iter().map(|example| example.ids.len()).collect();
-        let order = self.order.get_or_insert_with(|| Order::new(&self.config, lengths()));
+        let samples = data.iter().map(|example| (example.ids.len(), example.task));
+        let order = self.order.get_or_insert_with(|| Order::new(&self.config, samples));
         let batch: Vec<&Example> = order.samples(step).into_iter().map(|i| &data[i]).collect();
         let mut random = Random::new(self.config.seed, &format!("sample of step {step}"));
         let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };

@@ -120,8 +120,7 @@ impl Trainer {
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (trained, base) = self.run(&model.base, trained, &data.examples, evaluation, observer)?;
-        let name = model.dir.as_ref().map(|d| d.to_string_lossy().into_owned()).unwrap_or_default();
-        let labels = Labels { base: name, classes: data.classes.clone() };
+        let labels = Labels { base: model.name.clone(), classes: data.classes.clone() };
         Ok(Tuned { model, base, config: method, trained, labels, threads: self.config.threads })
     }
 
@@ -145,6 +144,10 @@ impl Trainer {
         self.check_metric(evaluation)?;
         let tasks: Vec<usize> = data.iter().chain(evaluation.into_iter().flatten()).map(|e| e.task).collect();
         trained.tuner.check_tasks(&tasks)?;
+        if self.config.task_temperature.is_some() && data.iter().all(|example| example.task == data[0].task) {
+            let expected = "more than one, by a column task_id, or no temperature to draw them with";
+            return Err(Error::config("task_temperature", "data of one task", expected));
+        }
         let steps = self.config.steps(data.len());
         if (0..steps).all(|step| self.config.rate(step, steps) <= 0.0) {
             let found = format!("{}, or 0 by warm-up in each of {steps} steps", self.config.learning_rate);
@@ -180,7 +183,8 @@ impl Trainer {
         let Work { data, evaluation, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
-        let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_steps(total))?;
+        let (tuner, base) =
+            tuner.prepare(base.clone(), Probe::new(&head, data).with_steps(total).with_seed(config.seed))?;
         let changes_base = tuner.changes_base();
         if changes_base && store.is_some() {
             let expected = "none: this method changes the base, which checkpoints do not hold";

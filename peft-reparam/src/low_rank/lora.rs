@@ -16,7 +16,7 @@
 //! - equals burn's own LoRA: `equals_the_lora_of_burn`
 //! - dropout on x is a mask of the sample, and x on average: `masks_follow_the_sample`, `dropout_is_right_on_average`
 //!
-//! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian.
+//! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian. AdapterHub's `intermediate_lora` and `output_lora` are on LLaMA `down_proj` and `up_proj`, the other way round than elsewhere.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
