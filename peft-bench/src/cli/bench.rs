@@ -103,6 +103,7 @@ impl Bench {
 impl Generate {
     fn run(self) -> Result<()> {
         let model = self.model.open()?;
+        let trained = Trained::new(Bare {}, own_head(&model)?)?;
         let (shape, new) = (model.base.shape(), self.new_tokens as usize);
         let longest = prompt_room(shape, shape.max_length(), new);
         if !(1..=longest).contains(&self.prompt_tokens) || self.batch == 0 {
@@ -110,7 +111,6 @@ impl Generate {
             let expected = format!("1 or more of 1 to {longest} tokens, before {new} new ones");
             return Err(Error::config("--batch, --prompt-tokens", found, expected));
         }
-        let trained = Trained::new(Bare {}, own_head(&model)?)?;
         let mut random = Random::new(0, "bench");
         let prompts: Vec<Prompt> =
             (0..self.batch).map(|_| Prompt::from(tokens(&mut random, shape.vocab, self.prompt_tokens))).collect();
