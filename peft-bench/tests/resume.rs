@@ -18,7 +18,7 @@ fn data(folder: &Path, rows: usize) -> String {
 fn data_of(folder: &Path, rows: usize, tasks: usize) -> String {
     let line = |i: usize| {
         let ids: Vec<usize> = (0..12 + i % 9).map(|t| 4 + (7 * i + 3 * t) % 80).collect();
-        let task = if i % 3 == 0 { i % tasks } else { 0 };
+        let task = if i.is_multiple_of(3) { i % tasks } else { 0 };
         format!("{}\n", serde_json::json!({"input_ids": ids, "label": i % 2, "task_id": task}))
     };
     let path = folder.join(format!("data-{rows}.jsonl"));

@@ -64,7 +64,7 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
     let source = plan.source(|made| masked::prepare(made, plan))?;
     let (name, model, glue) = (&source.name, &source.model, &source.data);
     let weights = model.base.fingerprint();
-    let mut report = blank(plan, tasks, name, &model)?;
+    let mut report = blank(plan, tasks, name, model)?;
     // All of them before the first run, which may take hours.
     let read = tasks.iter().map(|task| task.read(glue)).collect::<Result<Vec<_>>>()?;
     let broken = read.iter().flat_map(|(train, dev)| [train, dev]).flat_map(Labelled::broken_rows);
@@ -82,7 +82,7 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
         std::thread::scope(|scope| {
             for _ in 0..side_by_side {
                 let results = results.clone();
-                let (model, data, next) = (&model, &data, &next);
+                let (model, data, next) = (model, &data, &next);
                 scope.spawn(move || {
                     while let Some((row, seed)) = next() {
                         let job = Job { plan, model, weights, row: plan.rows[row], task: *task, seed, data, threads };

@@ -58,7 +58,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
         subjects.iter().flat_map(|subject| &subject.questions).map(|q| (q.ask(), q.answer)).collect()
     };
     let scored = json!([asked(&score.shots), asked(&score.subjects)]);
-    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored };
+    let experiment = Experiment { plan, model, train: &train, score: &score, scored };
     let column = Column { name: "MMLU".into(), metrics: vec!["macro".into(), "micro".into()] };
     let shapes = [("LLaMA-7B", "llama-7b"), ("LLaMA-13B", "llama-13b")];
     let (title, printed) = match learning_rates {

@@ -56,7 +56,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     test.truncate(sizes.limit);
     let score = Translation::new(&tokenizer, test, sizes.max_length)?;
     let scored = json!([score.sources, score.references, score.config]);
-    let experiment = Experiment { plan, model: &model, train: &train, score: &score, scored };
+    let experiment = Experiment { plan, model, train: &train, score: &score, scored };
     let column = Column { name: "En-Ro".into(), metrics: vec!["BLEU".into()] };
     let title = "Table IV: parameter-efficient fine-tuning of T5 for translation";
     let mut report = experiment.blank(title, column, &TABLE_IV, [("T5-base", "t5-base"), ("T5-large", "t5-large")])?;

@@ -172,7 +172,7 @@ fn what_a_format_cannot_express_is_refused_by_name() {
         args.extend(settings.split(' '));
         succeed(&args);
         names(
-            &fail(&["convert", "--model", &model, "--from", &trained, "--to", "adapterhub", "--output", &output]),
+            &fail(&["convert", "--model", model, "--from", &trained, "--to", "adapterhub", "--output", &output]),
             &words,
         );
         folder.holds(&["data.jsonl", "trained"]);
