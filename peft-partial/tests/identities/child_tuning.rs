@@ -148,9 +148,14 @@ proptest! {
                 let mask = after.get(&name.replace("full.", "masks.")).map(numbers);
                 let in_child = |i: usize| mask.as_ref().is_none_or(|mask| mask[i] == 1.0);
                 let pairs = numbers(&before).into_iter().zip(numbers(&after[&name]));
+                let (mut moved, mut children) = (0, 0);
                 for (i, (old, new)) in pairs.enumerate() {
-                    prop_assert_eq!(old.to_bits() != new.to_bits(), in_child(i), "{} of {}: {} {}", i, name, old, new);
+                    prop_assert!(in_child(i) || old.to_bits() == new.to_bits(), "{} of {}: {} {}", i, name, old, new);
+                    children += usize::from(in_child(i));
+                    moved += usize::from(old.to_bits() != new.to_bits());
                 }
+                // Not quite all: behind a ReLU that lets nothing through in these steps there is no gradient.
+                prop_assert!(2 * moved >= children, "{} of {} moved of {}", moved, children, name);
                 prop_assert_eq!(moving.contains_key(&name), mask.is_none_or(|mask| mask.contains(&1.0)), "{}", name);
             }
         }
