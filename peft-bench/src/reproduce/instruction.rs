@@ -187,12 +187,12 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         positions: 512,
         ..Shape::named("llama-7b")?
     };
-    let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     let decides = format!("{shape:?} {recipe:?}");
     let output = place(made, "model", &decides);
     if output.exists() {
         return Ok((output, data));
     }
+    let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     let lines: Vec<&str> = corpus.lines().collect();
     let asked: Vec<&str> = lines.iter().copied().filter(|line| line.contains('\t')).collect();
     let examples = (0..recipe.steps * recipe.batch_size).map(|i| {

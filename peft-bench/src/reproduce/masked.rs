@@ -42,12 +42,12 @@ pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         ..Shape::named("roberta-base")?
     }
     .with_dropout(0.0);
-    let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     let decides = format!("{shape:?} {recipe:?}");
     let output = place(made, "model", &decides);
     if output.exists() {
         return Ok((output, glue));
     }
+    let corpus = read_text(&data.join("corpus.txt"), 1 << 30)?;
     // Every sequence that is trained on has a mask of its own.
     let mut examples = Vec::new();
     for (i, text) in corpus.lines().cycle().take(recipe.steps * recipe.batch_size).enumerate() {

@@ -42,8 +42,8 @@ impl Runs<'_> {
         score: impl FnOnce(&Tuned<'_, M>) -> Result<Scored>,
     ) -> Result<Outcome> {
         let settings = TrainConfig { threads: 1, ..config.clone() };
-        let computed = json!([format!("{:?}", self.device), program()]);
-        let key = [vec![json!(method), json!(settings), json!(self.weights), computed], data.to_vec()].concat();
+        let device = json!(format!("{:?}", self.device));
+        let key = [vec![json!(method), json!(settings), json!(self.weights), device], data.to_vec()].concat();
         self.kept(name, &json!(key), |path| {
             let seed = config.seed;
             let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
@@ -55,10 +55,11 @@ impl Runs<'_> {
         })
     }
 
-    /// The outcome under a key: from its file, or from `run`, which may write beside the path that it is given.
+    /// The outcome under a key: from its file, if this program wrote it, or from `run`, which may write beside the path that it is given.
     pub fn kept(&self, name: &str, key: &Value, run: impl FnOnce(&Path) -> Result<Outcome>) -> Result<Outcome> {
         let place = self.output.join("runs");
-        let path = place.join(format!("{name}-{}.json", digest(&[key.to_string().as_bytes()])));
+        let hash = digest(&[program().as_bytes(), key.to_string().as_bytes()]);
+        let path = place.join(format!("{name}-{hash}.json"));
         // One that cannot be read is as none.
         let read: Option<Outcome> = read_json(&path).ok().and_then(|value| serde_json::from_value(value).ok());
         if let Some(outcome) = read {

@@ -130,14 +130,14 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
     }
     .with_dropout(0.0);
     let count = recipe.steps * recipe.batch_size;
-    let texts = ["text.en", "text.ro"].map(|name| read_text(&data.join(name), 1 << 30));
-    let [english, romanian] = texts;
-    let (english, romanian) = (english?, romanian?);
     let decides = format!("{shape:?} {recipe:?}");
     let output = place(made, "model", &decides);
     if output.exists() {
         return Ok((output, data));
     }
+    let texts = ["text.en", "text.ro"].map(|name| read_text(&data.join(name), 1 << 30));
+    let [english, romanian] = texts;
+    let (english, romanian) = (english?, romanian?);
     let lines = english.lines().zip(romanian.lines()).flat_map(|(a, b)| [a, b]);
     let lines: Vec<&str> = lines.collect();
     let mixture = read(&data, "mixture")?;
