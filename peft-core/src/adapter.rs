@@ -1,13 +1,22 @@
 //! What a method is to the rest: an [`Adapter`] opens, for one batch, into [`Hooks`]; a [`Tuner`] owns how the base is run.
 
+use std::sync::Arc;
+
 use burn::module::{Module, ModuleDisplay};
 
-use crate::{Base, Batch, Error, Hidden, Hooks, Merge, Procedure, Result};
+use crate::random::Noise;
+use crate::{Base, Batch, Error, Example, Hidden, Hooks, Merge, Procedure, Result};
 
 /// A module of trainable tensors that acts through hooks.
 pub trait Adapter: Module + ModuleDisplay + Sync {
     /// Computes what this batch needs (nothing, for a method that is its own hooks), then lends the hooks for one run.
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R;
+
+    /// Whether it only rewrites weights and vectors, by nothing but its own tensors and the noise of the step. Then it does so once
+    /// for all pieces of a step, all examples of a prediction, all tokens of a text: see [`Tuner::rewritten`].
+    fn only_rewrites(&self) -> bool {
+        false
+    }
 
     /// How many tasks it tells apart; if it does, sequences of others are refused before it opens.
     fn tasks(&self) -> Option<usize> {
@@ -40,6 +49,10 @@ impl Procedure for Bare {}
 impl<A: Adapter, B: Adapter> Adapter for (A, B) {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         self.0.open(batch, |outer| self.1.open(batch, |inner| f(&(outer, inner))))
+    }
+
+    fn only_rewrites(&self) -> bool {
+        self.0.only_rewrites() && self.1.only_rewrites()
     }
 
     fn tasks(&self) -> Option<usize> {
@@ -77,6 +90,11 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
     /// Final hidden states of a batch.
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
 
+    /// If all that it does is to rewrite the base's tensors: the base that, run bare, is the same function under this noise.
+    fn rewritten(&self, _base: &Base, _noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
+        Ok(None)
+    }
+
     /// Refuses tasks that it does not have.
     fn check_tasks(&self, _tasks: &[usize]) -> Result<()> {
         Ok(())
@@ -87,6 +105,15 @@ impl<A: Adapter> Tuner for A {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         self.check_tasks(&batch.tasks)?;
         self.open(batch, |hooks| base.forward(batch, hooks))
+    }
+
+    fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
+        if !self.only_rewrites() {
+            return Ok(None);
+        }
+        // Of any batch: the tokens make no difference.
+        let batch = base.batch(&[&Example { ids: vec![base.shape().pad as u32], ..Default::default() }])?;
+        Ok(Some(self.open(&Batch { noise, ..batch }, |hooks| base.rewritten(hooks))))
     }
 
     fn check_tasks(&self, tasks: &[usize]) -> Result<()> {

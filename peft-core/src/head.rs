@@ -1,13 +1,15 @@
 //! Task heads: what turns hidden states into logits. Always trained, counted apart from the method.
 
 use std::borrow::Borrow;
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
 use crate::activation::gelu;
+use crate::random::{Noise, Random};
 use crate::{
-    Architecture, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Text, Tuner, Verbalizer, loss, random::Random,
+    Architecture, Bare, Base, Batch, Error, Hidden, Key, Label, Result, Shape, Text, Tuner, Verbalizer, loss,
     weight::linear,
 };
 
@@ -274,6 +276,12 @@ impl<T: Tuner> Trained<T> {
     /// The two together, with parameter ids derived from names.
     pub fn new(tuner: T, head: Head) -> Result<Self> {
         crate::view::with_ids_from_names(Trained { tuner, head })
+    }
+
+    /// The same function on a base of its own, where the method only rewrites tensors, see [`Tuner::rewritten`].
+    pub fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<(Base, Trained<Bare>)>> {
+        let bare = |base| (base, Trained { tuner: Bare {}, head: self.head.clone() });
+        Ok(self.tuner.rewritten(base, noise)?.map(bare))
     }
 
     /// Logits of a batch, see [`Head::logits`]. Those of classes that are texts are the texts' log-likelihoods; of values that are

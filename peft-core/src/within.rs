@@ -34,6 +34,10 @@ impl<A: Adapter> Adapter for Within<A> {
         self.inner.open(batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
     }
 
+    fn only_rewrites(&self) -> bool {
+        self.inner.only_rewrites()
+    }
+
     fn tasks(&self) -> Option<usize> {
         self.inner.tasks()
     }

@@ -22,7 +22,7 @@ from peft import (
     get_peft_model_state_dict,
 )
 from seq_models import seq_batch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import Adafactor, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 warnings.filterwarnings("ignore", message=".*not initialized.*")
 
@@ -135,6 +135,7 @@ CASES = {
     ),
 }
 
+ADAFACTOR = {"lora"}
 
 # AdamW turns a gradient element that is almost zero into a step of full size, whatever its rounding
 # error. The seeds below were picked so that no case has such elements (see the README).
@@ -234,12 +235,18 @@ def randomize_adapter(tensors, gen):
         parameter.copy_(value)
 
 
-def train(model, inputs, tensors):
-    """Losses before each of the AdamW steps on one fixed batch."""
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+
+
+def adafactor(parameters):
+    return Adafactor(parameters, lr=1e-2, scale_parameter=False, relative_step=False, weight_decay=0.01)
+
+
+def train(model, inputs, tensors, rule=adamw):
+    """Losses before each of the steps on one fixed batch."""
     model.train()
-    optimizer = torch.optim.AdamW(
-        list(tensors.values()), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
-    )
+    optimizer = rule(list(tensors.values()))
     losses = []
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -273,6 +280,13 @@ def reference(model, inputs):
     return expected
 
 
+def adafactor_run(model, inputs):
+    """The same steps by Adafactor, in expected.safetensors of the cases in ADAFACTOR; leaves the model trained."""
+    tensors = trainable(model)
+    losses = train(model, inputs, tensors, adafactor)
+    return {"adafactor.losses": losses, **{f"adafactor.final.{key}": p.detach().clone() for key, p in tensors.items()}}
+
+
 def start(name, base, config, seed):
     """The batch, the model with its adapter at random, and what is trained."""
     gen = generator(f"{name}/{seed}")
@@ -300,8 +314,10 @@ def write_case(folder, base, config):
         file = "encoder.safetensors" if config.peft_type == "P_TUNING" else "projection.safetensors"
         save(folder / file, {k: v for k, v in tensors.items() if "classifier" not in k})
 
-    double = copy.deepcopy(model).double()
+    double, another = copy.deepcopy(model).double(), copy.deepcopy(model)
     expected = reference(model, inputs)
+    if name in ADAFACTOR:
+        expected |= adafactor_run(another, inputs)
     save(folder / "expected.safetensors", expected)
 
     # PEFT reads the adapter back to the same logits, with the default attention kernel.
@@ -313,11 +329,16 @@ def write_case(folder, base, config):
 
     # How far float32 can be trusted: the same run in float64.
     with in_float64():
+        another = copy.deepcopy(double)
         exact = reference(double, inputs)
+        if name in ADAFACTOR:
+            exact |= adafactor_run(another, inputs)
     losses = " ".join(f"{x:.4f}" for x in expected["losses"].tolist())
     print(f"  losses {losses}")
-    for prefix in ["logits", "loss", "losses", "logits_final", "grad.", "final."]:
+    for prefix in ["logits", "loss", "losses", "logits_final", "grad.", "final.", "adafactor."]:
         keys = [k for k in expected if k == prefix or (prefix.endswith(".") and k.startswith(prefix))]
+        if not keys:
+            continue
         worst = max(keys, key=lambda k: (expected[k] - exact[k]).abs().max())
         error = (expected[worst] - exact[worst]).abs().max()
         print(f"  {prefix:13} {len(keys):3} tensors, worst float32 error {error:.1e} ({worst})")

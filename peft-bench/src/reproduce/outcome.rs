@@ -60,14 +60,14 @@ impl Runs<'_> {
         let place = self.output.join("runs");
         let hash = digest(&[program().as_bytes(), key.to_string().as_bytes()]);
         let path = place.join(format!("{name}-{hash}.json"));
-        // One that cannot be read is as none.
-        let read: Option<Outcome> = read_json(&path).ok().and_then(|value| serde_json::from_value(value).ok());
-        if let Some(outcome) = read {
+        if let Some(outcome) = read(&path) {
             return Ok(Outcome { earlier: true, ..outcome });
         }
         std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let outcome = run(&path)?;
-        write_file(&path, json!(outcome).to_string().as_bytes())?;
+        let written = json!(outcome);
+        let sealed = json!({"digest": digest(&[written.to_string().as_bytes()]), "outcome": written});
+        write_file(&path, sealed.to_string().as_bytes())?;
         checkpoints(&path).remove()?;
         let losses = losses(&path);
         if losses.exists() {
@@ -75,6 +75,13 @@ impl Runs<'_> {
         }
         Ok(outcome)
     }
+}
+
+/// The outcome in a file, unless it is not as it was written.
+fn read(path: &Path) -> Option<Outcome> {
+    let mut sealed = read_json(path).ok()?;
+    let written = sealed["outcome"].take();
+    (sealed["digest"] == digest(&[written.to_string().as_bytes()])).then(|| serde_json::from_value(written).ok())?
 }
 
 /// Those of the run whose outcome will be at this path.

@@ -4,6 +4,7 @@ mod beam;
 mod decoder;
 mod sample;
 
+use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 pub use sample::candidates;
@@ -145,6 +146,10 @@ pub fn next_logits<T: Tuner>(
     prompts: &[impl Clone + Into<Prompt>],
 ) -> Result<Vec<Vec<f32>>> {
     check_head(&trained.head)?;
+    let trained = &Module::valid(trained);
+    if let Some((base, trained)) = trained.rewritten(base, None)? {
+        return next_logits(&base, &trained, prompts);
+    }
     let prompts = owned(prompts);
     let same = |i: usize| prompts.iter().all(|p| p.task == prompts[0].task && p.ids[i] == prompts[0].ids[i]);
     // Each prompt has a token of its own left to compute.
@@ -178,7 +183,10 @@ pub fn generate<T: Tuner>(
     config.check(shape.vocab)?;
     check_head(&trained.head)?;
     let stop = config.eos_token_id.clone().unwrap_or_else(|| shape.stop.iter().map(|id| *id as u32).collect());
-    let trained = burn::module::Module::valid(trained);
+    let trained = Module::valid(trained);
+    if let Some((base, trained)) = trained.rewritten(base, None)? {
+        return generate(&base, &trained, prompts, config, follow);
+    }
     let mut decoder = Decoder::new(base, &trained, &owned(prompts), config.use_cache)?;
     if config.num_beams > 1 {
         let texts = Beams::new(prompts.len(), config, &stop).search(&mut decoder)?;

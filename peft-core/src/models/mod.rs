@@ -145,6 +145,14 @@ impl Base {
         self
     }
 
+    /// A base with each tensor as the hooks rewrite it.
+    pub fn rewritten(&self, hooks: &dyn Hooks) -> Self {
+        self.shape().places().iter().fold(self.clone(), |base, Place { site, slot, .. }| match slot {
+            Slot::Weight => base.with_weight(*site, hooks.weight(*site, self.weight(*site).clone())),
+            slot => base.with_vector(*site, *slot, hooks.vector(*site, *slot, self.vector(*site, *slot))),
+        })
+    }
+
     /// The same base with other dropout probabilities, all `p`.
     pub fn with_dropout(mut self, p: f64) -> Self {
         self.shape = Arc::new((*self.shape).clone().with_dropout(p));

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ParamId};
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
 use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
 use crate::load::Checkpoint;
 use crate::loss::targets;
+use crate::train::{Optim, Rule, TrainConfig};
 use crate::view::{Visit, tensors, visit};
-use crate::{Base, Batch, Example, Key, Label, Method, Trained, io, train::Optim};
+use crate::{Base, Batch, Example, Key, Label, Method, Trained, io};
 
 /// The directory of a golden model.
 pub fn model_dir(name: &str) -> PathBuf {
@@ -119,38 +120,52 @@ impl Case {
         }
     }
 
-    /// Compares logits, loss, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` says what the file
+    /// Compares logits, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` says what the file
     /// calls a tensor. Tensors that the reference left out of `final` are not compared.
     ///
     /// # Panics
     /// If one differs.
-    pub fn check<T: crate::Tuner>(&self, mut trained: Trained<T>, key: impl Fn(&str) -> Key) {
+    pub fn check<T: crate::Tuner>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) {
         self.compare_logits("logits", &trained, REFERENCE);
-        let adamw = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.01).build();
-        let mut optim = Optim::new(adamw);
+        let named = named(&trained, &self.gradients(&trained).1);
+        assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
+        for (name, gradient) in named {
+            self.compare_named("grad", &name, gradient, &key, REFERENCE);
+        }
+        let trained = self.check_steps(trained, Rule::AdamW, "", &key);
+        self.compare_logits("logits_final", &trained, REFERENCE_TRAJECTORY);
+    }
+
+    /// The loss and its gradients.
+    fn gradients<T: crate::Tuner>(&self, trained: &Trained<T>) -> (f32, GradientsParams) {
+        let labels: Vec<&Label> = self.labels.iter().collect();
+        let loss = trained.loss(&self.base, &self.batch, &labels).unwrap_or_else(|e| panic!("{e}"));
+        let loss = loss / targets(&self.labels, trained.head.ahead(self.base.shape())) as f32;
+        (loss.clone().into_scalar::<f32>(), GradientsParams::from_grads(loss.backward(), trained))
+    }
+
+    /// Compares the losses before each of ten steps of a rule, and what the tensors are then.
+    fn check_steps<T: crate::Tuner>(
+        &self,
+        mut trained: Trained<T>,
+        optim: Rule,
+        prefix: &str,
+        key: &impl Fn(&str) -> Key,
+    ) -> Trained<T> {
+        let mut optim = Optim::of(&TrainConfig { optim, weight_decay: 0.01, ..Default::default() });
         let mut losses = vec![];
-        for step in 0..10 {
-            let labels: Vec<&Label> = self.labels.iter().collect();
-            let loss = trained.loss(&self.base, &self.batch, &labels).unwrap_or_else(|e| panic!("{e}"));
-            let loss = loss / targets(&self.labels, trained.head.ahead(self.base.shape())) as f32;
-            losses.push(loss.clone().into_scalar::<f32>());
-            let gradients = GradientsParams::from_grads(loss.backward(), &trained);
-            if step == 0 {
-                let named = named(&trained, &gradients);
-                assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
-                for (name, gradient) in named {
-                    self.compare_named("grad", &name, gradient, &key, REFERENCE);
-                }
-            }
+        for _ in 0..10 {
+            let (loss, gradients) = self.gradients(&trained);
+            losses.push(loss);
             trained = optim.step(trained, gradients, |_| 1e-2);
         }
-        self.compare("losses", TensorData::new(losses, [10]), REFERENCE);
-        self.compare_logits("logits_final", &trained, REFERENCE_TRAJECTORY);
+        self.compare(&format!("{prefix}losses"), TensorData::new(losses, [10]), REFERENCE);
         for (name, value) in tensors(&trained) {
-            if self.expected.shape(&format!("final.{}", key(&name).name)).is_some() {
-                self.compare_named("final", &name, value, &key, REFERENCE_TRAJECTORY);
+            if self.expected.shape(&format!("{prefix}final.{}", key(&name).name)).is_some() {
+                self.compare_named(&format!("{prefix}final"), &name, value, key, REFERENCE_TRAJECTORY);
             }
         }
+        trained
     }
 
     fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> Key, t: Tolerance) {
@@ -181,11 +196,24 @@ impl Case {
     /// If something differs.
     pub fn check_method<M: Method>(&self) {
         let (config, trained) = self.load::<M>();
+        self.check(trained, |name| self.key(&config, name));
+    }
+
+    /// The same for ten steps of Adafactor.
+    ///
+    /// # Panics
+    /// If something differs.
+    pub fn check_adafactor<M: Method>(&self) {
+        let (config, trained) = self.load::<M>();
+        self.check_steps(trained, Rule::Adafactor, "adafactor.", &|name| self.key(&config, name));
+    }
+
+    fn key<M: Method>(&self, config: &M, name: &str) -> Key {
         let shape = self.base.shape();
-        self.check(trained, |name| match name.strip_prefix("head.") {
+        match name.strip_prefix("head.") {
             Some(head) => io::peft::head_key(M::HEAD_PREFIX, head, shape),
             None => config.key(name.trim_start_matches("tuner."), shape),
-        });
+        }
     }
 }
 

@@ -5,7 +5,9 @@ pub mod conformance;
 pub mod equivalence;
 pub mod fixtures;
 pub mod golden;
+mod rewriting;
 pub mod tolerances;
 
 pub use equivalence::{assert_close, difference, states};
 pub use fixtures::{base, batch, device, examples, randomized};
+pub use rewriting::rewriting_once_is_as_by_hooks;

@@ -18,6 +18,8 @@ pub mod micro;
 #[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
+mod rewritten;
+#[cfg(feature = "train")]
 mod run;
 #[cfg(feature = "train")]
 mod trainer;

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::optim::{DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource};
+use burn::optim::{
+    AdafactorConfig, AdamWConfig, DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource,
+};
 use burn::tensor::{Device, Tensor};
 
+use super::{Rule, TrainConfig};
 use crate::view::{Visit, visit};
 
 /// An optimizer and its states.
@@ -20,6 +23,24 @@ impl Optim {
     /// Without states yet.
     pub fn new(rule: impl Optimizer) -> Self {
         Optim { rule: Arc::new(rule), states: BTreeMap::new() }
+    }
+
+    /// The rule that the settings of a run name, without states yet.
+    pub(crate) fn of(config: &TrainConfig) -> Self {
+        let weight_decay = config.weight_decay as f32;
+        match config.optim {
+            Rule::AdamW => {
+                let adamw = AdamWConfig::new()
+                    .with_beta_1(config.adam_beta1 as f32)
+                    .with_beta_2(config.adam_beta2 as f32)
+                    .with_epsilon(config.adam_epsilon as f32);
+                Optim::new(adamw.with_weight_decay(weight_decay).build())
+            }
+            Rule::Adafactor => {
+                let adafactor = AdafactorConfig::new().with_relative_step(false).with_scale_parameter(false);
+                Optim::new(adafactor.with_weight_decay(weight_decay).build())
+            }
+        }
     }
 
     /// One step on every parameter that has a gradient; `lr` is asked by the parameter's name.

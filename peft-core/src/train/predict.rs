@@ -26,6 +26,9 @@ pub fn predict<T: Tuner>(
     workers: &Workers,
 ) -> Result<Vec<Logits>> {
     let trained = trained.valid();
+    if let Some((base, trained)) = trained.rewritten(base, None)? {
+        return predict(&base, &trained, examples, workers);
+    }
     let one = |i: usize| {
         let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
         let [_, rows, outputs] = logits.dims();
@@ -75,6 +78,9 @@ pub fn measure<T: Tuner>(
         return evaluate(&predict(base, trained, examples, workers)?, examples);
     }
     let trained = trained.valid();
+    if let Some((base, trained)) = trained.rewritten(base, None)? {
+        return measure(&base, &trained, examples, workers);
+    }
     let labels = labels(examples)?;
     let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));
     if count == 0 {

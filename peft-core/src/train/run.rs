@@ -1,17 +1,20 @@
 //! A run: its state, and one step of it.
 
+use std::sync::Arc;
+
 use burn::module::{Module, ParamId};
-use burn::optim::{AdafactorConfig, AdamWConfig, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
 use super::probe::labels;
-use super::{Optim, Procedure, Rule, TrainConfig};
+use super::rewritten::{Rows, with_leaves};
+use super::{Optim, Procedure, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
 use crate::view::{Visit, visit};
-use crate::{Base, Error, Example, Result, Trained};
+use crate::{Base, Error, Example, Result, Trained, Tuner};
 
 /// The state of a run between two steps. Everything else is a function of the settings and the step.
 pub struct Run<T: Procedure> {
@@ -49,25 +52,12 @@ impl<T: Procedure> Run<T> {
     /// Before the first step.
     pub fn new(config: &TrainConfig, base: Base, trained: Trained<T>) -> Result<Self> {
         config.check()?;
-        let optim = match config.optim {
-            Rule::AdamW => {
-                let adamw = AdamWConfig::new()
-                    .with_beta_1(config.adam_beta1 as f32)
-                    .with_beta_2(config.adam_beta2 as f32)
-                    .with_epsilon(config.adam_epsilon as f32);
-                Optim::new(adamw.with_weight_decay(config.weight_decay as f32).build())
-            }
-            Rule::Adafactor => {
-                let adafactor = AdafactorConfig::new().with_relative_step(false).with_scale_parameter(false);
-                Optim::new(adafactor.with_weight_decay(config.weight_decay as f32).build())
-            }
-        };
         let base = match config.dropout {
             Some(p) => base.with_dropout(p),
             None => base,
         };
         let workers = Workers::new(config.threads)?;
-        Ok(Run { trained, base, optim, step: 0, config: config.clone(), order: None, workers })
+        Ok(Run { trained, base, optim: Optim::of(config), step: 0, config: config.clone(), order: None, workers })
     }
 
     /// One optimizer step on the samples that the settings choose for it. The data must be the same in each.
@@ -94,7 +84,7 @@ impl<T: Procedure> Run<T> {
     }
 
     /// The mean loss of a batch and its gradients.
-    fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
+    pub(crate) fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
         let all = labels(batch)?;
         let count = targets(all, trained.head.ahead(self.base.shape()));
         if count == 0 {
@@ -106,26 +96,27 @@ impl<T: Procedure> Run<T> {
             true => (0..batch.len()).collect::<Vec<_>>().chunks(self.config.batch_size).map(<[_]>::to_vec).collect(),
             false => cut(&lengths(batch), self.config.micro_rows),
         };
+        let noise =
+            |samples: Vec<u32>| Noise { seed: self.config.seed, step: self.step as u64, samples: samples.into() };
+        let rewritten = trained.rewritten(&self.base, Some(Arc::new(noise(vec![]))))?;
         let work = |piece: usize| {
             let samples = &pieces[piece];
             let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
-            let noise = Noise {
-                seed: self.config.seed,
-                step: self.step as u64,
-                samples: samples.iter().map(|i| *i as u32).collect(),
-            };
-            // Leaves of its own: a graph that shares them with another thread's would wait for it.
-            let leaves = trained.valid().train();
-            let piece = self.base.batch(&examples)?.with_noise(noise);
-            let loss = leaves.loss(&self.base, &piece, &labels(&examples)?)? / count as f32;
-            let value = f64::from(loss.clone().into_scalar::<f32>());
-            Ok((value, GradientsParams::from_grads(loss.backward(), &leaves)))
+            let noise = noise(samples.iter().map(|i| *i as u32).collect());
+            match &rewritten {
+                Some((base, trained)) => of_piece(base, trained, (&examples, noise), count),
+                None => of_piece(&self.base, trained, (&examples, noise), count),
+            }
         };
-        let (mut loss, mut sum) = (0.0, GradientsParams::new());
-        self.workers.run(pieces.len(), work, |(value, gradients)| {
+        let (mut loss, mut sum, mut rows) = (0.0, GradientsParams::new(), Rows::default());
+        self.workers.run(pieces.len(), work, |(value, gradients, more)| {
             loss += value;
             sum = add(trained, std::mem::take(&mut sum), gradients);
+            rows.add(more);
         })?;
+        if let Some(gradients) = rewritten.and_then(|(base, _)| rows.back(&base)) {
+            sum = add(trained, sum, GradientsParams::from_grads(gradients, trained));
+        }
         if let Some(penalty) = trained.tuner.penalty() {
             loss += f64::from(penalty.clone().into_scalar::<f32>());
             sum = add(trained, sum, GradientsParams::from_grads(penalty.backward(), trained));
@@ -154,6 +145,23 @@ impl<T: Procedure> Run<T> {
         visit(trained, &mut scale);
         Ok((scale.gradients, length))
     }
+}
+
+/// The loss of a piece of a batch with `count` labels, and its gradients; those of the base's tensors apart.
+fn of_piece<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    (examples, noise): (&[&Example], Noise),
+    count: usize,
+) -> Result<(f64, GradientsParams, Rows)> {
+    // Leaves of its own: a graph that shares them with another thread's would wait for it.
+    let (base, trained) = (with_leaves(base), trained.valid().train());
+    let batch = base.batch(examples)?.with_noise(noise);
+    let loss = trained.loss(&base, &batch, &labels(examples)?)? / count as f32;
+    let value = f64::from(loss.clone().into_scalar::<f32>());
+    let mut gradients = loss.backward();
+    let rows = Rows::take(&base, &mut gradients);
+    Ok((value, GradientsParams::from_grads(gradients, &trained), rows))
 }
 
 struct Norm {

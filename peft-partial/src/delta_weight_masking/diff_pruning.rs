@@ -12,6 +12,7 @@
 //! - all gates of the tensors open is unstructured, one closed leaves its tensor to the base: `gates_of_tensors_open_and_close_them`
 //! - the penalty is its formula, in value and gradient: `the_penalty_is_the_expected_number_of_open_gates`
 //! - one draw for all of a step's batch: `all_pieces_of_a_batch_see_the_same_gates`
+//! - computed once for a step it is the same as in each of its pieces: `computed_once_it_is_the_same`
 //! - at the end the floor(t n) largest differences are left, as they were: `the_largest_differences_are_left`
 //! - trained on, those that are 0 keep their bits, under weight decay too: `what_was_pruned_stays_pruned`
 //!
@@ -239,6 +240,10 @@ impl Adapter for DiffPruning {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         f(&Opened { pruning: self, noise: batch.noise.as_deref() })
     }
+
+    fn only_rewrites(&self) -> bool {
+        true
+    }
 }
 
 impl Merge for DiffPruning {
@@ -304,6 +309,8 @@ impl Procedure for DiffPruning {
 
 #[cfg(test)]
 mod tests {
+    use peft_core::testing::rewriting_once_is_as_by_hooks;
+
     use super::*;
 
     // At 0.8 a gate without noise is between its ends.
@@ -320,6 +327,11 @@ mod tests {
             DiffPruningConfig::default(),
             skip(C5: "gates start open: without noise only the penalty moves them")
         );
+    }
+
+    #[test]
+    fn computed_once_it_is_the_same() {
+        rewriting_once_is_as_by_hooks(&DiffPruningConfig::new(0.01).with_alpha_init(0.8));
     }
 
     #[test]

@@ -17,11 +17,12 @@
 //! - lambda = 0 is the base: `scales_of_zero_are_the_base`
 //! - every tensor moves: `one_vector_moves_every_tensor`
 //! - files hold d numbers and the seed: `files_hold_d_numbers_and_the_seed`
+//! - computed once for a step it is the same as in each of its pieces: `computed_once_it_is_the_same`
 //!
 //! Differs from the paper: the maps are kept while a program runs, 8 bytes for each number of the tensors (padded to powers of two), as the code keeps them. One lambda for each tensor, as in the code, the paper says for each layer. The head is trained apart and not among the d numbers. The gradient is exact, the code's backward divides that of each tensor by n.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -95,9 +96,6 @@ impl IntrinsicSaidConfig {
     }
 }
 
-/// Numbers, and what is added for them.
-type Last = Option<(Vec<f32>, Updates)>;
-
 /// One vector that moves many tensors.
 #[derive(Module, Debug)]
 pub struct IntrinsicSaid {
@@ -112,9 +110,6 @@ pub struct IntrinsicSaid {
     /// The map of each tensor, made when the first is asked for.
     #[module(skip)]
     maps: Arc<OnceLock<Vec<Fastfood>>>,
-    /// The numbers of the last prediction, and what is added for them: the next example has the same.
-    #[module(skip)]
-    last: Arc<Mutex<Last>>,
 }
 
 impl Method for IntrinsicSaidConfig {
@@ -128,7 +123,7 @@ impl Method for IntrinsicSaidConfig {
         let theta = Param::from_tensor(Tensor::zeros([self.intrinsic_dim - scales], &device));
         let lambda = self.intrinsic_said.then(|| Param::from_tensor(Tensor::ones([scales], &device)));
         let seed = self.seed.unwrap_or(seed);
-        Ok(IntrinsicSaid { theta, lambda, places, seed, maps: Default::default(), last: Default::default() })
+        Ok(IntrinsicSaid { theta, lambda, places, seed, maps: Default::default() })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -168,19 +163,7 @@ impl IntrinsicSaid {
 
     fn updates(&self) -> Updates {
         let update = |place: &Place| Some(((place.site, place.slot), self.update(place.site, place.slot)?));
-        Updates(Arc::new(self.places.iter().filter_map(update).collect()))
-    }
-
-    /// Those of the last prediction, if the numbers are still the same.
-    fn predicting(&self) -> Updates {
-        let numbers = |tensor: Tensor<1>| tensor.into_data().iter::<f32>().collect::<Vec<_>>();
-        let lambda = self.lambda.as_ref().map_or(vec![], |lambda| numbers(lambda.val()));
-        let numbers = [numbers(self.theta.val()), lambda].concat();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((of, updates)) if *of == numbers => updates.clone(),
-            _ => last.insert((numbers, self.updates())).1.clone(),
-        }
+        Updates(self.places.iter().filter_map(update).collect())
     }
 }
 
@@ -245,8 +228,8 @@ fn walsh(size: usize, device: &Device) -> Tensor<2> {
 }
 
 /// What is added to the tensors in one run.
-#[derive(Clone, Debug)]
-struct Updates(Arc<BTreeMap<(Site, Slot), Tensor<1>>>);
+#[derive(Debug)]
+struct Updates(BTreeMap<(Site, Slot), Tensor<1>>);
 
 impl Hooks for Updates {
     fn weight(&self, site: Site, w: Weight) -> Weight {
@@ -271,7 +254,11 @@ fn sum(w: Tensor<2>, update: Tensor<1>) -> Tensor<2> {
 
 impl Adapter for IntrinsicSaid {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        f(&if self.theta.val().is_autodiff() { self.updates() } else { self.predicting() })
+        f(&self.updates())
+    }
+
+    fn only_rewrites(&self) -> bool {
+        true
     }
 }
 
@@ -291,7 +278,7 @@ impl Procedure for IntrinsicSaid {}
 #[cfg(test)]
 mod tests {
     use peft_core::testing::tolerances::{SAME_FUNCTION, STANDARD_ERRORS};
-    use peft_core::testing::{assert_close, device};
+    use peft_core::testing::{assert_close, device, rewriting_once_is_as_by_hooks};
     use proptest::prelude::*;
 
     use super::*;
@@ -301,6 +288,11 @@ mod tests {
     mod did {
         use super::*;
         peft_core::conformance!(IntrinsicSaidConfig::new(307).without_scales());
+    }
+
+    #[test]
+    fn computed_once_it_is_the_same() {
+        rewriting_once_is_as_by_hooks(&IntrinsicSaidConfig::new(307));
     }
 
     /// H, by its definition.

@@ -352,8 +352,17 @@ mod tests {
             ("lora-llama-all", "llama"),
         ];
         for (case, base) in cases {
-            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
-            Case::open(dir, base).check_method::<LoraConfig>();
+            open(case, base).check_method::<LoraConfig>();
         }
+    }
+
+    fn open(case: &str, base: &str) -> Case {
+        Case::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case), base)
+    }
+
+    /// The rule is any method's; this one stands for all.
+    #[test]
+    fn steps_of_adafactor_equal_the_reference() {
+        open("lora", "roberta-classify").check_adafactor::<LoraConfig>();
     }
 }
