@@ -39,7 +39,10 @@ macro_rules! methods {
 
         /// Calls `f` with the method of an adapter directory.
         pub fn by_peft_type<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
-            let peft_type = peft::peft_type(adapter)?;
+            let peft_type = peft::peft_type(adapter).map_err(|error| match adapterhub::kind(adapter) {
+                Ok(_) => Error::file(adapter, "adapter", "one of AdapterHub", HF),
+                Err(_) => error,
+            })?;
             $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
             let known = one_of(|entry| entry.peft_type);
             Err(Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, known))
@@ -53,6 +56,9 @@ macro_rules! methods {
         }
     };
 }
+
+/// What commands read.
+const HF: &str = "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
 
 methods! {
     peft_partial::FullConfig: "partial",

@@ -151,6 +151,15 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     fs::write(&changed, text).unwrap();
     assert!(reproduce("killed").status().unwrap().success());
     assert_eq!(scores(folder, "killed"), expected);
+
+    // Nor is that of another model, though its tensors are the same.
+    let config = folder.join("model/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&text).unwrap();
+    other["layer_norm_eps"] = 0.5.into();
+    fs::write(&config, other.to_string()).unwrap();
+    assert!(reproduce("killed").status().unwrap().success());
+    assert_eq!(times().len(), 16);
 }
 
 /// The others are trained, and the report and the last word say which run failed.

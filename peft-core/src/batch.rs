@@ -70,7 +70,7 @@ impl Example {
             let name = format!("{kind}, {} ids, {} {}{task}", ids.len(), mask.is_some(), types.is_some());
             fingerprint(&name, &bytes)
         };
-        examples.iter().fold(0, |all, example| all.rotate_left(7) ^ one(example))
+        examples.iter().fold(0, |all, example| fingerprint(&format!("{all:x}"), &one(example).to_le_bytes()))
     }
 }
 
@@ -172,6 +172,20 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hash_tells_orders_apart_however_far() {
+        let examples: Vec<Example> = (0..130).map(|i| Example { ids: vec![i], ..Default::default() }).collect();
+        let swapped = |i: usize, j: usize| {
+            let mut examples = examples.clone();
+            examples.swap(i, j);
+            Example::fingerprint(&examples)
+        };
+        let found = [swapped(0, 0), swapped(0, 1), swapped(0, 63), swapped(0, 64), swapped(1, 129)];
+        assert!((0..found.len()).all(|i| (0..i).all(|j| found[i] != found[j])), "{found:?}");
+        // Each twice is not nothing.
+        assert_ne!(Example::fingerprint(&[examples.clone(), examples.clone()].concat()), 0);
+    }
 
     #[test]
     fn a_hash_tells_tasks_apart() {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::models::bert;
 use crate::models::fields::Fields;
-use crate::models::llama::{self, Llama};
+use crate::models::llama::{self, Llama, Scaling};
 use crate::models::t5::{self, T5};
 use crate::{Error, Part, Result, Site, Stack};
 
@@ -193,9 +193,21 @@ impl Shape {
         }
     }
 
-    /// The longest sequence, in tokens, prompts included.
+    /// The longest sequence, in tokens, prompts included: dynamic scaling of rotary positions is for longer ones than those of the
+    /// pretraining.
     pub fn max_length(&self) -> usize {
-        self.positions - self.first_position()
+        match self.dynamic() {
+            Some(factor) => (self.positions as f64 * factor) as usize,
+            None => self.positions - self.first_position(),
+        }
+    }
+
+    /// The factor by which rotary positions are scaled as a sequence grows, if they are.
+    pub(crate) fn dynamic(&self) -> Option<f64> {
+        match &self.architecture {
+            Architecture::Llama(Llama { scaling: Scaling::Dynamic { factor }, .. }) => Some(*factor),
+            _ => None,
+        }
     }
 
     /// The position of a sequence's first token.

@@ -94,6 +94,21 @@ fn pairs_and_their_guesses() {
 fn a_typo_among_numbers_is_no_class() {
     let content = "text\tlabel\na\t4.5\nb\t1\nc\tn/a\n";
     refused("values.tsv", content, &["line 4, label: found \"n/a\"", "4.5 in line 2"]);
+    let content = "text\tlabel\na\t1\nb\tO\nc\t0\n";
+    refused("classes.tsv", content, &["line 3, label: found \"O\"", "a number, as 1 in line 2"]);
+    let content = "text\tlabel\na\tgood\nb\tbad\nc\t0\n";
+    refused("names.tsv", content, &["line 4, label: found \"0\"", "the name of a class", "\"good\" in line 2"]);
+}
+
+#[test]
+fn a_column_of_texts_is_no_label() {
+    let row = |i: usize| format!("text {i}\tlabel {}\n", i / 2);
+    let rows =
+        |count: usize| std::iter::once("text\tlabel\n".to_string()).chain((0..count).map(row)).collect::<String>();
+    assert!(read("names.tsv", rows(60)).is_ok());
+    let distinct = |i: usize| format!("text {i}\tlabel {i}\n");
+    let content = "text\tlabel\n".to_string() + &(0..30).map(distinct).collect::<String>();
+    refused("texts.tsv", &content, &["column label", "30 distinct texts in 30 rows", "classes"]);
 }
 
 #[test]
@@ -322,7 +337,7 @@ fn bad_labels() {
     refused(
         "a.tsv",
         format!("text\tlabel\n{many}"),
-        &["column label: found 1001 distinct texts, expected at most 1000"],
+        &["column label: found 1001 distinct texts in 1001 rows, expected at most 1000 classes"],
     );
 }
 

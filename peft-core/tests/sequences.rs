@@ -190,3 +190,67 @@ fn candidates_for_drawing_are_those_of_transformers() {
         }
     }
 }
+
+/// Beyond the positions of the pretraining, too, where its positions are scaled by each row's own length.
+#[test]
+fn rows_of_dynamic_positions_do_not_depend_on_their_neighbours() {
+    let Pretrained { base, head, .. } = golden::model("llama-dynamic");
+    assert_eq!(base.shape().max_length(), 16);
+    let example = |length: u32| Example { ids: (0..length).map(|i| 4 + 5 * i).collect(), ..Default::default() };
+    let examples = [16, 11, 7].map(example);
+    let trained = Trained::new(Bare {}, head.unwrap()).unwrap().valid();
+    let logits = |examples: &[&Example]| trained.logits(&base, &base.batch(examples).unwrap()).unwrap();
+    let together = logits(&examples.iter().collect::<Vec<_>>());
+    for (i, example) in examples.iter().enumerate() {
+        let (alone, [_, _, width]) = (logits(&[example]), together.dims());
+        let same = together.clone().slice([i..i + 1, 0..example.ids.len(), 0..width]);
+        assert_close(alone, same, REFERENCE, &format!("{} rows", example.ids.len()));
+    }
+    let ids = |use_cache| {
+        let config = GenerateConfig { use_cache, eos_token_id: Some(vec![]), ..GenerateConfig::new(8) };
+        generate(&base, &trained, &[examples[2].ids.clone(), vec![9, 4]], &config, |_, _| Ok(())).unwrap()
+    };
+    assert_eq!(ids(true), ids(false));
+}
+
+/// As in transformers: what the configuration says is tied is not where the tables differ.
+#[test]
+fn tables_are_tied_where_they_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = |model: &str, tied: bool, change: Option<f32>| {
+        let dir = folder.path().join(format!("{model}-{}", change.is_some()));
+        let golden = golden::model_dir(model);
+        let file = Checkpoint::open_file(&golden.join("model.safetensors")).unwrap();
+        let read = |name: &str| (name.to_string(), file.read_f32(name, file.shape(name).unwrap()).unwrap());
+        let mut tensors: std::collections::BTreeMap<String, TensorData> = file.names().map(read).collect();
+        let words = if model == "t5" { "shared.weight" } else { "model.embed_tokens.weight" };
+        let mut head: Vec<f32> = tensors[words].iter::<f32>().collect();
+        head[7] += change.unwrap_or_default();
+        tensors.insert("lm_head.weight".into(), TensorData::new(head, tensors[words].shape().clone()));
+        let mut config: Value = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
+        config["tie_word_embeddings"] = tied.into();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        peft_core::load::write_safetensors(&dir.join("model.safetensors"), &tensors).unwrap();
+        let opened = Pretrained::open(dir.to_str().unwrap(), &peft_core::testing::device()).unwrap();
+        let shape = Pretrained::shape(dir.to_str().unwrap()).unwrap();
+        assert_eq!(shape.tied, opened.base.shape().tied, "{model}: the shape alone");
+        shape.tied
+    };
+    assert!(saved("t5", true, None) && saved("llama", true, None));
+    assert!(!saved("t5", true, Some(0.5)) && !saved("llama", true, Some(0.5)));
+}
+
+/// Where positions would be counted otherwise than in transformers.
+#[test]
+fn a_mask_with_a_hole_is_refused_on_llama() {
+    let base = golden::model("llama").base;
+    let example = |mask: &[u8]| Example {
+        ids: vec![5; mask.len()],
+        mask: Some(mask.iter().map(|real| *real == 1).collect()),
+        ..Default::default()
+    };
+    let message = base.batch(&[&example(&[1, 1, 0, 1])]).unwrap_err().to_string();
+    assert!(message.contains("attention_mask") && message.contains("hole"), "{message}");
+    assert!(base.batch(&[&example(&[0, 1, 1, 1])]).is_ok() && base.batch(&[&example(&[1, 1, 1, 0])]).is_ok());
+}

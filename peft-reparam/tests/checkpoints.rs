@@ -3,9 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use peft_core::train::{Checkpoints, Metrics, Observer, Rule, StepReport, TrainConfig, Trainer};
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use peft_core::data::Dataset;
+use peft_core::io::Pretrained;
+use peft_core::testing::golden;
+use peft_core::train::{Checkpoints, Metrics, Observer, Optim, Procedure, Rule, StepReport, TrainConfig, Trainer};
 use peft_core::view::tensors;
-use peft_core::{Base, Error, Example, Head, Label, Method, Result, Trained, random::Random, testing};
+use peft_core::{
+    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Result, Shape, Trained, random::Random, testing,
+};
 use peft_reparam::{Lora, LoraConfig};
 
 fn base() -> Base {
@@ -138,6 +145,26 @@ fn only_the_same_run_is_taken_up() {
     let mut other = mine.clone();
     other[23].label = Some(Label::Class(0));
     refused(settings(), &other, &["state.json", "data"]);
+    // The same tensors to start from, but another function of them.
+    let model = golden::model("roberta-classify");
+    let labelled = Dataset { examples: mine.clone(), classes: ["a", "b"].map(String::from).to_vec() };
+    let fit = |alpha: f64, model: &Pretrained, resume: bool| {
+        let checkpoints = Checkpoints { dir: folder.path().join("method"), every: Some(1), resume };
+        let (trainer, lora) =
+            (Trainer::new(settings()).with_checkpoints(checkpoints), LoraConfig::new(2).with_alpha(alpha));
+        let start = trainer.start(model, &lora, &labelled)?;
+        trainer
+            .train(model, lora, start, &labelled, None, &mut Witness { stop: Some(2), ..Default::default() })
+            .map(|_| ())
+    };
+    fit(4.0, &model, false).unwrap_err();
+    let message = fit(8.0, &model, true).unwrap_err().to_string();
+    assert!(["state.json", "lora_alpha", "4.0", "8.0"].iter().all(|word| message.contains(word)), "{message}");
+    let shape = Shape { eps: 0.1, ..model.base.shape().clone() };
+    let base_of = |shape| Base::new(shape, model.base.device(), |place| Ok(model.base.tensor_data(place))).unwrap();
+    let other = Pretrained { base: base_of(shape), ..golden::model("roberta-classify") };
+    let message = fit(4.0, &other, true).unwrap_err().to_string();
+    assert!(["state.json", "start"].iter().all(|word| message.contains(word)), "{message}");
     let base = base();
     let again = Checkpoints { dir: dir.clone(), every: Some(1), resume: false };
     let trainer = Trainer::new(settings()).with_checkpoints(again);
@@ -162,4 +189,60 @@ fn a_run_that_gets_no_better_stops_and_the_best_is_kept() {
     let unknown = TrainConfig { metric_for_best_model: "bleu".into(), ..stop(2) };
     let message = run(&unknown, None, &data, &mut Witness::default()).unwrap_err().to_string();
     assert!(["metric_for_best_model", "bleu", "accuracy"].iter().all(|word| message.contains(word)), "{message}");
+}
+
+/// LoRA whose fourth step has no loss.
+#[derive(Module, Debug)]
+struct Fragile {
+    inner: Lora,
+    extra: Param<Tensor<1>>,
+    #[module(skip)]
+    steps: usize,
+}
+
+impl Adapter for Fragile {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        self.inner.open(batch, f)
+    }
+}
+
+impl Procedure for Fragile {
+    fn penalty(&self) -> Option<Tensor<1>> {
+        Some((self.extra.val() * if self.steps == 3 { f32::NAN } else { 0.1 }).sum())
+    }
+
+    fn after_step(self, base: Base, _: &mut Optim, _: &Self, step: usize) -> Result<(Self, Base)> {
+        Ok((Fragile { steps: step, ..self }, base))
+    }
+}
+
+/// A step that fails takes nothing of what was kept before it.
+#[test]
+fn the_best_outlives_a_step_that_fails() {
+    struct Spoiled(Vec<String>);
+    impl Observer for Spoiled {
+        fn stopped(&mut self, why: &Error) -> Result<()> {
+            self.0.push(why.to_string());
+            Ok(())
+        }
+    }
+    let settings = TrainConfig { load_best_model_at_end: true, ..settings() };
+    let start = |base: &Base| {
+        let Trained { tuner: inner, head } = start(base);
+        let extra = Param::from_tensor(Tensor::ones([2], &base.device().clone().autodiff()));
+        Trained::new(Fragile { inner, extra, steps: 0 }, head).unwrap()
+    };
+    let base = base();
+    let data = data(1);
+    let mut witness = Spoiled(vec![]);
+    let trainer = Trainer::new(settings.clone());
+    let kept = trainer.run(&base, start(&base), &data, Some(&data[..6]), &mut witness);
+    assert!(
+        kept.is_ok() && witness.0.len() == 1 && witness.0[0].contains("step 4"),
+        "{:?} {:?}",
+        kept.err(),
+        witness.0
+    );
+    let last = TrainConfig { load_best_model_at_end: false, ..settings };
+    assert!(Trainer::new(last).run(&base, start(&base), &data, Some(&data[..6]), &mut ()).is_err());
 }

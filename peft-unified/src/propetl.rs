@@ -11,15 +11,17 @@
 //! - the gradient of s_l is theta times that of theta_l, with the sign of s_l: `scores_get_the_gradients_of_numbers_of_one`
 //! - c s_l for c > 0 is the same: `only_the_order_of_the_scores_matters`
 //! - files hold a bit for each score: `files_hold_a_bit_for_each_score`
+//! - loaded masks stay, and must have as many ones as the settings say: `loaded_masks_stay_and_the_prototype_is_trained_on`
 //! - merged == unmerged, with LoRA: `C3`
 //!
-//! Differs from the paper: nothing for one task; masks of tasks are not offered. Biases are shared as they are. A prefix is masked behind its projection. Of an encoder-decoder each stack shares an adapter of its own. Scores that are loaded are 0 and 1. The survey's numbers of parameters of its rows for LoRA and prefixes are those without sharing.
+//! Differs from the paper: nothing for one task; masks of tasks are not offered. Biases are shared as they are. A prefix is masked behind its projection. Of an encoder-decoder each stack shares an adapter of its own. Files hold masks, not scores: trained on, loaded masks stay and the prototype moves. The survey's numbers of parameters of its rows for LoRA and prefixes are those without sharing.
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
+use peft_core::train::Probe;
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
     Adapter, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
@@ -385,6 +387,16 @@ impl<A: Module + Merge> Merge for ProPetl<A> {
 }
 
 impl<A: Adapter> Procedure for ProPetl<A> {
+    /// Files hold masks, not the scores that they came from: loaded ones stay as they are, and the prototype is trained on.
+    fn prepare(self, base: Base, _data: Probe<'_>) -> Result<(Self, Base)> {
+        let loaded = tensors(&self.scores).into_values().all(|scores| {
+            let scores = scores.without_autodiff().into_data();
+            scores.iter::<f32>().all(|score| score == 0.0 || score == 1.0)
+        });
+        let scores = if loaded { self.scores.no_grad() } else { self.scores };
+        Ok((ProPetl { scores, ..self }, base))
+    }
+
     fn rate(&self, name: &str) -> f64 {
         if name.starts_with("scores.") { self.sharing.mask_rate } else { 1.0 }
     }

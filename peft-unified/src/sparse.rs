@@ -319,8 +319,7 @@ impl<A: Adapter + ModuleDisplay> Procedure for Sparse<A> {
             Scorer::Grasp => 16,
             _ => return Ok((self, base)),
         };
-        let mut examples = Random::new(0, "sparse adapter").permutation(data.examples().len());
-        examples.truncate(samples);
+        let examples = data.draw(samples);
         let weights = weights(&self.adapter);
         let gradient = |weights: &Numbers| {
             let moved = view(&self.adapter, &mut With(weights));

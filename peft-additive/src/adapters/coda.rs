@@ -11,7 +11,7 @@
 //! - e -> 0 is the hard choice: `soft_top_k_without_entropy_chooses_hard`
 //! - padding is never chosen, each sequence has its own k: `C7`
 //!
-//! Differs from the paper: no pretraining with routing. Tokens attend to those that run with them (the paper's k-to-k attention). Routers and adapters are in the encoder only. RoBERTa and BERT are an extension: the sum of a layer is not normalized again. A decoder alone is refused, since the choice would look ahead.
+//! Differs from the paper: no pretraining with routing. Tokens attend to those that run with them (the paper's k-to-k attention). Routers and adapters are in the encoder only. RoBERTa and BERT are an extension: the sum of a layer is not normalized again. A decoder alone is refused, since the choice would look ahead. A head that reads the first token leaves the last router without a gradient where that token is not chosen.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation};
@@ -168,7 +168,12 @@ impl Hooks for Coda {
 }
 
 adapter!(Coda);
-impl Procedure for Coda {}
+impl Procedure for Coda {
+    /// A head that reads one row leaves the last router without a gradient in every step in which that row is not chosen.
+    fn may_rest(&self, name: &str) -> bool {
+        name.starts_with("routers.")
+    }
+}
 
 /// The tokens of a batch that run through a layer. A shorter sequence has fewer, which leaves places free.
 struct Route {

@@ -52,6 +52,9 @@ impl Default for PrefixTuningConfig {
     }
 }
 
+/// The widest projection.
+const MAX_WIDTH: usize = 65_536;
+
 impl PrefixTuningConfig {
     /// This many virtual tokens, without projection.
     pub fn new(num_virtual_tokens: usize) -> Self {
@@ -78,8 +81,9 @@ impl PrefixTuningConfig {
             return Err(Error::config("shift_positions", false, expected));
         }
         let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
-        if width == 0 {
-            return Err(Error::config("encoder_hidden_size", width, "at least 1, or null for the model's width"));
+        if !(1..=MAX_WIDTH).contains(&width) {
+            let expected = format!("1 to {MAX_WIDTH}, or null for the model's width");
+            return Err(Error::config("encoder_hidden_size", width, expected));
         }
         Ok(match self.prefix_projection {
             true => ([self.num_virtual_tokens, key_width(shape)], Some(width)),
@@ -417,7 +421,11 @@ mod tests {
         for (config, words) in [
             (PrefixTuningConfig::new(0), ["num_virtual_tokens", "0", "1 to 39"]),
             (PrefixTuningConfig::new(40), ["num_virtual_tokens", "40", "1 to 39"]),
-            (PrefixTuningConfig::new(3).with_projection(0), ["encoder_hidden_size", "0", "at least 1"]),
+            (PrefixTuningConfig::new(3).with_projection(0), ["encoder_hidden_size", "0", "1 to 65536"]),
+            (
+                PrefixTuningConfig::new(3).with_projection(100_000_000_000),
+                ["encoder_hidden_size", "100000000000", "1 to 65536"],
+            ),
         ] {
             let message = config.init(&base, 0).unwrap_err().to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{message}");

@@ -6,7 +6,7 @@ use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
 use peft_core::train::{Metrics, Tuned, Workers, measure};
-use peft_core::{Bare, Error, Head, Label, Method, Result, Trained};
+use peft_core::{Bare, Error, Head, Label, Method, Result, Trained, Tuner};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, own_head, print, tell_classes, warn_of_broken_rows, workers};
@@ -35,6 +35,9 @@ pub struct Eval {
     /// Tokens to which texts are cut
     #[arg(long, default_value_t = 128)]
     max_length: usize,
+    /// The task of all examples, counted from 0, for an adapter of several [default: that in the column task_id]
+    #[arg(long, value_name = "NUMBER")]
+    task_index: Option<usize>,
     /// Threads [default: all cores]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -46,7 +49,16 @@ impl WithMethod for (&Pretrained, &Eval, &Path) {
         let (model, eval, adapter) = self;
         let tuned = Tuned::<M>::load(adapter, model)?;
         let room = tuned.config.room(model.base.shape());
-        let data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
+        let mut data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
+        if let Some(task) = eval.task_index {
+            data.examples.iter_mut().for_each(|example| example.task = task);
+        }
+        let several = tuned.trained.tuner.check_tasks(&[usize::MAX]).is_err();
+        if several && eval.task_index.is_none() && data.examples.iter().all(|example| example.task == 0) {
+            eprintln!(
+                "all examples are taken for task 0 of the adapter's: there is no other in a column task_id, nor --task-index"
+            );
+        }
         let workers = eval.workers(&data)?;
         Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, &data.examples, &workers)?))
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use peft_core::data::Labelled;
 use peft_core::load::write_safetensors;
 use peft_core::train::Logits;
-use peft_core::{Architecture, Result, io::Pretrained};
+use peft_core::{Architecture, Error, Label, Result, io::Pretrained};
 
 use super::options::{ModelArgs, check_output, logits, max_length};
 use crate::machine::threads;
@@ -46,6 +46,11 @@ impl Forward {
             _ => Labelled::open(&self.input)?.without_label().read()?,
         };
         let examples = rows.examples(shape, max_length(shape, self.adapter.as_deref())?)?;
+        let written = matches!(shape.architecture, Architecture::T5(_));
+        if let Some(i) = examples.iter().position(|e| written && !matches!(e.label, Some(Label::Words(_)))) {
+            let expected = "an array of words that the decoder is to write";
+            return Err(Error::file(&self.input, format!("example {}, labels", i + 1), "another label", expected));
+        }
         let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
         let tensor =
             |(i, logits): (usize, Logits)| (format!("logits.{i}"), TensorData::new(logits.values, logits.dims));

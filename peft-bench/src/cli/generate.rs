@@ -45,10 +45,10 @@ pub struct Generate {
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
     /// A beam's score is its log-probability over its length to this power
-    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, requires = "num_beams")]
     length_penalty: f64,
     /// When a search by beams ends: with as many finished texts as beams, when no better one is likely, or possible
-    #[arg(long, default_value = "no", value_parser =
+    #[arg(long, default_value = "no", requires = "num_beams", value_parser =
         PossibleValuesParser::new(["yes", "no", "never"]).try_map(|name| serde_json::from_value::<EarlyStopping>(name.into())))]
     early_stopping: EarlyStopping,
     /// Draw tokens instead of taking the most probable
@@ -135,6 +135,7 @@ impl Generate {
         if self.prompt.is_some() {
             let mut stream = Stream { tokenizer: &tokenizer, ids: vec![], shown: 0 };
             speed.generate(base, trained, &prompts, &config, |id| stream.push(id))?;
+            stream.end()?;
             print("")?;
             eprintln!("{speed}");
             return Ok(());
@@ -144,7 +145,7 @@ impl Generate {
             let config = GenerateConfig { first: i * size, ..config.clone() };
             let found = speed.generate(base, trained, prompts, &config, |_| Ok(()))?;
             for (prompt, ids) in texts.iter().zip(found) {
-                print(json!({"prompt": prompt, "text": tokenizer.decode(&ids)?.trim()}))?;
+                print(json!({"prompt": prompt, "text": tokenizer.decode(&ids)?}))?;
             }
         }
         eprintln!("{speed}");
@@ -163,12 +164,23 @@ struct Stream<'a> {
 impl Stream<'_> {
     fn push(&mut self, id: u32) -> Result<()> {
         self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids)?;
-        // A character may take several tokens; until it is whole there is a replacement at the end.
-        if text.ends_with('\u{fffd}') || !text.is_char_boundary(self.shown.min(text.len())) {
+        // Bytes are a text only when all of a row of them are there.
+        if self.tokenizer.is_byte(id) {
             return Ok(());
         }
-        let new = text.get(self.shown..).unwrap_or_default();
+        let text = self.tokenizer.decode(&self.ids)?;
+        // A character may take several tokens; until it is whole there is a replacement at the end.
+        if text.ends_with('\u{fffd}') { Ok(()) } else { self.show(&text) }
+    }
+
+    /// What is left when no token comes any more.
+    fn end(&mut self) -> Result<()> {
+        let text = self.tokenizer.decode(&self.ids)?;
+        self.show(&text)
+    }
+
+    fn show(&mut self, text: &str) -> Result<()> {
+        let Some(new) = text.get(self.shown..) else { return Ok(()) };
         self.shown = text.len();
         print_part(new)
     }

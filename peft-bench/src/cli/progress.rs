@@ -147,6 +147,11 @@ impl Observer for Progress {
         self.write(report.step, values.into_iter().map(|(name, value)| (name.to_string(), json!(value))).collect())
     }
 
+    fn stopped(&mut self, why: &Error) -> Result<()> {
+        self.bar.suspend(|| eprintln!("{why}; the run ends here, with the state of its best evaluation"));
+        Ok(())
+    }
+
     fn evaluated(&mut self, step: usize, metrics: &Metrics) -> Result<()> {
         self.bar.println(format!("step {step}: {metrics}"));
         self.since = Instant::now();

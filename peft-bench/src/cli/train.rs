@@ -271,7 +271,8 @@ impl Train {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
         }
         let total = config.steps(samples);
-        config.warmup_steps = if self.warmup < 1.0 { self.warmup * total as f64 } else { self.warmup } as usize;
+        // A part of a step counts as one, as in transformers.
+        config.warmup_steps = if self.warmup < 1.0 { self.warmup * total as f64 } else { self.warmup }.ceil() as usize;
         Ok(config)
     }
 
@@ -337,9 +338,12 @@ impl WithMethod for Job<'_> {
         let (data, eval) = self.data(&method)?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
-        // What is not a setting decides a run as well: a finished one is told apart from one on other data.
-        let hash = Example::fingerprint(&data.examples);
-        let settings = format!("# data {hash:016x}\n{}", yaml::effective(args, &method, &config)?);
+        // What is not a setting decides a run as well: a finished one is told apart from one on another model or other data.
+        let hashes =
+            [Some(&data), eval.as_ref()].into_iter().flatten().map(|data| Example::fingerprint(&data.examples));
+        let hashes = hashes.map(|hash| format!("{hash:016x}")).collect::<Vec<_>>().join(", ");
+        let settings = yaml::effective(args, &method, &config)?;
+        let settings = format!("# model {:016x}, data {hashes}\n{settings}", model.fingerprint());
         if args.is_done() {
             let path = args.output.join(SETTINGS);
             if read_text(&path, 1 << 20)? != settings {
@@ -351,7 +355,7 @@ impl WithMethod for Job<'_> {
                 ));
             }
             args.checkpoints().remove()?;
-            return print(json!({"output": args.output, "method": M::NAME, "steps": steps, "done": "before"}));
+            return print(json!({"output": args.output.display().to_string(), "method": M::NAME, "done": "before"}));
         }
         if args.resume && !args.checkpoints().dir.exists() {
             eprintln!("no checkpoints in {}: from the start", args.checkpoints().dir.display());
@@ -365,6 +369,11 @@ impl WithMethod for Job<'_> {
             classes.for_each(|class| counts[class] += 1);
             let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
             eprintln!("classes of the training data: {}", told.collect::<Vec<_>>().join(", "));
+        }
+        let values: Vec<f32> = data.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
+        if let Some(least) = values.iter().copied().reduce(f32::min) {
+            let most = values.iter().copied().fold(least, f32::max);
+            eprintln!("labels of the training data: values from {least} to {most}, so this is a regression");
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
@@ -387,7 +396,7 @@ impl WithMethod for Job<'_> {
         tuned.save_with(&args.output, &[(SETTINGS, settings), ("README.md", card)])?;
         args.checkpoints().remove()?;
         print(json!({
-            "output": args.output, "method": M::NAME, "steps": steps,
+            "output": args.output.display().to_string(), "method": M::NAME, "steps": steps,
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
             "tokens_per_second": speed, "peak_bytes": peak_bytes(), "metrics": metrics,
         }))

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use peft_core::files::read_text;
 use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{Error, Method, Result};
@@ -59,6 +59,9 @@ const KEYS: [(&str, &str); 42] = [
     ("logging_file", "--log"),
 ];
 
+/// Options without a value.
+const SWITCHES: [&str; 3] = ["--no-shuffle", "--group-by-length", "--keep-best"];
+
 /// What is not done here, and hence may be off.
 const OFF: [&str; 6] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
 
@@ -112,7 +115,17 @@ impl Config {
         let option = argument.split(' ').next().unwrap_or_default();
         let Some((_, key)) = self.from.iter().find(|(known, _)| known == option) else { error.exit() };
         let why = std::error::Error::source(&error).map_or_else(|| text(ContextKind::ValidValue), ToString::to_string);
-        Error::file(&self.path, key, text(ContextKind::InvalidValue), format!("what {option} takes ({why})"))
+        let (found, beside) = (text(ContextKind::InvalidValue), text(ContextKind::PriorArg));
+        match error.kind() {
+            ErrorKind::ArgumentConflict => Error::file(&self.path, key, format!("beside {beside}"), "one of the two"),
+            _ if why.is_empty() => {
+                // Its first line says it, without the program's help.
+                let message = error.to_string();
+                let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                Error::file(&self.path, key, message, format!("what {option} takes"))
+            }
+            _ => Error::file(&self.path, key, found, format!("what {option} takes ({why})")),
+        }
     }
 }
 
@@ -188,8 +201,11 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
                     _ => return Err(Error::file(path, key, value, "false: it is not done here")),
                 }
             }
-            if !own.contains_key(key) {
-                return Err(unknown(path, key, value, &own));
+            match own.contains_key(key) {
+                // transformers and PEFT write all that they know, most of it as null.
+                false if value.is_null() => continue,
+                false => return Err(unknown(path, key, value, &own)),
+                true => {}
             }
             let set = given.iter().any(|arg| arg.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('=')));
             if !value.is_null() && !set && !is_given("--adapter") {
@@ -217,7 +233,11 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
         }
         match value {
             Value::Null | Value::Bool(false) => {}
-            Value::Bool(true) => add(key, option.to_string()),
+            Value::Bool(true) if SWITCHES.contains(option) => add(key, option.to_string()),
+            Value::String(_) if SWITCHES.contains(option) => {
+                return Err(Error::file(path, key, value, "true or false"));
+            }
+            Value::Bool(true) => return Err(Error::file(path, key, value, format!("a value, as {option} takes"))),
             Value::String(text) => add(key, format!("{option}={text}")),
             Value::Number(number) => {
                 let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15);
@@ -231,12 +251,21 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
 }
 
 fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {
-    let known = KEYS.iter().map(|(name, _)| *name).chain(own.keys().map(String::as_str));
-    let nearest = known.map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
+    // The options of the command line are near to what they stand for.
+    let names = KEYS
+        .iter()
+        .flat_map(|(name, option)| [(name.replace('-', "_"), *name), (option[2..].replace('-', "_"), *name)]);
+    let own = own.keys().map(|name| (name.clone(), name.as_str()));
+    let nearest = names.chain(own).map(|(known, name)| (strsim::damerau_levenshtein(key, &known), name)).min();
     // What shares less than half of its letters is no help.
     let nearest = nearest.filter(|(distance, _)| 2 * distance <= key.len());
     let nearest = nearest.map_or_else(String::new, |(_, name)| format!("; the nearest is `{name}`"));
     Error::file(path, key, value, format!("a setting that is known{nearest}"))
+}
+
+/// A path as YAML can have it.
+fn shown(path: &Path) -> Value {
+    json!(path.display().to_string())
 }
 
 /// A file that repeats a run.
@@ -251,12 +280,12 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("model_name_or_path", json!(args.model.model));
     put("device", json!(args.model.device));
     match &args.adapter {
-        Some(adapter) => put("adapter_name_or_path", json!(adapter)),
+        Some(adapter) => put("adapter_name_or_path", shown(adapter)),
         None => put("method", json!(M::NAME)),
     }
     put("task_name", json!(args.task));
-    put("data", json!(args.data));
-    put("validation_file", json!(args.eval));
+    put("data", shown(&args.data));
+    put("validation_file", args.eval.as_deref().map_or(Value::Null, shown));
     put("text_column", json!(args.columns.text_column));
     put("pair_column", json!(args.columns.pair_column));
     put("label_column", json!(args.columns.label_column));
@@ -352,13 +381,24 @@ mod tests {
             let message = expanded(yaml, &[]).unwrap_err().to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         }
+        // Files with all that a library knows, most of it null.
+        assert!(expanded("lr_scheduler_kwargs: null\nauto_mapping: null\n", &[]).unwrap().is_empty());
+        for (yaml, word) in [("seed: true\n", "--seed"), ("group_by_length: \"yes\"\n", "true or false")] {
+            let message = expanded(yaml, &[]).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
         let far = expanded("quantization_config: 1\n", &[]).unwrap_err().to_string();
         assert!(!far.contains("nearest"), "{far}");
     }
 
     #[test]
     fn an_unknown_key_names_its_nearest() {
-        for (yaml, nearest) in [("learning_rat: 1", "learning_rate"), ("method: lora\nlora_alfa: 3", "lora_alpha")] {
+        for (yaml, nearest) in [
+            ("learning_rat: 1", "learning_rate"),
+            ("method: lora\nlora_alfa: 3", "lora_alpha"),
+            ("method: lora\nlr: 3", "learning_rate"),
+            ("batch_size: 3", "per_device_train_batch_size"),
+        ] {
             let message = expanded(yaml, &[]).unwrap_err().to_string();
             assert!(message.contains("run.yaml") && message.contains(&format!("`{nearest}`")), "{message}");
         }

@@ -23,7 +23,8 @@ const SPECIAL: [&str; 5] = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"];
 /// Writes `corpus.txt`, `tokenizer.json` and the eight tasks under `glue/` into a directory; every byte follows from the seed.
 ///
 /// A line of the corpus is one text, or two with a tab between them, then what one says of them in a word, without a full
-/// stop. No texts of a training example are those of a development example or of a line of the corpus.
+/// stop. No texts of a training example are those of a development example or of a line of the corpus, in either order; one
+/// sentence of a pair may be.
 pub fn write(directory: &Path, seed: u64) -> Result<()> {
     save(directory, files(seed))?;
     save(directory, vec![("tokenizer_config.json".to_string(), Tokenizer::config(&SPECIAL))])
@@ -62,7 +63,7 @@ fn draw(task: &Task, random: &mut Random, count: usize, seen: &mut HashSet<Strin
     let mut rows = Vec::with_capacity(count);
     while rows.len() < count {
         let example = (task.draw)(random, rows.len() % classes);
-        if seen.insert(text(&example)) {
+        if seen.insert(unordered(&example)) {
             rows.push(example);
         }
     }
@@ -77,6 +78,13 @@ fn classes(task: &Task) -> usize {
 /// The texts of an example as one.
 fn text(example: &Example) -> String {
     example.second.iter().fold(example.first.clone(), |first, second| format!("{first}\t{second}"))
+}
+
+/// The same for both orders of a pair.
+fn unordered(example: &Example) -> String {
+    let mut texts: Vec<&str> = std::iter::once(&example.first).chain(&example.second).map(String::as_str).collect();
+    texts.sort_unstable();
+    texts.join("\t")
 }
 
 /// A file of a task in the columns of GLUE, a column that nothing reads filled with its row's number or nothing.
@@ -117,7 +125,7 @@ fn corpus(seed: u64, seen: &HashSet<String>) -> String {
         // Nothing unacceptable is ever said.
         let class = if task.glue.directory == "CoLA" { 1 } else { random.below(classes(task)) };
         let example = (task.draw)(&mut random, class);
-        if !seen.contains(&text(&example)) {
+        if !seen.contains(&unordered(&example)) {
             lines.push(format!("{} {}", text(&example), example.verdict).trim_end().to_string());
         }
     }

@@ -54,10 +54,11 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
         threads: plan.threads,
     };
     let count: usize = score.subjects.iter().map(|subject| subject.questions.len()).sum();
-    let asked = |subjects: &[Subject]| -> Vec<(String, usize)> {
-        subjects.iter().flat_map(|subject| &subject.questions).map(|q| (q.ask(), q.answer)).collect()
+    let asked = |subjects: &[Subject]| -> Vec<_> {
+        let asked = |subject: &Subject| subject.questions.iter().map(|q| (q.ask(), q.answer)).collect::<Vec<_>>();
+        subjects.iter().map(|subject| json!([subject.name, asked(subject)])).collect()
     };
-    let scored = json!([asked(&score.shots), asked(&score.subjects)]);
+    let scored = json!([tokenizer.fingerprint(), asked(&score.shots), asked(&score.subjects)]);
     let experiment = Experiment { plan, model, train: &train, score: &score, scored };
     let column = Column { name: "MMLU".into(), metrics: vec!["macro".into(), "micro".into()] };
     let shapes = [("LLaMA-7B", "llama-7b"), ("LLaMA-13B", "llama-13b")];

@@ -139,7 +139,7 @@ impl Plan {
                 .with_epochs(self.epochs)
         };
         let steps = config.steps(samples).min(self.max_steps.unwrap_or(usize::MAX));
-        TrainConfig { warmup_steps: (steps as f64 * 0.06) as usize, ..config.with_steps(steps) }
+        TrainConfig { warmup_steps: (steps as f64 * 0.06).ceil() as usize, ..config.with_steps(steps) }
     }
 
     /// What a report says of the setting: a table's own, then what all have.

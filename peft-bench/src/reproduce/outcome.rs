@@ -22,7 +22,7 @@ pub(super) type Scored = (Vec<f64>, Vec<f64>);
 /// Where and on what methods are trained.
 pub(super) struct Runs<'a> {
     pub model: &'a Pretrained,
-    /// The fingerprint of the model's base.
+    /// The model's fingerprint.
     pub weights: u64,
     /// Where outcomes are written.
     pub output: &'a Path,

@@ -71,7 +71,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
     /// Runs all rows, goes on where it was interrupted, and writes the report.
     pub fn run(&self, mut report: Report) -> Result<Report> {
         let (plan, started) = (self.plan, Instant::now());
-        let weights = self.model.base.fingerprint();
+        let weights = self.model.fingerprint();
         let runs = Runs { model: self.model, weights, output: &plan.output, device: &plan.device };
         let (untuned, mut failures) = (self.untuned(&runs)?, Failures::default());
         say(report.progress(0, 0, &untuned));

@@ -54,8 +54,12 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     let train = Dataset { examples: examples.collect::<Result<_>>()?, classes: vec![] };
     let mut test = read(data, &stems.test)?;
     test.truncate(sizes.limit);
+    let cut = |pairs: &[Pair]| {
+        pairs.iter().map(|pair| longer(&tokenizer, pair, sizes.max_length)).collect::<Result<Vec<_>>>()
+    };
+    let cut = [cut(&pairs)?, cut(&test)?].map(|cut| [0, 1].map(|side| cut.iter().filter(|cut| cut[side]).count()));
     let score = Translation::new(&tokenizer, test, sizes.max_length)?;
-    let scored = json!([score.sources, score.references, score.config]);
+    let scored = json!([tokenizer.fingerprint(), score.sources, score.references, score.config]);
     let experiment = Experiment { plan, model, train: &train, score: &score, scored };
     let column = Column { name: "En-Ro".into(), metrics: vec!["BLEU".into()] };
     let title = "Table IV: parameter-efficient fine-tuning of T5 for translation";
@@ -64,12 +68,25 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
         "BLEU of {} sentences, {SIGNATURE}, by {BEAMS} beams; s and t with a comma below in all texts.",
         score.references.len()
     ));
+    let [[sources, targets], [asked, references]] = cut;
+    report.notes.push(format!(
+        "Texts are cut off at {} tokens: of the {} pairs that are trained on {sources} sources and {targets} targets, of the sentences that \
+         are scored {asked} sources; {references} references are longer than what may be written.",
+        sizes.max_length,
+        pairs.len()
+    ));
     report.notes.push(
         "The survey's 0.07M for IA3 is not that of the library's default sites (0.13M: keys, values and the inputs of the \
          last maps, as here) but of the last maps alone (73,728 and 196,608)."
             .into(),
     );
     experiment.run(report)
+}
+
+/// Whether source and target have more tokens than this.
+fn longer(tokenizer: &Tokenizer, pair: &Pair, max_length: usize) -> Result<[bool; 2]> {
+    let longer = |text: &str| Ok::<_, Error>(tokenizer.encode(text, None, usize::MAX)?.ids.len() > max_length);
+    Ok([longer(&pair.prompt())?, longer(&pair.target)?])
 }
 
 fn translation(shape: &Shape, tokenizer: &Tokenizer, pair: &Pair, max_length: usize) -> Result<Option<Example>> {

@@ -378,11 +378,15 @@ impl Scores {
         Ok(Scores(scores))
     }
 
-    /// The mean of the subjects' accuracies (as QLoRA's evaluation reports it) and its standard error; NaN if there are no
-    /// subjects.
+    /// The mean of the subjects' accuracies (as QLoRA's evaluation reports it) and its standard error, by the unbiased variance of
+    /// each subject's; of a subject of one question that of all questions is taken. NaN if there are no subjects.
     pub fn macro_average(&self) -> (f64, f64) {
         let count = self.0.len() as f64;
-        let variance = |score: &Score| score.accuracy() * (1.0 - score.accuracy()) / score.questions as f64;
+        let (all, _) = self.micro_average();
+        let variance = |score: &Score| match score.questions {
+            1 => all * (1.0 - all),
+            n => score.accuracy() * (1.0 - score.accuracy()) / (n as f64 - 1.0),
+        };
         let sum = |f: &dyn Fn(&Score) -> f64| self.0.iter().map(f).sum::<f64>();
         (sum(&Score::accuracy) / count, sum(&variance).sqrt() / count)
     }
@@ -536,7 +540,7 @@ mod tests {
         assert!(scores.0.iter().all(|score| score.shortened == score.questions));
         let near =
             |(a, e): (f64, f64), (b, f): (f64, f64)| assert!((a - b).abs() < 1e-12 && (e - f).abs() < 1e-12, "{a} {e}");
-        near(scores.macro_average(), (2.0 / 3.0, 0.25_f64.sqrt() / 3.0));
+        near(scores.macro_average(), (2.0 / 3.0, 0.5_f64.sqrt() / 3.0));
         near(scores.micro_average(), (0.75, (0.1875_f64 / 8.0).sqrt()));
         let other = 5.0 / 6.0;
         near(scores.of_area(Area::Other).unwrap(), (other, (other * (1.0 - other) / 6.0_f64).sqrt()));

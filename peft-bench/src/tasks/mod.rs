@@ -97,7 +97,10 @@ impl Task {
     /// The task of this name.
     pub fn named(name: &str) -> Result<Self> {
         let names = || TASKS.map(|task| task.name).join(", ");
-        TASKS.into_iter().find(|task| task.name == name).ok_or_else(|| Error::config("--task", name, names()))
+        TASKS
+            .into_iter()
+            .find(|task| task.name.eq_ignore_ascii_case(name))
+            .ok_or_else(|| Error::config("--task", name, names()))
     }
 
     /// The number of outputs that a head for it has.

@@ -7,8 +7,9 @@ use super::*;
 fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
     let (folder, model) = (Folder::new(), model("gguf/llama.gguf"));
     let write = |more: &[&str]| {
-        let args = ["generate", "--model", &model, "--max-new-tokens", "5"];
-        succeed(&[&args[..], more].concat())
+        let args = ["generate", "--model", &model];
+        let length: &[&str] = if more.contains(&"--max-new-tokens") { &[] } else { &["--max-new-tokens", "5"] };
+        succeed(&[&args[..], more, length].concat())
     };
     assert!(succeed(&["inspect", &model]).contains("model.layers.0.self_attn.q_proj.weight"));
     let text = write(&["--prompt", "hello"]);
@@ -19,10 +20,14 @@ fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
     let lines: Vec<Value> =
         write(&["--file", &file, "--num-beams", "3"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.iter().map(|line| &line["prompt"]).collect::<Vec<_>>(), ["hello", "world and"]);
-    assert_eq!(
-        write(&["--prompt", "hello", "--sample", "--seed", "3"]),
-        write(&["--prompt", "hello", "--sample", "--seed", "3"])
-    );
+    // Hot enough for bytes that are no characters: what is shown as it comes is the text in the end.
+    let one = folder.write("one.txt", "hello\n");
+    for seed in ["1", "3", "4", "8"] {
+        let drawn = ["--sample", "--temperature", "3", "--seed", seed, "--max-new-tokens", "9"];
+        let shown = write(&[&["--prompt", "hello"][..], &drawn].concat());
+        let line: Value = serde_json::from_str(&write(&[&["--file", &one][..], &drawn].concat())).unwrap();
+        assert_eq!(shown, format!("{}\n", line["text"].as_str().unwrap()), "seed {seed}");
+    }
 
     let line = |i: usize| {
         let ids: Vec<usize> = (0..4 + i % 3).map(|t| 3 + (5 * i + t) % 20).collect();

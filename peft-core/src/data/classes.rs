@@ -7,6 +7,9 @@ use crate::{Error, Label, Result};
 /// The most classes a file may name; integer labels are below it.
 const MAX_CLASSES: usize = 1000;
 
+/// So many classes may each have a single row.
+const MANY_CLASSES: usize = 20;
+
 /// All finite numbers.
 pub(super) const FINITE: RangeInclusive<f32> = f32::MIN..=f32::MAX;
 
@@ -30,7 +33,7 @@ pub(super) struct Written {
 }
 
 impl Kind {
-    /// All integers: the classes 0 to the largest. All numbers: values. Else: the distinct texts in sorted order.
+    /// All integers: the classes 0 to the largest. All numbers: values. No numbers: the distinct texts in sorted order.
     pub(super) fn of(path: &Path, column: &str, labels: &[Written]) -> Result<Self> {
         if labels.iter().all(|label| label.text.parse::<i64>().is_ok()) {
             let classes = labels.iter().map(|label| class(path, column, label)).collect::<Result<Vec<_>>>()?;
@@ -40,20 +43,27 @@ impl Kind {
         if labels.iter().all(|label| label.text.parse::<f32>().is_ok()) {
             return Ok(Kind::Values(FINITE));
         }
-        // A number with a fraction is no name of a class: where there is one, the others are meant to be numbers too.
-        let fraction = |label: &&Written| label.text.contains('.') && label.text.parse::<f32>().is_ok();
-        if let Some(number) = labels.iter().find(fraction) {
-            let odd = labels.iter().find(|label| label.text.parse::<f32>().is_err()).unwrap_or(number);
-            let expected = format!("a number, as {} in line {}", number.text, number.line);
+        // A number is no name of a class: where there are both, the fewer of them are at fault.
+        let (numbers, texts): (Vec<&Written>, Vec<&Written>) =
+            labels.iter().partition(|label| label.text.parse::<f32>().is_ok_and(f32::is_finite));
+        if let (Some(number), Some(text)) = (numbers.first(), texts.first()) {
+            let (odd, expected) = match numbers.len() < texts.len() {
+                true => (number, format!("the name of a class, as {:?} in line {}", text.text, text.line)),
+                false => (text, format!("a number, as {} in line {}", number.text, number.line)),
+            };
             return Err(Error::file(path, format!("line {}, {column}", odd.line), format!("{:?}", odd.text), expected));
         }
         let names: BTreeSet<&str> = labels.iter().map(|label| label.text.as_str()).collect();
-        if names.len() > MAX_CLASSES {
-            let expected = format!("at most {MAX_CLASSES} classes, or only numbers");
+        // A column of texts, taken for that of the labels.
+        let too_many = names.len() > MANY_CLASSES && 2 * names.len() > labels.len();
+        if names.len() > MAX_CLASSES || too_many {
+            let expected = format!(
+                "at most {MAX_CLASSES} classes, of more than {MANY_CLASSES} each twice on average, or only numbers"
+            );
             return Err(Error::file(
                 path,
                 format!("column {column}"),
-                format!("{} distinct texts", names.len()),
+                format!("{} distinct texts in {} rows", names.len(), labels.len()),
                 expected,
             ));
         }

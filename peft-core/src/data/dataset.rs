@@ -42,6 +42,9 @@ impl Dataset {
     /// The number of outputs that a head needs: the classes, or 1 for values; none, if it must be one for words.
     pub fn outputs(&self) -> Result<Option<usize>> {
         match self.examples.first().and_then(|e| e.label.as_ref()) {
+            Some(Label::Class(_)) if self.classes.len() == 1 => {
+                Err(Error::config("labels", format!("one class, {:?}", self.classes[0]), "two classes or more"))
+            }
             Some(Label::Class(_)) => Ok(Some(self.classes.len().max(2))),
             Some(Label::Value(_)) => Ok(Some(1)),
             Some(Label::Words(_)) => Ok(None),

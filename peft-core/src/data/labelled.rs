@@ -272,6 +272,11 @@ impl Builder {
         let target = self.target.as_deref().map(|name| header.column(name)).transpose()?;
         let labelled = !self.unlabelled && target.is_none();
         let label = labelled.then(|| label_column(&header, self.label.as_deref())).transpose()?;
+        let name = label.map(|label| &header.columns[label]);
+        if let Some(name) = name.filter(|name| [&self.text, &self.pair].into_iter().flatten().any(|text| text == *name))
+        {
+            return Err(Error::file(header.path, "columns", format!("{name} for a text and the label"), "two columns"));
+        }
         let taken = [&self.text, &self.pair, &self.label, &self.target].into_iter().flatten().any(|name| name == TASK);
         let task = header.find(TASK).filter(|_| !taken);
 

@@ -57,6 +57,9 @@ pub(super) enum Columns {
 impl Columns {
     /// Takes the columns that were asked for, else those with the usual names.
     pub(super) fn choose(header: &Header<'_>, text: Option<&str>, pair: Option<&str>) -> Result<Self> {
+        if let Some(name) = text.filter(|_| text == pair) {
+            return Err(Error::file(header.path, "columns", format!("{name} for both texts"), "two columns"));
+        }
         let (usual, named) = (|name: &str| header.find(name), |name: &str| header.column(name));
         if let Some(text) = text {
             return Ok(Columns::Text { a: named(text)?, b: pair.map(named).transpose()? });

@@ -31,6 +31,8 @@ impl<'a, T: Tuner> Decoder<'a, T> {
             _ => (vec![], prompts.iter().map(|prompt| prompt.ids.clone()).collect()),
         };
         let (fresh, tasks) = (texts.clone(), prompts.iter().map(|prompt| prompt.task).collect());
+        // Where positions are scaled as a text grows, keys that were turned before are of another scale.
+        let use_cache = use_cache && shape.dynamic().is_none();
         Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, fresh, tasks })
     }
 

@@ -10,6 +10,7 @@ use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
+use crate::random::fingerprint;
 use crate::view::tensors;
 use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
 
@@ -55,14 +56,18 @@ impl Pretrained {
         Pretrained { name: String::new(), base: Base::random(shape, seed, device), head, config, dir: None }
     }
 
-    /// The shape of a model, without its weights.
+    /// The shape of a model, without its weights; of these, if they are there, only what config.json does not tell for sure.
     pub fn shape(name: &str) -> Result<Shape> {
-        match name.strip_prefix("shape:") {
-            Some(shape) => Shape::named(shape),
-            None => {
-                let (config, path, _) = config(&directory(name)?)?;
-                Shape::from_config(&config, &path)
-            }
+        if let Some(shape) = name.strip_prefix("shape:") {
+            return Shape::named(shape);
+        }
+        let dir = directory(name)?;
+        let (config, path, gguf) = config(&dir)?;
+        let shape = Shape::from_config(&config, &path)?;
+        match gguf {
+            Some(gguf) => Ok(found_in(&Checkpoint::from_gguf(&gguf)?, shape)?.0),
+            None if Checkpoint::is_in(&dir) => Ok(found_in(&Checkpoint::open_model(&dir)?, shape)?.0),
+            None => Ok(shape),
         }
     }
 
@@ -74,18 +79,10 @@ impl Pretrained {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
-        let prefix = find_prefix(&file, &shape)?;
+        let (shape, prefix) = found_in(&file, shape)?;
         let name = |shape: &Shape, place: &Place| match place.site.part {
             Part::Vocabulary => shape.file_name(place),
             _ => format!("{prefix}{}", place.name),
-        };
-        // A BERT for masked words is saved without the pooler.
-        shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
-        // What transformers writes of T5 says that the tables are tied even where they are not. A LLaMA for classes has no table for words.
-        shape.tied = match shape.architecture {
-            Architecture::T5(_) => file.shape("lm_head.weight").is_none(),
-            Architecture::Llama(_) => shape.tied || file.shape("score.weight").is_some(),
-            _ => shape.tied,
         };
         let mut taken = BTreeSet::new();
         let base = Base::new(shape.clone(), device, |place| {
@@ -122,6 +119,12 @@ impl Pretrained {
             check_class_names(&path, config.get("id2label"), outputs)?;
         }
         Ok(Pretrained { name: String::new(), base, head, config, dir: Some(dir) })
+    }
+
+    /// A hash of all that it computes by: the base and the head in the checkpoint.
+    pub fn fingerprint(&self) -> u64 {
+        let head = self.head.as_ref().map(tensors).unwrap_or_default();
+        head.iter().fold(self.base.fingerprint(), |all, (name, data)| all ^ fingerprint(name, data.as_bytes()))
     }
 
     /// The tokenizer in its directory.
@@ -243,6 +246,28 @@ fn directory(name: &str) -> Result<PathBuf> {
         return Err(Error::config("--model", name, expected));
     }
     Ok(dir)
+}
+
+/// The shape as a checkpoint has it, and what the names in there start with.
+fn found_in(file: &Checkpoint, mut shape: Shape) -> Result<(Shape, String)> {
+    let prefix = find_prefix(file, &shape)?;
+    // A BERT for masked words is saved without the pooler.
+    shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+    // As in transformers: what the configuration says is tied is not where the two tables differ; of T5 it says so of all. A LLaMA for
+    // classes has no table for words.
+    let may_be_tied = shape.tied || matches!(shape.architecture, Architecture::T5(_));
+    if shape.pre_norm() {
+        shape.tied = file.shape("score.weight").is_some() || may_be_tied && !has_other_head(file, &shape, &prefix)?;
+    }
+    Ok((shape, prefix))
+}
+
+/// Whether there is a table for logits that is not that of the words.
+fn has_other_head(file: &Checkpoint, shape: &Shape, prefix: &str) -> Result<bool> {
+    const HEAD: &str = "lm_head.weight";
+    let Some(dims) = file.shape(HEAD).map(<[usize]>::to_vec) else { return Ok(false) };
+    let words = format!("{prefix}{}", shape.places()[0].name);
+    Ok(file.shape(&words) != Some(&*dims) || file.read_f32(HEAD, &dims)? != file.read_f32(&words, &dims)?)
 }
 
 /// Names start with the model's prefix, with another's (a task of its own may have wrapped it), or with none.

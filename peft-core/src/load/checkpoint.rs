@@ -54,6 +54,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a model directory has weights of any kind.
+    pub fn is_in(dir: &Path) -> bool {
+        weights(dir).is_some()
+    }
+
     /// Opens the weights of a model directory: `model.safetensors`, else the shards that `model.safetensors.index.json`
     /// lists, else the same for `pytorch_model.bin`, else its one `.gguf`; or a `.gguf` file.
     ///

@@ -6,6 +6,7 @@ use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, TruncationParams
 use super::Gguf;
 use super::guard;
 use crate::files::read_file;
+use crate::random::fingerprint;
 use crate::{Error, Result};
 
 /// The largest tokenizer file that is read, in bytes.
@@ -19,6 +20,7 @@ pub struct Tokenizer {
     path: PathBuf,
     /// Rows of the model's word table. A file may list tokens beyond them that no text has.
     vocab: usize,
+    fingerprint: u64,
     /// Without its post-processor, so that it gives back the plain tokens of one text.
     inner: tokenizers::Tokenizer,
     /// Adds the special tokens.
@@ -52,7 +54,15 @@ impl Tokenizer {
     /// The tokenizer of a GGUF file; `vocab` is the number of embeddings the model has.
     #[cfg(feature = "load")]
     pub fn from_gguf(gguf: &Gguf, vocab: usize) -> Result<Self> {
-        Self::parse(gguf.path().to_path_buf(), gguf.tokenizer()?.to_string().as_bytes(), vocab)
+        let tokenizer = Self::parse(gguf.path().to_path_buf(), gguf.tokenizer()?.to_string().as_bytes(), vocab)?;
+        // Rows without a token are padding; a token without a row is of another model.
+        match tokenizer.inner.get_vocab_size(true) {
+            size if size <= vocab => Ok(tokenizer),
+            size => {
+                let expected = format!("at most {vocab}, the rows of the word table");
+                Err(Error::file(gguf.path(), "tokenizer.ggml.tokens", format!("{size} tokens"), expected))
+            }
+        }
     }
 
     fn parse(path: PathBuf, bytes: &[u8], vocab: usize) -> Result<Self> {
@@ -66,7 +76,18 @@ impl Tokenizer {
         inner.with_padding(None);
         let finish = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        Ok(Tokenizer { path, vocab, inner, finish })
+        Ok(Tokenizer { path, vocab, fingerprint: fingerprint("tokenizer", bytes), inner, finish })
+    }
+
+    /// A hash of what describes it.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// Whether a token stands for a byte, as `<0x0A>`: several in a row are a text only together.
+    pub fn is_byte(&self, id: u32) -> bool {
+        let token = self.inner.id_to_token(id).unwrap_or_default();
+        token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
     }
 
     /// Encodes a text or a pair of texts with the special tokens of the model, in at most `max_length` tokens.

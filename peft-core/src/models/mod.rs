@@ -181,10 +181,11 @@ impl Base {
         }
     }
 
-    /// A hash of every bit of the base, to tell whether it changed.
+    /// A hash of every bit of the base, and of what its shape says beside them (heads, activation, positions, dropout ..).
     pub fn fingerprint(&self) -> u64 {
         let one = |place: &Place| fingerprint(&place.name, self.tensor_data(place).as_bytes());
-        self.shape.places().iter().fold(0, |all, place| all ^ one(place))
+        let shape = fingerprint("shape", format!("{:?}", self.shape).as_bytes());
+        self.shape.places().iter().fold(shape, |all, place| all ^ one(place))
     }
 
     /// Pads examples to a batch on this device, refusing what the model cannot take.
@@ -199,6 +200,13 @@ impl Base {
             }
             let masked = example.mask.as_ref().map_or(length, Vec::len);
             let typed = example.types.as_ref().map_or(length, Vec::len);
+            // transformers counts rotary positions by places, we by real rows.
+            let rotary = matches!(self.shape.architecture, Architecture::Llama(_));
+            let hole =
+                |mask: &Vec<bool>| mask.iter().skip_while(|real| !**real).skip_while(|real| **real).any(|real| *real);
+            if rotary && example.mask.as_ref().is_some_and(hole) {
+                return wrong("attention_mask", "a hole".to_string(), "ones without zeros between them".to_string());
+            }
             if masked != length || typed != length {
                 return wrong(
                     "attention_mask, token_type_ids",
@@ -231,11 +239,12 @@ impl Base {
             word => Err(Error::config("labels", word, format!("words below {}", self.shape.vocab))),
         };
         let shifted = |label: Option<&Label>| {
-            let before = match label {
-                Some(Label::Words(words)) if !words.is_empty() => &words[..words.len() - 1],
-                _ => &[],
+            let words = match label {
+                Some(Label::Words(words)) => words.iter().map(word).collect::<Result<Vec<_>>>()?,
+                _ => vec![],
             };
-            std::iter::once(Ok(start as u32)).chain(before.iter().map(word)).collect()
+            let before = &words[..words.len().saturating_sub(1)];
+            Ok(std::iter::once(start as u32).chain(before.iter().copied()).collect())
         };
         labels.into_iter().map(shifted).collect()
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::random::fingerprint;
 use crate::view::{tensors, trained as trained_tensors};
-use crate::{Base, Error, Result, Trained, Tuner};
+use crate::{Base, Error, Procedure, Result, Trained, Tuner};
 
 /// How things were before the first step.
 pub(super) struct Before {
@@ -28,9 +28,11 @@ impl Before {
 
     /// Every trainable tensor moved. `steps` are those with a learning rate above 0: there must be two, since a factor may wait
     /// for another to leave 0.
-    pub(super) fn moved<T: Tuner>(&self, trained: &Trained<T>, steps: usize) -> Result<()> {
+    pub(super) fn moved<T: Procedure>(&self, trained: &Trained<T>, steps: usize) -> Result<()> {
         // The table that makes logits over words is of no use to a head for classes.
-        let unused = |name: &str| trained.head.outputs().is_some() && name.ends_with(".vocabulary");
+        let vocabulary = |name: &str| trained.head.outputs().is_some() && name.ends_with(".vocabulary");
+        let rests = |name: &str| name.strip_prefix("tuner.").is_some_and(|name| trained.tuner.may_rest(name));
+        let unused = |name: &str| vocabulary(name) || rests(name);
         let moving: BTreeMap<_, _> = trained_tensors(trained).into_iter().filter(|(name, _)| !unused(name)).collect();
         let still = |(name, now): &(String, u64)| moving.contains_key(name) && self.tensors.get(name) == Some(now);
         let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();

@@ -33,6 +33,11 @@ pub trait Procedure: Tuner + Sized {
         1.0
     }
 
+    /// Whether a tensor of this module, by its name, may have no gradient in any step of a sound run.
+    fn may_rest(&self, _name: &str) -> bool {
+        false
+    }
+
     /// The gradients as the optimizer shall see them.
     fn gradients(&mut self, gradients: GradientsParams, _step: usize) -> GradientsParams {
         gradients
@@ -82,6 +87,14 @@ impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
             Some(("0", name)) => self.0.rate(name),
             Some((_, name)) => self.1.rate(name),
             None => 1.0,
+        }
+    }
+
+    fn may_rest(&self, name: &str) -> bool {
+        match name.split_once('.') {
+            Some(("0", name)) => self.0.may_rest(name),
+            Some((_, name)) => self.1.may_rest(name),
+            None => false,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
-use crate::{Architecture, Base, Error, Example, Head, Label, Method, Result, Trained};
+use crate::{Architecture, Base, Error, Example, Head, Label, Method, Result, Trained, Tuner};
 
 /// Follows a run.
 pub trait Observer {
@@ -26,6 +26,11 @@ pub trait Observer {
 
     /// After each step.
     fn step(&mut self, _report: &StepReport) -> Result<()> {
+        Ok(())
+    }
+
+    /// When a step fails, but the state of the best evaluation is kept and is the result.
+    fn stopped(&mut self, _why: &Error) -> Result<()> {
         Ok(())
     }
 
@@ -64,7 +69,13 @@ pub struct Tuned<'a, M: Method> {
     pub trained: Trained<M::Tuner>,
     /// What is saved beside the tensors.
     pub labels: Labels,
+    /// Trainable elements before the first step: of the method, and of the head.
+    counts: (usize, usize),
     threads: usize,
+}
+
+fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
+    (trainable(&trained.tuner), trainable(&trained.head))
 }
 
 impl Trainer {
@@ -119,9 +130,10 @@ impl Trainer {
             return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(outputs))));
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
-        let (trained, base) = self.run(&model.base, trained, &data.examples, evaluation, observer)?;
+        let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
+        let (trained, base) = self.run_as(settings, &model.base, trained, (&data.examples, evaluation), observer)?;
         let labels = Labels { base: model.name.clone(), classes: data.classes.clone() };
-        Ok(Tuned { model, base, config: method, trained, labels, threads: self.config.threads })
+        Ok(Tuned { model, base, config: method, trained, labels, counts, threads: self.config.threads })
     }
 
     /// The run itself: prepare, steps, finish, checks.
@@ -131,6 +143,18 @@ impl Trainer {
         trained: Trained<T>,
         data: &[Example],
         evaluation: Option<&[Example]>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trained<T>, Base)> {
+        self.run_as(Value::Null, base, trained, (data, evaluation), observer)
+    }
+
+    /// The same of a method with these settings, which tell its checkpoints from those of others.
+    fn run_as<T: Procedure>(
+        &self,
+        method: Value,
+        base: &Base,
+        trained: Trained<T>,
+        (data, evaluation): (&[Example], Option<&[Example]>),
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
         if data.is_empty() || evaluation.is_some_and(<[_]>::is_empty) {
@@ -154,7 +178,7 @@ impl Trainer {
             return Err(Error::config("learning_rate", found, "above 0 in some step"));
         }
         let before = Before::of(&trained, base);
-        let store = |checkpoints| Store::open(checkpoints, self.identity(&before, data, evaluation));
+        let store = |checkpoints| Store::open(checkpoints, self.identity(method, &before, data, evaluation));
         let store = self.checkpoints.as_ref().map(store).transpose()?;
         let mut work = Work { data, evaluation, before, store };
         let result = self.steps(&mut work, base, trained, observer);
@@ -167,10 +191,10 @@ impl Trainer {
     }
 
     /// What decides every bit of a run. The number of threads does not.
-    fn identity(&self, before: &Before, data: &[Example], evaluation: Option<&[Example]>) -> Value {
+    fn identity(&self, method: Value, before: &Before, data: &[Example], evaluation: Option<&[Example]>) -> Value {
         let hash = |data: &[Example]| format!("{:016x}", Example::fingerprint(data));
         let settings = TrainConfig { threads: 1, ..self.config.clone() };
-        json!({"settings": settings, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
+        json!({"settings": settings, "method": method, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
     }
 
     fn steps<T: Procedure>(
@@ -197,7 +221,13 @@ impl Trainer {
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
         let tired = |best: &Best| config.early_stopping_patience.is_some_and(|patience| best.stale >= patience);
         while run.step < total && !tired(&best) {
-            let report = run.step(data)?;
+            let report = match run.step(data) {
+                Err(why @ Error::Training { .. }) if config.load_best_model_at_end && best.found.is_some() => {
+                    observer.stopped(&why)?;
+                    break;
+                }
+                report => report?,
+            };
             observer.step(&report)?;
             if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
                 let metrics = run.measure(examples)?;
@@ -289,7 +319,8 @@ impl<'a, M: Method> Tuned<'a, M> {
             let found = format!("{} names", labels.classes.len());
             return Err(Error::file(dir.join("labels.json"), "classes", found, format!("{outputs}, as the head")));
         }
-        Ok(Tuned { model, base: model.base.clone(), config, trained, labels, threads })
+        let counts = counts(&trained);
+        Ok(Tuned { model, base: model.base.clone(), config, trained, labels, counts, threads })
     }
 
     /// Logits of examples.
@@ -302,9 +333,10 @@ impl<'a, M: Method> Tuned<'a, M> {
         measure(&self.base, &self.trained, &data.examples, &Workers::new(self.threads)?)
     }
 
-    /// Trainable elements: of the method, and of the head.
+    /// Trainable elements: of the method, and of the head. They are those before the first step, some of which a method may have
+    /// given up on the way.
     pub fn trainable(&self) -> (usize, usize) {
-        (trainable(&self.trained.tuner), trainable(&self.trained.head))
+        self.counts
     }
 
     /// Writes the adapter directory, see [`peft::save`].

@@ -233,7 +233,7 @@ mod tests {
         let base = base("bert-tiny", &device());
         for (config, words) in [
             (MamConfig::new(40, 7), ["num_virtual_tokens", "40", "1 to 39"]),
-            (config().with_projection(0), ["encoder_hidden_size", "0", "at least 1"]),
+            (config().with_projection(0), ["encoder_hidden_size", "0", "1 to 65536"]),
             (MamConfig::new(5, 0), ["bottleneck", "0", "1 to 384"]),
             (config().with_scaling(0.0), ["scaling", "0", "other than 0"]),
         ] {

@@ -148,8 +148,7 @@ impl Procedure for ChildTuning {
         if self.config.mode == ChildMode::TaskFree {
             return Ok((self, base));
         }
-        let mut examples = Random::new(0, "child tuning").permutation(data.examples().len());
-        examples.truncate(self.config.fisher_samples.unwrap_or(examples.len()));
+        let examples = data.draw(self.config.fisher_samples.unwrap_or(usize::MAX));
         let layers = layers(base.shape());
         let name = |place: &Place| name_of(place.site, place.slot);
         let mut scores = data.fisher(&self.full, &base, &examples)?;

@@ -44,7 +44,7 @@ pub struct IntrinsicSaidConfig {
     /// Whether each tensor has a scale of its own, one of the numbers (structure-aware, SAID), or not (DID).
     pub intrinsic_said: bool,
     /// Of the random maps; if it is not set, the run's. Files have the one that was used.
-    pub seed: Option<u64>,
+    pub projection_seed: Option<u64>,
     /// The linear maps whose tensors move; every tensor of the model, if it is not set.
     pub target_modules: Option<Sites>,
 }
@@ -52,7 +52,7 @@ pub struct IntrinsicSaidConfig {
 impl Default for IntrinsicSaidConfig {
     /// Compacter's baseline: 20,000 numbers move every tensor.
     fn default() -> Self {
-        IntrinsicSaidConfig { intrinsic_dim: 20_000, intrinsic_said: true, seed: None, target_modules: None }
+        IntrinsicSaidConfig { intrinsic_dim: 20_000, intrinsic_said: true, projection_seed: None, target_modules: None }
     }
 }
 
@@ -69,7 +69,7 @@ impl IntrinsicSaidConfig {
 
     /// With random maps of this seed.
     pub fn with_seed(self, seed: u64) -> Self {
-        IntrinsicSaidConfig { seed: Some(seed), ..self }
+        IntrinsicSaidConfig { projection_seed: Some(seed), ..self }
     }
 
     /// On the tensors of these linear maps.
@@ -90,6 +90,12 @@ impl IntrinsicSaidConfig {
                 true => format!("more than the {} tensors, each of which has a scale", places.len()),
                 false => "1 or more".to_string(),
             };
+            return Err(Error::config("intrinsic_dim", self.intrinsic_dim, allowed));
+        }
+        // The map of a tensor takes as many numbers as its size, rounded up to a power of two. What none takes would be trained in vain.
+        let most = places.iter().map(|place| place.count().next_power_of_two()).max().unwrap_or_default();
+        if self.intrinsic_dim - (least - 1) > most {
+            let allowed = format!("at most {}: no tensor's map takes more", most + least - 1);
             return Err(Error::config("intrinsic_dim", self.intrinsic_dim, allowed));
         }
         Ok(places)
@@ -122,7 +128,7 @@ impl Method for IntrinsicSaidConfig {
         let scales = if self.intrinsic_said { places.len() } else { 0 };
         let theta = Param::from_tensor(Tensor::zeros([self.intrinsic_dim - scales], &device));
         let lambda = self.intrinsic_said.then(|| Param::from_tensor(Tensor::ones([scales], &device)));
-        let seed = self.seed.unwrap_or(seed);
+        let seed = self.projection_seed.unwrap_or(seed);
         Ok(IntrinsicSaid { theta, lambda, places, seed, maps: Default::default() })
     }
 
@@ -141,6 +147,15 @@ impl Method for IntrinsicSaidConfig {
 
     fn learned(&self, tuner: &IntrinsicSaid, _shape: &Shape) -> Self {
         self.clone().with_seed(tuner.seed)
+    }
+
+    fn for_loading(&self, base: &Base) -> Result<IntrinsicSaid> {
+        match self.projection_seed {
+            Some(seed) => self.init(base, seed),
+            None => {
+                Err(Error::config("projection_seed", "nothing", "the seed of the maps, on which every number depends"))
+            }
+        }
     }
 
     fn merge(tuner: &IntrinsicSaid) -> Option<&dyn Merge> {
@@ -293,6 +308,21 @@ mod tests {
     #[test]
     fn computed_once_it_is_the_same() {
         rewriting_once_is_as_by_hooks(&IntrinsicSaidConfig::new(307));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let base = peft_core::testing::base("roberta-tiny", &device());
+        let places = base.shape().places();
+        let (scales, largest) = (places.len(), places.iter().map(Place::count).max().unwrap().next_power_of_two());
+        let refused = |found: Result<IntrinsicSaid>, words: [&str; 2]| {
+            let message = found.unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        };
+        assert!(IntrinsicSaidConfig::new(scales + largest).init(&base, 0).is_ok());
+        refused(IntrinsicSaidConfig::new(scales + largest + 1).init(&base, 0), ["intrinsic_dim", "at most"]);
+        refused(IntrinsicSaidConfig::new(scales).init(&base, 0), ["intrinsic_dim", "more than"]);
+        refused(IntrinsicSaidConfig::new(100).for_loading(&base), ["projection_seed", "nothing"]);
     }
 
     /// H, by its definition.

@@ -3,10 +3,12 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::TensorData;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
+use peft_core::io::peft;
 use peft_core::testing::tolerances::SAME_FUNCTION;
-use peft_core::testing::{difference, randomized};
+use peft_core::testing::{base, device, difference, examples, randomized};
+use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Base, Head, Method, Trained, io};
+use peft_core::{Base, Example, Head, Label, Method, Trained, io};
 use peft_reparam::LoraConfig;
 use peft_unified::{ProPetl, ProPetlConfig, Shared};
 use proptest::prelude::*;
@@ -211,4 +213,30 @@ fn files_hold_a_bit_for_each_score() {
     assert_eq!((bytes(true), bytes(false)), (scores, 4 * numbers));
     let (_, loaded) = io::peft::load::<ProPetlConfig<LoraConfig>>(&path, &base).unwrap();
     assert_eq!(bits(&trained.tuner, &base), bits(&loaded.tuner, &base));
+}
+
+/// A file has masks, from which no scores can be had: they stay, the prototype is trained on, and both is what is counted.
+#[test]
+fn loaded_masks_stay_and_the_prototype_is_trained_on() {
+    {
+        let base = base("roberta-tiny", &device());
+        let (config, folder) = (lora(0.5), tempfile::tempdir().unwrap());
+        let dir = folder.path().join("adapter");
+        let trained = Trained::new(random(&config, &base, 3), Head::classifier(&base, 2, 0)).unwrap();
+        peft::save(&dir, &config, &trained, base.shape(), &peft::Labels::default(), &[]).unwrap();
+        let (_, loaded) = peft::load::<ProPetlConfig<LoraConfig>>(&dir, &base).unwrap();
+        let data: Vec<Example> =
+            examples(&base).into_iter().map(|e| Example { label: Some(Label::Class(e.task)), ..e }).collect();
+        let trainer = Trainer::new(TrainConfig::new(1e-1).with_steps(4).with_batch_size(5));
+        let (after, _) = trainer.run(&base, loaded.clone(), &data, None, &mut ()).unwrap();
+        let (before, after) = (tensors(&loaded.tuner), tensors(&after.tuner));
+        for (name, values) in &before {
+            assert_eq!(values == &after[name], name.starts_with("scores."), "{name}");
+        }
+        let path = dir.join("adapter_config.json");
+        let other = std::fs::read_to_string(&path).unwrap().replace("\"density\": 0.5", "\"density\": 0.25");
+        std::fs::write(&path, other).unwrap();
+        let message = peft::load::<ProPetlConfig<LoraConfig>>(&dir, &base).unwrap_err().to_string();
+        assert!(message.contains("mask") && message.contains("settings"), "{message}");
+    }
 }

@@ -21,7 +21,7 @@ pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
     let mask = Mask { causal: Some(0), ..frame.batch.mask() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
     let x = frame.hooks.embed(Stack::Decoder, x);
-    let (length, allowed) = (x.offset + x.past + x.hidden.dims()[1], rotary::longest(shape, llama));
+    let (length, allowed) = (x.offset + x.past + x.hidden.dims()[1], shape.max_length());
     if length > allowed {
         return Err(Error::TooLong { length, allowed });
     }

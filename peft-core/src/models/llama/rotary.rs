@@ -25,10 +25,18 @@ impl Rotary {
                 counted.clamp_min(0).narrow(1, x.past, rows)
             }
         };
-        let frequencies = frequencies(shape, llama, all + x.offset);
-        let half = frequencies.len();
-        let frequencies = Tensor::<1>::from_data(TensorData::new(frequencies, [half]), &device);
-        let angles = positions.float().unsqueeze_dim::<3>(2) * frequencies.unsqueeze::<3>();
+        // Each row by its own length, so that it does not depend on its neighbours.
+        let lengths = match &x.mask.padding {
+            Some(padding) if shape.dynamic().is_some() => {
+                let real = padding.clone().bool_not().int().sum_dim(1).into_data();
+                real.iter::<i64>().map(|real| real as usize + x.offset).collect()
+            }
+            _ => vec![all + x.offset],
+        };
+        let half = shape.head_width / 2;
+        let of_rows = lengths.iter().flat_map(|length| frequencies(shape, llama, *length)).collect::<Vec<_>>();
+        let frequencies = Tensor::<3>::from_data(TensorData::new(of_rows, [lengths.len(), 1, half]), &device);
+        let angles = positions.float().unsqueeze_dim::<3>(2) * frequencies;
         let angles = angles.unsqueeze_dim::<4>(1);
         Rotary { cosine: angles.clone().cos(), sine: angles.sin() }
     }
@@ -40,14 +48,6 @@ impl Rotary {
         let (cosine, sine) = (self.cosine.clone(), self.sine.clone());
         let turned = a.clone() * cosine.clone() - b.clone() * sine.clone();
         Tensor::cat(vec![turned, b * cosine + a * sine], 3)
-    }
-}
-
-/// The longest sequence.
-pub(super) fn longest(shape: &Shape, llama: &Llama) -> usize {
-    match llama.scaling {
-        Scaling::Dynamic { factor } => (shape.positions as f64 * factor) as usize,
-        _ => shape.positions,
     }
 }
 

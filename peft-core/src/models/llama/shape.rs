@@ -165,6 +165,10 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
 
 /// Base and scaling: `rope_theta` and `rope_scaling`, or `rope_parameters` of transformers 5.
 fn rotary(fields: &Fields<'_>, positions: usize) -> Result<(f64, Scaling)> {
+    let (parameters, legacy) = (fields.get("rope_parameters"), fields.get("rope_scaling"));
+    if parameters.is_some() && legacy.is_some() && parameters != legacy {
+        return Err(fields.wrong("rope_scaling", "the same as rope_parameters, or none of the two"));
+    }
     let key = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     let empty = Value::Object(Default::default());
     let inner = Fields { config: fields.get(key).unwrap_or(&empty), path: fields.path };
