@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
     AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, Init, LstConfig, PTuningConfig, ParallelConfig,
     PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Example, Method, Part, Sites, Tuner, equivalences};
+use peft_core::{Bare, Base, Example, Hooks, Method, Next, Part, Sequence, Site, Sites, Tuner, adapter, equivalences};
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -53,6 +53,30 @@ where
     let one = with(&config(5), base, [(name.to_string(), Tensor::cat(rows, 0).into_data())].into());
     [states(&(a, b), base), states(&one, base)]
 }
+
+/// y = layer(x) + relu(x W_down + b_down) W_up + b_up, with the tensors of CoDA's adapters.
+#[derive(Module, Debug)]
+struct Beside {
+    #[module(skip)]
+    own: BTreeMap<String, TensorData>,
+}
+
+impl Hooks for Beside {
+    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        let (input, device) = (x.hidden.clone(), x.hidden.device());
+        let map = |x: Tensor<3>, map: &str| {
+            let own = |leaf: &str| self.own[&format!("adapters.{site}.{map}.{leaf}")].clone();
+            let (weight, bias) =
+                (Tensor::<2>::from_data(own("weight"), &device), Tensor::<1>::from_data(own("bias"), &device));
+            x.matmul(weight.unsqueeze()) + bias.unsqueeze()
+        };
+        let added = map(activation::relu(map(input, "down")), "up");
+        let x = next(x);
+        Sequence { hidden: x.hidden.clone() + added, ..x }
+    }
+}
+
+adapter!(Beside);
 
 fn hyperformer() -> HyperformerConfig {
     HyperformerConfig::new(3).with_bottleneck(5).with_dims(4, 6, 7)
@@ -185,6 +209,13 @@ equivalences! {
     coda_of_all_tokens_is_the_base: "CoDA" = "base" if "k = n, W_up = 0, b_up = 0", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
         [states(&start(&CodaConfig::new(1), base, seed, holds), base), states(&Bare {}, base)]
     };
+
+    coda_of_all_tokens_is_a_parallel_adapter: "CoDA" = "an adapter beside each layer" if "k = n", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let all = random(&CodaConfig::new(1), base, seed);
+            let coda = if holds { all.clone() } else { random(&CodaConfig::new(3), base, seed) };
+            [states(&coda, base), states(&Beside { own: tensors(&all) }, base)]
+        };
 
     adapters_of_which_none_are_dropped: "AdapterDrop" = "sequential adapter (Pfeiffer)" if "n = 0", SAME_FUNCTION on SHAPES,
         |base, seed, holds| {
