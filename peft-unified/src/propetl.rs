@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
-use peft_core::train::Probe;
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
     Adapter, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
@@ -266,7 +265,9 @@ impl<M: Shared> Method for ProPetlConfig<M> {
     }
 
     fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
-        self.start(self.inner.for_loading(&base.one_layer())?, base, 0)
+        // Files hold masks, not the scores that they came from: these stay as they are, and the prototype is trained on.
+        let tuner = self.start(self.inner.for_loading(&base.one_layer())?, base, 0)?;
+        Ok(ProPetl { scores: tuner.scores.no_grad(), ..tuner })
     }
 
     fn merge(tuner: &Self::Tuner) -> Option<&dyn Merge> {
@@ -387,16 +388,6 @@ impl<A: Module + Merge> Merge for ProPetl<A> {
 }
 
 impl<A: Adapter> Procedure for ProPetl<A> {
-    /// Files hold masks, not the scores that they came from: loaded ones stay as they are, and the prototype is trained on.
-    fn prepare(self, base: Base, _data: Probe<'_>) -> Result<(Self, Base)> {
-        let loaded = tensors(&self.scores).into_values().all(|scores| {
-            let scores = scores.without_autodiff().into_data();
-            scores.iter::<f32>().all(|score| score == 0.0 || score == 1.0)
-        });
-        let scores = if loaded { self.scores.no_grad() } else { self.scores };
-        Ok((ProPetl { scores, ..self }, base))
-    }
-
     fn rate(&self, name: &str) -> f64 {
         if name.starts_with("scores.") { self.sharing.mask_rate } else { 1.0 }
     }

@@ -205,6 +205,7 @@ impl Train {
             (None, eval) => {
                 let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
                 let train = open(&self.data)?.read()?;
+                eprintln!("columns of {}: {}", self.data.display(), train.columns().join(", "));
                 let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
                 (train, eval)
             }

@@ -201,9 +201,11 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
                     _ => return Err(Error::file(path, key, value, "false: it is not done here")),
                 }
             }
+            let head = |name: &Value| ["classifier", "score"].map(Value::from).contains(name);
+            let is_head = key == "modules_to_save" && value.as_array().is_some_and(|names| names.iter().all(head));
             match own.contains_key(key) {
-                // transformers and PEFT write all that they know, most of it as null.
-                false if value.is_null() => continue,
+                // transformers and PEFT write all that they know, most of it as null. The head is trained and saved anyway.
+                false if value.is_null() || is_head => continue,
                 false => return Err(unknown(path, key, value, &own)),
                 true => {}
             }
@@ -383,6 +385,8 @@ mod tests {
         }
         // Files with all that a library knows, most of it null.
         assert!(expanded("lr_scheduler_kwargs: null\nauto_mapping: null\n", &[]).unwrap().is_empty());
+        assert!(expanded("modules_to_save: [classifier, score]\n", &[]).unwrap().is_empty());
+        assert!(expanded("modules_to_save: [classifier, embeddings]\n", &[]).is_err());
         for (yaml, word) in [("seed: true\n", "--seed"), ("group_by_length: \"yes\"\n", "true or false")] {
             let message = expanded(yaml, &[]).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

@@ -29,7 +29,7 @@ pub(super) fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         write_directory(&data, |data| hermetic::write(data, 0))?;
     }
     let glue = data.join("glue");
-    let recipe = Recipe { steps: if plan.quick { 4000 } else { 12_000 }, batch_size: 32, learning_rate: 1e-3 };
+    let recipe = Recipe { steps: if plan.quick { 4000 } else { 18_000 }, batch_size: 32, learning_rate: 1e-3 };
     let (vocab, tokenizer) = tokenizer(&data)?;
     let shape = Shape {
         layers: 3,

@@ -39,6 +39,9 @@ fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
     succeed(&["train", "--model", &model, "--method", "lora", "--data", &data, "--steps", "3", "--output", &adapter]);
     let with = write(&["--prompt", "hello", "--adapter", &adapter]);
     succeed(&["merge", "--model", &model, "--adapter", &adapter, "--output", &merged]);
+    let config = fs::read_to_string(Path::new(&merged).join("tokenizer_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!((&config["bos_token"], &config["eos_token"]), (&json!("<s>"), &json!("</s>")));
     assert_eq!(with, succeed(&["generate", "--model", &merged, "--max-new-tokens", "5", "--prompt", "hello"]));
 
     names(&fail(&["generate", "--model", "shape:llama-tiny", "--prompt", "a"]), &["--model", "tokenizer"]);

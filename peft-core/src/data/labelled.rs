@@ -26,6 +26,7 @@ pub struct Labelled {
     path: PathBuf,
     rows: Vec<Row>,
     kind: Kind,
+    columns: Vec<String>,
     broken: Vec<String>,
 }
 
@@ -45,6 +46,11 @@ pub struct Builder {
 }
 
 impl Labelled {
+    /// The columns that were taken: texts or tokens, then what is to be written or the label.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
     /// Opens a file of at most 1 GiB. Its extension tells the format: `.tsv` (header line, tabs, no quoting), `.csv` (header line, commas,
     /// double quotes) or `.jsonl` (one object a line, of texts or of `input_ids`, whose keys are the columns).
     ///
@@ -108,8 +114,13 @@ impl Labelled {
         for (row, second) in self.rows.into_iter().zip(second) {
             if second { parts.1.push(row) } else { parts.0.push(row) }
         }
-        let part =
-            |rows| Labelled { rows, path: self.path.clone(), kind: self.kind.clone(), broken: self.broken.clone() };
+        let part = |rows| Labelled {
+            rows,
+            path: self.path.clone(),
+            kind: self.kind.clone(),
+            columns: self.columns.clone(),
+            broken: self.broken.clone(),
+        };
         (part(parts.0), part(parts.1))
     }
 
@@ -319,6 +330,8 @@ impl Builder {
         for (row, label) in rows.iter_mut().zip(&labels) {
             row.label = kind.label(path, column, label)?;
         }
-        Ok(Labelled { path: path.to_path_buf(), rows, kind, broken })
+        let taken =
+            columns.places().into_iter().chain(target).chain(label).map(|column| header.columns[column].clone());
+        Ok(Labelled { path: path.to_path_buf(), rows, kind, columns: taken.collect(), broken })
     }
 }

@@ -79,6 +79,14 @@ impl Columns {
         first().map(|a| Columns::Text { a, b: None }).ok_or_else(|| none_of(header, &TEXTS, "text"))
     }
 
+    /// Where they are.
+    pub(super) fn places(&self) -> Vec<usize> {
+        match *self {
+            Columns::Text { a, b } => std::iter::once(a).chain(b).collect(),
+            Columns::Tokens { ids, mask, types } => std::iter::once(ids).chain(mask).chain(types).collect(),
+        }
+    }
+
     pub(super) fn input(&self, header: &Header<'_>, record: &Record) -> Result<Input> {
         let cell = |column: usize| Cell { header, record, column };
         // What is optional may be missing in a row, or null.

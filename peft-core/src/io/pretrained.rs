@@ -166,8 +166,9 @@ impl Pretrained {
                 }
             }
             if let Some(file) = self.dir.as_deref().map(Gguf::find).transpose()?.flatten() {
-                let tokenizer = Gguf::open(&file)?.tokenizer()?;
-                write_file(&dir.join("tokenizer.json"), tokenizer.to_string().as_bytes())?;
+                let gguf = Gguf::open(&file)?;
+                write_file(&dir.join("tokenizer.json"), gguf.tokenizer()?.to_string().as_bytes())?;
+                write_file(&dir.join("tokenizer_config.json"), gguf.tokenizer_config()?.to_string().as_bytes())?;
             }
             write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
             write_safetensors(&dir.join("model.safetensors"), &files)

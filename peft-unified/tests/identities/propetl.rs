@@ -7,7 +7,7 @@ use peft_core::io::peft;
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{base, device, difference, examples, randomized};
 use peft_core::train::{TrainConfig, Trainer};
-use peft_core::view::{tensors, with_values};
+use peft_core::view::{tensors, trainable, with_values};
 use peft_core::{Base, Example, Head, Label, Method, Trained, io};
 use peft_reparam::LoraConfig;
 use peft_unified::{ProPetl, ProPetlConfig, Shared};
@@ -230,6 +230,9 @@ fn loaded_masks_stay_and_the_prototype_is_trained_on() {
         let trainer = Trainer::new(TrainConfig::new(1e-1).with_steps(4).with_batch_size(5));
         let (after, _) = trainer.run(&base, loaded.clone(), &data, None, &mut ()).unwrap();
         let (before, after) = (tensors(&loaded.tuner), tensors(&after.tuner));
+        let prototype: usize =
+            before.iter().filter(|(name, _)| !name.starts_with("scores.")).map(|(_, data)| data.num_elements()).sum();
+        assert_eq!(trainable(&loaded.tuner), prototype);
         for (name, values) in &before {
             assert_eq!(values == &after[name], name.starts_with("scores."), "{name}");
         }

@@ -56,6 +56,20 @@ impl Gguf {
         }))
     }
 
+    /// `tokenizer_config.json` beside that file: the tokens by their roles, so that a program that loads both knows where texts end.
+    pub fn tokenizer_config(&self) -> Result<Value> {
+        let tokens = Tokens::read(self)?;
+        let mut config = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
+        for (role, key) in
+            [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+        {
+            if let Some(text) = tokens.named(&format!("tokenizer.ggml.{key}_token_id"))? {
+                config[role] = json!(text);
+            }
+        }
+        Ok(config)
+    }
+
     fn refuse_token(&self, id: usize, found: impl ToString, expected: impl Into<String>) -> Error {
         self.refuse(&format!("tokenizer.ggml.tokens: token {id}"), found, expected)
     }
