@@ -204,6 +204,7 @@ mod tests {
                 let gradients = named(&full, &GradientsParams::from_grads(gradients, &full));
                 let square = |g: &TensorData| g.iter::<f64>().map(|g| g * g).sum::<f64>();
                 let norm = gradients.values().map(square).sum::<f64>().sqrt();
+                let (count, mut unsettled) = (gradients.len(), 0);
                 for (name, gradient) in gradients {
                     let at = |step| {
                         let moved = view(&full, &mut Along { only: &name, seed, step });
@@ -213,9 +214,16 @@ mod tests {
                     let slope: f64 = gradient.iter::<f64>().map(|g| g * direction.normal()).sum();
                     // A long step leaves the tangent where a softmax is sharp, a short one drowns in rounding.
                     let found = [3e-4, 1e-4, 3e-5, 1e-5].map(|step| (at(step) - at(-step)) / (2.0 * step));
-                    let error = found.iter().map(|found| (found - slope).abs() / norm).fold(f64::MAX, f64::min);
-                    prop_assert!(error <= f64::from(FINITE_DIFFERENCE.0), "{shape}, {name}: {slope}, {found:?}");
+                    let (tolerance, apart) = (f64::from(FINITE_DIFFERENCE.0), |a: f64, b: f64| (a - b).abs() / norm);
+                    // With a corner of a ReLU nearby no two steps agree.
+                    if !found.windows(2).any(|pair| apart(pair[0], pair[1]) <= tolerance / 4.0) {
+                        unsettled += 1;
+                        continue;
+                    }
+                    let error = found.iter().map(|found| apart(*found, slope)).fold(f64::MAX, f64::min);
+                    prop_assert!(error <= tolerance, "{shape}, {name}: {slope}, {found:?}");
                 }
+                prop_assert!(10 * unsettled <= count, "{shape}: {unsettled} of {count} have no slope");
             }
         }
     }
