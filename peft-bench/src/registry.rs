@@ -39,10 +39,7 @@ macro_rules! methods {
 
         /// Calls `f` with the method of an adapter directory.
         pub fn by_peft_type<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
-            let peft_type = peft::peft_type(adapter).map_err(|error| match adapterhub::kind(adapter) {
-                Ok(_) => Error::file(adapter, "adapter", "one of AdapterHub", HF),
-                Err(_) => error,
-            })?;
+            let peft_type = peft::peft_type(adapter)?;
             $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
             let known = one_of(|entry| entry.peft_type);
             Err(Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, known))
@@ -56,9 +53,6 @@ macro_rules! methods {
         }
     };
 }
-
-/// What commands read.
-const HF: &str = "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
 
 methods! {
     peft_partial::FullConfig: "partial",

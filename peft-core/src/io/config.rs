@@ -47,11 +47,17 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
+/// What is expected where an adapter is of another format.
+pub(super) const PEFT_FILES: &str =
+    "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
+
 /// The `peft_type` of an adapter directory.
 pub fn peft_type(dir: &Path) -> Result<String> {
     let path = dir.join("adapter_config.json");
-    match read_json(&path)?.get("peft_type") {
+    let config = read_json(&path)?;
+    match config.get("peft_type") {
         Some(Value::String(kind)) => Ok(kind.clone()),
+        None if config.get("config").is_some() => Err(Error::file(dir, "adapter", "one of AdapterHub", PEFT_FILES)),
         other => Err(Error::file(&path, "peft_type", other.map_or("nothing".into(), Value::to_string), "a string")),
     }
 }

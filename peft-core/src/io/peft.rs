@@ -13,7 +13,7 @@ use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{HubKey, Layout};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
-use crate::view::tensors;
+use crate::view::{shapes, tensors};
 use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
@@ -94,8 +94,7 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
     let [file, pickle] = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
     let file = if pickle.exists() && !file.exists() { pickle } else { file };
     if !file.exists() && dir.join(super::record::FILE).exists() {
-        let expected = "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
-        return Err(Error::file(dir, "adapter", "a record of burn", expected));
+        return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
     let head = |name: &str| head_key(M::HEAD_PREFIX, name, shape);
     load_from(dir, &file, base, |config: &M, name| file_key(config, name, shape), head)
@@ -115,10 +114,12 @@ pub(super) fn load_from<M: Method>(
     let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
     let tuner = taker.fill(tuner, |name| key(&config, name))?;
     // What is saved of a mask is the mask: were it another then, the settings are not those that it was made by.
-    let (found, again) = (tensors(&tuner), tensors(&M::to_saved(tuner.clone())));
-    if let Some(name) = found.keys().find(|name| config.is_mask(name) && again.get(*name) != found.get(*name)) {
-        let expected = "a mask with as many ones as the settings say";
-        return Err(Error::file(file, key(&config, name).name, "another mask", expected));
+    if shapes(&tuner).iter().any(|(name, _)| config.is_mask(name)) {
+        let (found, again) = (tensors(&tuner), tensors(&M::to_saved(tuner.clone())));
+        if let Some(name) = found.keys().find(|name| config.is_mask(name) && again.get(*name) != found.get(*name)) {
+            let expected = "a mask with as many ones as the settings say";
+            return Err(Error::file(file, key(&config, name).name, "another mask", expected));
+        }
     }
     let head = taker.head(&head_key, base)?.ok_or_else(|| {
         let key = head_key("Classifier.out.bias").name;

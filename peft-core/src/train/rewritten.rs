@@ -23,7 +23,10 @@ impl Rows {
 
     pub(super) fn add(&mut self, more: Rows) {
         for (place, row) in more.0 {
-            let sum = self.0.remove(&place).map_or_else(|| row.clone(), |sum| sum + row.clone());
+            let sum = match self.0.remove(&place) {
+                Some(sum) => sum + row,
+                None => row,
+            };
             self.0.insert(place, sum);
         }
     }
