@@ -2,6 +2,7 @@
 //! theta_l = theta o m_l, m_l = the k n numbers of |s_l| that are largest       theta: the matrices of one layer's adapter, s_l: scores of layer l, of the same shapes
 //! d L / d s_l = sign(s_l) o theta o d L / d theta_l, as if m_l were |s_l|
 //! Paper: Zeng, Zhang and Lu, 2023, arXiv:2305.17682, section 3.   Reference: ChaosCodes/ProPETL
+//! Oracle: paper: `with_all_numbers_it_is_one_adapter_in_all_layers`
 //! Trains: an adapter of one layer, and as many scores as all layers' matrices have numbers.      Merges: with LoRA.
 //! Identities:
 //! - k = 1 is one adapter in all layers: `with_all_numbers_it_is_one_adapter_in_all_layers`

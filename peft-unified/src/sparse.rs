@@ -2,6 +2,7 @@
 //! W_hat = W o M, M = 0 for the ceil(s n) of all n numbers with the lowest z, chosen once before training      W: the matrices of the adapters
 //! z = u ~ U(0, 1), |w|, |w dL/dw| (SNIP), w (H g) (GraSP); Erdos-Renyi: random, of a matrix [a, b] a share in proportion to (a + b) / (a b)
 //! Paper: He et al., 2022, arXiv:2210.04284, sections 2 and 3.   Reference: Shwai-He/SparseAdapter
+//! Oracle: paper: `without_pruning_it_is_the_adapter`
 //! Trains: what the adapters train, of their matrices n - ceil(s n) numbers.      Merges: with LoRA.
 //! Identities:
 //! - s = 0 is the adapter: `without_pruning_it_is_the_adapter`

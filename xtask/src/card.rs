@@ -10,10 +10,19 @@ pub struct Card {
     pub formula: Vec<String>,
     pub paper: String,
     pub reference: String,
+    pub oracle: Oracle,
     pub trains: String,
     pub merges: String,
     pub identities: Vec<Identity>,
     pub differs: String,
+}
+
+/// What independent computation a method's results are compared with: a package, the authors' code as a golden derives it anew, or
+/// the paper's equations alone.
+#[derive(Debug, PartialEq)]
+pub struct Oracle {
+    pub source: String,
+    pub tests: Vec<String>,
 }
 
 /// A statement about a method with the tests that check it: names of functions, or C1 to C11 of the conformance suite.
@@ -24,7 +33,8 @@ pub struct Identity {
 }
 
 /// The fields after the formula, in their order.
-const FIELDS: [&str; 6] = ["Paper:", "Reference:", "Trains:", "Merges:", "Identities:", "Differs from the paper:"];
+const FIELDS: [&str; 7] =
+    ["Paper:", "Reference:", "Oracle:", "Trains:", "Merges:", "Identities:", "Differs from the paper:"];
 
 impl Card {
     /// Reads the card of a file; `None` if the file is no method's.
@@ -53,26 +63,44 @@ impl Card {
         if formula.iter().all(String::is_empty) {
             bail!("the card has no formula between its title and `Paper:`");
         }
-        let [paper, reference, trains, merges, _, differs] =
+        let [paper, reference, oracle, trains, merges, _, differs] =
             values.collect::<Result<Vec<_>>>()?.try_into().map_err(|_| anyhow!("as many values as fields"))?;
-        let identities = identities(&text[starts[4] + FIELDS[4].len()..starts[5]])?;
+        let oracle = Oracle::parse(&oracle)?;
+        let identities = identities(&text[starts[5] + FIELDS[5].len()..starts[6]])?;
         let (name, family) = (name.trim().to_string(), family.trim().to_string());
-        Ok(Some(Card { name, family, formula, paper, reference, trains, merges, identities, differs }))
+        Ok(Some(Card { name, family, formula, paper, reference, oracle, trains, merges, identities, differs }))
     }
+}
+
+impl Oracle {
+    fn parse(text: &str) -> Result<Oracle> {
+        let known = |source: &str| {
+            source == "paper"
+                || ["package ", "code "].iter().any(|kind| source.len() > kind.len() && source.starts_with(kind))
+        };
+        let (source, tests) = claim(text).filter(|(source, _)| known(source)).ok_or_else(|| {
+            anyhow!("the oracle `{text}` is not of the form package NAME VERSION: `TEST`, or code REPOSITORY FILE: .., or paper: ..")
+        })?;
+        Ok(Oracle { source, tests })
+    }
+}
+
+/// Reads `text: `test`, `test``.
+fn claim(line: &str) -> Option<(String, Vec<String>)> {
+    let (text, names) = line.rsplit_once(": ")?;
+    let name = |name: &str| {
+        let name = name.strip_prefix('`')?.strip_suffix('`')?;
+        (!name.contains('`')).then(|| name.to_string())
+    };
+    Some((text.to_string(), names.split(", ").map(name).collect::<Option<_>>()?))
 }
 
 /// Reads `- statement: `test`, `test`` line by line.
 fn identities(list: &str) -> Result<Vec<Identity>> {
     let identity = |line: &str| {
-        let tests = |names: &str| {
-            let names = names
-                .split(", ")
-                .map(|name| name.strip_prefix('`')?.strip_suffix('`').filter(|name| !name.contains('`')));
-            names.map(|name| name.map(str::to_string)).collect::<Option<Vec<_>>>()
-        };
-        let parts = line.strip_prefix("- ").and_then(|line| line.rsplit_once(": "));
-        let (text, tests) = parts
-            .and_then(|(text, names)| Some((text.to_string(), tests(names)?)))
+        let (text, tests) = line
+            .strip_prefix("- ")
+            .and_then(claim)
             .ok_or_else(|| anyhow!("the identity `{line}` is not of the form - STATEMENT: `TEST`, `TEST`"))?;
         Ok(Identity { text, tests })
     };
@@ -127,6 +155,7 @@ mod unit {
 //! h = W x + s B A x      A: [d_in, r]
 //! s = alpha / r
 //! Paper: Hu et al., 2021, eq. 3.   Reference: peft
+//! Oracle: package peft 0.21.2: `equals_the_reference`
 //! Trains: r (d_in + d_out) per site.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
@@ -168,6 +197,8 @@ mod tests {
         assert_eq!((card.name.as_str(), card.family.as_str()), ("LoRA", "reparameterized / low-rank decomposition"));
         assert_eq!(card.formula, ["h = W x + s B A x      A: [d_in, r]", "s = alpha / r"]);
         assert_eq!((card.paper.as_str(), card.reference.as_str()), ("Hu et al., 2021, eq. 3.", "peft"));
+        let oracle = Oracle { source: "package peft 0.21.2".into(), tests: vec!["equals_the_reference".into()] };
+        assert_eq!(card.oracle, oracle);
         assert_eq!((card.trains.as_str(), card.merges.as_str()), ("r (d_in + d_out) per site.", "yes."));
         let identity = |text: &str, tests: &[&str]| Identity {
             text: text.to_string(),
@@ -190,6 +221,12 @@ mod tests {
         assert!(Card::parse(&FILE.replace("nothing.", "")).unwrap_err().to_string().contains("Differs"));
         for broken in ["zero at init", "- zero at init", "- zero at init: C1", "- zero at init: `C1` `C3`"] {
             let message = Card::parse(&FILE.replace("- zero at init: `C1`", broken)).unwrap_err().to_string();
+            assert!(message.contains(broken), "{message}");
+        }
+        for broken in ["package: `equals_the_reference`", "peft 0.21.2: `equals_the_reference`", "package peft 0.21.2"]
+        {
+            let file = FILE.replace("package peft 0.21.2: `equals_the_reference`", broken);
+            let message = Card::parse(&file).unwrap_err().to_string();
             assert!(message.contains(broken), "{message}");
         }
         assert!(Card::parse("//! Some file.\nimpl Method for LoraConfig {}").is_err());

@@ -11,11 +11,12 @@ use crate::card::{Card, Conformance, Identity, conformance, tests};
 use crate::equivalences;
 use crate::shell::root;
 
-/// A method's card, its file, and its identities and other tests as METHODS.md lists them.
+/// A method's card, its file, and its oracle, identities and other tests as METHODS.md lists them.
 struct Entry {
     package: &'static str,
     file: String,
     card: Card,
+    oracle: String,
     identities: Vec<String>,
     others: Vec<String>,
 }
@@ -38,8 +39,7 @@ fn render() -> Result<String> {
             let relative = file.strip_prefix(root())?.display().to_string();
             let source = fs::read_to_string(&file)?;
             if let Some(card) = Card::parse(&source).context(relative.clone())? {
-                let (identities, others) = verified(package, &relative, &source, &card)?;
-                entries.push(Entry { package, file: relative, card, identities, others });
+                entries.push(verified(package, relative, &source, card)?);
             }
         }
     }
@@ -61,18 +61,13 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The identities with the places of their tests, and what else the file's own tests are. An identity without a test that
-/// exists in the crate is an error.
-fn verified(package: &str, file: &str, source: &str, card: &Card) -> Result<(Vec<String>, Vec<String>)> {
+/// The oracle and the identities with the places of their tests, and what else the file's own tests are. A test that does not exist
+/// in the crate is an error; an oracle's may also stand in those that have a package's files for many methods.
+fn verified(package: &'static str, file: String, source: &str, card: Card) -> Result<Entry> {
     let (suites, own) = (conformance(source), tests(source));
-    let mut elsewhere = Vec::new();
-    for path in ["src", "tests"].map(|folder| root().join(package).join(folder)).iter().filter(|path| path.exists()) {
-        for path in files(path)? {
-            let place = path.strip_prefix(root().join(package))?.display().to_string();
-            elsewhere.extend(tests(&fs::read_to_string(&path)?).into_iter().map(|name| (name, place.clone())));
-        }
-    }
-    let place = |name: &String| {
+    let elsewhere = places(&[package])?;
+    let of_oracle = places(&[package, "peft-core", "peft-bench"])?;
+    let place = |name: &String, elsewhere: &[(String, String)]| {
         let holds = |suite: &Conformance| suite.skipped.iter().all(|(property, _)| property != name);
         let property = name.strip_prefix('C').and_then(|n| n.parse().ok()).is_some_and(|n| (1..=10).contains(&n));
         if own.contains(name) || property && suites.iter().any(holds) {
@@ -83,14 +78,35 @@ fn verified(package: &str, file: &str, source: &str, card: &Card) -> Result<(Vec
             .map(|(_, place)| format!("`{name}` in {place}"))
             .ok_or_else(|| anyhow!("{file}: no test `{name}` in {package}"))
     };
-    let identity = |Identity { text, tests }: &Identity| {
-        Ok(format!("{text}: {}", tests.iter().map(place).collect::<Result<Vec<_>>>()?.join(", ")))
+    let claim = |text: &str, tests: &[String], elsewhere: &[(String, String)]| {
+        let places = tests.iter().map(|test| place(test, elsewhere)).collect::<Result<Vec<_>>>()?;
+        anyhow::Ok(format!("{text}: {}", places.join(", ")))
     };
+    let oracle = claim(&card.oracle.source, &card.oracle.tests, &of_oracle)?;
+    let identity = |Identity { text, tests }: &Identity| claim(text, tests, &elsewhere);
     let identities = card.identities.iter().map(identity).collect::<Result<Vec<_>>>()?;
-    let named = |test: &String| card.identities.iter().any(|identity| identity.tests.contains(test));
+    let named = |test: &String| {
+        card.oracle.tests.contains(test) || card.identities.iter().any(|identity| identity.tests.contains(test))
+    };
     let others = own.iter().filter(|test| !named(test)).map(|test| format!("`{test}`"));
     let others = suites.iter().map(suite).chain(others).collect();
-    Ok((identities, others))
+    Ok(Entry { package, file, card, oracle, identities, others })
+}
+
+/// The tests of some crates, each with its file, which of the first crate is relative to that.
+fn places(packages: &[&str]) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for package in packages {
+        let folders = ["src", "tests"].map(|folder| root().join(package).join(folder));
+        for folder in folders.iter().filter(|folder| folder.exists()) {
+            for path in files(folder)? {
+                let inside = root().join(if *package == packages[0] { package } else { "" });
+                let place = path.strip_prefix(inside)?.display().to_string();
+                found.extend(tests(&fs::read_to_string(&path)?).into_iter().map(|name| (name, place.clone())));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn suite(Conformance { config, only, skipped }: &Conformance) -> String {
@@ -105,8 +121,9 @@ fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error
     let mut page = String::from(
         "# Methods\n\n\
          Written by `cargo xtask methods` from the cards at the head of the methods' files. Behind each identity stand the\n\
-         tests that check it: functions of the method's crate, or properties C1 to C11 of the conformance suite.\n\n\
-         | method | family | crate | trains | merges | paper |\n| --- | --- | --- | --- | --- | --- |\n",
+         tests that check it: functions of the method's crate, or properties C1 to C11 of the conformance suite. An oracle is what its\n\
+         results are compared with: a package's, those of the authors' code as a golden file derives them anew, or the paper alone.\n\n\
+         | method | family | crate | trains | merges | paper | oracle |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for Entry { package, card, .. } in entries {
         let anchor = card
@@ -115,7 +132,8 @@ fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error
             .replace(|c: char| !(c.is_alphanumeric() || " -_".contains(c)), "")
             .replace(' ', "-");
         let name = format!("[{}](#{anchor})", card.name);
-        let cells = [name.as_str(), &card.family, package, &card.trains, &card.merges, &card.paper];
+        let cells =
+            [name.as_str(), &card.family, package, &card.trains, &card.merges, &card.paper, &card.oracle.source];
         let cells = cells.map(|cell| cell.trim_end_matches('.').replace('|', "\\|"));
         writeln!(page, "| {} |", cells.join(" | "))?;
     }
@@ -130,10 +148,10 @@ fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error
          not.\n`cargo xtask equivalences` prints them.\n\n{}",
         equivalences.trim_end()
     )?;
-    for Entry { file, card, identities, others, .. } in entries {
+    for Entry { file, card, oracle, identities, others, .. } in entries {
         writeln!(
             page,
-            "\n## {}\n\n[{file}]({file}). Reference: {}.\n",
+            "\n## {}\n\n[{file}]({file}). Reference: {}. Oracle: {oracle}.\n",
             card.name,
             card.reference.trim_end_matches('.')
         )?;
@@ -162,11 +180,11 @@ mod unit {
         let source = "conformance!(Config, skip(C3: \"no\"));\n#[test]\nfn own() {}\n";
         let verified = |test: &str| {
             let card = format!(
-                "//! # X   family: y\n//! f\n//! Paper: p\n//! Reference: r\n//! Trains: t\n//! Merges: m\n\
+                "//! # X   family: y\n//! f\n//! Paper: p\n//! Reference: r\n//! Oracle: paper: `own`\n//! Trains: t\n//! Merges: m\n\
                  //! Identities:\n//! - so: `{test}`\n//! Differs from the paper: no"
             );
             let card = Card::parse(&card)?.context("a card")?;
-            verified("peft-reparam", "x.rs", source, &card).map(|(identities, _)| identities[0].clone())
+            Ok::<_, anyhow::Error>(verified("peft-reparam", "x.rs".into(), source, card)?.identities[0].clone())
         };
         assert_eq!(verified("own").unwrap(), "so: `own`");
         assert_eq!(verified("C1").unwrap(), "so: `C1`");

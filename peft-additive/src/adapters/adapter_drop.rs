@@ -1,6 +1,7 @@
 //! # AdapterDrop                            family: additive / adapter-based
 //! u' = u + act(z Wd + bd) Wu + bu in the layers n, .., L - 1; u' = u in the layers 0, .., n - 1     Wd, Wu, z as in Pfeiffer's sequential adapter
 //! Paper: Rueckle et al., 2021, arXiv:2010.11918, section 3.   Reference: adapter-hub `SeqBnConfig` with `leave_out`, and `ForwardContext` without adapters in some layers
+//! Oracle: paper: `states_below_are_those_of_the_base`, `a_robust_one_holds_every_specialised_one`
 //! Trains: (L - n) (2 d m + m + d); of a robust one L (2 d m + m + d).      Merges: no, the non-linearity is in front of the residual.
 //! Identities:
 //! - the base at init with `zero_up`: `C1`

@@ -2,6 +2,7 @@
 //! X' = X + P^T (P l o (f(P X) - P X)) + act(z Wd + bd) Wu + bu, z = N(X)     f: the frozen layer; P: [k, n], the k tokens with the largest l; Wd: [d, m], Wu: [m, d] = 0
 //! l = SoftTopK(z w, k) = argmax s . l + e H(l) under sum l = k, 0 <= l <= 1     w: (d,), k = n / r rounded up, H the entropy
 //! Paper: Lei et al., 2023, arXiv:2304.04947, section 3.   Reference: lucidrains/CoLT5-attention `coor_descent` for SoftTopK
+//! Oracle: paper: `a_layer_is_its_equation_on_the_chosen_tokens`
 //! Trains: 2 d m + m + 2 d per encoder layer; without a router, r = 1, d less.      Merges: no, which tokens run is known at run time.
 //! Identities:
 //! - r = 1 is the base's layer and a parallel adapter: `with_all_tokens_it_is_the_layer_and_a_parallel_adapter`

@@ -3,6 +3,7 @@
 //! [Wd, bd, Wu, bu, g, b] = I G + g0             I: (p,), G: [p, 2 d m + m + 3 d], one G for all layers and sub-layers of a stack
 //! I = LN(relu([z_t; l; k] W1 + b1) W2 + b2)     z_t, l, k: (e,) of the task, the layer and the kind of sub-layer, W1: [3 e, h], W2: [h, p]
 //! Paper: Karimi Mahabadi et al., 2021, arXiv:2106.04489, section 2.3.   Reference: rabeehk/hyperformer `AdapterLayersOneHyperNetController`
+//! Oracle: code rabeehk/hyperformer hyperformer/adapters: `equals_the_reference`
 //! Trains: T e, for each stack (L + 2) e + (3 e + 1) h + (h + 1) p + 2 p + (p + 1) (2 d m + m + 3 d), and 2 d per layer normalization.      Merges: no, the non-linearity is in front of the residual.
 //! Identities:
 //! - I, the generated tensors and u' are what the equations say: `an_adapter_is_what_the_hypernetwork_makes`

@@ -1,6 +1,7 @@
 //! # Parallel adapter                       family: additive / adapter-based
 //! u' = u + s (act(x Wd + bd) Wu + bu)      Wd: [d, m], Wu: [m, d] = 0, x the input of a sub-layer, u its output, before its residual addition
 //! Paper: He et al., 2021, arXiv:2110.04366, section 4.6.   Reference: jxhe/unify-parameter-efficient-tuning; adapter-hub `ParBnConfig`
+//! Oracle: package adapters 1.3.0: `what_the_package_wrote_gives_its_logits_and_is_what_is_written`
 //! Trains: 2 d m + m + d per sub-layer.      Merges: no, the sub-layer is no linear map.
 //! Identities:
 //! - the base at init: `C1`

@@ -2,6 +2,7 @@
 //! h' = h + act(h Wd + bd) Wu + bu          Wd: [d, m], Wu: [m, d], h the output of a sub-layer, before its residual addition
 //! pfeiffer: u' = u + act(z Wd + bd) Wu + bu, z = LN(u + x), u the output of the feed-forward sub-layer, x its input, LN the model's after it, if there is one
 //! Paper: Houlsby et al., 2019, arXiv:1902.00751, section 2.1.   Reference: google-research/adapter-bert; adapter-hub `DoubleSeqBnConfig`, `SeqBnConfig`
+//! Oracle: package adapters 1.3.0: `what_the_package_wrote_gives_its_logits_and_is_what_is_written`
 //! Trains: 2 d m + m + d per sub-layer, and 2 d per layer normalization.      Merges: no, unless act = identity and no normalization is in front.
 //! Identities:
 //! - the base at init with `zero_up`: `C1`

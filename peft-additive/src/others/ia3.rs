@@ -1,6 +1,7 @@
 //! # (IA)^3                                 family: additive / others
 //! y = (x W + b) * l, or in feed-forward modules y = (x * l) W + b        l: (d_out,) or (d_in,), = 1
 //! Paper: Liu et al., 2022, arXiv:2205.05638, section 3.3.   Reference: huggingface/peft tuners/ia3
+//! Oracle: package peft 0.21.2: `equals_the_reference`
 //! Trains: d_out per site, d_in per feed-forward site.       Merges: yes.
 //! Identities:
 //! - one at init: `C1`

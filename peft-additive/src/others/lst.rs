@@ -1,6 +1,7 @@
 //! # Ladder side-tuning                     family: additive / others
 //! s_0 = D_0 h_0; s_i = f'_i(g_i s_(i-1) + (1 - g_i) D_i h_i), g_i = sigmoid(a_i / T); y = U s_L     h_i: [n, d], the frozen states; D_i: [d, d/r], U: [d/r, d], with biases; f'_i: a layer of the model's kind, all its widths divided by r
 //! Paper: Sung et al., 2022, arXiv:2206.06522, section 3.   Reference: ylsung/Ladder-Side-Tuning
+//! Oracle: paper: `a_side_layer_works_on_the_mixed_states`
 //! Trains: the side layers and all D_i, U, a_i.      Merges: no, it is another network.
 //! Identities:
 //! - nothing of the backbone is differentiated, and its states are those that it has alone: `the_backbone_is_never_differentiated`

@@ -1,6 +1,7 @@
 //! # P-tuning                               family: additive / soft prompt-based
 //! x' = [f(E); E(x)]                        E: [l, d]; f: an MLP, or a bidirectional LSTM and an MLP
 //! Paper: Liu et al., 2021, arXiv:2103.10385, section 3.   Reference: huggingface/peft tuners/p_tuning
+//! Oracle: package peft 0.21.2: `equals_the_reference`, `saved_prompts_equal_the_reference`
 //! Trains: E and f, see `count`.            Merges: no, the prompt lengthens the sequence.
 //! Identities:
 //! - it is prompt tuning with f(E): `it_is_prompt_tuning_with_what_it_computes`

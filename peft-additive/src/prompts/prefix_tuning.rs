@@ -2,6 +2,7 @@
 //! head = softmax(q [Pk; K]^T / sqrt(d_h)) [Pv; V]     one row of M: key and value of layer 0, of layer 1, ..
 //! M = P, or M = tanh(P W1 + b1) W2 + b2               P: [l, 2 L d], or P: [l, d], W1: [d, h], W2: [h, 2 L d]
 //! Paper: Li and Liang, 2021, arXiv:2101.00190, sections 4.2 and 4.3.   Reference: huggingface/peft tuners/prefix_tuning
+//! Oracle: package peft 0.21.2: `equals_the_reference`, `equals_the_reference_with_a_projection`
 //! Trains: 2 L l d, or l d + (d + 1) h + (h + 1) 2 L d.      Merges: no, the rows are in the softmax.
 //! Identities:
 //! - head = (1 - g) head(K, V) + g head(Pk, Pv), g the share of the prefix in the softmax: `a_prefix_is_a_gate`

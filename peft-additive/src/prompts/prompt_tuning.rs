@@ -1,6 +1,7 @@
 //! # Prompt tuning                          family: additive / soft prompt-based
 //! x' = [P; E(x)]                           P: [l, d]
 //! Paper: Lester et al., 2021, arXiv:2104.08691, section 2.   Reference: huggingface/peft tuners/prompt_tuning
+//! Oracle: package peft 0.21.2: `equals_the_reference`
 //! Trains: l d, on T5 2 l d.                Merges: no, P lengthens the sequence.
 //! Identities:
 //! - P = E(t) is the frozen model on the tokens [t; x]: `a_prompt_of_words_is_those_words`

@@ -2,6 +2,7 @@
 //! head = softmax(q [Pk; K]^T / sqrt(d_h)) [Pv; V], P = tanh(E W1 + b1) W2 + b2     E: [l, d], W1: [d, h], W2: [h, 2 L d]
 //! u' = FFN(x) + s (ReLU(x Wd + bd) Wu + bu)                                       Wd: [d, m], Wu: [m, d] = 0
 //! Paper: He et al., 2021, arXiv:2110.04366, section 4.6.   Reference: jxhe/unify-parameter-efficient-tuning; adapter-hub `MAMConfig`
+//! Oracle: paper: `the_survey_counts_what_the_official_code_builds`
 //! Trains: l d + (d + 1) h + (h + 1) 2 L d for the prefix, L (2 d m + m + d) for the adapters.      Merges: no, neither part does.
 //! Identities:
 //! - either part around the other is the same function: `both_orders_are_the_same_function`

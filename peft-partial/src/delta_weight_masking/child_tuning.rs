@@ -3,6 +3,7 @@
 //! F: M = Bernoulli(p) / p for each number in each step
 //! D: M = 1 for the p n numbers of the layers' n with the largest Fisher information, else 0; 1 outside of the layers
 //! Paper: Xu et al., 2021, arXiv:2109.05687, section 2.   Reference: alibaba/AliceMind ChildTuning; modelscope `ChildTuningAdamW`
+//! Oracle: paper: `everything_reserved_is_full_fine_tuning`
 //! Trains: every tensor of the base; with D, of the n numbers of the layers only floor(p n).      Merges: yes, by overwriting.
 //! Identities:
 //! - the base at init, bit for bit: `C1`

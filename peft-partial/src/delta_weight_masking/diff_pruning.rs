@@ -3,6 +3,7 @@
 //! z = min(1, max(0, s (r - l) + l)), s = sigmoid(logit(u) + alpha), u ~ U(1e-4, 1 - 1e-4)       alpha = 5, l = -1.5, r = 1.5
 //! loss + lambda sum sigmoid(alpha - ln(-l / r)), over the gates z and z_g
 //! Paper: Guo et al., 2020, arXiv:2012.07463, section 3.   Reference: dguo98/DiffPruning
+//! Oracle: paper: `gates_are_hard_concrete`
 //! Trains: two numbers for each of the base's, and one per tensor if structured; floor(t n) differences are left.      Merges: yes.
 //! Identities:
 //! - the base at init, bit for bit: `C1`

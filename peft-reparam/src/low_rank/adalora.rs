@@ -4,6 +4,7 @@
 //! I <- b1 I + (1 - b1) |w g|, U <- b2 U + (1 - b2) ||w g| - I|; a triplet's score is I U of its E + mean of I U of its column of P + mean of I U of its row of Q
 //! of all triplets of the model those of the highest scores keep their E, the others' is set to 0; their number falls from r to target_r for each map along a cubic
 //! Paper: Zhang et al., 2023, arXiv:2303.10512, eq. 3 to 12.   Reference: huggingface/peft tuners/adalora; QingruZhang/AdaLoRA
+//! Oracle: package peft 0.21.2: `equals_the_reference`, `a_run_is_that_of_the_reference`
 //! Trains: init_r (d_in + d_out + 1) per site, at the end target_r on average.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`

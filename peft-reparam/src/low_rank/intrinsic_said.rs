@@ -2,6 +2,7 @@
 //! W_i = W_i,0 + lambda_i P_i theta         theta: [d - m] = 0, one for all m tensors; lambda: (m,) = 1; P_i random, of a seed
 //! P = H G Pi H S / c, its first D rows     S: signs, H: Walsh-Hadamard, +-1, of size n = 2^k >= D, Pi: a permutation, G: diag(N(0, 1)), c = ||G|| sqrt(D); theta padded with zeros to n, or cut off at n
 //! Paper: Aghajanyan et al., 2021, arXiv:2012.13255, eq. 2 and 3.   Reference: rabeehk/compacter seq2seq/projections
+//! Oracle: paper: `fastfood_is_the_product_of_its_matrices`
 //! Trains: d, whatever the model.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`

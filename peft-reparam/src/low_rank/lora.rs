@@ -1,6 +1,7 @@
 //! # LoRA                                   family: reparameterized / low-rank decomposition
 //! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
 //! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
+//! Oracle: package peft 0.21.2: `equals_the_reference`
 //! Trains: r (d_in + d_out) per site, and biases by `bias`.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
