@@ -29,6 +29,7 @@ pub mod testing;
 pub mod train;
 mod verbalizer;
 pub mod view;
+pub mod warning;
 mod weight;
 mod within;
 

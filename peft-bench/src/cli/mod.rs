@@ -19,6 +19,7 @@ mod progress;
 mod reproduce;
 mod speed;
 mod train;
+mod warnings;
 mod yaml;
 
 use std::ffi::OsString;
@@ -69,6 +70,7 @@ enum Command {
 impl Cli {
     /// Runs the command of a program's arguments.
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+        warnings::print();
         let (args, config) = yaml::expand(args.into_iter().collect())?;
         let cli = match (Cli::try_parse_from(args), config) {
             (Ok(cli), _) => cli,

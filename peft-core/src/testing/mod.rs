@@ -7,7 +7,9 @@ pub mod fixtures;
 pub mod golden;
 mod rewriting;
 pub mod tolerances;
+mod warned;
 
 pub use equivalence::{assert_close, difference, states};
 pub use fixtures::{base, batch, device, examples, randomized};
 pub use rewriting::rewriting_once_is_as_by_hooks;
+pub use warned::warnings;
