@@ -1,7 +1,7 @@
 //! # Full fine-tuning                       family: none; the baseline that all others are measured against
 //! h = W' x + b'                            W', b' = the base's W, b, all of them trained
 //! Paper: Devlin et al., 2019, arXiv:1810.04805, section 3.2.   Reference: huggingface/transformers, any model.
-//! Oracle: package transformers 5.23.0: `logits_equal_those_of_transformers`
+//! Oracle: package transformers 5.23.0: `full_fine_tuning_equals_the_reference`
 //! Trains: every weight, table, bias and gain of the base.      Merges: yes, by overwriting.
 //! Identities:
 //! - the base at init, bit for bit: `C1`

@@ -1,7 +1,7 @@
 //! # Linear probing                         family: none; the baseline that trains nothing but the head
 //! h = W x + b                              the base as it is
 //! Paper: Alain and Bengio, 2016, arXiv:1610.01644.   Reference: none; a frozen model of huggingface/transformers.
-//! Oracle: package transformers 5.23.0: `logits_equal_those_of_transformers`
+//! Oracle: package transformers 5.23.0: `a_linear_probe_equals_the_reference`
 //! Trains: nothing of its own; the head.    Merges: yes, there is nothing to fold.
 //! Identities:
 //! - the base, bit for bit: `C1`

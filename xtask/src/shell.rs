@@ -41,10 +41,13 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Builds the program `peft`, one way for all chores so that nothing is compiled twice, and says where it is. With the id of a model
-/// among its arguments it is the one that can fetch it.
+/// Builds the program `peft` and says where it is. With the id of a model among its arguments it is the one that can fetch it.
+///
+/// It is the one that the tests run, built beside the smallest of their programs: alone, cargo would give its dependencies other
+/// features and compile them, burn among them, a second time.
 pub fn program(args: &[&str]) -> Result<PathBuf> {
-    let mut build = cargo(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"]);
+    let mut build = cargo(["test", "--no-run", "--package", "peft-bench", "--test", "families"]);
+    build.args(["--message-format", "json-render-diagnostics"]);
     if wants_hub(args) {
         build.args(["--features", "peft-bench/hub"]);
     }

@@ -196,7 +196,15 @@ impl Case {
     /// If something differs.
     pub fn check_method<M: Method>(&self) {
         let (config, trained) = self.load::<M>();
-        self.check(trained, |name| self.key(&config, name));
+        self.check_named(&config, trained);
+    }
+
+    /// [`check`](Self::check) with the names that adapter files have.
+    ///
+    /// # Panics
+    /// If something differs.
+    pub fn check_named<M: Method>(&self, config: &M, trained: Trained<M::Tuner>) {
+        self.check(trained, |name| self.key(config, name));
     }
 
     /// The same for ten steps of Adafactor.

@@ -1,7 +1,7 @@
 //! # BitFit                                 family: partial / bias update
 //! h = W x + b'                             b' = the base's b, trained
 //! Paper: Ben Zaken et al., 2021, arXiv:2106.10199.   Reference: benzakenelad/BitFit
-//! Oracle: paper: `merging_writes_the_biases_and_nothing_else`
+//! Oracle: package transformers 5.23.0: `bitfit_equals_the_reference`
 //! Trains: every bias (linear maps, normalizations, pooler), or those of some parts.      Merges: yes, by overwriting.
 //! Identities:
 //! - the base at init, bit for bit: `C1`

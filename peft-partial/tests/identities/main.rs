@@ -1,7 +1,8 @@
-//! What the methods that mask are equal to, on random states, every architecture and whole runs.
+//! What the methods are equal to: transformers, and, those that mask, each other, on random states, every architecture and whole runs.
 
 mod child_tuning;
 mod diff_pruning;
+mod reference;
 
 use std::collections::BTreeMap;
 
