@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use burn::module::Module;
 use peft_core::testing::golden::{Case, model};
-use peft_core::{Method, Trained};
+use peft_core::view::{tensors, with_values};
+use peft_core::{Head, Method, Trained};
 use peft_partial::{BitFitConfig, FullConfig, LinearProbeConfig};
 
 const MODEL: &str = "roberta-classify";
 
 fn check<M: Method>(config: &M) {
     let case = Case::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(M::NAME), MODEL);
-    let head = model(MODEL).head.unwrap().to_device(&case.base.device().clone().autodiff());
+    let values = tensors(&model(MODEL).head.unwrap());
+    let head = with_values(Head::classifier(&case.base, 3, 0), &values).unwrap();
     case.check_named(config, Trained::new(config.init(&case.base, 0).unwrap(), head).unwrap());
 }
 
