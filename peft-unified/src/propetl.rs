@@ -92,6 +92,9 @@ impl Shared for LoraConfig {
         if self.bias != BiasMode::None {
             return Err(Error::config("bias", format!("{:?}", self.bias), "none: each layer has biases of its own"));
         }
+        if self.use_dora {
+            return Err(Error::config("use_dora", true, "false: each layer's matrices have lengths of their own"));
+        }
         self.count(shape)
     }
 

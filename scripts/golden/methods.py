@@ -1,10 +1,11 @@
 """Writes the reference cases of the HF PEFT methods: adapter files, outputs, gradients, training.
 
-Usage: python scripts/golden/methods.py   (after models.py and seq_models.py)
+Usage: python scripts/golden/methods.py [CASE ..]   (after models.py and seq_models.py)
 """
 
 import copy
 import os
+import sys
 import warnings
 
 import torch
@@ -93,6 +94,25 @@ CASES = {
         LLAMA,
         LoraConfig(task_type=CAUSAL, r=2, lora_alpha=4, target_modules="all-linear"),
     ),
+    REPARAM / "dora": (
+        ROBERTA,
+        LoraConfig(
+            task_type=TASK,
+            r=3,
+            lora_alpha=5,
+            use_dora=True,
+            use_rslora=True,
+            bias="lora_only",
+            target_modules=["query", "output.dense"],
+            rank_pattern={"query": 2},
+        ),
+    ),
+    REPARAM / "dora-bert": (
+        BERT,
+        LoraConfig(task_type=TASK, r=3, lora_alpha=5, use_dora=True, target_modules=["query", "value", "pooler.dense"]),
+    ),
+    REPARAM / "dora-t5": (T5, LoraConfig(task_type=SEQ2SEQ, r=3, lora_alpha=5, use_dora=True)),
+    REPARAM / "dora-llama": (LLAMA, LoraConfig(task_type=CAUSAL, r=3, lora_alpha=5, use_dora=True)),
     # Without the penalty, which PEFT adds to the loss; see adalora.py for a run that takes ranks away.
     REPARAM / "adalora": (
         ROBERTA,
@@ -136,6 +156,7 @@ CASES = {
 }
 
 ADAFACTOR = {"lora"}
+MERGED = {"dora", "dora-bert", "dora-t5", "dora-llama"}
 
 # AdamW turns a gradient element that is almost zero into a step of full size, whatever its rounding
 # error. The seeds below were picked so that no case has such elements (see the README).
@@ -156,6 +177,10 @@ SEEDS = {
     "lora-t5": 46,
     "lora-llama": 9,
     "lora-llama-all": 31,
+    "dora": 3,
+    "dora-bert": 6,
+    "dora-t5": 8,
+    "dora-llama": 7,
     "adalora": 1,
     "adalora-t5": 0,
     "adalora-llama": 3,
@@ -221,6 +246,8 @@ def randomize_adapter(tensors, gen):
     for key, parameter in tensors.items():
         if "ia3_l" in key:
             value = normal(gen, parameter.shape, 0.3, mean=1.0)
+        elif "lora_magnitude_vector" in key:
+            value = parameter * normal(gen, parameter.shape, 0.2, mean=1.0)
         elif "lora_" in key:
             value = normal(gen, parameter.shape, 0.3 if "lora_A" in key else 0.2)
         elif key in ("prompt_embeddings", "embedding.weight"):
@@ -316,6 +343,11 @@ def write_case(folder, base, config):
 
     double, another = copy.deepcopy(model).double(), copy.deepcopy(model)
     expected = reference(model, inputs)
+    if name in MERGED:
+        merged = copy.deepcopy(another).merge_and_unload().eval()
+        with torch.no_grad():
+            expected["logits_merged"] = merged(**inputs).logits
+        assert torch.allclose(expected["logits_merged"], expected["logits"], atol=1e-4), "merge"
     if name in ADAFACTOR:
         expected |= adafactor_run(another, inputs)
     save(folder / "expected.safetensors", expected)
@@ -350,4 +382,5 @@ def write_case(folder, base, config):
 if __name__ == "__main__":
     os.chdir(MODELS)
     for case, (base, config) in CASES.items():
-        write_case(case, base, config)
+        if case.name in sys.argv[1:] or len(sys.argv) == 1:
+            write_case(case, base, config)

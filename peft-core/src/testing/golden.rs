@@ -103,8 +103,8 @@ impl Case {
     }
 
     /// Compares logits, of sequences those of real tokens: PEFT's may also have rows for virtual tokens, in front.
-    fn compare_logits<T: crate::Tuner>(&self, name: &str, trained: &Trained<T>, tolerance: Tolerance) {
-        let found = trained.valid().logits(&self.base, &self.batch).unwrap_or_else(|e| panic!("{e}"));
+    fn compare_logits<T: crate::Tuner>(&self, name: &str, trained: &Trained<T>, base: &Base, tolerance: Tolerance) {
+        let found = trained.valid().logits(base, &self.batch).unwrap_or_else(|e| panic!("{e}"));
         let [size, rows, width] = found.dims();
         if rows == 1 {
             return self.compare(name, found.into_data(), tolerance);
@@ -126,14 +126,14 @@ impl Case {
     /// # Panics
     /// If one differs.
     pub fn check<T: crate::Tuner>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) {
-        self.compare_logits("logits", &trained, REFERENCE);
+        self.compare_logits("logits", &trained, &self.base, REFERENCE);
         let named = named(&trained, &self.gradients(&trained).1);
         assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
         for (name, gradient) in named {
             self.compare_named("grad", &name, gradient, &key, REFERENCE);
         }
         let trained = self.check_steps(trained, Rule::AdamW, "", &key);
-        self.compare_logits("logits_final", &trained, REFERENCE_TRAJECTORY);
+        self.compare_logits("logits_final", &trained, &self.base, REFERENCE_TRAJECTORY);
     }
 
     /// The loss and its gradients.
@@ -187,7 +187,7 @@ impl Case {
     /// # Panics
     /// If they differ.
     pub fn check_logits_of<T: crate::Tuner>(&self, trained: &Trained<T>) {
-        self.compare_logits("logits", trained, REFERENCE);
+        self.compare_logits("logits", trained, &self.base, REFERENCE);
     }
 
     /// [`check`](Self::check) on the adapter that PEFT saved, with the method's own names.
@@ -205,6 +205,18 @@ impl Case {
     /// If something differs.
     pub fn check_named<M: Method>(&self, config: &M, trained: Trained<M::Tuner>) {
         self.check(trained, |name| self.key(config, name));
+    }
+
+    /// Compares the logits of the adapter that PEFT saved, folded into the base, with those of PEFT's own merge.
+    ///
+    /// # Panics
+    /// If they differ, or if the method does not merge.
+    pub fn check_merged<M: Method>(&self) {
+        let (_, trained) = self.load::<M>();
+        let trained = trained.valid();
+        let merge = M::merge(&trained.tuner).unwrap_or_else(|| panic!("{} does not merge", M::NAME));
+        let bare = Trained { tuner: crate::Bare {}, head: trained.head.clone() };
+        self.compare_logits("logits_merged", &bare, &self.base.merged(merge), REFERENCE);
     }
 
     /// The same for ten steps of Adafactor.

@@ -19,6 +19,9 @@
 //!
 //! Differs from the paper: A is Kaiming-uniform as in the authors' code, the paper says Gaussian. AdapterHub's `intermediate_lora` and `output_lora` are on LLaMA `down_proj` and `up_proj`, the other way round than elsewhere.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
@@ -31,6 +34,8 @@ use peft_core::{
 };
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+
+use super::dora;
 
 /// The largest rank.
 pub(super) const MAX_RANK: usize = 65_536;
@@ -62,6 +67,8 @@ pub struct LoraConfig {
     pub target_modules: Sites,
     /// Whether the scale is `lora_alpha / sqrt(r)` (Kalajdzievski, 2023, arXiv:2312.03732).
     pub use_rslora: bool,
+    /// Whether each output's weights have a trained length of their own: DoRA.
+    pub use_dora: bool,
     /// Biases trained beside the factors.
     pub bias: BiasMode,
     /// Ranks of modules whose path ends in a match of the key; of several keys the first counts.
@@ -79,6 +86,7 @@ impl Default for LoraConfig {
             lora_dropout: 0.0,
             target_modules: Part::Query | Part::Value,
             use_rslora: false,
+            use_dora: false,
             bias: BiasMode::None,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
@@ -113,6 +121,12 @@ impl LoraConfig {
     /// With the scale `alpha / sqrt(r)`.
     pub fn with_rslora(mut self) -> Self {
         self.use_rslora = true;
+        self
+    }
+
+    /// As DoRA.
+    pub fn with_dora(mut self) -> Self {
+        self.use_dora = true;
         self
     }
 
@@ -171,6 +185,9 @@ impl LoraConfig {
         if self.use_rslora {
             return Err(Error::config("use_rslora", true, "false: AdapterHub scales by alpha / r"));
         }
+        if self.use_dora {
+            return Err(Error::config("use_dora", true, "false: AdapterHub's LoRA has no magnitudes"));
+        }
         if self.bias != BiasMode::None {
             let found = format!("{:?}", self.bias);
             return Err(Error::config("bias", found, "none: AdapterHub's files hold no bias of the model"));
@@ -219,8 +236,30 @@ pub struct Factors {
     pub a: Param<Tensor<2>>,
     /// `[r, d_out]`.
     pub b: Param<Tensor<2>>,
+    /// `[d_out]`, of DoRA.
+    pub magnitude: Option<Param<Tensor<1>>>,
     #[module(skip)]
     scale: f64,
+}
+
+impl Factors {
+    /// `x A B s`.
+    fn low_rank(&self, x: Tensor<3>) -> Tensor<3> {
+        x.matmul(self.a.val().unsqueeze()).matmul(self.b.val().unsqueeze()) * self.scale
+    }
+
+    /// `A B s`.
+    fn update(&self) -> Tensor<2> {
+        self.a.val().matmul(self.b.val()) * self.scale
+    }
+
+    /// What stands in place of a matrix and its update together.
+    fn directed(&self, sum: Tensor<2>) -> Tensor<2> {
+        match &self.magnitude {
+            Some(m) => sum.clone() * dora::scale(m.val(), &sum),
+            None => sum,
+        }
+    }
 }
 
 impl Method for LoraConfig {
@@ -235,7 +274,9 @@ impl Method for LoraConfig {
             let bound = 1.0 / (rows as f64).sqrt();
             let a = Random::new(seed, &format!("lora.{site}.a")).uniform_tensor([rows, rank], -bound, bound, &device);
             let b = Tensor::zeros([rank, columns], &device);
-            (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), scale })
+            let lengths = || Tensor::from_inner(dora::lengths(base.weight(site).dense()));
+            let magnitude = self.use_dora.then(|| Param::from_tensor(lengths()));
+            (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), magnitude, scale })
         });
         let biases = self
             .biases(shape)?
@@ -245,8 +286,10 @@ impl Method for LoraConfig {
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        let factors =
-            self.plan(shape)?.into_iter().map(|(site, r, _)| r * shape.linear_dims(site).iter().sum::<usize>());
+        let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| {
+            let [rows, columns] = shape.linear_dims(site);
+            r * (rows + columns) + if self.use_dora { columns } else { 0 }
+        });
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         Ok(factors.sum::<usize>() + biases.sum::<usize>())
     }
@@ -254,6 +297,7 @@ impl Method for LoraConfig {
     fn key(&self, name: &str, shape: &Shape) -> Key {
         match split_name(name) {
             ("factors", site, "a") => Key::transposed(format!("{}.lora_A.weight", file_path(shape, site))),
+            ("factors", site, "magnitude") => Key::plain(format!("{}.lora_magnitude_vector", file_path(shape, site))),
             ("factors", site, _) => Key::transposed(format!("{}.lora_B.weight", file_path(shape, site))),
             (_, site, _) => {
                 let adapted = self.target_modules.resolve(shape).is_ok_and(|sites| sites.contains(&site));
@@ -290,17 +334,42 @@ fn base_bias(shape: &Shape, site: Site) -> peft_core::Place {
 /// LoRA during one run: with the run's dropout.
 struct Opened<'a> {
     lora: &'a Lora,
+    /// Where the low-rank path drops numbers.
     noise: Option<&'a Noise>,
+    /// What DoRA multiplies outputs by, found where the matrix is seen and used where its product is.
+    scales: RefCell<BTreeMap<Site, Tensor<2>>>,
 }
 
 impl Hooks for Opened<'_> {
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
-        let Some(Factors { a, b, scale }) = self.lora.factors.get(site) else { return next(x) };
-        let input = match self.noise {
-            Some(noise) => noise.dropout(x.clone(), self.lora.dropout, &format!("lora.{site}")),
-            None => x.clone(),
+        let Some(factors) = self.lora.factors.get(site) else { return next(x) };
+        let dropped = |x| match self.noise {
+            Some(noise) => noise.dropout(x, self.lora.dropout, &format!("lora.{site}")),
+            None => x,
         };
-        next(x) + input.matmul(a.val().unsqueeze()).matmul(b.val().unsqueeze()) * *scale
+        match (&factors.magnitude, self.noise) {
+            (None, _) => next(x.clone()) + factors.low_rank(dropped(x)),
+            // The matrix is another already.
+            (Some(_), None) => next(x),
+            (Some(_), Some(_)) => {
+                let (y, x) = (next(x.clone()), dropped(x));
+                let bias = next(x.clone().narrow(1, 0, 1).zeros_like());
+                let scale: Tensor<3> = self.scales.borrow()[&site].clone().unsqueeze();
+                y + (next(x.clone()) - bias) * (scale.clone() - 1.0) + factors.low_rank(x) * scale
+            }
+        }
+    }
+
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        let Some((factors, m)) = self.lora.factors.get(site).and_then(|f| Some((f, f.magnitude.as_ref()?))) else {
+            return w;
+        };
+        let sum = || w.dense() + factors.update();
+        if self.noise.is_none() {
+            return Weight::Dense(factors.directed(sum()));
+        }
+        self.scales.borrow_mut().entry(site).or_insert_with(|| dora::scale(m.val(), &sum()));
+        w
     }
 
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
@@ -313,15 +382,20 @@ impl Hooks for Opened<'_> {
 
 impl Adapter for Lora {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        f(&Opened { lora: self, noise: batch.noise.as_deref() })
+        let noise = batch.noise.as_deref().filter(|_| self.dropout > 0.0);
+        f(&Opened { lora: self, noise, scales: RefCell::default() })
+    }
+
+    fn only_rewrites(&self) -> bool {
+        self.dropout == 0.0 && self.factors.iter().all(|(_, factors)| factors.magnitude.is_some())
     }
 }
 
 impl Merge for Lora {
     fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        let Factors { a, b, scale } = self.factors.get(site)?;
-        let w = w.dense();
-        Some(w.clone() + (a.val().matmul(b.val()) * *scale).to_device(&w.device()))
+        let (factors, w) = (self.factors.get(site)?, w.dense());
+        let sum = factors.update().to_device(&w.device()) + w;
+        Some(factors.directed(sum))
     }
 
     fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {

@@ -1,5 +1,6 @@
 //! Low-rank decomposition.
 
 pub mod adalora;
+mod dora;
 pub mod intrinsic_said;
 pub mod lora;
