@@ -10,7 +10,9 @@ use peft_additive::{
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Example, Hooks, Method, Next, Part, Sequence, Site, Sites, Tuner, adapter, equivalences};
+use peft_core::{
+    Bare, Base, Example, Frame, Hooks, Method, Next, Part, Sequence, Site, Sites, Tuner, adapter, equivalences,
+};
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -62,7 +64,7 @@ struct Beside {
 }
 
 impl Hooks for Beside {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         let (input, device) = (x.hidden.clone(), x.hidden.device());
         let map = |x: Tensor<3>, map: &str| {
             let own = |leaf: &str| self.own[&format!("adapters.{site}.{map}.{leaf}")].clone();

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor, TensorData};
 
-use crate::{Site, Slot, Stack, Weight};
+use crate::{Frame, Site, Slot, Stack, Weight};
 
 /// The frozen computation inside a hook. It may be called never, once or twice.
 pub type Next<'a, T, U = T> = &'a dyn Fn(T) -> U;
@@ -100,14 +100,15 @@ impl Mask {
 }
 
 /// What a method does at each place of the forward. Seven seams: four are called *around* the frozen computation, which
-/// they get as `next`; three *rewrite* a value before it is used.
+/// they get as `next`; three *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
+/// read: the frame gives it as the hooks of the run rewrite it.
 pub trait Hooks {
     /// Around a whole layer.
-    fn layer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         next(x)
     }
     /// Around a sub-layer, from its input (before its normalization, where that comes first) to just before the residual addition.
-    fn sublayer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+    fn sublayer(&self, _frame: &Frame<'_>, _site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         next(x)
     }
     /// Around scores, softmax and the weighted sum of the values; gives `[batch, heads, tokens, head width]`.
@@ -135,11 +136,11 @@ pub trait Hooks {
 impl Hooks for () {}
 
 impl<H: Hooks + ?Sized> Hooks for &H {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
-        (**self).layer(site, x, next)
+    fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        (**self).layer(frame, site, x, next)
     }
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        (**self).sublayer(site, x, next)
+    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        (**self).sublayer(frame, site, x, next)
     }
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
         (**self).attend(site, a, next)
@@ -160,11 +161,11 @@ impl<H: Hooks + ?Sized> Hooks for &H {
 
 /// Two methods at once: the first is the outer one.
 impl<A: Hooks, B: Hooks> Hooks for (A, B) {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
-        self.0.layer(site, x, &|x| self.1.layer(site, x, next))
+    fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        self.0.layer(frame, site, x, &|x| self.1.layer(frame, site, x, next))
     }
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        self.0.sublayer(site, x, &|x| self.1.sublayer(site, x, next))
+    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        self.0.sublayer(frame, site, x, &|x| self.1.sublayer(frame, site, x, next))
     }
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
         self.0.attend(site, a, &|a| self.1.attend(site, a, next))

@@ -43,7 +43,7 @@ pub use merge::Merge;
 pub use method::{Key, Method, file_path, place_key, split_name};
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
-pub use models::{Base, Cache, Hidden};
+pub use models::{Base, Cache, Frame, Hidden};
 pub use shape::{Architecture, Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack, regex};
 pub use train::Procedure;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::{Adapter, Attention, Batch, Hooks, Next, Sequence, Site, Slot, Stack, Weight};
+use crate::{Adapter, Attention, Batch, Frame, Hooks, Next, Sequence, Site, Slot, Stack, Weight};
 
 /// An adapter that acts in some layers only. Below the lowest of them nothing is differentiated. What it holds for other layers
 /// gets no gradient, which the trainer would refuse: start it with sites of these layers only.
@@ -55,11 +55,11 @@ impl Inside<'_> {
 }
 
 impl Hooks for Inside<'_> {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
-        self.at(site).layer(site, x, next)
+    fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        self.at(site).layer(frame, site, x, next)
     }
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        self.at(site).sublayer(site, x, next)
+    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        self.at(site).sublayer(frame, site, x, next)
     }
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
         self.at(site).attend(site, a, next)

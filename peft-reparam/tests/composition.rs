@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use peft_core::testing::{assert_close, base, batch, device, randomized, tolerances::SAME_FUNCTION};
 use peft_core::{
-    Adapter, Bare, Base, Batch, Hooks, Method, Next, Packed, Part, Sequence, Site, Sites, Tuner, Weight, Within,
+    Adapter, Bare, Base, Batch, Frame, Hooks, Method, Next, Packed, Part, Sequence, Site, Sites, Tuner, Weight, Within,
 };
 use peft_reparam::{Lora, LoraConfig};
 
@@ -24,7 +24,7 @@ fn states(tuner: &impl Tuner, base: &Base, batch: &Batch) -> Tensor<3> {
 struct Tap(RefCell<Vec<Tensor<3>>>);
 
 impl Hooks for Tap {
-    fn layer(&self, _: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _: &Frame<'_>, _: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         self.0.borrow_mut().push(x.hidden.clone());
         next(x)
     }

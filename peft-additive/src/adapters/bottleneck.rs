@@ -57,14 +57,24 @@ impl Bottleneck {
 
     /// act(x Wd + bd) Wu + bu.
     pub(super) fn forward(&self, x: Tensor<3>, act: Activation) -> Tensor<3> {
+        self.forward_with(x, act, |inner| inner)
+    }
+
+    /// D(act(x Wd + bd)) Wu + bu, with the dropout D of a run.
+    pub(super) fn forward_with(
+        &self,
+        x: Tensor<3>,
+        act: Activation,
+        dropout: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
         let inner = self.down.forward(x);
-        self.up.forward(match act {
+        self.up.forward(dropout(match act {
             Activation::Gelu => gelu(inner),
             Activation::GeluNew => activation::gelu_approximate(inner),
             Activation::Relu => activation::relu(inner),
             Activation::Swish => activation::silu(inner),
             Activation::Identity => inner,
-        })
+        }))
     }
 }
 
@@ -119,6 +129,14 @@ impl Norms {
 /// The elements of two maps between widths d and m.
 pub(super) fn count(d: usize, m: usize) -> usize {
     2 * d * m + m + d
+}
+
+/// A probability of 1 would leave nothing.
+pub(super) fn check_dropout(p: f64) -> Result<()> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    Err(Error::config("dropout", p, "a number from 0 to below 1"))
 }
 
 /// Without an upper bound a file's number could ask for any amount of memory before its tensors are looked at.

@@ -17,7 +17,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation};
 use peft_core::{
-    Base, Error, Hooks, Key, Mask, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, Slot, Stack,
+    Base, Error, Frame, Hooks, Key, Mask, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, Stack,
     adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
@@ -95,13 +95,8 @@ pub struct Coda {
     /// `[d]` each; none, if all tokens run.
     routers: SiteMap<Param<Tensor<1>>>,
     adapters: SiteMap<Bottleneck>,
-    /// Of a pre-norm model's layers, the frozen gains with which router and adapter normalize what they read, `[d]`.
-    #[module(skip)]
-    gains: SiteMap<Tensor<1>>,
     #[module(skip)]
     config: CodaConfig,
-    #[module(skip)]
-    eps: f64,
 }
 
 impl Method for CodaConfig {
@@ -116,13 +111,10 @@ impl Method for CodaConfig {
         let router =
             |site: &Site| (*site, Param::from_tensor(random(site, "router").normal_tensor([d], 0.02, &device)));
         let adapter = |site: &Site| (*site, Bottleneck::kaiming(d, self.bottleneck, random(site, "down"), &device));
-        let gain = |site: &Site| (*site, base.vector(Site { part: Part::NormAttention, ..*site }, Slot::Gain));
         Ok(Coda {
             routers: layers.iter().filter(|_| self.reduction > 1).map(router).collect(),
             adapters: layers.iter().map(adapter).collect(),
-            gains: layers.iter().filter(|_| shape.pre_norm()).map(gain).collect(),
             config: self.clone(),
-            eps: shape.eps,
         })
     }
 
@@ -139,23 +131,14 @@ impl Method for CodaConfig {
     }
 }
 
-impl Coda {
-    /// What router and adapter read: normalized as for the layer's own attention.
-    fn normalized(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        match self.gains.get(site) {
-            Some(gain) => {
-                let scale = (x.clone().powi_scalar(2).mean_dim(2) + self.eps).sqrt();
-                x / scale * gain.clone().unsqueeze()
-            }
-            None => x,
-        }
-    }
-}
-
 impl Hooks for Coda {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
-        let read = self.normalized(site, x.hidden.clone());
+        // Normalized as for the layer's own attention.
+        let read = match frame.shape().pre_norm() {
+            true => frame.norm(Site { part: Part::NormAttention, ..site }, x.hidden.clone()),
+            false => x.hidden.clone(),
+        };
         let added = adapter.forward(read.clone(), Activation::Relu);
         let hidden = match self.routers.get(site) {
             Some(router) if x.hidden.dims()[1] > 1 => {

@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 use peft_core::{
-    Adapter, Affine, Base, Batch, Error, Hooks, Key, Method, Next, Norm, Part, Place, Procedure, Result, Sequence,
-    Shape, Site, SiteMap, Slot, Stack, Tuner, adapter, random::Random, split_name, view,
+    Adapter, Affine, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Norm, Part, Place, Procedure, Result,
+    Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, adapter, random::Random, split_name, view,
 };
 use serde::{Deserialize, Serialize};
 
@@ -355,7 +355,7 @@ struct Opened<'a> {
 }
 
 impl Hooks for Opened<'_> {
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         let Some(adapters) = self.adapters.get(&site) else { return next(x) };
         let (output, act) = (next(x), self.of.activation);
         let added = match &adapters[..] {
@@ -406,7 +406,7 @@ impl Adapter for Hyperformer {
 impl Procedure for Hyperformer {}
 
 impl Hooks for Cached {
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
         let output = next(x);
         output.clone() + adapter.forward(output, self.activation)

@@ -17,7 +17,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
-    Base, Error, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, adapter,
+    Base, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, adapter,
     random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
@@ -158,7 +158,7 @@ impl Method for ParallelConfig {
 }
 
 impl Hooks for Parallel {
-    fn sublayer(&self, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
         let added = adapter.forward(x.hidden.clone(), self.activation) * self.scaling;
         next(x) + added

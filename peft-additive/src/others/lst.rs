@@ -12,7 +12,7 @@
 //! - pruned matrices are parts of the base's, chosen by importance in the order of the forward: `pruning_keeps_the_most_important_units`
 //! - by Fisher, the importance of a weight is the sum of its squared gradients: `fisher_is_the_sum_of_squared_gradients`, `a_run_starts_from_the_units_that_fisher_finds`
 //!
-//! Differs from the paper: h_0 has the dropout of the backbone's run, there is no second one. Without the reference's support of BERT, RoBERTa and LLaMA they take its BART encoder's form: classification reads the first token of y (BERT through the frozen pooler). Where key and query heads differ in number, they choose their units apart. Widths are rounded up, those of rotary heads to an even number.
+//! Differs from the paper: h_0 has the dropout of the backbone's run, there is no second one. Without the reference's support of BERT, RoBERTa and LLaMA the first two take its BART encoder's form, LLaMA that of T5: classification reads the first token of y (BERT through the frozen pooler). Importances of maps that read the same are multiplied, as in the reference's T5. Its BART and BERT sum their logarithms and rank units by the absolute values, so that of numbers below 1, as squared gradients are, the smallest win: the least important units are kept. Where key and query heads differ in number, they choose their units apart. Widths are rounded up, those of rotary heads to an even number.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,14 +21,16 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::{
-    Affine, Architecture, Base, Batch, Cache, Error, Hidden, Hooks, Key, Method, Next, Part, Place, Procedure, Result,
-    Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, Weight, random::Noise, split_name, train::Probe,
+    Affine, Architecture, Base, Batch, Cache, Error, Frame, Hidden, Hooks, Key, Method, Next, Part, Place, Procedure,
+    Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, Weight,
+    random::{Noise, Random},
+    split_name,
+    train::Probe,
     view::with_values,
 };
 use serde::{Deserialize, Serialize};
 
 use super::pruning::{fisher, pruned};
-use crate::prompts::torch_linear;
 
 /// What tells which units of the backbone the side layers start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,7 +213,10 @@ impl Method for LstConfig {
             let (value, device) = (&value, &device);
             move |site| (site, Param::from_tensor(Tensor::from_data(value(site, slot), device)))
         };
-        let linear = |dims: [usize; 2], name: &str| torch_linear(dims, dims[0], seed, &format!("lst.{name}"), &device);
+        // As the reference starts linear maps that no checkpoint holds, in its T5 and in its BART.
+        let std = if shape.pre_norm() { 0.01 } else { 0.02 };
+        let linear =
+            |dims: [usize; 2], name: &str| Affine::init(dims, std, Random::new(seed, &format!("lst.{name}")), &device);
         let down = |site: Site, name: &str| (site, linear([shape.hidden, side.hidden], &format!("{name}.{site}")));
         let first = shape.sites(Part::Layer).into_iter().filter(|site| site.layer == 0);
         let rungs = self.rungs(shape);
@@ -278,7 +283,7 @@ struct Tap {
 }
 
 impl Hooks for Tap {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         if site.layer == 0 {
             self.starts.borrow_mut().insert(site.stack, x.hidden.clone());
         }
@@ -295,7 +300,7 @@ struct Climb<'a> {
 }
 
 impl Hooks for Climb<'_> {
-    fn layer(&self, site: Site, mut x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, site: Site, mut x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         let Lst { starts, downs, gates, config, .. } = self.lst;
         if let (Some(start), Some(states)) = (starts.get(site), self.tap.starts.borrow().get(&site.stack)) {
             x.hidden = start.forward(states.clone());

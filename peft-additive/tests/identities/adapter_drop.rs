@@ -8,7 +8,7 @@ use peft_core::testing::tolerances::STANDARD_ERRORS;
 use peft_core::testing::{base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::train::{Optim, Procedure};
 use peft_core::view::{Rewrite, tensors, view, with_values};
-use peft_core::{Adapter, Bare, Base, Hooks, Method, Next, Sequence, Site, Stack, Tuner, random::Random};
+use peft_core::{Adapter, Bare, Base, Frame, Hooks, Method, Next, Sequence, Site, Stack, Tuner, random::Random};
 use proptest::prelude::*;
 
 use crate::run;
@@ -30,7 +30,7 @@ fn bits(tuner: &impl Tuner, base: &Base) -> TensorData {
 struct Tap(RefCell<BTreeMap<Site, (TensorData, bool)>>);
 
 impl Hooks for Tap {
-    fn layer(&self, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         let x = next(x);
         let states = (x.hidden.clone().into_data(), x.hidden.is_autodiff());
         self.0.borrow_mut().insert(site, states);

@@ -30,7 +30,8 @@ fn sequence(base: &Base, seed: u64) -> Sequence {
 }
 
 fn layer(coda: &Coda, base: &Base, site: Site, x: Sequence, next: &dyn Fn(Sequence) -> Sequence) -> Tensor<3> {
-    coda.open(&batch(base), |hooks| hooks.layer(site, x, next)).hidden
+    let batch = batch(base);
+    coda.open(&batch, |hooks| hooks.layer(&base.frame(&batch, hooks), site, x, next)).hidden
 }
 
 /// A layer that is a function of each token.

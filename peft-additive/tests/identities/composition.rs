@@ -1,10 +1,14 @@
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
-use peft_additive::{Ia3Config, PrefixTuningConfig, PromptTuningConfig, SequentialConfig};
+use peft_additive::{
+    AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, PTuningConfig, ParallelConfig, PrefixTuningConfig,
+    PromptInit, PromptTuningConfig, SequentialConfig,
+};
 use peft_core::testing::tolerances::SAME_FUNCTION;
-use peft_core::testing::{assert_close, batch, randomized};
+use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Adapter, Bare, Base, Method, Tuner, Within};
+use peft_core::{Adapter, Bare, Base, Hooks, Method, Site, Slot, Stack, Tuner, Weight, Within, adapter};
 
 use crate::{bases, run, with};
 
@@ -87,5 +91,50 @@ fn within_some_layers_the_others_are_the_base() {
         check(Ia3Config::new(), Ia3Config::new(), &base);
         let sequential = SequentialConfig::pfeiffer(6);
         check(sequential.clone(), sequential.with_init(peft_additive::Init::ZeroUp), &base);
+    }
+}
+
+/// Other numbers in every tensor of the base, as a method that trains biases or normalizations makes them.
+#[derive(Module, Debug)]
+struct Other {}
+
+impl Hooks for Other {
+    fn weight(&self, _site: Site, w: Weight) -> Weight {
+        Weight::Dense(w.dense() * 1.25)
+    }
+    fn vector(&self, _site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        if slot == Slot::Gain { v * 1.5 } else { v + 0.25 }
+    }
+}
+
+adapter!(Other);
+
+/// What a method reads of the base is what those beside it have made of that, in either order.
+#[test]
+fn a_method_sees_the_base_as_the_others_rewrite_it() {
+    fn check<M: Method>(config: M, base: &Base)
+    where
+        M::Tuner: Adapter,
+    {
+        let rewritten = base.rewritten(&Other {});
+        let tuner = random(config.clone(), base, 3);
+        let expected = bits(&random(config, &rewritten, 3), &rewritten);
+        assert_eq!(bits(&(tuner.clone(), Other {}), base), expected, "{}", M::NAME);
+        assert_eq!(bits(&(Other {}, tuner.clone()), base), expected, "{}", M::NAME);
+        assert_ne!(bits(&tuner, base), expected, "{}", M::NAME);
+    }
+    for base in SHAPES.map(|shape| base(shape, &device())) {
+        check(SequentialConfig::pfeiffer(6), &base);
+        check(SequentialConfig::survey().with_bottleneck(6), &base);
+        check(AdapterDropConfig::new(1).with_bottleneck(6), &base);
+        check(ParallelConfig::new(6), &base);
+        check(HyperformerConfig::new(2).with_dims(4, 5, 6).with_train_layernorm(false), &base);
+        check(Ia3Config::new(), &base);
+        check(PromptTuningConfig::new(3).with_init(PromptInit::Random), &base);
+        check(PTuningConfig::new(3), &base);
+        check(PrefixTuningConfig::new(3), &base);
+        if base.shape().stacks()[0].0 == Stack::Encoder {
+            check(CodaConfig::new(2).with_bottleneck(6), &base);
+        }
     }
 }

@@ -119,7 +119,7 @@ proptest! {
                     let site = Site { stack, layer, part };
                     let input = Sequence { hidden: x, mask: Default::default(), prompt: 0, offset: 0, past: 0 };
                     let batch = Batch { tasks: tasks.to_vec(), ..batch(&base) };
-                    let found = tuner.open(&batch, |hooks| hooks.sublayer(site, input, &|_| u.clone()));
+                    let found = tuner.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &|_| u.clone()));
                     assert_close(found, expected, SAME_FUNCTION, &format!("{act:?} at {site}"));
                 }
             }

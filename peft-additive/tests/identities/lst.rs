@@ -6,7 +6,7 @@ use peft_additive::{Lst, LstConfig};
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{Rewrite, tensors, view};
-use peft_core::{Bare, Base, Hooks, Method, Next, Part, Sequence, Site, Slot, Tuner, random::Random};
+use peft_core::{Bare, Base, Frame, Hooks, Method, Next, Part, Sequence, Site, Slot, Tuner, random::Random};
 use proptest::prelude::*;
 
 use crate::run;
@@ -132,7 +132,7 @@ impl Rewrite for Normalizing {
 struct Record(RefCell<Vec<Tensor<3>>>);
 
 impl Hooks for Record {
-    fn layer(&self, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+    fn layer(&self, _frame: &Frame<'_>, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
         if self.0.borrow().is_empty() {
             self.0.borrow_mut().push(x.hidden.clone());
         }

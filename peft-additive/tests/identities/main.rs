@@ -11,6 +11,7 @@ mod parallel;
 mod prefix_tuning;
 mod prompt_tuning;
 mod sequential;
+mod starts;
 
 use std::collections::BTreeMap;
 

@@ -34,7 +34,8 @@ fn sublayer(
     next: &dyn Fn(Tensor<3>) -> Tensor<3>,
 ) -> Tensor<3> {
     let input = Sequence { hidden: x, mask: Default::default(), prompt: 0, offset: 0, past: 0 };
-    adapter.open(&batch(base), |hooks| hooks.sublayer(site, input, &|x| next(x.hidden)))
+    let batch = batch(base);
+    adapter.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &|x| next(x.hidden)))
 }
 
 /// The tensors of the adapter at a site: Wd, bd, Wu, bu, with dimensions in front.

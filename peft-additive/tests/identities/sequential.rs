@@ -1,11 +1,16 @@
+use std::collections::BTreeSet;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Activation, Init, Placement, Sequential, SequentialConfig};
 use peft_core::io::peft::from_settings;
-use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION};
+use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION, STANDARD_ERRORS};
 use peft_core::testing::{assert_close, base, batch, device, randomized};
-use peft_core::view::{shapes, tensors, view, with_values};
-use peft_core::{Adapter, Bare, Base, Method, Part, Sequence, Site, Slot, random::Random};
+use peft_core::view::{Rewrite, shapes, tensors, view, with_values};
+use peft_core::{
+    Adapter, Bare, Base, Batch, Method, Part, Sequence, Site, Slot,
+    random::{Noise, Random},
+};
 use proptest::prelude::*;
 
 use crate::bottleneck::{Permute, ZeroUp, activate, values};
@@ -47,7 +52,8 @@ proptest! {
                     let draw = |name| Random::new(seed, name).normal_tensor([2, 5, 24], 1.0, base.device());
                     let (x, u): (Tensor<3>, Tensor<3>) = (draw("x"), draw("u"));
                     let input = Sequence { hidden: x.clone(), mask: Default::default(), prompt: 0, offset: 0, past: 0 };
-                    let found = adapter.open(&batch(&base), |hooks| hooks.sublayer(site, input, &|_| u.clone()));
+                    let batch = batch(&base);
+                    let found = adapter.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &|_| u.clone()));
                     let matrix = |map| {
                         let data = own.get(&format!("adapters.{site}.{map}.weight"))?.clone();
                         Some(Tensor::<2>::from_data(data, base.device()).unsqueeze::<3>())
@@ -190,6 +196,51 @@ proptest! {
     }
 }
 
+/// With the identity as second map the first seven numbers of what is added are the bottleneck's: each is dropped or scaled, about as
+/// many as asked for, others for each sample and position, and none without noise.
+#[test]
+fn dropout_stands_between_the_maps() {
+    let (base, p) = (base("roberta-tiny", &device()), 0.25);
+    let config = SequentialConfig::houlsby(7).with_train_layernorm(false).with_activation(Activation::Identity);
+    let adapter = view(&random(&config.with_dropout(p), &base, 3).valid(), &mut Straight);
+    let site = Site::encoder(1, Part::FeedForward);
+    let u: Tensor<3> = Random::new(5, "u").normal_tensor([6, 40, 24], 1.0, base.device());
+    let added = |batch: Batch| {
+        let input = Sequence { hidden: u.clone(), mask: Default::default(), prompt: 0, offset: 0, past: 0 };
+        let next = |_| u.clone();
+        let found = adapter.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &next));
+        values(&(found - u.clone()).narrow(2, 0, 7).into_data())
+    };
+    let batch = batch(&base);
+    let inner = added(batch.clone());
+    let dropped = added(batch.with_noise(Noise { seed: 1, step: 2, samples: (0..6).collect() }));
+    let kept: Vec<bool> = dropped.iter().map(|x| *x != 0.0).collect();
+    for ((found, inner), kept) in dropped.iter().zip(&inner).zip(&kept) {
+        let expected = if *kept { inner / (1.0 - p) } else { 0.0 };
+        assert!((found - expected).abs() <= f64::from(SAME_FUNCTION.0) * expected.abs().max(1.0), "{found} of {inner}");
+    }
+    let (n, lost) = (kept.len() as f64, kept.iter().filter(|kept| !**kept).count() as f64);
+    let error = (n * p * (1.0 - p)).sqrt();
+    assert!((lost - n * p).abs() <= f64::from(STANDARD_ERRORS.0) * error, "{lost} of {n}");
+    let rows: BTreeSet<&[bool]> = kept.chunks(7).collect();
+    assert!(rows.len() > 40, "{} rows of units differ", rows.len());
+}
+
+/// The first numbers of d as those of the bottleneck, no bias.
+struct Straight;
+
+impl Rewrite for Straight {
+    fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
+        if !name.ends_with("up.weight") {
+            return if name.ends_with("up.bias") { t.zeros_like() } else { t };
+        }
+        let dims = t.dims();
+        let diagonal = |i: usize| if i / dims[1] == i % dims[1] { 1.0 } else { 0.0 };
+        let values: Vec<f32> = (0..dims.iter().product()).map(diagonal).collect();
+        Tensor::from_data(TensorData::new(values, dims), &t.device())
+    }
+}
+
 /// Names and shapes as in a state of torch.
 #[test]
 fn files_call_the_tensors_of_an_adapter_by_its_sub_layer() {
@@ -229,6 +280,7 @@ fn what_cannot_be_is_refused_by_name() {
         (SequentialConfig::houlsby(0), ["bottleneck", "0", "1 to 384"]),
         (SequentialConfig::houlsby(385), ["bottleneck", "385", "1 to 384"]),
         (SequentialConfig::houlsby(usize::MAX), ["bottleneck", "18446744073709551615", "1 to 384"]),
+        (good.clone().with_dropout(1.0), ["dropout", "1", "0 to below 1"]),
         (good.clone().with_init_std(f64::NAN), ["init_std", "NaN", "above 0, at most 1"]),
         (good.clone().with_init_std(0.0).with_init(Init::ZeroUp), ["init_std", "0", "above 0, at most 1"]),
         (good.with_inner_norm([Part::Query]), ["inner_norm", "query", "self_attention, feed_forward"]),
@@ -263,7 +315,7 @@ fn settings_are_read_as_words() {
         let words: Vec<String> = words.split_whitespace().map(str::to_string).collect();
         from_settings::<SequentialConfig>(&words)
     };
-    let survey = "bottleneck=200 activation=relu inner_norm=self_attention train_layernorm=false";
+    let survey = "bottleneck=200 activation=relu init=normal init_std=0.02 dropout=0.1 inner_norm=self_attention train_layernorm=false";
     assert_eq!(read(survey).unwrap(), SequentialConfig::survey());
     let words = "placement=pfeiffer activation=swish init=zero_up init_std=0.02 inner_norm=self_attention,feed_forward";
     let config = SequentialConfig::default()

@@ -52,8 +52,24 @@ pub const ROWS: [Row; 14] = [
     Row {
         name: "Adapter_S",
         method: "adapter",
-        settings: &["bottleneck=200", "activation=relu", "inner_norm=self_attention", "train_layernorm=false"],
-        small_settings: &["bottleneck=24", "activation=relu", "inner_norm=self_attention", "train_layernorm=false"],
+        settings: &[
+            "bottleneck=200",
+            "activation=relu",
+            "init=normal",
+            "init_std=0.02",
+            "dropout=0.1",
+            "inner_norm=self_attention",
+            "train_layernorm=false",
+        ],
+        small_settings: &[
+            "bottleneck=24",
+            "activation=relu",
+            "init=normal",
+            "init_std=0.02",
+            "dropout=0.1",
+            "inner_norm=self_attention",
+            "train_layernorm=false",
+        ],
         learning_rate: 1e-4,
         small_learning_rate: 5e-3,
         weight_decay: 0.1,
@@ -260,6 +276,8 @@ fn words(settings: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use peft_additive::SequentialConfig;
+
     use super::*;
     use crate::reproduce::survey::table_iii;
 
@@ -290,6 +308,15 @@ mod tests {
             let printed = if shape == "llama-7b" { [2.32, 0.02] } else { [1.88, 0.02] };
             assert!((percent(lora) - printed[0]).abs() < 0.01 && (percent(ia3) - printed[1]).abs() < 0.01);
         }
+    }
+
+    /// The Houlsby adapter of the MAM code, with which the survey says that it ran this row.
+    #[test]
+    fn the_sequential_adapter_is_the_surveys() {
+        let row = Row::named(&ROWS, "Adapter_S").unwrap();
+        let read = |settings| peft::from_settings::<SequentialConfig>(&words(settings)).unwrap();
+        assert_eq!(read(row.settings), SequentialConfig::survey());
+        assert_eq!(read(row.small_settings), SequentialConfig::survey().with_bottleneck(24));
     }
 
     /// The survey prints millions with two or three digits after the point, rounded or cut.

@@ -7,7 +7,7 @@ pub(crate) mod llama;
 pub(crate) mod places;
 pub(crate) mod t5;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData, activation, module};
 
@@ -249,9 +249,14 @@ impl Base {
         labels.into_iter().map(shifted).collect()
     }
 
+    /// A forward of a batch with `hooks` at its seams, before its first step.
+    pub fn frame<'a>(&'a self, batch: &'a Batch, hooks: &'a dyn Hooks) -> Frame<'a> {
+        Frame { base: self, hooks, batch }
+    }
+
     /// Runs a batch through the frozen layers with `hooks` at their seams.
     pub fn forward(&self, batch: &Batch, hooks: &dyn Hooks) -> Result<Hidden> {
-        let frame = Frame { base: self, hooks, batch };
+        let frame = self.frame(batch, hooks);
         match &self.shape.architecture {
             Architecture::Bert | Architecture::Roberta => bert::forward(&frame),
             Architecture::T5(t5) => t5::forward(&frame, t5),
@@ -260,65 +265,79 @@ impl Base {
     }
 }
 
-/// A forward in progress: the operations that backbones share, each with its seam.
-pub(crate) struct Frame<'a> {
-    pub base: &'a Base,
-    pub hooks: &'a dyn Hooks,
-    pub batch: &'a Batch,
+/// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has
+/// the same at hand, for what it computes of its own.
+pub struct Frame<'a> {
+    pub(crate) base: &'a Base,
+    pub(crate) hooks: &'a dyn Hooks,
+    pub(crate) batch: &'a Batch,
 }
 
 impl Frame<'_> {
+    /// The shape of the base.
+    pub fn shape(&self) -> &Shape {
+        &self.base.shape
+    }
+
     /// A matrix or table after the hook `weight`.
+    ///
+    /// # Panics
+    /// If the model has none there.
     pub fn weight(&self, site: Site) -> Weight {
         self.hooks.weight(site, self.base.weight(site).clone())
     }
 
     /// A bias or gain after the hook `vector`.
+    ///
+    /// # Panics
+    /// If the model has none there.
     pub fn vector(&self, site: Site, slot: Slot) -> Tensor<1> {
         self.hooks.vector(site, slot, self.base.vector(site, slot))
     }
 
     /// A linear map with its bias, if it has one, inside the hook `linear`.
-    pub fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
         let bias = || self.base.vectors.get(&(site, Slot::Bias)).cloned();
         let bias = || bias().map(|bias| self.hooks.vector(site, Slot::Bias, bias));
         self.hooks.linear(site, x, &|x| self.weight(site).linear(x, bias()))
     }
 
-    /// A layer normalization.
+    /// A normalization of the model, after the hook `vector`: where it has a bias a layer normalization, else one by the root of the
+    /// mean square.
+    ///
+    /// # Panics
+    /// If the model has none there.
     pub fn norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        let (gain, bias) = (self.vector(site, Slot::Gain), self.vector(site, Slot::Bias));
-        module::layer_norm(x, gain, Some(bias), self.base.shape.eps)
-    }
-
-    /// A normalization by the root of the mean square.
-    pub fn rms_norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        let scale = (x.clone().powi_scalar(2).mean_dim(2) + self.base.shape.eps).sqrt();
-        x / scale * self.vector(site, Slot::Gain).unsqueeze()
+        let (gain, eps) = (self.vector(site, Slot::Gain), self.base.shape.eps);
+        if self.base.vectors.contains_key(&(site, Slot::Bias)) {
+            return module::layer_norm(x, gain, Some(self.vector(site, Slot::Bias)), eps);
+        }
+        let scale = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
+        x / scale * gain.unsqueeze()
     }
 
     /// What makes logits over words.
-    pub fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
         if self.base.shape.tied { words } else { self.weight(Site::decoder(0, Part::Vocabulary)).dense() }
     }
 
-    /// Dropout, while training.
-    pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, site: Site) -> Tensor<D> {
+    /// Dropout with probability `p`, while training; `place` tells it from every other.
+    pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: impl Display) -> Tensor<D> {
         match &self.batch.noise {
-            Some(noise) => noise.dropout(x, p, &site.to_string()),
+            Some(noise) => noise.dropout(x, p, &place.to_string()),
             None => x,
         }
     }
 
     /// x + f(x), with `f` a sub-layer inside its hook.
-    pub fn residual(&self, site: Site, x: Sequence, f: Next<'_, Sequence, Tensor<3>>) -> Sequence {
-        let output = self.hooks.sublayer(site, x.clone(), f);
+    pub(crate) fn residual(&self, site: Site, x: Sequence, f: Next<'_, Sequence, Tensor<3>>) -> Sequence {
+        let output = self.hooks.sublayer(self, site, x.clone(), f);
         Sequence { hidden: x.hidden + output, ..x }
     }
 
     /// Multi-head attention from split queries, keys and values, inside the hook `attend`; heads are joined again. Scores are divided
     /// by the root of the heads' width, if they are to be.
-    pub fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
+    pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let attend = |a: Attention| {
             let [batch, heads, rows, width] = a.query.dims();
             // Heads that share keys and values read the same ones; copies of them would cost more than the product.
@@ -342,18 +361,18 @@ impl Frame<'_> {
     }
 
     /// Splits `[batch, tokens, heads * width]` into heads, `[batch, heads, tokens, width]`.
-    pub fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
+    pub(crate) fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, tokens, inner] = x.dims();
         x.reshape([batch, tokens, heads, inner / heads]).swap_dims(1, 2)
     }
 
     /// How many rows the cache holds.
-    pub fn past(&self) -> usize {
+    pub(crate) fn past(&self) -> usize {
         self.batch.cache.as_ref().map_or(0, Cache::rows)
     }
 
     /// A decoder's sequence with what its rows see of those in the cache.
-    pub fn follow(&self, mut x: Sequence) -> Sequence {
+    pub(crate) fn follow(&self, mut x: Sequence) -> Sequence {
         let Some(cache) = self.batch.cache.as_ref().filter(|_| x.past > 0) else { return x };
         let [size, rows, _] = x.hidden.dims();
         let visible = |n| Tensor::full([size, n], false, &self.base.device);
@@ -369,7 +388,7 @@ impl Frame<'_> {
     }
 
     /// Keys and values of a decoder's rows behind those in the cache.
-    pub fn remember(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    pub(crate) fn remember(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         match &self.batch.cache {
             Some(cache) => cache.extend(site, key, value),
             None => (key, value),
@@ -377,7 +396,7 @@ impl Frame<'_> {
     }
 
     /// Keys and values of the encoder's rows, computed once for a text.
-    pub fn remember_once(
+    pub(crate) fn remember_once(
         &self,
         site: Site,
         compute: impl FnOnce() -> (Tensor<4>, Tensor<4>),
@@ -389,19 +408,19 @@ impl Frame<'_> {
     }
 
     /// The encoder's output in the cache.
-    pub fn encoded(&self) -> Option<Sequence> {
+    pub(crate) fn encoded(&self) -> Option<Sequence> {
         self.batch.cache.as_ref().and_then(Cache::encoded)
     }
 
     /// Puts the encoder's output into the cache.
-    pub fn keep_encoded(&self, x: &Sequence) {
+    pub(crate) fn keep_encoded(&self, x: &Sequence) {
         if let Some(cache) = &self.batch.cache {
             cache.set_encoded(x.clone());
         }
     }
 
     /// Ends a decoder's step in the cache.
-    pub fn finish(&self, x: &Sequence) {
+    pub(crate) fn finish(&self, x: &Sequence) {
         if let Some(cache) = &self.batch.cache {
             cache.advance(x.hidden.dims()[1], x.mask.padding.clone());
         }

@@ -15,7 +15,7 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
     let words = frame.weight(Site::encoder(0, Part::Words)).dense();
     let mut x = embed(frame, words.clone())?;
     for layer in 0..frame.base.shape.layers {
-        x = frame.hooks.layer(Site::encoder(layer, Part::Layer), x, &|x| encoder_layer(frame, layer, x));
+        x = frame.hooks.layer(frame, Site::encoder(layer, Part::Layer), x, &|x| encoder_layer(frame, layer, x));
     }
     let pooled = frame.base.shape.pooler.then(|| {
         let first = x.hidden.clone().narrow(1, 0, 1);
@@ -67,10 +67,11 @@ fn prepend(front: Tensor<2, Int>, n: usize, x: Tensor<2, Int>) -> Tensor<2, Int>
 /// h = LN(x + Attention(x)); y = LN(h + FFN(h)).
 fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
     let at = |part| Site::encoder(layer, part);
-    let attention = frame.hooks.sublayer(at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));
+    let attention =
+        frame.hooks.sublayer(frame, at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));
     let hidden = frame.norm(at(Part::NormAttention), x.hidden + attention);
     let x = Sequence { hidden, ..x };
-    let output = frame.hooks.sublayer(at(Part::FeedForward), x.clone(), &|x| feed_forward(frame, layer, x));
+    let output = frame.hooks.sublayer(frame, at(Part::FeedForward), x.clone(), &|x| feed_forward(frame, layer, x));
     Sequence { hidden: frame.norm(at(Part::NormFeedForward), x.hidden + output), ..x }
 }
 

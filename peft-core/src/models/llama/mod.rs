@@ -29,10 +29,10 @@ pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
     let rotary = Rotary::new(shape, llama, &x);
     for layer in 0..shape.layers {
         let site = Site::decoder(layer, Part::Layer);
-        x = frame.hooks.layer(site, x, &|x| decoder_layer(frame, &rotary, layer, x));
+        x = frame.hooks.layer(frame, site, x, &|x| decoder_layer(frame, &rotary, layer, x));
     }
     frame.finish(&x);
-    let states = frame.rms_norm(Site::decoder(0, Part::NormFinal), x.hidden);
+    let states = frame.norm(Site::decoder(0, Part::NormFinal), x.hidden);
     Ok(Hidden { states, prompt: x.prompt, pooled: None, words: frame.vocabulary(words) })
 }
 
@@ -46,7 +46,7 @@ fn decoder_layer(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) 
 
 fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Tensor<3> {
     let (at, shape) = (|part| Site::decoder(layer, part), &*frame.base.shape);
-    let input = frame.rms_norm(at(Part::NormAttention), x.hidden);
+    let input = frame.norm(at(Part::NormAttention), x.hidden);
     let project = |part, heads| frame.split(frame.linear(at(part), input.clone()), heads);
     let query = rotary.turn(project(Part::Query, shape.heads));
     let key = rotary.turn(project(Part::Key, shape.kv_heads()));
@@ -59,7 +59,7 @@ fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence)
 /// (SiLU(x Wg) * x Wu) Wd.
 fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::decoder(layer, part);
-    let x = frame.rms_norm(at(Part::NormFeedForward), x.hidden);
+    let x = frame.norm(at(Part::NormFeedForward), x.hidden);
     let gate = activation::silu(frame.linear(at(Part::Gate), x.clone()));
     frame.linear(at(Part::Down), gate * frame.linear(at(Part::Up), x))
 }

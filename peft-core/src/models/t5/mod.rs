@@ -52,12 +52,12 @@ fn stack(frame: &Frame<'_>, t5: &T5, stack: Stack, x: Sequence, encoded: Option<
     let layers = if stack == Stack::Encoder { shape.layers } else { t5.decoder_layers };
     for layer in 0..layers {
         let site = Site { stack, layer, part: Part::Layer };
-        x = frame.hooks.layer(site, x, &|x| one_layer(frame, t5, site, x, encoded));
+        x = frame.hooks.layer(frame, site, x, &|x| one_layer(frame, t5, site, x, encoded));
     }
     if stack == Stack::Decoder {
         frame.finish(&x);
     }
-    let hidden = frame.rms_norm(at(Part::NormFinal), x.hidden);
+    let hidden = frame.norm(at(Part::NormFinal), x.hidden);
     Ok(Sequence { hidden: frame.dropout(hidden, shape.dropout, at(Part::NormFinal)), ..x })
 }
 
@@ -102,7 +102,7 @@ fn one_layer(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence, encoded: Opti
 
 fn self_attention(frame: &Frame<'_>, layer: Site, x: Sequence) -> Tensor<3> {
     let at = |part| Site { part, ..layer };
-    let input = frame.rms_norm(at(Part::NormAttention), x.hidden);
+    let input = frame.norm(at(Part::NormAttention), x.hidden);
     let project = |part| frame.split(frame.linear(at(part), input.clone()), frame.base.shape.heads);
     let (query, mut key, mut value) = (project(Part::Query), project(Part::Key), project(Part::Value));
     if layer.stack == Stack::Decoder {
@@ -115,7 +115,7 @@ fn self_attention(frame: &Frame<'_>, layer: Site, x: Sequence) -> Tensor<3> {
 
 fn cross_attention(frame: &Frame<'_>, layer: Site, x: Sequence, encoded: &Sequence) -> Tensor<3> {
     let at = |part| Site { part, ..layer };
-    let input = frame.rms_norm(at(Part::NormCrossAttention), x.hidden);
+    let input = frame.norm(at(Part::NormCrossAttention), x.hidden);
     let project = |part, x| frame.split(frame.linear(at(part), x), frame.base.shape.heads);
     let query = project(Part::CrossQuery, input.clone());
     let (key, value) = frame.remember_once(at(Part::CrossAttention), || {
@@ -129,7 +129,7 @@ fn cross_attention(frame: &Frame<'_>, layer: Site, x: Sequence, encoded: &Sequen
 /// ReLU(x Wu) Wd, or (GELU(x Wg) * x Wu) Wd.
 fn feed_forward(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence) -> Tensor<3> {
     let (at, dropout) = (|part| Site { part, ..layer }, frame.base.shape.dropout);
-    let x = frame.rms_norm(at(Part::NormFeedForward), x.hidden);
+    let x = frame.norm(at(Part::NormFeedForward), x.hidden);
     let inner = match t5.gated {
         true => {
             let gate = activation::gelu_approximate(frame.linear(at(Part::Gate), x.clone()));
