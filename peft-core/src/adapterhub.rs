@@ -1,4 +1,4 @@
-//! What a method says of its form in AdapterHub's files; [`io::adapterhub`](crate::io::adapterhub) reads and writes them.
+//! What a method says of its form in AdapterHub's files; `io::adapterhub` reads and writes them.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -69,6 +69,7 @@ impl HubKey {
 
 impl Kind {
     /// The kind of the adapter with these fields.
+    #[cfg(feature = "load")]
     pub(crate) fn of(fields: &Fields) -> Result<Self> {
         let word = |key: &str| fields.get(key).and_then(Value::as_str);
         let flag = |key: &str| fields.get(key).and_then(Value::as_bool);

@@ -1,12 +1,14 @@
 //! What can go wrong, with the values that were found and the values that are allowed.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error of this workspace. Its message names the file, key or site, the value found and what is allowed.
-#[derive(Debug, thiserror::Error)]
+/// An error of this workspace. Its message names the file, key or site, the value found and what is allowed. `Debug` gives the same
+/// message, so that a `main` that returns an error prints what a person reads.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write.
@@ -73,6 +75,12 @@ pub enum Error {
         /// What was found, with names and numbers.
         detail: String,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use burn_pack::AtomicFile;
@@ -22,8 +22,27 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
         let found = if kind.is_dir() { "a directory" } else { "a special file" };
         return Err(Error::file(path, "file type", found, "a regular file"));
     }
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    if kind.len() <= MAX_POINTER {
+        refuse_pointer(path, &mut file)?;
+    }
     Ok((file, kind.len()))
+}
+
+/// A pointer of Git LFS has at most so many bytes.
+const MAX_POINTER: u64 = 1024;
+
+/// Refuses the few lines that a checkout without Git LFS has in place of a large file.
+fn refuse_pointer(path: &Path, file: &mut File) -> Result<()> {
+    const FIRST: &[u8] = b"version https://git-lfs";
+    let mut start = Vec::new();
+    let read = file.take(FIRST.len() as u64).read_to_end(&mut start).and_then(|_| file.rewind());
+    read.map_err(Error::io("read", path))?;
+    if start == FIRST {
+        let expected = "the file itself: `git lfs pull` in the repository that it is from brings it";
+        return Err(Error::file(path, "content", "a pointer of Git LFS to the file", expected));
+    }
+    Ok(())
 }
 
 /// Reads a file of at most `limit` bytes.
@@ -153,6 +172,14 @@ pub fn check_new_directory(path: &Path) -> Result<()> {
     std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe)).map_err(Error::io("create", path))
 }
 
+/// Whether a file can be made here and nothing is in its place, asked before the work that fills it.
+pub fn check_new_file(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::file(path, "file", "something in its place", "a new file"));
+    }
+    check_new_directory(path)
+}
+
 fn name(path: &Path) -> Result<&std::ffi::OsStr> {
     path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))
 }
@@ -188,6 +215,7 @@ pub fn hold(file: &File, path: &Path) -> Result<()> {
 }
 
 /// Removes what processes that were killed have left half-written in a directory, which must be locked.
+#[cfg(feature = "train")]
 pub(crate) fn remove_partial(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
         let path = entry.map_err(Error::io("read", dir))?.path();

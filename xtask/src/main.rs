@@ -4,6 +4,7 @@ mod backends;
 mod card;
 mod equivalences;
 mod examples;
+mod features;
 mod interop;
 mod methods;
 mod real;
@@ -21,6 +22,7 @@ The chores of the workspace.
     cargo xtask backends [NAMES]    the conformance suite on flex, wgpu, tch (flex if none is named)
     cargo xtask methods [--check]   writes METHODS.md from the cards of the methods, or checks that it is up to date
     cargo xtask equivalences        which methods are the same as which others, and when, as the tests prove it
+    cargo xtask features            each library crate with each of its features alone and with none
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
     cargo xtask reproduce [ARGS]    the survey's Tables III to VI, trained from nothing or on real files (--help tells more)
     cargo xtask real [ARGS]         trains on a real model and real sentences, merges, and compares (--help tells more)
@@ -36,6 +38,7 @@ fn main() -> Result<()> {
         ["methods", "--check"] => methods::check(),
         ["equivalences"] => equivalences::print(),
         ["examples", names @ ..] => examples::run(names),
+        ["features"] => features::run(),
         ["reproduce", rest @ ..] => shell::run(Command::new(shell::program(rest)?).arg("reproduce").args(rest)),
         ["real", rest @ ..] => real::run(rest),
         ["interop"] => interop::run(),

@@ -3,30 +3,31 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use peft_core::files::{check_new_directory, read_json};
-use peft_core::io::{Pretrained, adapterhub, peft, record};
+use peft_core::files::{check_new_directory, check_new_file, read_json};
+use peft_core::io::{Pretrained, adapterhub, gguf, peft, record};
 use peft_core::{Error, Method, Result};
 
 use super::options::{ModelArgs, print};
-use crate::registry::{WithMethod, by_adapterhub, by_peft_type};
+use crate::registry::{WithMethod, by_adapterhub, by_name, by_peft_type};
 
-/// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
+/// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub, llama.cpp and burn
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft convert --from hub/sst2 --to hf --model DIR --output out/sst2\n\n\
     hf: adapter_config.json and adapter_model.safetensors. adapterhub: adapter_config.json and adapter.safetensors (or\n\
     pytorch_adapter.bin), the head beside them; for adapter, parallel, lora, ia3 and (not on T5) prefix; the package reads it with\n\
     use_safetensors=True. A head for words is the model's own there. burn: adapter_config.json and trained.bpk, the record of the module.\n\
+    gguf: one file, of a LoRA for a LLaMA, as llama.cpp reads it.\n\
     What a format cannot express is refused by the name of the setting.")]
 pub struct Convert {
     #[command(flatten)]
     model: ModelArgs,
-    /// The adapter directory; which format it has is found out
-    #[arg(long, value_name = "DIR")]
+    /// The adapter directory or GGUF file; which format it has is found out
+    #[arg(long, value_name = "PATH")]
     from: PathBuf,
     /// The format to write
     #[arg(long, value_name = "FORMAT")]
     to: Format,
-    /// The directory to make
+    /// The directory, or GGUF file, to make
     #[arg(long)]
     output: PathBuf,
 }
@@ -41,11 +42,16 @@ enum Format {
     AdapterHub,
     /// burn's record.
     Burn,
+    /// llama.cpp's.
+    Gguf,
 }
 
 impl Format {
     /// The one that a directory has.
     fn of(dir: &Path) -> Result<Self> {
+        if dir.is_file() {
+            return Ok(Format::Gguf);
+        }
         let path = dir.join("adapter_config.json");
         let config = read_json(&path)?;
         let record = dir.join(record::FILE).exists();
@@ -77,6 +83,10 @@ impl WithMethod for Conversion<'_> {
         let (base, shape) = (&model.base, model.base.shape());
         let (config, trained, mut labels) = match format {
             Format::AdapterHub => adapterhub::load::<M>(from, model)?,
+            Format::Gguf => {
+                let (config, trained) = gguf::load::<M>(from, base)?;
+                (config, trained, peft::Labels::default())
+            }
             format => {
                 let load = if format == Format::Burn { record::load::<M> } else { peft::load::<M> };
                 let (config, trained) = load(from, base)?;
@@ -90,13 +100,17 @@ impl WithMethod for Conversion<'_> {
             Format::Hf => peft::save(output, &config, &trained, shape, &labels, &[]),
             Format::AdapterHub => adapterhub::save(output, &config, &trained, shape, &labels),
             Format::Burn => record::save(output, &config, &trained, shape, &labels),
+            Format::Gguf => gguf::save(output, &config, &trained, shape),
         }
     }
 }
 
 impl Convert {
     pub(super) fn run(self) -> Result<()> {
-        check_new_directory(&self.output)?;
+        match self.to {
+            Format::Gguf => check_new_file(&self.output)?,
+            _ => check_new_directory(&self.output)?,
+        }
         let format = Format::of(&self.from)?;
         if format == self.to {
             let found = self.to.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
@@ -107,6 +121,8 @@ impl Convert {
         match format {
             Format::AdapterHub => by_adapterhub(&self.from, conversion)?,
             Format::Hf | Format::Burn => by_peft_type(&self.from, conversion)?,
+            // It holds no other method.
+            Format::Gguf => by_name("lora", conversion)?,
         }
         print(self.output.display())
     }

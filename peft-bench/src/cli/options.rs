@@ -28,8 +28,19 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
+        check_model(&self.model)?;
         Pretrained::open(&self.model, &peft_core::device(&self.device)?)
     }
+}
+
+/// Refuses an adapter in a model's place.
+pub fn check_model(model: &str) -> Result<()> {
+    let has = |name: &str| Path::new(model).join(name).exists();
+    if has("adapter_config.json") && !has("config.json") {
+        let expected = "the model that it is for, and this directory with --adapter";
+        return Err(Error::config("--model", format!("{model}, an adapter,"), expected));
+    }
+    Ok(())
 }
 
 /// Which columns of a data file hold what.

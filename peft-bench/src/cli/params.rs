@@ -5,7 +5,7 @@ use peft_core::io::{Pretrained, peft};
 use peft_core::{Base, Error, Head, Method, Result, Shape};
 use serde_json::json;
 
-use super::options::print;
+use super::options::{check_model, print};
 use crate::registry::{WithMethod, by_name};
 use crate::reproduce::report::grouped;
 
@@ -68,6 +68,7 @@ impl WithMethod for Count<'_> {
 
 impl Params {
     pub(super) fn run(self) -> Result<()> {
+        check_model(&self.model)?;
         let shape = Pretrained::shape(&self.model)?;
         let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels as usize) };
         let base = shape.count();

@@ -20,7 +20,6 @@ use crate::tasks::Task;
 /// Train a method on labelled sentences
 #[derive(Debug, Args)]
 #[command(
-    args_override_self = true,
     group = ArgGroup::new("start").required(true).args(["adapter", "method"]),
     after_help = "Examples:\n  peft train --model DIR --method lora --set r=8 --data train.tsv --epochs 3 --output out/lora\n  \
     peft train --model DIR --method bitfit --task sst2 --data GLUE/SST-2 --steps 500 --lr 1e-3 --output out/bitfit\n  \
@@ -56,9 +55,9 @@ pub struct Train {
     /// Optimizer steps
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<usize>,
-    /// Times through the data [default: 3]
+    /// Times through the data, or a fraction of one [default: 3]
     #[arg(long)]
-    epochs: Option<usize>,
+    epochs: Option<f64>,
     /// Sequences in a batch
     #[arg(long, default_value_t = 32)]
     batch_size: usize,
@@ -217,7 +216,7 @@ impl Train {
     fn config(&self, samples: usize) -> Result<TrainConfig> {
         let length = match (self.steps, self.epochs) {
             (Some(steps), _) => Length::Steps(steps),
-            (None, epochs) => Length::Epochs(epochs.unwrap_or(3)),
+            (None, epochs) => Length::Epochs(epochs.unwrap_or(3.0)),
         };
         let task = self.task.as_deref().map(Task::named).transpose()?;
         // transformers' names have the name of the data in front.

@@ -265,6 +265,11 @@ fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> E
     Error::file(path, key, value, format!("a setting that is known{nearest}"))
 }
 
+/// A number, without a point where it is whole.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 { json!(x as i64) } else { json!(x) }
+}
+
 /// A path as YAML can have it.
 fn shown(path: &Path) -> Value {
     json!(path.display().to_string())
@@ -296,7 +301,7 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("columns", if columns.is_empty() { Value::Null } else { json!(columns.join(",")) });
     match config.length {
         Length::Steps(steps) => put("max_steps", json!(steps)),
-        Length::Epochs(epochs) => put("num_train_epochs", json!(epochs)),
+        Length::Epochs(epochs) => put("num_train_epochs", number(epochs)),
     }
     put("per_device_train_batch_size", json!(config.batch_size));
     put("gradient_accumulation_steps", json!(config.gradient_accumulation_steps));

@@ -56,6 +56,38 @@ fn what_peft_wrote_goes_through_burn_and_back_with_the_same_bits() {
     }
 }
 
+/// See scripts/golden/gguf_adapters.py.
+#[test]
+fn a_lora_goes_to_gguf_and_back_with_the_same_bits() {
+    for case in ["lora-llama", "lora-llama-all"] {
+        let (folder, dir, model) = (Folder::new(), golden("peft-reparam", case), model("llama"));
+        let (hf, gguf) = (dir.join("adapter"), dir.join("adapter.gguf"));
+        let read = through(&folder, &model, &gguf, &["hf"]);
+        assert!(tensors(&read.join("adapter_model.safetensors")) == tensors(&hf.join("adapter_model.safetensors")));
+        let output = folder.path("adapter.gguf");
+        assert!(convert(&model, &hf, "gguf", &output).status.success());
+        assert!(tensors(Path::new(&output)) == tensors(&gguf), "{case}");
+        let alpha = |path: &Path| peft_core::load::Gguf::open(path).unwrap().float("adapter.lora.alpha").unwrap();
+        assert_eq!(alpha(Path::new(&output)), alpha(&gguf));
+    }
+}
+
+#[test]
+fn what_gguf_cannot_hold_is_refused_by_name() {
+    let folder = Folder::new();
+    let output = folder.path("out.gguf");
+    for (crate_name, case, base, words) in [
+        ("peft-reparam", "lora", "roberta-classify", &["model", "LLaMA"][..]),
+        ("peft-reparam", "dora-llama", "llama", &["lora_magnitude_vector", "GGUF"]),
+        ("peft-additive", "ia3-llama", "llama", &["method", "ia3", "lora"]),
+    ] {
+        let refused = convert(&model(base), &golden(crate_name, case).join("adapter"), "gguf", &output);
+        assert!(!refused.status.success());
+        names(&String::from_utf8(refused.stderr).unwrap(), words);
+        folder.holds(&[]);
+    }
+}
+
 #[test]
 fn what_is_trained_goes_through_adapterhub_and_back_with_the_same_bytes() {
     for (base, settings) in [

@@ -37,9 +37,11 @@ fn impossible_requests_are_refused_and_leave_nothing() {
         ("--method hyperformer --task-temperature 10 --no-shuffle", &["--task-temperature", "--no-shuffle"]),
         ("--model nowhere --method lora", &["--model", "nowhere", "hub"]),
     ] {
-        let mut args = vec!["train", "--model", &model, "--steps", "2", "--output", &output];
-        if !extra.contains("--data") {
-            args.extend(["--data", &data]);
+        let mut args = vec!["train", "--steps", "2", "--output", &output];
+        for (option, value) in [("--model", &model), ("--data", &data)] {
+            if !extra.contains(option) {
+                args.extend([option, value]);
+            }
         }
         args.extend(extra.split(' '));
         names(&fail(&args), words);

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::files::{Distinct, read_json};
+use crate::load::Gguf;
 use crate::{Architecture, Error, Method, Result, Shape};
 
 /// Fields that say nothing about the computation.
@@ -54,6 +55,16 @@ pub(super) const PEFT_FILES: &str =
 /// The `peft_type` of an adapter directory.
 pub fn peft_type(dir: &Path) -> Result<String> {
     let path = dir.join("adapter_config.json");
+    if dir.is_file() {
+        let (holds, expected) = match Gguf::open(dir)?.is_adapter() {
+            true => ("one in GGUF, where general.type is adapter", PEFT_FILES),
+            false => ("a model in GGUF", "an adapter's directory"),
+        };
+        return Err(Error::file(dir, "adapter", holds, expected));
+    }
+    if dir.join("config.json").exists() && !path.exists() {
+        return Err(Error::file(dir, "adapter", "a model's directory", "one with an adapter_config.json"));
+    }
     let config = read_json(&path)?;
     match config.get("peft_type") {
         Some(Value::String(kind)) => Ok(kind.clone()),

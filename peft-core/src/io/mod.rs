@@ -3,6 +3,7 @@
 pub mod adapterhub;
 mod bits;
 mod config;
+pub mod gguf;
 pub mod peft;
 mod pretrained;
 pub mod record;

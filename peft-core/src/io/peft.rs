@@ -72,7 +72,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// What an adapter file calls the tensor that records call `name`, and how it holds it.
-fn file_key<M: Method>(config: &M, name: &str, shape: &Shape) -> HubKey {
+pub(super) fn file_key<M: Method>(config: &M, name: &str, shape: &Shape) -> HubKey {
     let key = config.key(name, shape);
     if config.is_mask(name) { HubKey::new(key.name, Layout::Bits) } else { key.into() }
 }

@@ -24,7 +24,7 @@ use std::path::Path;
 #[cfg(feature = "load")]
 pub use checkpoint::{Checkpoint, Entry};
 #[cfg(feature = "load")]
-pub use gguf::Gguf;
+pub use gguf::{Gguf, write_lora};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
 #[cfg(feature = "tokenize")]

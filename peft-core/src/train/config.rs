@@ -54,8 +54,8 @@ pub enum Rule {
 pub enum Length {
     /// This many optimizer steps.
     Steps(usize),
-    /// This many times through the data.
-    Epochs(usize),
+    /// This many times through the data, or a fraction of one; a part of a step counts as one, as in transformers.
+    Epochs(f64),
 }
 
 /// The settings of a run.
@@ -118,7 +118,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
             learning_rate: 1e-3,
-            length: Length::Epochs(3),
+            length: Length::Epochs(3.0),
             batch_size: 32,
             gradient_accumulation_steps: 1,
             optim: Rule::AdamW,
@@ -153,7 +153,7 @@ impl TrainConfig {
 
     /// This many epochs.
     pub fn with_epochs(self, epochs: usize) -> Self {
-        TrainConfig { length: Length::Epochs(epochs), ..self }
+        TrainConfig { length: Length::Epochs(epochs as f64), ..self }
     }
 
     /// This many steps.
@@ -192,7 +192,8 @@ impl TrainConfig {
         };
         match self.length {
             Length::Steps(n) => count("steps", n)?,
-            Length::Epochs(n) => count("epochs", n)?,
+            Length::Epochs(n) if n > 0.0 && n <= 1e9 => {}
+            Length::Epochs(n) => return Err(Error::config("epochs", n, "a number above 0, at most 1000000000")),
         }
         count("batch_size", self.batch_size)?;
         count("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
@@ -225,7 +226,7 @@ impl TrainConfig {
     pub fn steps(&self, samples: usize) -> usize {
         match self.length {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => self.epoch(samples) * epochs,
+            Length::Epochs(epochs) => (self.epoch(samples) as f64 * epochs).ceil() as usize,
         }
     }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::optim::{
-    AdafactorConfig, AdamWConfig, DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource,
-};
+#[cfg(feature = "train")]
+use burn::optim::{AdafactorConfig, AdamWConfig};
+use burn::optim::{DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource};
 use burn::tensor::{Device, Tensor};
 
+#[cfg(feature = "train")]
 use super::{Rule, TrainConfig};
 use crate::view::{Visit, visit};
 
@@ -26,6 +27,7 @@ impl Optim {
     }
 
     /// The rule that the settings of a run name, without states yet.
+    #[cfg(feature = "train")]
     pub(crate) fn of(config: &TrainConfig) -> Self {
         let weight_decay = config.weight_decay as f32;
         match config.optim {

@@ -89,6 +89,9 @@ impl Gguf {
     }
 
     fn check_architecture(&self) -> Result<()> {
+        if self.is_adapter() {
+            return Err(self.refuse("general.type", "\"adapter\": this GGUF file holds an adapter", "a model"));
+        }
         let architecture = self.text("general.architecture")?;
         if architecture != "llama" {
             return Err(self.refuse("general.architecture", format!("{architecture:?}"), "\"llama\""));
@@ -205,7 +208,7 @@ impl Gguf {
     }
 
     /// Whether the rows divide into heads of two halves, and blocks end where rows do.
-    fn check_rows(&self, name: &str, entry: &Entry, heads: usize) -> Result<()> {
+    pub(super) fn check_rows(&self, name: &str, entry: &Entry, heads: usize) -> Result<()> {
         let rows = entry.shape[0];
         if heads.checked_mul(2).is_none_or(|halves| !rows.is_multiple_of(halves)) {
             return Err(self.refuse(
@@ -225,8 +228,15 @@ impl Gguf {
     }
 }
 
+/// The name of a module of a layer in GGUF, and the part of the layer.
+pub(super) fn original(module: &str) -> Option<(String, &'static str)> {
+    let (layer, path) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, _) = LAYER_NAMES.iter().find(|(_, new)| *new == path)?;
+    Some((format!("blk.{layer}.{part}"), part))
+}
+
 /// The name in transformers, and the part of a layer, if it is one.
-fn translate(name: &str, layers: usize) -> Option<(String, &str)> {
+pub(super) fn translate(name: &str, layers: usize) -> Option<(String, &str)> {
     let (module, leaf) = name.rsplit_once('.').filter(|(_, leaf)| ["weight", "bias"].contains(leaf))?;
     let find =
         |names: &[(&str, &'static str)], part: &str| names.iter().find(|(old, _)| *old == part).map(|(_, new)| *new);

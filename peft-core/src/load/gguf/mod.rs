@@ -1,5 +1,6 @@
 //! GGUF, the file of llama.cpp: metadata, a tokenizer and tensors, most of them quantized, in one.
 
+mod adapter;
 pub(super) mod blocks;
 mod cursor;
 mod llama;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+pub use self::adapter::write_lora;
 use self::blocks::KINDS;
 use self::cursor::Cursor;
 use self::value::Value;

@@ -1,0 +1,86 @@
+//! A LoRA for a LLaMA in one GGUF file, as llama.cpp's converter makes it from a directory of Hugging Face PEFT, and back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::TensorData;
+use serde_json::Value;
+
+use super::config;
+use super::peft::file_key;
+use super::tensors::{Taker, check_finite, to_files};
+use crate::load::{Gguf, write_lora};
+use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Result, Shape, Trained};
+
+/// Reads a file of llama.cpp's or ours; the method is LoRA.
+pub fn load<M: Method>(path: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
+    let shape = base.shape();
+    check_model(shape)?;
+    let (fields, tensors) = Gguf::open(path)?.lora(shape)?;
+    let method = config::parse(fields);
+    let method: M = method.map_err(|(key, found)| Error::file(path, key, found, format!("a {}", M::NAME)))?;
+    let mut taker = Taker::new(tensors);
+    let tuner = method.for_loading(base).map_err(|error| error.in_file(path))?;
+    let tuner = taker.fill(tuner, |name| file_key(&method, name, shape))?;
+    taker.finish(|_| false)?;
+    Ok((method, Trained::new(tuner, Head::LanguageModel(LanguageModel {}))?))
+}
+
+/// Writes one, and reads it back. What GGUF cannot hold is refused by its name.
+pub fn save<M: Method>(path: &Path, config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> Result<()> {
+    check_model(shape)?;
+    if M::PEFT_TYPE != "LORA" {
+        return Err(Error::config("method", M::NAME, "lora: GGUF holds no other adapter"));
+    }
+    if !matches!(trained.head, Head::LanguageModel(_)) {
+        return Err(Error::config("task head", "a trained one", "none: GGUF holds no head"));
+    }
+    let alpha = alpha(config)?;
+    let tensors = to_files(&trained.tuner.clone().valid(), |name| file_key(config, name, shape));
+    check_finite(&tensors)?;
+    write_lora(path, alpha, &tensors, shape)?;
+    verify(path, alpha, &tensors, shape).inspect_err(|_| {
+        // The check's error is the one to report.
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+fn check_model(shape: &Shape) -> Result<()> {
+    match shape.architecture {
+        Architecture::Llama(_) => Ok(()),
+        _ => Err(Error::config("model", "another architecture", "a LLaMA: adapters in GGUF are of no other here")),
+    }
+}
+
+/// The one alpha of a file, which is over each factor's own rank.
+fn alpha<M: Method>(config: &M) -> Result<f64> {
+    let fields = config::object(config);
+    let has = |key: &str| fields.get(key).and_then(Value::as_object).is_some_and(|pattern| !pattern.is_empty());
+    if has("alpha_pattern") {
+        return Err(Error::config("alpha_pattern", &fields["alpha_pattern"], "none: GGUF holds one alpha"));
+    }
+    let number = |key: &str| fields.get(key).and_then(Value::as_f64).unwrap_or_default();
+    match fields.get("use_rslora") {
+        Some(Value::Bool(true)) if has("rank_pattern") => {
+            Err(Error::config("use_rslora", true, "false, or one rank: GGUF divides one alpha by the rank"))
+        }
+        Some(Value::Bool(true)) => Ok(number("lora_alpha") * number("r").sqrt()),
+        _ => Ok(number("lora_alpha")),
+    }
+}
+
+/// Compares what is read back with what was to be written.
+fn verify(path: &Path, alpha: f64, tensors: &BTreeMap<String, TensorData>, shape: &Shape) -> Result<()> {
+    let (fields, read) = Gguf::open(path)?.lora(shape)?;
+    let differs = |detail: String| Error::Check { what: "reading the saved adapter back", detail };
+    if fields["lora_alpha"].as_f64().map(|x| x as f32) != Some(alpha as f32) || read.names().count() != tensors.len() {
+        return Err(differs(format!("alpha {}, {} tensors", fields["lora_alpha"], read.names().count())));
+    }
+    for (name, data) in tensors {
+        if read.read_f32(name, data.shape())? != *data {
+            return Err(differs(name.clone()));
+        }
+    }
+    Ok(())
+}
