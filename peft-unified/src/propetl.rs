@@ -392,8 +392,8 @@ impl<A: Module + Merge> Merge for ProPetl<A> {
 }
 
 impl<A: Adapter> Procedure for ProPetl<A> {
-    fn rate(&self, name: &str) -> f64 {
-        if name.starts_with("scores.") { self.sharing.mask_rate } else { 1.0 }
+    fn rate(&self, name: &str, rate: f64) -> f64 {
+        if name.starts_with("scores.") { self.sharing.mask_rate * rate } else { rate }
     }
 }
 

@@ -324,7 +324,7 @@ impl<A: Adapter + ModuleDisplay> Procedure for Sparse<A> {
         let weights = weights(&self.adapter);
         let gradient = |weights: &Numbers| {
             let moved = view(&self.adapter, &mut With(weights));
-            data.summed(&moved, &base, examples.chunks(size), |gradient| gradient)
+            data.summed(&moved, &base, examples.chunks(size), |_, gradient| gradient)
         };
         let scores = match scorer {
             Scorer::Grasp => {

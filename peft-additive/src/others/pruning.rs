@@ -126,6 +126,7 @@ mod tests {
     use peft_core::random::Random;
     use peft_core::testing::tolerances::FINITE_DIFFERENCE;
     use peft_core::testing::{base, device, examples};
+    use peft_core::train::TrainConfig;
     use peft_core::{Bare, Example, Head, Trained};
 
     use super::*;
@@ -199,8 +200,9 @@ mod tests {
     #[test]
     fn fisher_is_the_sum_of_squared_gradients() {
         let base = base("roberta-tiny", &device());
-        let (examples, head) = (examples(&base), Head::classifier(&base, 2, 3));
-        let probe = Probe::new(&head, &examples).with_seed(4);
+        let (examples, head, run) =
+            (examples(&base), Head::classifier(&base, 2, 3), TrainConfig::default().with_seed(4));
+        let probe = Probe::new(&head, &examples).with_run(&run);
         let (squares, drawn) = (fisher(&base, probe, 3).unwrap(), probe.draw(3));
         assert!(drawn != [0, 1, 2] && drawn != Probe::new(&head, &examples).draw(3), "{drawn:?}");
         let loss = |base: &Base, example: &Example| {

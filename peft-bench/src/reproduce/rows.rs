@@ -100,10 +100,11 @@ pub const ROWS: [Row; 14] = [
     Row {
         name: "Child-Tuning_D",
         method: "child-tuning",
-        settings: &["reserve_p=0.3", "fisher_samples=1024"],
+        settings: &["reserve_p=0.3"],
         learning_rate: 4e-5,
         small_learning_rate: 5e-4,
-        weight_decay: 0.1,
+        // The script's.
+        weight_decay: 0.01,
         ..ROW
     },
     Row {

@@ -5,6 +5,7 @@ pub mod conformance;
 pub mod equivalence;
 pub mod fixtures;
 pub mod golden;
+pub mod recorded;
 mod rewriting;
 pub mod tolerances;
 mod warned;

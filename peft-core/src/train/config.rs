@@ -245,6 +245,11 @@ impl TrainConfig {
         self.learning_rate * self.lr_scheduler_type.factor(step, self.warmup_steps, total)
     }
 
+    /// The factor that scales a gradient of this norm down to the largest allowed, as `clip_grad_norm_` of torch; 1 for a shorter one.
+    pub fn clip(&self, norm: f64) -> f64 {
+        if self.max_grad_norm == 0.0 { 1.0 } else { (self.max_grad_norm / (norm + 1e-6)).min(1.0) }
+    }
+
     /// How many of the first `done` of `total` steps have a learning rate above 0.
     pub(super) fn moving_steps(&self, done: usize, total: usize) -> usize {
         (0..done).filter(|step| self.rate(*step, total) > 0.0).count()

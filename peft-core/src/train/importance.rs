@@ -15,27 +15,28 @@ impl Probe<'_> {
     /// training examples, one by one, summed. By name.
     pub fn fisher<T: Tuner>(&self, tuner: &T, base: &Base, places: &[usize]) -> Result<BTreeMap<String, Vec<f32>>> {
         let each = places.iter().map(std::slice::from_ref);
-        self.summed(tuner, base, each, |gradient| gradient * gradient)
+        self.summed(tuner, base, each, |_, gradient| gradient * gradient)
     }
 
     /// A function of each number's gradient of the mean loss of some training examples, by their places, summed over such
-    /// batches. By name.
+    /// batches. By name. The function gets the norm of the tensor's gradient too.
     pub fn summed<'p, T: Tuner>(
         &self,
         tuner: &T,
         base: &Base,
         batches: impl IntoIterator<Item = &'p [usize]>,
-        of: impl Fn(f32) -> f32,
+        of: impl Fn(f64, f32) -> f32,
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         struct Sum<'a, F>(BTreeMap<String, Vec<f32>>, GradientsParams, &'a F);
-        impl<F: Fn(f32) -> f32> Visit for Sum<'_, F> {
+        impl<F: Fn(f64, f32) -> f32> Visit for Sum<'_, F> {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>) {
                 let sum = self.0.entry(name.to_string()).or_insert_with(|| vec![0.0; tensor.shape().num_elements()]);
                 if let Some(gradient) = self.1.remove::<D>(id) {
                     let gradient = gradient.into_data().convert::<f32>();
                     // A slice: `iter` asks at each number of which type it is.
                     let numbers = gradient.as_slice::<f32>().unwrap_or_else(|_| unreachable!("they were converted"));
-                    sum.iter_mut().zip(numbers).for_each(|(sum, g)| *sum += (self.2)(*g));
+                    let norm = numbers.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+                    sum.iter_mut().zip(numbers).for_each(|(sum, g)| *sum += (self.2)(norm, *g));
                 }
             }
         }

@@ -17,43 +17,64 @@ use crate::view::{Visit, visit};
 #[derive(Clone)]
 pub struct Optim {
     rule: Arc<dyn DynOptimizer>,
+    /// The same without weight decay.
+    undecayed: Arc<dyn DynOptimizer>,
     states: BTreeMap<ParamId, DynState>,
+}
+
+/// How a parameter is updated.
+pub(crate) struct Update {
+    /// Its learning rate.
+    pub rate: f64,
+    /// Whether weight decay acts on it.
+    pub decays: bool,
 }
 
 impl Optim {
     /// Without states yet.
     pub fn new(rule: impl Optimizer) -> Self {
-        Optim { rule: Arc::new(rule), states: BTreeMap::new() }
+        let rule: Arc<dyn DynOptimizer> = Arc::new(rule);
+        Optim { undecayed: rule.clone(), rule, states: BTreeMap::new() }
     }
 
     /// The rule that the settings of a run name, without states yet.
     #[cfg(feature = "train")]
     pub(crate) fn of(config: &TrainConfig) -> Self {
-        let weight_decay = config.weight_decay as f32;
-        match config.optim {
+        let rule = |weight_decay: f64| match config.optim {
             Rule::AdamW => {
                 let adamw = AdamWConfig::new()
                     .with_beta_1(config.adam_beta1 as f32)
                     .with_beta_2(config.adam_beta2 as f32)
                     .with_epsilon(config.adam_epsilon as f32);
-                Optim::new(adamw.with_weight_decay(weight_decay).build())
+                Optim::new(adamw.with_weight_decay(weight_decay as f32).build())
             }
             Rule::Adafactor => {
                 let adafactor = AdafactorConfig::new().with_relative_step(false).with_scale_parameter(false);
-                Optim::new(adafactor.with_weight_decay(weight_decay).build())
+                Optim::new(adafactor.with_weight_decay(weight_decay as f32).build())
             }
-        }
+        };
+        Optim { undecayed: rule(0.0).rule, ..rule(config.weight_decay) }
     }
 
     /// One step on every parameter that has a gradient; `lr` is asked by the parameter's name.
     pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams, lr: impl Fn(&str) -> f64) -> M {
+        self.update(module, gradients, |name| Update { rate: lr(name), decays: true })
+    }
+
+    /// The same where not every parameter decays.
+    pub(crate) fn update<M: Module>(
+        &mut self,
+        module: M,
+        gradients: GradientsParams,
+        of: impl Fn(&str) -> Update,
+    ) -> M {
         struct Step<'a, F> {
             optim: &'a mut Optim,
             gradients: GradientsParams,
-            lr: F,
+            of: F,
             path: Vec<String>,
         }
-        impl<F: Fn(&str) -> f64> ModuleMapper for Step<'_, F> {
+        impl<F: Fn(&str) -> Update> ModuleMapper for Step<'_, F> {
             fn enter_module(&mut self, name: &str, _: &str) {
                 self.path.push(name.to_string());
             }
@@ -62,12 +83,13 @@ impl Optim {
             }
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
                 let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
-                let (id, lr) = (param.id, (self.lr)(&self.path.join(".")));
+                let (id, Update { rate, decays }) = (param.id, (self.of)(&self.path.join(".")));
+                let rule = if decays { &self.optim.rule } else { &self.optim.undecayed };
                 param.map(|value| {
                     let tracked = value.is_require_grad();
                     let state = self.optim.states.remove(&id);
                     let (value, gradient) = (value.inner().into_bridge(), gradient.into_bridge());
-                    let (value, state) = self.optim.rule.step_dyn(D, lr, value, gradient, state);
+                    let (value, state) = rule.step_dyn(D, rate, value, gradient, state);
                     if let Some(state) = state {
                         self.optim.states.insert(id, state);
                     }
@@ -76,7 +98,7 @@ impl Optim {
                 })
             }
         }
-        module.map(&mut Step { optim: self, gradients, lr, path: vec![] })
+        module.map(&mut Step { optim: self, gradients, of, path: vec![] })
     }
 
     /// The state of a parameter, as burn-optim's rule keeps it (`AdamWState<2>` for AdamW on a matrix).
@@ -126,7 +148,7 @@ impl Optim {
         for (name, data) in saved.tensors {
             source.insert_tensor(name, data);
         }
-        let mut load = Load(Optim { rule: self.rule.clone(), states: BTreeMap::new() }, source, device);
+        let mut load = Load(Optim { states: BTreeMap::new(), ..self.clone() }, source, device);
         visit(module, &mut load);
         load.0
     }

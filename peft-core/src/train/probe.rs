@@ -1,46 +1,49 @@
-//! The run as a method may look at it before the first step: the training data, the number of steps and the seed.
+//! The run as a method may look at it before the first step: the training data and the settings.
+
+use std::borrow::Cow;
 
 use burn::optim::GradientsParams;
 
+use super::TrainConfig;
 use crate::loss::targets;
 use crate::random::Random;
 use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
-/// The training data, the loss that the head gives on it, and the length of the run.
+/// The training data, the loss that the head gives on it, and the settings of the run.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe<'a> {
     head: &'a Head,
     examples: &'a [Example],
-    steps: Option<usize>,
-    seed: u64,
+    run: Option<&'a TrainConfig>,
 }
 
 impl<'a> Probe<'a> {
     /// Of these examples.
     pub fn new(head: &'a Head, examples: &'a [Example]) -> Self {
-        Probe { head, examples, steps: None, seed: 0 }
+        Probe { head, examples, run: None }
     }
 
-    /// Before a run of this many steps.
-    pub fn with_steps(self, steps: usize) -> Self {
-        Probe { steps: Some(steps), ..self }
+    /// Before a run with these settings.
+    pub fn with_run(self, run: &'a TrainConfig) -> Self {
+        Probe { run: Some(run), ..self }
     }
 
-    /// Before a run with this seed.
-    pub fn with_seed(self, seed: u64) -> Self {
-        Probe { seed, ..self }
+    /// The settings of the run, those that are usual if there is none.
+    pub fn settings(&self) -> Cow<'a, TrainConfig> {
+        self.run.map_or_else(|| Cow::Owned(TrainConfig::default()), Cow::Borrowed)
     }
 
     /// The places of this many training examples, or of all if there are no more, drawn by the run's seed.
     pub fn draw(&self, count: usize) -> Vec<usize> {
-        let mut places = Random::new(self.seed, "examples before the first step").permutation(self.examples.len());
+        let random = Random::new(self.settings().seed, "examples before the first step");
+        let mut places = random.permutation(self.examples.len());
         places.truncate(count);
         places
     }
 
     /// How many steps the run takes, if there is one.
     pub fn steps(&self) -> Option<usize> {
-        self.steps
+        self.run.map(|run| run.steps(self.examples.len()))
     }
 
     /// The training examples.

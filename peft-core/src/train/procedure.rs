@@ -28,9 +28,14 @@ pub trait Procedure: Tuner + Sized {
         None
     }
 
-    /// The factor on the learning rate of a tensor of this module, by its name.
-    fn rate(&self, _name: &str) -> f64 {
-        1.0
+    /// The learning rate of a tensor of this module, by its name, in a step in which the run's is `rate`.
+    fn rate(&self, _name: &str, rate: f64) -> f64 {
+        rate
+    }
+
+    /// Whether weight decay acts on a tensor of this module, by its name.
+    fn decays(&self, _name: &str) -> bool {
+        true
     }
 
     /// Whether a tensor of this module, by its name, may have no gradient in any step of a sound run.
@@ -82,11 +87,19 @@ impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
         }
     }
 
-    fn rate(&self, name: &str) -> f64 {
+    fn rate(&self, name: &str, rate: f64) -> f64 {
         match name.split_once('.') {
-            Some(("0", name)) => self.0.rate(name),
-            Some((_, name)) => self.1.rate(name),
-            None => 1.0,
+            Some(("0", name)) => self.0.rate(name, rate),
+            Some((_, name)) => self.1.rate(name, rate),
+            None => rate,
+        }
+    }
+
+    fn decays(&self, name: &str) -> bool {
+        match name.split_once('.') {
+            Some(("0", name)) => self.0.decays(name),
+            Some((_, name)) => self.1.decays(name),
+            None => true,
         }
     }
 

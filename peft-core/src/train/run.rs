@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 
 use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
+use super::optim::Update;
 use super::probe::labels;
 use super::rewritten::{Rows, with_leaves};
 use super::{Optim, Procedure, TrainConfig};
@@ -73,8 +74,11 @@ impl<T: Procedure> Run<T> {
         let learning_rate = self.config.rate(step, total);
         let mut trained = before.clone();
         let gradients = trained.tuner.gradients(gradients, step + 1);
-        let factor = |name: &str| name.strip_prefix("tuner.").map_or(1.0, |name| before.tuner.rate(name));
-        let trained = self.optim.step(trained, gradients, |name| learning_rate * factor(name));
+        let of = |name: &str| match name.strip_prefix("tuner.") {
+            Some(name) => Update { rate: before.tuner.rate(name, learning_rate), decays: before.tuner.decays(name) },
+            None => Update { rate: learning_rate, decays: true },
+        };
+        let trained = self.optim.update(trained, gradients, of);
         let (tuner, base) = trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
         self.trained = Trained { tuner, head: trained.head };
         self.base = base;
@@ -129,16 +133,16 @@ impl<T: Procedure> Run<T> {
         }
     }
 
-    /// Scales gradients down to the largest allowed norm over all tensors, as `clip_grad_norm_` of torch.
+    /// Scales gradients down to the largest allowed norm over all tensors.
     fn clip(&self, trained: &Trained<T>, gradients: GradientsParams, step: usize) -> Result<(GradientsParams, f64)> {
         let mut norm = Norm { gradients, squares: 0.0, wrong: None };
         visit(trained, &mut norm);
         if let Some(name) = norm.wrong {
             return Err(Error::Training { step, what: format!("the gradient of {name} is not finite") });
         }
-        let (length, limit) = (norm.squares.sqrt(), self.config.max_grad_norm);
-        let factor = limit / (length + 1e-6);
-        if limit == 0.0 || factor >= 1.0 {
+        let length = norm.squares.sqrt();
+        let factor = self.config.clip(length);
+        if factor == 1.0 {
             return Ok((norm.gradients, length));
         }
         let mut scale = Scale { gradients: norm.gradients, factor };

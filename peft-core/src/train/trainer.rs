@@ -207,8 +207,7 @@ impl Trainer {
         let Work { data, evaluation, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
-        let (tuner, base) =
-            tuner.prepare(base.clone(), Probe::new(&head, data).with_steps(total).with_seed(config.seed))?;
+        let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_run(config))?;
         let changes_base = tuner.changes_base();
         if changes_base && store.is_some() {
             let expected = "none: this method changes the base, which checkpoints do not hold";

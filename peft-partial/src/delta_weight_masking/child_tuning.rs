@@ -3,20 +3,21 @@
 //! F: M = Bernoulli(p) / p for each number in each step
 //! D: M = 1 for the p n numbers of the layers' n with the largest Fisher information, else 0; 1 outside of the layers
 //! Paper: Xu et al., 2021, arXiv:2109.05687, section 2.   Reference: alibaba/AliceMind ChildTuning; modelscope `ChildTuningAdamW`
-//! Oracle: paper: `everything_reserved_is_full_fine_tuning`
+//! Oracle: code alibaba/AliceMind ChildTuning: `a_run_of_a_drawn_child_is_that_of_the_reference`, `a_run_of_a_chosen_child_is_that_of_the_reference`
 //! Trains: every tensor of the base; with D, of the n numbers of the layers only floor(p n).      Merges: yes, by overwriting.
 //! Identities:
 //! - the base at init, bit for bit: `C1`
 //! - p = 1 is full fine-tuning, bit for bit: `everything_reserved_is_full_fine_tuning`
 //! - F: each number of the gradient is g / p with probability p, else 0, so that its mean is g: `a_drawn_gradient_is_right_on_average`
 //! - F: a step's mask is a function of seed and step: `masks_are_drawn_anew_in_each_step_and_alike_from_one_seed`, `a_run_taken_up_ends_with_the_same_bits`
-//! - D: the Fisher information is the sum over examples of the squared gradient: `the_child_is_what_has_the_largest_squared_gradients`
+//! - D: the Fisher information is the sum over batches of the squared gradient, that of each tensor clipped: `the_child_is_what_has_the_largest_squared_gradients`
 //! - D: what is outside of the child keeps its bits, under weight decay too: `only_the_child_moves`
 //!
 //! Differs from the paper: with D the update is masked, not only the gradient, so that weight decay does not reach what is outside of
-//! the child. As in the code, F divides by p, and D leaves what is outside of the layers (the names with `layer`) unmasked; unlike in
-//! the code, where the gradients of batches are squared, with dropout, D squares those of single examples, without, as the paper's
-//! equation 6 has it. A tensor without a number in the child is not trained. The head is never masked.
+//! the child. As in the code, F divides by p; D leaves what is outside of the layers (the names with `layer`) unmasked, and squares the
+//! gradients of the run's batches, each tensor's scaled down to the run's `max_grad_norm` first, where equation 6 of the paper has those
+//! of single examples. Unlike the code's these are without dropout, so that the child is a function of model and data; the child has no
+//! more numbers where some are equal; the head is never masked, which F does there.
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -28,7 +29,7 @@ use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, P
 use serde::{Deserialize, Serialize};
 
 use crate::full::name_of;
-use crate::masking::{hold, mask_gradients, train_only};
+use crate::masking::{hold, mask_gradients};
 use crate::{Full, FullConfig};
 
 /// How the child network is chosen, by the names of the reference.
@@ -150,9 +151,11 @@ impl Procedure for ChildTuning {
             return Ok((self, base));
         }
         let examples = data.draw(self.config.fisher_samples.unwrap_or(usize::MAX));
+        let settings = data.settings();
         let layers = layers(base.shape());
         let name = |place: &Place| name_of(place.site, place.slot);
-        let mut scores = data.fisher(&self.full, &base, &examples)?;
+        let squared = |norm, gradient: f32| (settings.clip(norm) as f32 * gradient).powi(2);
+        let mut scores = data.summed(&self.full, &base, examples.chunks(settings.batch_size), squared)?;
         scores.retain(|scored, _| layers.iter().any(|place| name(place) == *scored));
         let child = largest(&scores, self.config.reserved(base.shape())?);
         let mask = |place: &Place| {
@@ -161,12 +164,21 @@ impl Procedure for ChildTuning {
         };
         let (device, matrix) = (base.device(), |place: &Place| Tensor::from_data(mask(place), base.device()));
         let masks = Full::new(layers.clone(), matrix, |place| Tensor::from_data(mask(place), device)).no_grad();
-        let full = train_only(&self.full, |name| child.get(name).is_none_or(|child| child.contains(&true)));
-        Ok((ChildTuning { full, masks: Some(masks), ..self }, base))
+        Ok((ChildTuning { masks: Some(masks), ..self }, base))
     }
 
     fn sample(self, random: &mut Random) -> Self {
         ChildTuning { key: random.bits(), ..self }
+    }
+
+    /// A tensor without a number in the child.
+    fn may_rest(&self, name: &str) -> bool {
+        let (Some(masks), Some(name)) = (&self.masks, name.strip_prefix("full.")) else { return false };
+        let none = |kept: Tensor<1>| kept.into_scalar::<f32>() == 0.0;
+        match name.starts_with("weights.") {
+            true => masks.get::<2>(name).is_some_and(|mask| none(mask.sum())),
+            false => masks.get::<1>(name).is_some_and(|mask| none(mask.sum())),
+        }
     }
 
     fn gradients(&mut self, gradients: GradientsParams, _step: usize) -> GradientsParams {

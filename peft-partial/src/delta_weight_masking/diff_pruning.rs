@@ -1,9 +1,9 @@
 //! # Diff pruning                           family: partial / delta weight masking
 //! W' = W + z * z_g * w                     w: a difference for each number of the base, = 0; z as large, z_g one for each tensor
-//! z = min(1, max(0, s (r - l) + l)), s = sigmoid(logit(u) + alpha), u ~ U(1e-4, 1 - 1e-4)       alpha = 5, l = -1.5, r = 1.5
+//! z = min(1, max(0, s (r - l) + l)), s = sigmoid(logit(u) + alpha), u ~ U(0, 1), from 1e-4 to 1 - 1e-4       alpha = 5, l = -1.5, r = 1.5
 //! loss + lambda sum sigmoid(alpha - ln(-l / r)), over the gates z and z_g
 //! Paper: Guo et al., 2020, arXiv:2012.07463, section 3.   Reference: dguo98/DiffPruning
-//! Oracle: paper: `gates_are_hard_concrete`
+//! Oracle: code dguo98/DiffPruning: `a_run_is_that_of_the_reference`
 //! Trains: two numbers for each of the base's, and one per tensor if structured; floor(t n) differences are left.      Merges: yes.
 //! Identities:
 //! - the base at init, bit for bit: `C1`
@@ -17,9 +17,11 @@
 //! - at the end the floor(t n) largest differences are left, as they were: `the_largest_differences_are_left`
 //! - trained on, those that are 0 keep their bits, under weight decay too: `what_was_pruned_stays_pruned`
 //!
-//! Differs from the paper: the penalty of a number's gate and that of its tensor's are added, as in the code. Without noise (in
-//! evaluation, and for pruning) u is 1/2. Fine-tuning what is left is another run that starts from the result. Gates per layer are
-//! not offered. Files hold all differences, those of 0 too. Weight decay would pull alpha to 0: leave it out. Gradients are clipped together, not those of the gates apart.
+//! Differs from the paper: the penalty of a number's gate and that of its tensor's are added, as in the code, from which the gates'
+//! learning rate is too: the same in all steps, without weight decay. Without noise (in evaluation, and for pruning) u is 1/2; the code's
+//! is that of the last step. Gradients are clipped together; the code clips those of gates and differences each apart. The head is trained
+//! by the run's settings. Fine-tuning what is left is another run that starts from the result. Gates per layer are not offered. Files hold
+//! all differences, those of 0 too.
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -46,8 +48,8 @@ pub struct DiffPruningConfig {
     pub concrete_upper: f64,
     /// What alpha starts from.
     pub alpha_init: f64,
-    /// The learning rate of alpha over that of the differences.
-    pub alpha_lr_ratio: f64,
+    /// The learning rate of alpha, the same in all steps.
+    pub alpha_learning_rate: f64,
     /// Whether each tensor has a gate too (structured).
     pub per_params_alpha: bool,
     /// The share of the differences that is left, t.
@@ -55,14 +57,14 @@ pub struct DiffPruningConfig {
 }
 
 impl Default for DiffPruningConfig {
-    /// The reference's: structured, half a percent, a learning rate of 0.1 for alpha with 5e-5 for the differences.
+    /// The reference's: structured, half a percent.
     fn default() -> Self {
         DiffPruningConfig {
             sparsity_pen: 1.25e-7,
             concrete_lower: -1.5,
             concrete_upper: 1.5,
             alpha_init: 5.0,
-            alpha_lr_ratio: 2000.0,
+            alpha_learning_rate: 0.1,
             per_params_alpha: true,
             target_sparsity: 0.005,
         }
@@ -96,7 +98,7 @@ impl DiffPruningConfig {
             ("concrete_lower", self.concrete_lower, self.concrete_lower < 0.0, "below 0"),
             ("concrete_upper", self.concrete_upper, self.concrete_upper > 1.0, "above 1"),
             ("alpha_init", self.alpha_init, true, ""),
-            ("alpha_lr_ratio", self.alpha_lr_ratio, self.alpha_lr_ratio > 0.0, "above 0"),
+            ("alpha_learning_rate", self.alpha_learning_rate, self.alpha_learning_rate > 0.0, "above 0"),
         ] {
             if !possible || !value.is_finite() {
                 return Err(Error::config(key, value, format!("a finite number {allowed}").trim_end()));
@@ -186,7 +188,7 @@ impl DiffPruning {
         let logits = match noise {
             Some(Noise { seed, step, .. }) => {
                 let random = Random::new(*seed, &format!("step {step}: {name}"));
-                let u = random.uniform_tensor(alpha.dims(), 1e-4, 1.0 - 1e-4, &alpha.device().inner());
+                let u = random.uniform_tensor(alpha.dims(), 0.0, 1.0, &alpha.device().inner()).clamp(1e-4, 1.0 - 1e-4);
                 alpha + (u.clone().log() - (-u + 1.0).log())
             }
             None => alpha,
@@ -282,8 +284,12 @@ impl Procedure for DiffPruning {
         open.1.map(|sum| sum * self.config.sparsity_pen)
     }
 
-    fn rate(&self, name: &str) -> f64 {
-        if name.starts_with("differences.") { 1.0 } else { self.config.alpha_lr_ratio }
+    fn rate(&self, name: &str, rate: f64) -> f64 {
+        if name.starts_with("differences.") { rate } else { self.config.alpha_learning_rate }
+    }
+
+    fn decays(&self, name: &str) -> bool {
+        name.starts_with("differences.")
     }
 
     /// What has been pruned is 0 and has no gradient, so that weight decay does not move it either.
@@ -353,7 +359,7 @@ mod tests {
             (DiffPruningConfig { concrete_lower: 0.0, ..good.clone() }, "concrete_lower"),
             (DiffPruningConfig { concrete_upper: 1.0, ..good.clone() }, "concrete_upper"),
             (DiffPruningConfig { alpha_init: f64::NAN, ..good.clone() }, "alpha_init"),
-            (DiffPruningConfig { alpha_lr_ratio: -1.0, ..good.clone() }, "alpha_lr_ratio"),
+            (DiffPruningConfig { alpha_learning_rate: -1.0, ..good.clone() }, "alpha_learning_rate"),
             (DiffPruningConfig::new(0.0), "target_sparsity"),
             (DiffPruningConfig::new(1.5), "target_sparsity"),
             (DiffPruningConfig::new(1e-9), "at least one of"),

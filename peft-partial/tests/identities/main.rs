@@ -5,13 +5,33 @@ mod diff_pruning;
 mod reference;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use peft_core::testing::{self, device, fixtures::SHAPES};
+use peft_core::testing::{self, device, fixtures::SHAPES, recorded::Recorded};
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Architecture, Base, Error, Example, Head, Label, LanguageModel, Method, Procedure, Result, Trained};
+use peft_core::{
+    Architecture, Base, Error, Example, Head, Key, Label, LanguageModel, Method, Procedure, Result, Trained,
+};
+use peft_partial::FullConfig;
+
+/// The run in this directory of golden files.
+fn recorded(name: &str) -> Recorded {
+    Recorded::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name), "roberta-classify")
+}
+
+/// What files call a tensor that full fine-tuning names so.
+fn key(name: &str, base: &Base) -> Key {
+    FullConfig::default().key(name, base.shape())
+}
+
+/// Those tensors whose names start so, by the rest of their names.
+fn under(tensors: &Values, start: &str) -> Values {
+    let rest = |(name, data): (&String, &TensorData)| Some((name.strip_prefix(start)?.to_string(), data.clone()));
+    tensors.iter().filter_map(rest).collect()
+}
 
 type Values = BTreeMap<String, TensorData>;
 

@@ -210,7 +210,7 @@ fn train(config: &AdaLoraConfig, base: &Base) -> Trained<AdaLora> {
 /// A run step by step, as the trainer makes it.
 fn begin(settings: &TrainConfig, base: &Base, trained: Trained<AdaLora>, data: &[Example]) -> Run<AdaLora> {
     let Trained { tuner, head } = trained;
-    let probe = Probe::new(&head, data).with_steps(settings.steps(data.len()));
+    let probe = Probe::new(&head, data).with_run(settings);
     let (tuner, base) = tuner.prepare(base.clone(), probe).unwrap();
     Run::new(settings, base, Trained { tuner, head }).unwrap()
 }

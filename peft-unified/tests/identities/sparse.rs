@@ -150,7 +150,7 @@ fn grasp_keeps_what_lengthens_the_gradient() {
         let (probe, all) = (Probe::new(&head, &examples), (0..examples.len()).collect::<Vec<_>>());
         let half = |name: &str, place: usize, factor: f32| {
             let tuner = scaled(&dense, name, place, factor);
-            let gradient = probe.summed(&tuner, &base, [&all[..]], |gradient| gradient).unwrap();
+            let gradient = probe.summed(&tuner, &base, [&all[..]], |_, gradient| gradient).unwrap();
             let matrices =
                 gradient.iter().filter(|(name, _)| masks.contains_key(*name)).flat_map(|(_, numbers)| numbers);
             matrices.map(|g| f64::from(*g).powi(2)).sum::<f64>() / 2.0
