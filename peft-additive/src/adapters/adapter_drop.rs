@@ -1,7 +1,7 @@
 //! # AdapterDrop                            family: additive / adapter-based
 //! u' = u + act(z Wd + bd) Wu + bu in the layers n, .., L - 1; u' = u in the layers 0, .., n - 1     Wd, Wu, z as in Pfeiffer's sequential adapter
 //! Paper: Rueckle et al., 2021, arXiv:2010.11918, section 3.   Reference: adapter-hub `SeqBnConfig` with `leave_out`, and `ForwardContext` without adapters in some layers
-//! Oracle: paper: `states_below_are_those_of_the_base`, `a_robust_one_holds_every_specialised_one`
+//! Oracle: code adapter-hub/adapters src/adapters/methods/modeling.py: `equals_the_derivation_of_adapter_drop`, `a_robust_run_is_that_of_the_derivation`
 //! Trains: (L - n) (2 d m + m + d); of a robust one L (2 d m + m + d).      Merges: no, the non-linearity is in front of the residual.
 //! Identities:
 //! - the base at init with `zero_up`: `C1`
@@ -11,8 +11,10 @@
 //! - below n nothing is differentiated: `nothing_below_is_differentiated`
 //! - a robust one with n layers dropped is a specialised one with its upper adapters: `a_robust_one_holds_every_specialised_one`
 //! - a robust one draws each n alike while it trains, and is left with its own: `each_number_of_layers_is_drawn_alike`
+//! - an adapter that is left out of a step is neither moved nor decayed by it: `a_robust_run_is_that_of_the_derivation`
+//! - it starts as AdapterHub's: `each_form_starts_as_its_reference`
 //!
-//! Differs from the paper: of an encoder-decoder the lowest n layers of both stacks are without adapters, and since the decoder sees the encoder, only the encoder's are not differentiated. Pruning of AdapterFusion is not part of it.
+//! Differs from the paper: of an encoder-decoder the lowest n layers of both stacks are without adapters, and since the decoder sees the encoder, only the encoder's are not differentiated. A robust one draws n from 0 to L - 1, as in the paper; AdapterHub's notebook never leaves out L - 1 layers. Pruning of AdapterFusion is not part of it.
 
 use burn::module::Module;
 use peft_core::{

@@ -2,12 +2,13 @@
 //! X' = X + P^T (P l o (f(P X) - P X)) + act(z Wd + bd) Wu + bu, z = N(X)     f: the frozen layer; P: [k, n], the k tokens with the largest l; Wd: [d, m], Wu: [m, d] = 0
 //! l = SoftTopK(z w, k) = argmax s . l + e H(l) under sum l = k, 0 <= l <= 1     w: (d,), k = n / r rounded up, H the entropy
 //! Paper: Lei et al., 2023, arXiv:2304.04947, section 3.   Reference: lucidrains/CoLT5-attention `coor_descent` for SoftTopK
-//! Oracle: paper: `a_layer_is_its_equation_on_the_chosen_tokens`
+//! Oracle: code lucidrains/CoLT5-attention colt5_attention/coor_descent.py: `equals_the_derivation_of_coda`
 //! Trains: 2 d m + m + 2 d per encoder layer; without a router, r = 1, d less.      Merges: no, which tokens run is known at run time.
 //! Identities:
 //! - r = 1 is the base's layer and a parallel adapter: `with_all_tokens_it_is_the_layer_and_a_parallel_adapter`
 //! - X' is what the equation says, and only k tokens run through the layer: `a_layer_is_its_equation_on_the_chosen_tokens`
 //! - of a table of relative positions the chosen tokens keep their own: `relative_positions_follow_the_chosen_tokens`
+//! - on T5 z goes through N as the methods beside this one have made it: `a_method_sees_the_base_as_the_others_rewrite_it`
 //! - l solves the problem: `soft_top_k_is_the_maximum`
 //! - e -> 0 is the hard choice: `soft_top_k_without_entropy_chooses_hard`
 //! - padding is never chosen, each sequence has its own k: `C7`

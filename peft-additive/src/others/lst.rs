@@ -1,15 +1,16 @@
 //! # Ladder side-tuning                     family: additive / others
 //! s_0 = D_0 h_0; s_i = f'_i(g_i s_(i-1) + (1 - g_i) D_i h_i), g_i = sigmoid(a_i / T); y = U s_L     h_i: [n, d], the frozen states; D_i: [d, d/r], U: [d/r, d], with biases; f'_i: a layer of the model's kind, all its widths divided by r
 //! Paper: Sung et al., 2022, arXiv:2206.06522, section 3.   Reference: ylsung/Ladder-Side-Tuning
-//! Oracle: paper: `a_side_layer_works_on_the_mixed_states`
+//! Oracle: code ylsung/Ladder-Side-Tuning seq2seq: `equals_the_derivation_of_lst`
 //! Trains: the side layers and all D_i, U, a_i.      Merges: no, it is another network.
 //! Identities:
 //! - nothing of the backbone is differentiated, and its states are those that it has alone: `the_backbone_is_never_differentiated`
 //! - r = 1, D_0 = U = I, g = 1 is the backbone: `a_side_network_of_full_width_is_the_backbone`
 //! - g = 1 uses h_0 only, g = 0 each h_i: `gates_choose_between_the_side_and_the_backbone`
 //! - the equation, g between its ends, T not 1: `a_side_layer_works_on_the_mixed_states`
+//! - D_i, U and a_i start as in the reference: `each_form_starts_as_its_reference`
 //! - h_i of a layer without a side layer is not used: `a_dropped_layer_has_no_rung`
-//! - pruned matrices are parts of the base's, chosen by importance in the order of the forward: `pruning_keeps_the_most_important_units`
+//! - pruned matrices are parts of the base's, chosen by importance in the order of the forward: `pruning_keeps_the_most_important_units`, `equals_the_derivation_of_lst`
 //! - by Fisher, the importance of a weight is the sum of its squared gradients: `fisher_is_the_sum_of_squared_gradients`, `a_run_starts_from_the_units_that_fisher_finds`
 //!
 //! Differs from the paper: h_0 has the dropout of the backbone's run, there is no second one. Without the reference's support of BERT, RoBERTa and LLaMA the first two take its BART encoder's form, LLaMA that of T5: classification reads the first token of y (BERT through the frozen pooler). Importances of maps that read the same are multiplied, as in the reference's T5. Its BART and BERT sum their logarithms and rank units by the absolute values, so that of numbers below 1, as squared gradients are, the smallest win: the least important units are kept. Where key and query heads differ in number, they choose their units apart. Widths are rounded up, those of rotary heads to an even number.

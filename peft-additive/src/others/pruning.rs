@@ -139,7 +139,8 @@ mod tests {
         values.chunks(columns).map(<[f64]>::to_vec).collect()
     }
 
-    /// The chain of choices by its definition, over a RoBERTa, a T5 and a LLaMA whose keys have fewer heads than its queries.
+    /// The chain of choices by its definition, through all layers of all stacks, over models of each kind, of which a LLaMA's keys have
+    /// fewer heads than its queries. Nothing else is kept.
     #[test]
     fn pruning_keeps_the_most_important_units() {
         use Part::*;
@@ -147,52 +148,76 @@ mod tests {
             let rank = |unit: usize| sums.iter().filter(|other| **other > sums[unit]).count();
             (0..sums.len()).filter(|unit| rank(*unit) < n).collect::<Vec<_>>()
         };
-        let of_encoders = vec![vec![Query, Key, Value], vec![Output], vec![Up], vec![Down]];
-        let of_llama = vec![vec![Key, Value], vec![Query], vec![Output], vec![Gate, Up], vec![Down]];
-        for (name, chain) in [("roberta-tiny", &of_encoders), ("t5-tiny", &of_encoders), ("llama-tiny", &of_llama)] {
+        // The maps that choose together, in the order of the forward; a normalization follows the units in front of it.
+        let attention = [vec![Query, Key, Value], vec![Output]];
+        let post = [&attention[..], &[vec![NormAttention], vec![Up], vec![Down], vec![NormFeedForward]]].concat();
+        let pre = [&[vec![NormAttention]], &attention[..], &[vec![NormFeedForward], vec![Up], vec![Down]]].concat();
+        let crossed = [vec![NormCrossAttention], vec![CrossQuery, CrossKey, CrossValue], vec![CrossOutput]];
+        let decoder = [&pre[..3], &crossed[..], &pre[3..]].concat();
+        let few = [vec![Key, Value], vec![Query], vec![Output], vec![NormFeedForward], vec![Gate, Up], vec![Down]];
+        let llama = [&[vec![NormAttention]], &few[..]].concat();
+        for (name, chains) in [
+            ("roberta-tiny", vec![&post]),
+            ("bert-tiny", vec![&post]),
+            ("t5-tiny", vec![&pre, &decoder]),
+            ("llama-tiny", vec![&llama]),
+        ] {
             let base = base(name, &device());
             let side = side_shape(base.shape(), 2);
             let importance = |site: Site| {
-                Random::new(5, &site.to_string()).uniform_tensor(
-                    base.weight(site).dense().dims(),
-                    0.1,
-                    1.0,
-                    base.device(),
-                )
+                let dims = base.weight(site).dense().dims();
+                Random::new(5, &site.to_string()).uniform_tensor(dims, 0.1, 1.0, base.device())
             };
-            let kept = pruned(&base, &side, importance);
-            let (stack, layers) = base.shape().stacks()[0];
+            let numbers = |data: TensorData| data.iter::<f32>().map(f64::from).collect::<Vec<_>>();
+            let places: BTreeSet<_> = base.shape().places().into_iter().map(|place| (place.site, place.slot)).collect();
+            let follow = |site: Site, units: &[usize]| {
+                let slots = [Slot::Gain, Slot::Bias].into_iter().filter(|slot| places.contains(&(site, *slot)));
+                let cut = |slot| {
+                    let all = numbers(base.vector(site, slot).into_data());
+                    ((site, slot), units.iter().map(|unit| all[*unit]).collect::<Vec<_>>())
+                };
+                slots.map(cut).collect::<Vec<_>>()
+            };
             let words = rows(importance(base.shape().words()));
             let mut units = top((0..24).map(|j| words.iter().map(|row| row[j]).sum()).collect(), side.hidden);
-            for (layer, parts) in (0..layers).flat_map(|layer| chain.iter().map(move |parts| (layer, parts))) {
-                let sites: Vec<Site> = parts.iter().map(|part| Site { stack, layer, part: *part }).collect();
-                let all: Vec<_> = sites.iter().map(|site| rows(importance(*site))).collect();
-                let sum = |j: usize| units.iter().map(|i| all.iter().map(|rows| rows[*i][j]).product::<f64>()).sum();
-                let columns = top((0..all[0][0].len()).map(sum).collect(), side.linear_dims(sites[0])[1]);
-                for site in &sites {
-                    let weight = rows(base.weight(*site).dense());
-                    let expected: Vec<f64> =
-                        units.iter().flat_map(|i| columns.iter().map(|j| weight[*i][*j])).collect();
-                    let found: Vec<f64> = kept[&(*site, Slot::Weight)].iter::<f32>().map(f64::from).collect();
-                    assert_eq!(found, expected, "{site} of {name}");
+            let mut expected = BTreeMap::new();
+            for ((stack, layers), chain) in base.shape().stacks().into_iter().zip(chains) {
+                for (layer, parts) in (0..layers).flat_map(|layer| chain.iter().map(move |parts| (layer, parts))) {
+                    let sites: Vec<Site> = parts.iter().map(|part| Site { stack, layer, part: *part }).collect();
+                    if !places.contains(&(sites[0], Slot::Weight)) {
+                        expected.extend(follow(sites[0], &units));
+                        continue;
+                    }
+                    let all: Vec<_> = sites.iter().map(|site| rows(importance(*site))).collect();
+                    let sum =
+                        |j: usize| units.iter().map(|i| all.iter().map(|rows| rows[*i][j]).product::<f64>()).sum();
+                    let columns = top((0..all[0][0].len()).map(sum).collect(), side.linear_dims(sites[0])[1]);
+                    for site in sites {
+                        let weight = rows(base.weight(site).dense());
+                        let cut = units.iter().flat_map(|i| columns.iter().map(|j| weight[*i][*j])).collect();
+                        expected.insert((site, Slot::Weight), cut);
+                        expected.extend(follow(site, &columns));
+                    }
+                    if parts[0] != Key {
+                        units = columns;
+                    }
                 }
-                if parts[0] != Key {
-                    units = columns;
-                }
-                let norm =
-                    Site { stack, layer, part: if base.shape().pre_norm() { NormFeedForward } else { NormAttention } };
-                if parts[0] == Output {
-                    let gains: Vec<f32> = base.vector(norm, Slot::Gain).into_data().iter().collect();
-                    let expected: Vec<f32> = units.iter().map(|unit| gains[*unit]).collect();
-                    assert_eq!(kept[&(norm, Slot::Gain)].iter::<f32>().collect::<Vec<_>>(), expected);
+                expected.extend(follow(Site { stack, layer: 0, part: NormFinal }, &units));
+                let table = (Site { stack, layer: 0, part: RelativePositions }, Slot::Weight);
+                if places.contains(&table) {
+                    expected.insert(table, numbers(base.weight(table.0).dense().into_data()));
                 }
             }
+            let kept = pruned(&base, &side, importance);
+            assert_eq!(kept.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+            for (place, found) in kept {
+                assert_eq!(numbers(found), expected[&place], "{place:?} of {name}");
+            }
             let full = pruned(&base, base.shape(), importance);
-            assert!(
-                full.iter()
-                    .filter(|((_, slot), _)| *slot == Slot::Weight)
-                    .all(|((site, _), data)| { *data == base.weight(*site).dense().into_data() })
-            );
+            let same = |((site, slot), data): (&(Site, Slot), &TensorData)| {
+                *slot != Slot::Weight || *data == base.weight(*site).dense().into_data()
+            };
+            assert!(full.iter().all(same), "{name}");
         }
     }
 

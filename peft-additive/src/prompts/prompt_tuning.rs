@@ -166,21 +166,18 @@ mod tests {
     }
 
     #[test]
-    fn starts_as_words_or_as_normal_numbers() {
+    fn starts_as_words() {
         let base = base("roberta-tiny", &device());
         let hidden = base.shape().hidden;
         let words: Vec<f32> = base.weight(Site::encoder(0, Part::Words)).dense().into_data().iter::<f32>().collect();
-        let start = |config: PromptTuningConfig, seed| -> Vec<f32> {
-            tensors(&config.init(&base, seed).unwrap())["prompt_embeddings"].iter::<f32>().collect()
+        let drawn = |seed| -> Vec<f32> {
+            let start = PromptTuningConfig::new(7).init(&base, seed).unwrap();
+            tensors(&start)["prompt_embeddings"].iter::<f32>().collect()
         };
-        let drawn = |seed| start(PromptTuningConfig::new(7), seed);
         for row in drawn(1).chunks(hidden) {
             assert!(words.chunks(hidden).any(|word| word == row), "{row:?} is no word");
         }
         assert_ne!(drawn(1), drawn(2));
-        let normal = start(PromptTuningConfig::new(37).with_init(PromptInit::Random), 1);
-        let (n, square) = (normal.len() as f32, normal.iter().map(|x| x * x).sum::<f32>());
-        assert!((0.8..1.2).contains(&(square / n)), "variance {}", square / n);
     }
 
     #[test]

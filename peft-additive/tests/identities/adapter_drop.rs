@@ -1,14 +1,18 @@
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{AdapterDrop, AdapterDropConfig, SequentialConfig};
+use peft_core::testing::golden::Case;
 use peft_core::testing::tolerances::STANDARD_ERRORS;
 use peft_core::testing::{base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::train::{Optim, Procedure};
 use peft_core::view::{Rewrite, tensors, view, with_values};
-use peft_core::{Adapter, Bare, Base, Frame, Hooks, Method, Next, Sequence, Site, Stack, Tuner, random::Random};
+use peft_core::{
+    Adapter, Bare, Base, Frame, Hooks, Method, Next, Sequence, Site, Stack, Trained, Tuner, random::Random,
+};
 use proptest::prelude::*;
 
 use crate::run;
@@ -60,9 +64,13 @@ proptest! {
     #[test]
     fn without_dropping_it_is_the_adapter_of_all_layers(seed: u64) {
         for base in bases() {
+            let start = AdapterDropConfig::new(0).with_bottleneck(7).init(&base, seed).unwrap();
+            let starts = tensors(&start).into_iter().map(|(name, data)| (name.replace("adapters.inner.", ""), data));
+            let pfeiffer = SequentialConfig::pfeiffer(7);
+            prop_assert_eq!(starts.collect::<BTreeMap<_, _>>(), tensors(&pfeiffer.init(&base, seed).unwrap()));
             let all = random(&AdapterDropConfig::new(0), &base, seed);
             let own = tensors(&all).into_iter().map(|(name, data)| (name.replace("adapters.inner.", ""), data)).collect();
-            let sequential = with_values(SequentialConfig::pfeiffer(7).init(&base, 0).unwrap(), &own).unwrap();
+            let sequential = with_values(pfeiffer.init(&base, 0).unwrap(), &own).unwrap();
             prop_assert_eq!(tensors(&sequential), own);
             prop_assert_eq!(bits(&all, &base), bits(&sequential, &base));
         }
@@ -119,6 +127,31 @@ fn nothing_below_is_differentiated() {
             }
         }
     }
+}
+
+fn case(name: &str, base: &str) -> Case {
+    Case::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name), base)
+}
+
+#[test]
+fn equals_the_derivation_of_adapter_drop() {
+    case("adapter-drop", "roberta-classify").check_method::<AdapterDropConfig>();
+    case("adapter-drop-t5", "t5").check_method::<AdapterDropConfig>();
+}
+
+/// An adapter that is left out of a step is neither moved nor decayed by it.
+#[test]
+fn a_robust_run_is_that_of_the_derivation() {
+    let case = case("adapter-drop-robust", "roberta-classify");
+    let drops: Vec<usize> = case.expected("watched").iter::<f32>().map(|drop| drop as usize).collect();
+    assert_eq!(BTreeSet::from_iter(&drops).len(), 3, "each number of layers occurs: {drops:?}");
+    let (config, trained) = case.load::<AdapterDropConfig>();
+    case.check_logits_of(&trained);
+    let dropped = |step: usize, trained: Trained<AdapterDrop>| {
+        let drop = *drops.get(step).unwrap_or(&config.drop);
+        Trained { tuner: trained.tuner.dropping(drop), head: trained.head }
+    };
+    case.check_run(trained, |name| case.key(&config, name), dropped);
 }
 
 #[test]

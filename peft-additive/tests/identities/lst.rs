@@ -1,12 +1,19 @@
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Lst, LstConfig};
-use peft_core::testing::tolerances::SAME_FUNCTION;
+use peft_core::testing::golden::{self, Case};
+use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
+use peft_core::train::Probe;
 use peft_core::view::{Rewrite, tensors, view};
-use peft_core::{Bare, Base, Frame, Hooks, Method, Next, Part, Sequence, Site, Slot, Tuner, random::Random};
+use peft_core::{
+    Architecture, Bare, Base, Frame, Hooks, Method, Next, Part, Place, Procedure, Sequence, Shape, Site, Slot, Stack,
+    Tuner, random::Random,
+};
 use proptest::prelude::*;
 
 use crate::run;
@@ -56,6 +63,29 @@ impl Rewrite for Straight {
         let diagonal = |i: usize| if D == 2 && i / dims[1] == i % dims[1] { 1.0 } else { 0.0 };
         let values: Vec<f32> = (0..dims.iter().product()).map(diagonal).collect();
         Tensor::from_data(TensorData::new(values, dims), &t.device())
+    }
+}
+
+/// Logits, gradients and ten steps; and before the first the units that Fisher finds.
+#[test]
+fn equals_the_derivation_of_lst() {
+    for (name, base) in [("lst-bert", "bert-classify"), ("lst-t5", "t5")] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let case = Case::open(dir.clone(), base);
+        case.check_method::<LstConfig>();
+        let (config, trained) = case.load::<LstConfig>();
+        let examples = golden::examples(&dir.join("inputs.safetensors"));
+        let (begun, _) = config
+            .init(&case.base, 3)
+            .unwrap()
+            .prepare(case.base.clone(), Probe::new(&trained.head, &examples))
+            .unwrap();
+        let compared =
+            case.check_tensors("start", tensors(&begun), &|name| config.key(name, case.base.shape()), REFERENCE);
+        let taken = ["weights.", "gains.", "biases."];
+        let sides =
+            tensors(&begun).into_keys().filter(|name| taken.iter().any(|taken| name.starts_with(taken))).count();
+        assert_eq!(compared, sides, "{name}");
     }
 }
 
@@ -112,63 +142,100 @@ proptest! {
     }
 }
 
-/// Side layers whose sub-layers add nothing: what is left of each are its two normalizations.
-struct Normalizing;
-
-impl Rewrite for Normalizing {
-    fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
-        let silent = name.starts_with("weights.") && (name.ends_with(".output") || name.ends_with(".down"));
-        match name.split('.').next() {
-            Some("gains") => t.ones_like(),
-            Some("biases") => t.zeros_like(),
-            _ if silent => t.zeros_like(),
-            _ => t,
-        }
-    }
-}
-
-/// What goes into the first layer, and what comes out of each.
+/// What goes into the first layer of each stack, and what comes out of each layer.
 #[derive(Default)]
-struct Record(RefCell<Vec<Tensor<3>>>);
+struct Record(RefCell<BTreeMap<(Stack, usize), Tensor<3>>>);
 
 impl Hooks for Record {
-    fn layer(&self, _frame: &Frame<'_>, _site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
-        if self.0.borrow().is_empty() {
-            self.0.borrow_mut().push(x.hidden.clone());
+    fn layer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        if site.layer == 0 {
+            self.0.borrow_mut().insert((site.stack, 0), x.hidden.clone());
         }
         let x = next(x);
-        self.0.borrow_mut().push(x.hidden.clone());
+        self.0.borrow_mut().insert((site.stack, site.layer + 1), x.hidden.clone());
         x
     }
 }
 
-/// With gates between their ends, and a temperature that is not 1.
+/// One layer of a network alone, on these states; behind an encoder that ends with those.
+struct Alone {
+    site: Site,
+    input: Tensor<3>,
+    encoded: Option<Tensor<3>>,
+    output: RefCell<Option<Tensor<3>>>,
+}
+
+impl Hooks for Alone {
+    fn layer(&self, _frame: &Frame<'_>, site: Site, mut x: Sequence, next: Next<'_, Sequence>) -> Sequence {
+        if site == self.site {
+            let x = next(Sequence { hidden: self.input.clone(), ..x });
+            *self.output.borrow_mut() = Some(x.hidden.clone());
+            return x;
+        }
+        if let Some(encoded) = self.encoded.clone().filter(|_| site.stack != self.site.stack) {
+            x.hidden = encoded;
+        }
+        x
+    }
+}
+
+/// The side network, its widths half of the base's, as a model of its own; zeros where it has no tensors.
+fn side(lst: &Lst, base: &Base) -> Base {
+    let (whole, values) = (base.shape(), tensors(lst));
+    let head_width = match whole.architecture {
+        // Of numbers that are turned in pairs.
+        Architecture::Llama(_) => (whole.head_width / 2).next_multiple_of(2),
+        _ => whole.head_width / 2,
+    };
+    let shape = Shape { hidden: whole.hidden / 2, head_width, intermediate: whole.intermediate / 2, ..whole.clone() };
+    let tensor = |place: &Place| {
+        let field = match place.slot {
+            Slot::Weight => "weights",
+            Slot::Gain => "gains",
+            Slot::Bias => "biases",
+        };
+        Ok(match values.get(&format!("{field}.{}", place.site)).cloned() {
+            Some(matrix) if place.transposed => Tensor::<2>::from_data(matrix, base.device()).transpose().into_data(),
+            Some(tensor) => tensor,
+            None => TensorData::zeros::<f32, _>(place.file_dims()),
+        })
+    };
+    Base::new(shape, base.device(), tensor).unwrap()
+}
+
+/// s_i = f'_i(g_i s_(i-1) + (1 - g_i) D_i h_i) layer by layer, with gates between their ends and a temperature that is not 1.
 #[test]
 fn a_side_layer_works_on_the_mixed_states() {
-    for base in crate::bases() {
+    for base in bases() {
         let config = LstConfig { gate_temperature: 0.7, ..LstConfig::new(2) };
-        let lst = view(&random(&config, &base, 5), &mut Normalizing);
-        let (batch, record, values) = (batch(&base), Record::default(), tensors(&lst));
+        let lst = random(&config, &base, 5);
+        let (batch, record, values, side) = (batch(&base), Record::default(), tensors(&lst), side(&lst, &base));
         base.forward(&batch, &record).unwrap();
-        let tensor = |name: String| values[&name].clone();
-        let affine = |name: &str, x: Tensor<3>| {
-            let weight = Tensor::<2>::from_data(tensor(format!("{name}.weight")), base.device());
-            let bias = Tensor::<1>::from_data(tensor(format!("{name}.bias")), base.device());
-            x.matmul(weight.unsqueeze()) + bias.unsqueeze()
-        };
-        let norm = |x: Tensor<3>| {
-            let centred = x.clone() - x.mean_dim(2);
-            let variance = centred.clone().powf_scalar(2.0).mean_dim(2);
-            centred / (variance + base.shape().eps).sqrt()
-        };
         let states = record.0.into_inner();
-        let mut s = affine("starts.encoder.0.layer", states[0].clone());
-        for (layer, h) in states[1..].iter().enumerate() {
-            let a: f32 = tensor(format!("gates.encoder.{layer}.layer")).iter().next().unwrap();
-            let g = 1.0 / (1.0 + (-f64::from(a) / 0.7).exp());
-            let h = affine(&format!("downs.encoder.{layer}.layer"), h.clone());
-            s = norm(norm(s * g + h * (1.0 - g)));
+        let affine = |name: &str, x: Tensor<3>| {
+            let get = |leaf: &str| values[&format!("{name}.{leaf}")].clone();
+            let weight = Tensor::<2>::from_data(get("weight"), base.device());
+            x.matmul(weight.unsqueeze()) + Tensor::<1>::from_data(get("bias"), base.device()).unsqueeze()
+        };
+        let mut encoded = None;
+        for (stack, layers) in base.shape().stacks() {
+            let at = |layer| Site { stack, layer, part: Part::Layer };
+            let mut s = affine(&format!("starts.{}", at(0)), states[&(stack, 0)].clone());
+            for layer in 0..layers {
+                let site = at(layer);
+                let a: f32 = values[&format!("gates.{site}")].iter().next().unwrap();
+                let g = 1.0 / (1.0 + (-f64::from(a) / 0.7).exp());
+                let h = affine(&format!("downs.{site}"), states[&(stack, layer + 1)].clone());
+                let alone =
+                    Alone { site, input: s * g + h * (1.0 - g), encoded: encoded.clone(), output: Default::default() };
+                side.forward(&batch, &alone).unwrap();
+                s = alone.output.into_inner().unwrap();
+            }
+            encoded = Some(s);
         }
+        let (s, (stack, _)) = (encoded.unwrap(), *base.shape().stacks().last().unwrap());
+        let last = Site { stack, layer: 0, part: Part::NormFinal };
+        let s = if base.shape().pre_norm() { side.frame(&batch, &()).norm(last, s) } else { s };
         assert_close(run(&lst, &base, &batch), affine("up", s), SAME_FUNCTION, "states");
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Activation, Init, Placement, Sequential, SequentialConfig};
 use peft_core::io::peft::from_settings;
 use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION, STANDARD_ERRORS};
-use peft_core::testing::{assert_close, base, batch, device, randomized};
+use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{Rewrite, shapes, tensors, view, with_values};
 use peft_core::{
     Adapter, Bare, Base, Batch, Method, Part, Sequence, Site, Slot,
@@ -36,19 +36,20 @@ fn normalize(x: Tensor<3>, gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// The card's equations, worked out from the tensors: u + act(n Wd + bd) Wu + bu, where n is u or, in Pfeiffer's place, its
-    /// normalized sum with the input, and normalized once more where the adapter has a normalization of its own.
+    /// The card's equations, worked out from the tensors: u + act(n Wd + bd) Wu + bu, where n is u or, in Pfeiffer's place, its sum with
+    /// the input, normalized if the model does so behind it, and normalized once more where the adapter has a normalization of its own.
     #[test]
     fn an_adapter_is_its_equation(seed: u64, layer in 0..2usize) {
         use Activation::*;
-        for base in bases() {
+        for base in SHAPES.map(|shape| base(shape, &device())) {
             for (config, act) in configs().into_iter().flat_map(|c: SequentialConfig| [Gelu, Relu, Swish, Identity].map(|a| (c.clone(), a))) {
                 let pfeiffer = config.placement == Placement::Pfeiffer;
                 let adapter = random(&config.with_activation(act), &base, seed).valid();
                 let own = tensors(&adapter);
                 let vector = |name: String| Some(Tensor::<1>::from_data(own.get(&name)?.clone(), base.device()));
                 for part in [Part::SelfAttention, Part::FeedForward] {
-                    let (site, norm) = (Site::encoder(layer, part), Site::encoder(layer, Part::NormFeedForward));
+                    let site = base.shape().sites(part)[layer];
+                    let norm = Site { part: Part::NormFeedForward, ..site };
                     let draw = |name| Random::new(seed, name).normal_tensor([2, 5, 24], 1.0, base.device());
                     let (x, u): (Tensor<3>, Tensor<3>) = (draw("x"), draw("u"));
                     let input = Sequence { hidden: x.clone(), mask: Default::default(), prompt: 0, offset: 0, past: 0 };
@@ -66,9 +67,12 @@ proptest! {
                     let bias = |map| vector(format!("adapters.{site}.{map}.bias")).unwrap().unsqueeze::<3>();
                     let mut n = u.clone();
                     if pfeiffer {
+                        n = n + x;
+                    }
+                    if pfeiffer && !base.shape().pre_norm() {
                         let gain = vector(format!("norms.gains.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Gain));
                         let shift = vector(format!("norms.biases.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Bias));
-                        n = normalize(n + x, gain, shift, base.shape().eps);
+                        n = normalize(n, gain, shift, base.shape().eps);
                     }
                     if let Some(gain) = vector(format!("adapters.{site}.norm.gain")) {
                         n = normalize(n, gain, vector(format!("adapters.{site}.norm.bias")).unwrap(), base.shape().eps);
@@ -197,24 +201,25 @@ proptest! {
 }
 
 /// With the identity as second map the first seven numbers of what is added are the bottleneck's: each is dropped or scaled, about as
-/// many as asked for, others for each sample and position, and none without noise.
+/// many as asked for, others for each sample, position and layer, and none without noise.
 #[test]
 fn dropout_stands_between_the_maps() {
     let (base, p) = (base("roberta-tiny", &device()), 0.25);
     let config = SequentialConfig::houlsby(7).with_train_layernorm(false).with_activation(Activation::Identity);
     let adapter = view(&random(&config.with_dropout(p), &base, 3).valid(), &mut Straight);
-    let site = Site::encoder(1, Part::FeedForward);
     let u: Tensor<3> = Random::new(5, "u").normal_tensor([6, 40, 24], 1.0, base.device());
-    let added = |batch: Batch| {
+    let added = |layer: usize, batch: &Batch| {
+        let site = Site::encoder(layer, Part::FeedForward);
         let input = Sequence { hidden: u.clone(), mask: Default::default(), prompt: 0, offset: 0, past: 0 };
         let next = |_| u.clone();
-        let found = adapter.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &next));
+        let found = adapter.open(batch, |hooks| hooks.sublayer(&base.frame(batch, hooks), site, input, &next));
         values(&(found - u.clone()).narrow(2, 0, 7).into_data())
     };
     let batch = batch(&base);
-    let inner = added(batch.clone());
-    let dropped = added(batch.with_noise(Noise { seed: 1, step: 2, samples: (0..6).collect() }));
-    let kept: Vec<bool> = dropped.iter().map(|x| *x != 0.0).collect();
+    let noisy = batch.clone().with_noise(Noise { seed: 1, step: 2, samples: (0..6).collect() });
+    let (inner, dropped) = (added(1, &batch), added(1, &noisy));
+    let pattern = |numbers: &[f64]| numbers.iter().map(|x| *x != 0.0).collect::<Vec<_>>();
+    let kept = pattern(&dropped);
     for ((found, inner), kept) in dropped.iter().zip(&inner).zip(&kept) {
         let expected = if *kept { inner / (1.0 - p) } else { 0.0 };
         assert!((found - expected).abs() <= f64::from(SAME_FUNCTION.0) * expected.abs().max(1.0), "{found} of {inner}");
@@ -224,6 +229,7 @@ fn dropout_stands_between_the_maps() {
     assert!((lost - n * p).abs() <= f64::from(STANDARD_ERRORS.0) * error, "{lost} of {n}");
     let rows: BTreeSet<&[bool]> = kept.chunks(7).collect();
     assert!(rows.len() > 40, "{} rows of units differ", rows.len());
+    assert_ne!(kept, pattern(&added(0, &noisy)), "the layers drop the same");
 }
 
 /// The first numbers of d as those of the bottleneck, no bias.

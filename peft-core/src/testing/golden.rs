@@ -65,7 +65,8 @@ pub struct Case {
     dir: PathBuf,
     /// The base model.
     pub base: Base,
-    batch: Batch,
+    /// The examples.
+    pub batch: Batch,
     lengths: Vec<usize>,
     labels: Vec<Label>,
     expected: Checkpoint,
@@ -94,10 +95,18 @@ impl Case {
         io::peft::load(&self.dir.join("adapter"), &self.base).unwrap_or_else(|e| panic!("{e}"))
     }
 
+    /// What is expected under this name.
+    ///
+    /// # Panics
+    /// If nothing is.
+    pub fn expected(&self, name: &str) -> TensorData {
+        let shape = self.expected.shape(name).unwrap_or_else(|| panic!("{name} is not expected"));
+        self.expected.read_f32(name, shape).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     fn compare(&self, name: &str, found: TensorData, tolerance: Tolerance) {
-        let shape = self.expected.shape(name).unwrap_or_else(|| panic!("{name} is not expected")).to_vec();
-        let expected = self.expected.read_f32(name, &shape).unwrap_or_else(|e| panic!("{e}"));
-        let found = TensorData::new(found.iter::<f32>().collect::<Vec<_>>(), shape);
+        let expected = self.expected(name);
+        let found = TensorData::new(found.iter::<f32>().collect::<Vec<_>>(), expected.shape().clone());
         let differ = difference(&found, &expected);
         assert!(differ <= tolerance.0, "{}: {name} differs by {differ}, allowed {tolerance:?}", self.dir.display());
     }
@@ -109,9 +118,9 @@ impl Case {
         if rows == 1 {
             return self.compare(name, found.into_data(), tolerance);
         }
-        let shape = self.expected.shape(name).unwrap_or_else(|| panic!("{name} is not expected")).to_vec();
-        let expected = self.expected.read_f32(name, &shape).unwrap_or_else(|e| panic!("{e}"));
-        let expected = Tensor::<3>::from_data(expected, self.base.device()).narrow(1, shape[1] - rows, rows);
+        let expected = Tensor::<3>::from_data(self.expected(name), self.base.device());
+        let more = expected.dims()[1] - rows;
+        let expected = expected.narrow(1, more, rows);
         for i in 0..size {
             let real = if self.batch.decoder.is_some() { rows } else { self.lengths[i] };
             let cut = |x: &Tensor<3>| x.clone().slice([i..i + 1, 0..real, 0..width]).into_data();
@@ -132,7 +141,21 @@ impl Case {
         for (name, gradient) in named {
             self.compare_named("grad", &name, gradient, &key, REFERENCE);
         }
-        let trained = self.check_steps(trained, Rule::AdamW, "", &key);
+        self.check_run(trained, key, |_, trained| trained);
+    }
+
+    /// The steps alone: losses, logits and every tensor. `before` is in front of each of the ten and behind the last; it gets the
+    /// number of steps that are done, and gives what goes on.
+    ///
+    /// # Panics
+    /// If something differs.
+    pub fn check_run<T: crate::Tuner>(
+        &self,
+        trained: Trained<T>,
+        key: impl Fn(&str) -> Key,
+        before: impl FnMut(usize, Trained<T>) -> Trained<T>,
+    ) {
+        let trained = self.check_steps(trained, Rule::AdamW, "", &key, before);
         self.compare_logits("logits_final", &trained, &self.base, REFERENCE_TRAJECTORY);
     }
 
@@ -151,21 +174,38 @@ impl Case {
         optim: Rule,
         prefix: &str,
         key: &impl Fn(&str) -> Key,
+        mut before: impl FnMut(usize, Trained<T>) -> Trained<T>,
     ) -> Trained<T> {
         let mut optim = Optim::of(&TrainConfig { optim, weight_decay: 0.01, ..Default::default() });
         let mut losses = vec![];
-        for _ in 0..10 {
+        for step in 0..10 {
+            trained = before(step, trained);
             let (loss, gradients) = self.gradients(&trained);
             losses.push(loss);
             trained = optim.step(trained, gradients, |_| 1e-2);
         }
+        trained = before(10, trained);
         self.compare(&format!("{prefix}losses"), TensorData::new(losses, [10]), REFERENCE);
-        for (name, value) in tensors(&trained) {
-            if self.expected.shape(&format!("{prefix}final.{}", key(&name).name)).is_some() {
-                self.compare_named(&format!("{prefix}final"), &name, value, key, REFERENCE_TRAJECTORY);
-            }
-        }
+        self.check_tensors(&format!("{prefix}final"), tensors(&trained), key, REFERENCE_TRAJECTORY);
         trained
+    }
+
+    /// Compares those tensors that are expected as `KIND.NAME`, and gives their number.
+    ///
+    /// # Panics
+    /// If one differs.
+    pub fn check_tensors(
+        &self,
+        kind: &str,
+        tensors: BTreeMap<String, TensorData>,
+        key: &impl Fn(&str) -> Key,
+        tolerance: Tolerance,
+    ) -> usize {
+        let expected = |name: &String| self.expected.shape(&format!("{kind}.{}", key(name).name)).is_some();
+        let compared: Vec<_> = tensors.into_iter().filter(|(name, _)| expected(name)).collect();
+        let count = compared.len();
+        compared.into_iter().for_each(|(name, data)| self.compare_named(kind, &name, data, key, tolerance));
+        count
     }
 
     fn compare_named(&self, kind: &str, name: &str, data: TensorData, key: &impl Fn(&str) -> Key, t: Tolerance) {
@@ -225,10 +265,11 @@ impl Case {
     /// If something differs.
     pub fn check_adafactor<M: Method>(&self) {
         let (config, trained) = self.load::<M>();
-        self.check_steps(trained, Rule::Adafactor, "adafactor.", &|name| self.key(&config, name));
+        self.check_steps(trained, Rule::Adafactor, "adafactor.", &|name| self.key(&config, name), |_, trained| trained);
     }
 
-    fn key<M: Method>(&self, config: &M, name: &str) -> Key {
+    /// What adapter files call a trained tensor.
+    pub fn key<M: Method>(&self, config: &M, name: &str) -> Key {
         let shape = self.base.shape();
         match name.strip_prefix("head.") {
             Some(head) => io::peft::head_key(M::HEAD_PREFIX, head, shape),
