@@ -2,7 +2,7 @@
 //! W_hat = W o M, M = 0 for the ceil(s n) of all n numbers with the lowest z, chosen once before training      W: the matrices of the adapters
 //! z = u ~ U(0, 1), |w|, |w dL/dw| (SNIP), w (H g) (GraSP); Erdos-Renyi: random, of a matrix [a, b] a share in proportion to (a + b) / (a b)
 //! Paper: He et al., 2022, arXiv:2210.04284, sections 2 and 3.   Reference: Shwai-He/SparseAdapter
-//! Oracle: paper: `without_pruning_it_is_the_adapter`
+//! Oracle: code Shwai-He/SparseAdapter petl/petl_factory.py, pruning/pruners.py: `scores_are_those_of_the_reference`, `a_run_is_that_of_the_reference`
 //! Trains: what the adapters train, of their matrices n - ceil(s n) numbers.      Merges: with LoRA.
 //! Identities:
 //! - s = 0 is the adapter: `without_pruning_it_is_the_adapter`
@@ -12,10 +12,17 @@
 //! - SNIP is the derivative by the mask: `snip_is_the_derivative_by_the_mask`
 //! - GraSP on a quadratic loss is w (H (H w)): `grasp_of_a_quadratic_is_exact`
 //! - GraSP leaves what lengthens the gradient: `grasp_keeps_what_lengthens_the_gradient`
-//! - what is pruned stays 0 with momentum and weight decay: `what_is_pruned_stays_zero`
+//! - what is pruned stays 0 with momentum, weight decay and dropout, what is kept moves: `what_is_pruned_stays_zero`
+//! - the adapters are the code's unless said otherwise: `the_usual_adapters_are_those_of_the_code`
 //! - Large-Sparse has as many numbers left as the narrower adapter: `large_sparse_is_as_large_as_the_narrow_one`
 //!
-//! Differs from the paper: H g is a difference of two gradients, at w + e g and w - e g. In one round, not several. A share that leaves nothing of a matrix is refused. Where a matrix starts at 0 (the second of LoRA), scores that multiply by w are 0: refused but for a random choice. In the official code `sparsity` is the share that is kept, here as in the paper that which is not.
+//! Differs from the paper: H g is a difference of two gradients, at w + e g and w - e g; it sees the kinks of a ReLU, which the code's second
+//! derivative does not. In one round, not several. A share that leaves nothing
+//! of a matrix is refused. Where a matrix starts at 0 (the second of LoRA), scores that multiply by w are 0: refused but for a random
+//! choice. As in the code, scores are sums over the run's batches (for GraSP half as large), without dropout; unlike there their gradients
+//! do not run into the first step's, which the code leaves in all tensors but the matrices. The code's adapter after attention is in front
+//! of the sub-layer's own dropout, and the epsilon of its normalizations 1e-5, here the model's. In the code `sparsity` is the share that is
+//! kept, here as in the paper that which is not.
 
 use burn::module::{Module, ModuleDisplay, Param};
 use burn::tensor::Tensor;
@@ -23,7 +30,7 @@ use peft_additive::SequentialConfig;
 use peft_core::train::Probe;
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, Slot, Weight,
     random::Random,
 };
 use peft_reparam::LoraConfig;
@@ -71,9 +78,9 @@ impl Pruned for SequentialConfig {
     const PRUNED: &'static str = "sparse-adapter";
     const PRUNED_TYPE: &'static str = "SPARSE_ADAPTER";
 
-    /// Width 64 after both sub-layers, normalizations frozen, from BERT's standard deviation.
+    /// The MAM code's adapters, of which the official code's are: of width 64, with a normalization in front after both sub-layers.
     fn usual() -> Self {
-        SequentialConfig::houlsby(64).with_train_layernorm(false).with_init_std(0.02)
+        SequentialConfig::survey().with_bottleneck(64).with_inner_norm([Part::SelfAttention, Part::FeedForward])
     }
 }
 
@@ -314,10 +321,10 @@ impl<A: Module + Merge> Merge for Sparse<A> {
 impl<A: Adapter + ModuleDisplay> Procedure for Sparse<A> {
     fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
         let Pruning { sparsity, scorer, samples } = self.pruning;
-        // The official code's batches; for GraSP, which needs more memory there, half as many.
+        // The run's batches; for GraSP, which needs more memory in the official code, half as large.
         let size = match scorer {
-            Scorer::Snip => 32,
-            Scorer::Grasp => 16,
+            Scorer::Snip => data.settings().batch_size,
+            Scorer::Grasp => data.settings().batch_size.div_ceil(2),
             _ => return Ok((self, base)),
         };
         let examples = data.draw(samples);
@@ -364,9 +371,10 @@ mod tests {
     #[test]
     fn counts_are_those_of_the_card() {
         let (shape, config) = (Shape::named("roberta-base").unwrap(), SparseConfig::<SequentialConfig>::default());
-        let (n, biases) = (2_359_296, 24 * 832);
-        assert_eq!(config.count(&shape).unwrap(), n + biases);
-        assert_eq!(crate::scores::left(n, 0.4) + biases, 1_435_545);
+        // Biases, and a gain and a bias of the normalization in front.
+        let (n, vectors) = (2_359_296, 24 * (832 + 2 * 768));
+        assert_eq!(config.count(&shape).unwrap(), n + vectors);
+        assert_eq!(crate::scores::left(n, 0.4) + vectors, 1_472_409);
     }
 
     #[test]

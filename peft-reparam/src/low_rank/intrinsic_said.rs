@@ -2,7 +2,7 @@
 //! W_i = W_i,0 + lambda_i P_i theta         theta: [d - m] = 0, one for all m tensors; lambda: (m,) = 1; P_i random, of a seed
 //! P = H G Pi H S / c, its first D rows     S: signs, H: Walsh-Hadamard, +-1, of size n = 2^k >= D, Pi: a permutation, G: diag(N(0, 1)), c = ||G|| sqrt(D); theta padded with zeros to n, or cut off at n
 //! Paper: Aghajanyan et al., 2021, arXiv:2012.13255, eq. 2 and 3.   Reference: rabeehk/compacter seq2seq/projections
-//! Oracle: paper: `fastfood_is_the_product_of_its_matrices`
+//! Oracle: code rabeehk/compacter seq2seq/projections/intrinsic.py: `it_trains_as_the_reference`
 //! Trains: d, whatever the model.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
@@ -16,11 +16,11 @@
 //! - no matrix is made: `a_large_layer_needs_no_matrix`
 //! - lambda = 1 is DID: `scales_of_one_are_the_form_without_scales`
 //! - lambda = 0 is the base: `scales_of_zero_are_the_base`
-//! - every tensor moves: `one_vector_moves_every_tensor`
+//! - every tensor moves, by each of the d numbers: `one_vector_moves_every_tensor`, `each_number_has_a_gradient`
 //! - files hold d numbers and the seed: `files_hold_d_numbers_and_the_seed`
 //! - computed once for a step it is the same as in each of its pieces: `computed_once_it_is_the_same`
 //!
-//! Differs from the paper: the maps are kept while a program runs, 8 bytes for each number of the tensors (padded to powers of two), as the code keeps them. One lambda for each tensor, as in the code, the paper says for each layer. The head is trained apart and not among the d numbers. The gradient is exact, the code's backward divides that of each tensor by n.
+//! Differs from the paper: the maps are kept while a program runs, 8 bytes for each number of the tensors (padded to powers of two), as the code keeps them. One lambda for each tensor, as in the code, the paper says for each layer; the code, where all tensors move, has one more, which nothing reads, so that a number of its d is dead. The head is trained apart and not among the d numbers. The gradient is exact, the code's backward divides that of each tensor by n.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -293,8 +293,14 @@ impl Procedure for IntrinsicSaid {}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use burn::optim::GradientsParams;
+    use peft_core::Tuner;
+    use peft_core::testing::conformance::loss;
+    use peft_core::testing::golden::{Case, named};
     use peft_core::testing::tolerances::{SAME_FUNCTION, STANDARD_ERRORS};
-    use peft_core::testing::{assert_close, device, rewriting_once_is_as_by_hooks};
+    use peft_core::testing::{assert_close, batch, device, randomized, rewriting_once_is_as_by_hooks};
     use proptest::prelude::*;
 
     use super::*;
@@ -309,6 +315,27 @@ mod tests {
     #[test]
     fn computed_once_it_is_the_same() {
         rewriting_once_is_as_by_hooks(&IntrinsicSaidConfig::new(307));
+    }
+
+    #[test]
+    fn it_trains_as_the_reference() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/intrinsic-said-t5");
+        Case::open(dir, "t5").check_method::<IntrinsicSaidConfig>();
+    }
+
+    /// Whatever moves: no number of the d that nothing reads, as the code's scale of the vector itself.
+    #[test]
+    fn each_number_has_a_gradient() {
+        let base = peft_core::testing::base("t5-tiny", &device());
+        let places = base.shape().places();
+        let largest = places.iter().map(|place| place.count().next_power_of_two()).max().unwrap();
+        for config in [IntrinsicSaidConfig::new(places.len() + 300), IntrinsicSaidConfig::new(places.len() + largest)] {
+            let said = randomized(&config.init(&base, 3).unwrap(), 3);
+            let loss = loss(said.run(&base, &batch(&base)).unwrap());
+            let gradients = named(&said, &GradientsParams::from_grads(loss.backward(), &said));
+            let numbers: Vec<f32> = gradients.values().flat_map(|gradient| gradient.iter::<f32>()).collect();
+            assert_eq!(numbers.iter().filter(|g| **g != 0.0).count(), config.intrinsic_dim);
+        }
     }
 
     #[test]
