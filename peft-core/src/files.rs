@@ -62,9 +62,14 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a text of at most `limit` bytes; the error names the line that is no UTF-8.
+/// What stands behind the byte order mark that editors and spreadsheets put first.
+fn without_mark(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes)
+}
+
+/// Reads a text of at most `limit` bytes, without a byte order mark; the error names the line that is no UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    String::from_utf8(read_file(path, limit)?).map_err(|error| {
+    String::from_utf8(without_mark(read_file(path, limit)?)).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
         Error::file(path, format!("line {line}"), "bytes that are no text", "UTF-8")
@@ -88,7 +93,7 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<(usize, Value)>> {
         Ok(Distinct(value)) => Ok((line, value)),
         Err(error) => Err(Error::file(path, format!("line {line}"), error, "a JSON value on a line of its own")),
     };
-    let lines = (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(&text).lines());
+    let lines = (1..).zip(text.lines());
     lines.filter(|(_, text)| !text.trim().is_empty()).map(value).collect()
 }
 
@@ -145,7 +150,7 @@ impl<'de> Deserialize<'de> for Distinct {
 
 /// Like [`read_json`], into a type of its own.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
-    serde_json::from_slice(&read_file(path, MAX_JSON)?).map_err(|error| {
+    serde_json::from_slice(&without_mark(read_file(path, MAX_JSON)?)).map_err(|error| {
         let place = format!("line {} column {}", error.line(), error.column());
         Error::file(path, place, error, expected)
     })

@@ -107,7 +107,7 @@ fn records(data: &Path) -> Result<PathBuf> {
 fn letters(tokenizer: &Tokenizer) -> Result<[usize; 4]> {
     let mut tokens = [0; 4];
     for (token, letter) in tokens.iter_mut().zip(LETTERS) {
-        let ids = tokenizer.plain(&format!("Answer: {letter}"))?;
+        let ids = tokenizer.plain(&format!("Answer: {letter}"), usize::MAX)?;
         *token = ids.last().copied().unwrap_or_default() as usize;
     }
     let distinct: std::collections::BTreeSet<usize> = tokens.into_iter().collect();
@@ -215,7 +215,7 @@ fn line(tokenizer: &Tokenizer, text: &str, stop: u32, drill: bool) -> Result<Exa
     let mut answers = vec![];
     for part in parts {
         answers.push(ids.len());
-        ids.extend(tokenizer.plain(part)?);
+        ids.extend(tokenizer.plain(part, usize::MAX)?);
     }
     ids.push(stop);
     let label = |(place, id): (usize, &u32)| if !drill || answers.contains(&place) { *id as i32 } else { IGNORED };

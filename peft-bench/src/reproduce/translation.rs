@@ -163,7 +163,7 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
         examples.extend(match i % MIXTURE {
             0 => translation(&shape, &tokenizer, &mixture[i / MIXTURE % mixture.len()], 128)?,
             _ => {
-                let ids = tokenizer.plain(lines[i / MIXTURE % lines.len()])?;
+                let ids = tokenizer.plain(lines[i / MIXTURE % lines.len()], usize::MAX)?;
                 Some(denoised(&ids, &mut Random::new(i as u64, "gaps"), vocab, shape.stop[0]))
             }
         });

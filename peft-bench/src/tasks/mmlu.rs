@@ -100,7 +100,6 @@ fn read_folder(folder: &Path, split: &str) -> Result<Vec<Subject>> {
 /// A cell in double quotes may have commas, line breaks and doubled quotes. Questions and choices are taken as they stand.
 fn read_csv(path: &Path) -> Result<Vec<Question>> {
     let text = read_text(path, MAX_CSV)?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let mut questions = Vec::new();
     for row in reader.records() {

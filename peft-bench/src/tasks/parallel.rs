@@ -56,8 +56,7 @@ pub fn read_files(source: &Path, target: &Path) -> Result<Vec<Pair>> {
 
 /// The lines of a text, at least one, none of them blank.
 fn lines<'a>(path: &Path, text: &'a str) -> Result<Vec<&'a str>> {
-    // Editors put a byte order mark first.
-    let lines: Vec<&str> = text.strip_prefix('\u{feff}').unwrap_or(text).lines().collect();
+    let lines: Vec<&str> = text.lines().collect();
     let blank = if lines.is_empty() { Some(0) } else { lines.iter().position(|line| line.trim().is_empty()) };
     match blank {
         Some(place) => Err(Error::file(path, format!("line {}", place + 1), "no text", "a sentence on every line")),

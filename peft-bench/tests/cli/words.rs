@@ -197,6 +197,87 @@ fn texts_are_drawn_by_their_number_and_end_where_the_model_says() {
     fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": \"x\"}").unwrap();
     names(&fail(&["generate", "--model", &model, "--prompt", "a"]), &["generation_config.json", "eos_token_id"]);
     fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": [5, 97]}").unwrap();
-    let refused = ["generation_config.json", "eos_token_id", "[5,97]", "below the vocabulary 97"];
-    names(&fail(&["generate", "--model", &model, "--prompt", "a"]), &refused);
+    let told = peft(&["generate", "--model", &model, "--prompt", "a", "--max-new-tokens", "3"]);
+    let told = String::from_utf8(told.stderr).unwrap();
+    names(&told, &["generation_config.json: eos_token_id: is [5,97]: ids that no token has end nothing", "a second"]);
+}
+
+/// A model's chat template writes conversations, to be answered and to be learnt.
+#[test]
+fn conversations_are_answered_and_learnt() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "llama");
+    let config = Path::new(&model).join("tokenizer_config.json");
+    let template = "{% for m in messages %}{{ m['role'][0] + m['content'] + '.' }}{% endfor %}{% if add_generation_prompt %}a{% endif %}";
+    let write = |config_of: Value| fs::write(&config, config_of.to_string()).unwrap();
+    write(json!({"tokenizer_class": "TokenizersBackend"}));
+    let ask = ["generate", "--model", &model, "--max-new-tokens", "6", "--chat"];
+    names(&fail(&[&ask[..], &["--prompt", "hi"]].concat()), &["chat_template", "found none"]);
+    write(json!({"tokenizer_class": "TokenizersBackend", "chat_template": template}));
+    let text = succeed(&[&ask[..], &["--prompt", "hi", "--system", "be"]].concat());
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let line = json!({"messages": [message("system", "be"), message("user", "hi")]}).to_string() + "\n";
+    let answered = succeed(&[&ask[..], &["--file", &folder.write("chats.jsonl", &line)]].concat());
+    let answered: Value = serde_json::from_str(&answered).unwrap();
+    assert_eq!(
+        (answered["text"].as_str().unwrap(), &answered["messages"][1]["content"]),
+        (text.trim_end(), &json!("hi"))
+    );
+    let wrong = folder.write("wrong.jsonl", "{\"messages\": 3}\n");
+    names(&fail(&[&ask[..], &["--file", &wrong]].concat()), &["wrong.jsonl", "line 1, messages"]);
+
+    let row = |i: usize| {
+        let asked = ["aaa", "zzz"][i % 2];
+        json!({"messages": [message("user", asked), message("assistant", ["no", "yes"][i % 2])]}).to_string() + "\n"
+    };
+    let data = folder.write("learn.jsonl", &(0..16).map(row).collect::<String>());
+    let adapter = folder.path("adapter");
+    let train =
+        ["train", "--method", "lora", "--data", &data, "--output", &adapter, "--max-length", "20", "--lr", "2e-2"];
+    let other = Folder::new();
+    let bert = spelling_model(&other, "bert-classify");
+    names(&fail(&[&train[..], &["--model", &bert, "--steps", "1"]].concat()), &["messages", "LLaMA"]);
+    succeed(&[&train[..], &["--model", &model, "--steps", "60"]].concat());
+    let answer =
+        succeed(&[&ask[..3], &["--chat", "--adapter", &adapter, "--max-new-tokens", "3", "--prompt", "zzz"]].concat());
+    assert_eq!(answer.replace(' ', "").trim_end(), "yes");
+}
+
+/// What the model's folder says of generation holds, is told, and gives way to the command line.
+#[test]
+fn settings_of_the_folder_are_used_and_told() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "llama");
+    let write =
+        |config: Value| fs::write(Path::new(&model).join("generation_config.json"), config.to_string()).unwrap();
+    let run = |more: &[&str]| {
+        let output =
+            peft(&[&["generate", "--model", &model, "--prompt", "abc", "--max-new-tokens", "12"], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap())
+    };
+    write(json!({"eos_token_id": 2}));
+    let [plain, told] = run(&[]);
+    assert!(!told.contains("repetition_penalty"), "{told}");
+    write(
+        json!({"eos_token_id": 2, "repetition_penalty": 5.0, "temperature": 0.5, "max_time": 3.0, "max_length": 400}),
+    );
+    let [penalized, told] = run(&[]);
+    assert_ne!(plain, penalized);
+    assert!(told.contains("settings of") && told.contains("repetition_penalty 5.0"), "{told}");
+    assert!(
+        told.contains("max_time: is 3.0") && !told.contains("temperature") && !told.contains("max_length"),
+        "{told}"
+    );
+    let [over, told] = run(&["--repetition-penalty", "1"]);
+    assert!(over == plain && !told.contains("settings of"), "{told}");
+    assert_eq!(run(&["--no-model-settings"])[0], plain);
+    write(json!({"eos_token_id": 2, "do_sample": true, "temperature": 3.0}));
+    let [drawn, told] = run(&[]);
+    assert!(told.contains("do_sample true") && told.contains("temperature 3.0") && told.contains("top_k 50"), "{told}");
+    assert!(drawn != plain && run(&["--greedy"])[0] == plain && run(&["--num-beams", "2"])[1].contains("tokens read"));
+    names(
+        &fail(&["generate", "--model", &model, "--prompt", "a", "--greedy", "--top-k", "3"]),
+        &["--top-k", "--sample"],
+    );
 }

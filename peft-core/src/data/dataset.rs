@@ -113,7 +113,8 @@ pub fn prompted(
                 return Ok(None);
             }
             let stop = shape.stop.first().map(|id| *id as u32);
-            let answer: Vec<u32> = tokenizer.plain(answer)?.into_iter().chain(stop).collect();
+            let answer = tokenizer.plain(answer, max_length)?.into_iter().chain(stop);
+            let answer: Vec<u32> = answer.collect();
             let answer = &answer[..answer.len().min(max_length - prompt.len())];
             let labels = [vec![IGNORED; prompt.len()], words(answer)].concat();
             ([&prompt, answer].concat(), labels)
@@ -143,9 +144,10 @@ impl Labelled {
             return Err(Error::config("data", "texts", "input_ids: a shape with random weights has no tokenizer"));
         }
         let tokenizer = model.tokenizer()?;
-        match self.has_targets() {
-            true => self.targets(model.base.shape(), &tokenizer, max_length),
-            false => self.tokenize(&tokenizer, max_length),
+        match (self.has_chats(), self.has_targets()) {
+            (true, _) => self.chats(model.base.shape(), &tokenizer, max_length),
+            (false, true) => self.targets(model.base.shape(), &tokenizer, max_length),
+            (false, false) => self.tokenize(&tokenizer, max_length),
         }
     }
 

@@ -12,6 +12,8 @@ use super::table::Table;
 use crate::files::read_text;
 #[cfg(feature = "tokenize")]
 use crate::load::Tokenizer;
+#[cfg(feature = "chat")]
+use crate::loss::IGNORED;
 use crate::random::Random;
 use crate::{Architecture, Error, Example, Label, Result, Shape};
 
@@ -57,7 +59,8 @@ impl Labelled {
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
     /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
     /// are classes, other numbers are values, arrays are words to predict, anything else names a class. A column `task_id` that is
-    /// neither holds the number of each row's task, from 0.
+    /// neither holds the number of each row's task, from 0. A column `messages` holds conversations, arrays of objects with `role` and
+    /// `content`, which need no label: of those the assistant's turns are learnt.
     pub fn open(path: &Path) -> Result<Builder> {
         Ok(Builder {
             path: path.to_path_buf(),
@@ -128,6 +131,42 @@ impl Labelled {
     #[cfg(feature = "tokenize")]
     pub(super) fn has_targets(&self) -> bool {
         self.rows.first().is_some_and(|row| row.target.is_some())
+    }
+
+    /// Whether the rows hold conversations.
+    #[cfg(feature = "tokenize")]
+    pub(super) fn has_chats(&self) -> bool {
+        self.rows.first().is_some_and(|row| matches!(row.input, Input::Chat(_)))
+    }
+
+    /// Turns rows of conversations into examples as the model's chat template writes them, cut to `max_length` at the end, of which the
+    /// tokens of the assistant's turns count: all of them, as with `assistant_only_loss` in trl.
+    #[cfg(feature = "chat")]
+    pub(super) fn chats(&self, shape: &Shape, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
+        if !matches!(shape.architecture, Architecture::Llama(_)) {
+            return Err(Error::config("data", "messages", "a model that writes behind what it reads, LLaMA"));
+        }
+        let example = |row: &Row| {
+            let Input::Chat(messages) = &row.input else {
+                return Err(self.wrong(row, "no messages", "a conversation"));
+            };
+            let (ids, counts) = tokenizer.turns(messages, max_length)?;
+            if !counts.contains(&true) {
+                let expected = format!("a message of the role assistant within the first {max_length} tokens");
+                return Err(self.wrong(row, "nothing that the assistant writes", expected));
+            }
+            let word = |(id, counts): (&u32, &bool)| if *counts { *id as i32 } else { IGNORED };
+            let words: Vec<i32> = ids.iter().zip(&counts).map(word).collect();
+            Ok(Example { ids, label: Some(Label::Words(words.into())), task: row.task, ..Default::default() })
+        };
+        let examples: Vec<Result<Example>> = self.rows.par_iter().map(example).collect();
+        examples.into_iter().collect()
+    }
+
+    /// Conversations need the feature `chat`.
+    #[cfg(all(feature = "tokenize", not(feature = "chat")))]
+    pub(super) fn chats(&self, _shape: &Shape, _tokenizer: &Tokenizer, _max_length: usize) -> Result<Vec<Example>> {
+        Err(Error::config("data", "messages", "texts, or this program built with the feature `chat`"))
     }
 
     /// Turns rows of texts, and of texts to write, into examples for a model of this shape, see [`prompted`].
@@ -281,7 +320,8 @@ impl Builder {
         let Table { header, rows: records } = Table::parse(&self.path, &self.content, self.columns)?;
         let columns = Columns::choose(&header, self.text.as_deref(), self.pair.as_deref())?;
         let target = self.target.as_deref().map(|name| header.column(name)).transpose()?;
-        let labelled = !self.unlabelled && target.is_none();
+        // Of a conversation the assistant's turns are learnt.
+        let labelled = !self.unlabelled && target.is_none() && !matches!(columns, Columns::Chat(_));
         let label = labelled.then(|| label_column(&header, self.label.as_deref())).transpose()?;
         let name = label.map(|label| &header.columns[label]);
         if let Some(name) = name.filter(|name| [&self.text, &self.pair].into_iter().flatten().any(|text| text == *name))

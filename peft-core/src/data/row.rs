@@ -16,6 +16,8 @@ const PAIRS: [(&str, &str); 5] = [
 const TEXTS: [&str; 5] = ["sentence", "text", "sentence1", "question", "premise"];
 /// Columns that hold the label.
 const LABELS: [&str; 6] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate"];
+/// The column that holds conversations.
+const MESSAGES: &str = "messages";
 /// The column that holds the number of the task.
 pub(super) const TASK: &str = "task_id";
 
@@ -33,6 +35,10 @@ pub(super) enum Input {
         mask: Option<Vec<bool>>,
         types: Option<Vec<u32>>,
     },
+    /// Messages, each an object with a role and a content.
+    // Only a chat template takes them.
+    #[cfg_attr(not(feature = "chat"), expect(dead_code))]
+    Chat(Vec<Value>),
 }
 
 /// A row that was read.
@@ -52,6 +58,7 @@ pub(super) struct Row {
 pub(super) enum Columns {
     Text { a: usize, b: Option<usize> },
     Tokens { ids: usize, mask: Option<usize>, types: Option<usize> },
+    Chat(usize),
 }
 
 impl Columns {
@@ -73,6 +80,9 @@ impl Columns {
         if let Some(ids) = usual("input_ids") {
             return Ok(Columns::Tokens { ids, mask: usual("attention_mask"), types: usual("token_type_ids") });
         }
+        if let Some(messages) = usual(MESSAGES) {
+            return Ok(Columns::Chat(messages));
+        }
         if let Some((a, b)) = PAIRS.iter().find_map(|(a, b)| usual(a).zip(usual(b))) {
             return Ok(Columns::Text { a, b: Some(b) });
         }
@@ -84,6 +94,7 @@ impl Columns {
         match *self {
             Columns::Text { a, b } => std::iter::once(a).chain(b).collect(),
             Columns::Tokens { ids, mask, types } => std::iter::once(ids).chain(mask).chain(types).collect(),
+            Columns::Chat(messages) => vec![messages],
         }
     }
 
@@ -99,11 +110,13 @@ impl Columns {
                 Ok(Input::Text { a, b: Some(b) })
             }
             Columns::Tokens { ids, mask, types } => {
-                let ids = cell(ids).numbers(None)?;
+                let ids = cell(ids).numbers(None, Value::as_u64)?;
                 let mask = mask.filter(given).map(|mask| cell(mask).flags(ids.len())).transpose()?;
-                let types = types.filter(given).map(|types| cell(types).numbers(Some(ids.len()))).transpose()?;
+                let types =
+                    types.filter(given).map(|types| cell(types).numbers(Some(ids.len()), Value::as_u64)).transpose()?;
                 Ok(Input::Tokens { ids, mask, types })
             }
+            Columns::Chat(messages) => cell(messages).messages().map(Input::Chat),
         }
     }
 }
@@ -180,8 +193,15 @@ impl Cell<'_> {
         }
     }
 
-    /// An array of `length` numbers, or of any number of them from 1.
-    fn numbers(&self, length: Option<usize>) -> Result<Vec<u32>> {
+    fn messages(&self) -> Result<Vec<Value>> {
+        match self.value() {
+            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_object) => Ok(items.clone()),
+            other => Err(self.wrong(other, "an array of messages, objects with a role and a content")),
+        }
+    }
+
+    /// An array of `length` numbers, or of any number of them from 1; `read` takes one.
+    fn numbers(&self, length: Option<usize>, read: impl Fn(&Value) -> Option<u64>) -> Result<Vec<u32>> {
         let expected = "an array of whole numbers from 0 below 2^32";
         let Value::Array(items) = self.value() else { return Err(self.wrong(self.value(), expected)) };
         if items.is_empty() || length.is_some_and(|length| items.len() != length) {
@@ -190,14 +210,14 @@ impl Cell<'_> {
             return Err(self.error(format!("{} items", items.len()), &expected));
         }
         let number = |item: &Value| {
-            let number = item.as_u64().or(item.as_bool().map(u64::from)).and_then(|number| u32::try_from(number).ok());
+            let number = read(item).and_then(|number| u32::try_from(number).ok());
             number.ok_or_else(|| self.wrong(item, expected))
         };
         items.iter().map(number).collect()
     }
 
     fn flags(&self, length: usize) -> Result<Vec<bool>> {
-        let mask = self.numbers(Some(length))?;
+        let mask = self.numbers(Some(length), |item| item.as_u64().or(item.as_bool().map(u64::from)))?;
         if !mask.contains(&1) || mask.iter().any(|flag| *flag > 1) {
             return Err(self.error(format!("{mask:?}"), "0 and 1, with at least one 1"));
         }

@@ -32,8 +32,6 @@ impl<'a> Table<'a> {
     /// Reads the column names, unless they are given for a file without a header, and leaves the rows to be iterated. The
     /// extension tells the format.
     pub(super) fn parse(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<Self> {
-        // Spreadsheets put a byte order mark first.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.trim().is_empty() {
             return Err(Error::file(path, "content", "nothing", "a header line and rows, or JSON objects"));
         }

@@ -1,6 +1,7 @@
 //! Beam search as in transformers: of each text, so many continuations run, and the best finished ones are kept.
 
 use super::decoder::Decoder;
+use super::rules::Rules;
 use super::{EarlyStopping, GenerateConfig};
 use crate::train::log_sum_exp;
 use crate::{Result, Tuner};
@@ -18,14 +19,15 @@ struct Scored {
 /// The beams of one prompt.
 struct Beam {
     prompt: usize,
+    /// The most tokens of its texts.
+    room: usize,
     running: Vec<Scored>,
     finished: Vec<Scored>,
 }
 
 /// The beams of all prompts.
 pub(super) struct Beams<'a> {
-    config: &'a GenerateConfig,
-    stop: &'a [u32],
+    rules: &'a Rules<'a>,
     beams: Vec<Beam>,
     done: Vec<Vec<u32>>,
 }
@@ -38,16 +40,22 @@ struct Step {
 }
 
 impl<'a> Beams<'a> {
-    pub fn new(prompts: usize, config: &'a GenerateConfig, stop: &'a [u32]) -> Self {
+    /// For prompts of which each has room for so many tokens.
+    pub fn new(rooms: &[usize], rules: &'a Rules<'a>) -> Self {
         let start = || vec![Scored { text: vec![], score: 0.0 }];
-        let beams = (0..prompts).map(|prompt| Beam { prompt, running: start(), finished: vec![] }).collect();
-        Beams { config, stop, beams, done: vec![vec![]; prompts] }
+        let beam = |(prompt, room): (usize, &usize)| Beam { prompt, room: *room, running: start(), finished: vec![] };
+        Beams { rules, beams: rooms.iter().enumerate().map(beam).collect(), done: vec![vec![]; rooms.len()] }
     }
 
     /// The best text of each prompt.
     pub fn search<T: Tuner>(mut self, decoder: &mut Decoder<'_, T>) -> Result<Vec<Vec<u32>>> {
         while !self.beams.is_empty() {
-            let logits = decoder.logits()?;
+            let mut logits = decoder.logits()?;
+            for (row, logits) in logits.iter_mut().enumerate() {
+                let log = log_sum_exp(logits);
+                logits.iter_mut().for_each(|x| *x = (f64::from(*x) - log) as f32);
+                self.rules.apply(logits, &decoder.context(row));
+            }
             let (mut rows, mut tokens, mut first) = (vec![], vec![], 0);
             for mut beam in std::mem::take(&mut self.beams) {
                 let count = beam.running.len();
@@ -72,12 +80,13 @@ impl<'a> Beams<'a> {
     }
 
     /// One token more; gives the continuations that run on, or nothing if the prompt is done.
-    fn advance(&self, beam: &mut Beam, logits: &[Vec<f32>]) -> Option<Vec<Step>> {
-        let GenerateConfig { num_beams, length_penalty, early_stopping, max_new_tokens, .. } = *self.config;
+    fn advance(&self, beam: &mut Beam, scores: &[Vec<f32>]) -> Option<Vec<Step>> {
+        let Rules { config, stop } = self.rules;
+        let GenerateConfig { num_beams, length_penalty, early_stopping, .. } = **config;
         let length = beam.running[0].text.len() + 1;
         let penalty = |length: usize| (length as f64).powf(length_penalty);
-        let candidates = beam.candidates(logits, num_beams * 2.max(1 + self.stop.len()));
-        let ends = |step: &Step| self.stop.contains(&step.token) || length == max_new_tokens;
+        let candidates = beam.candidates(scores, num_beams * 2.max(1 + stop.len()));
+        let ends = |step: &Step| stop.contains(&step.token) || length == beam.room;
         let text = |step: &Step| {
             let mut text = beam.running[step.beam].text.clone();
             text.push(step.token);
@@ -98,7 +107,7 @@ impl<'a> Beams<'a> {
 
         let full = beam.finished.len() == num_beams;
         let longest = match early_stopping {
-            EarlyStopping::Never if length_penalty > 0.0 => max_new_tokens,
+            EarlyStopping::Never if length_penalty > 0.0 => beam.room,
             _ => length,
         };
         let worst = if full { beam.finished[num_beams - 1].score } else { NONE };
@@ -110,16 +119,12 @@ impl<'a> Beams<'a> {
 
 impl Beam {
     /// The best continuations of all running texts, best first.
-    fn candidates(&self, logits: &[Vec<f32>], count: usize) -> Vec<Step> {
+    fn candidates(&self, scores: &[Vec<f32>], count: usize) -> Vec<Step> {
         let mut all: Vec<Step> = vec![];
-        for (beam, (running, logits)) in self.running.iter().zip(logits).enumerate() {
-            let log = log_sum_exp(logits);
-            let step = |(token, x): (usize, &f32)| Step {
-                beam,
-                token: token as u32,
-                score: running.score + f64::from(*x) - log,
-            };
-            all.extend(logits.iter().enumerate().map(step));
+        for (beam, (running, scores)) in self.running.iter().zip(scores).enumerate() {
+            let step =
+                |(token, x): (usize, &f32)| Step { beam, token: token as u32, score: running.score + f64::from(*x) };
+            all.extend(scores.iter().enumerate().map(step));
         }
         let better = |a: &Step, b: &Step| b.score.total_cmp(&a.score);
         let count = count.min(all.len());

@@ -1,6 +1,7 @@
 //! The model at work on a batch of texts, one token at a time.
 
 use super::Prompt;
+use super::rules::Context;
 use crate::{Architecture, Base, Batch, Cache, Error, Example, Result, Trained, Tuner};
 
 /// Texts in progress.
@@ -12,6 +13,8 @@ pub(super) struct Decoder<'a, T: Tuner> {
     sources: Vec<Example>,
     /// What the decoder sees, prompts included.
     texts: Vec<Vec<u32>>,
+    /// How much of each text is its prompt, or what a decoder behind an encoder starts with.
+    starts: Vec<usize>,
     /// What of it is not in the cache yet.
     fresh: Vec<Vec<u32>>,
     /// The task of each text.
@@ -19,7 +22,14 @@ pub(super) struct Decoder<'a, T: Tuner> {
 }
 
 impl<'a, T: Tuner> Decoder<'a, T> {
-    pub fn new(base: &'a Base, trained: &'a Trained<T>, prompts: &[Prompt], use_cache: bool) -> Result<Self> {
+    /// `start` is the token that a decoder behind an encoder begins with, if it is not the model's.
+    pub fn new(
+        base: &'a Base,
+        trained: &'a Trained<T>,
+        prompts: &[Prompt],
+        use_cache: bool,
+        start: Option<u32>,
+    ) -> Result<Self> {
         let shape = base.shape();
         if let Some(empty) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
             return Err(Error::config(format!("prompt {empty}"), "no token", "at least one"));
@@ -27,13 +37,17 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         prompts.iter().try_for_each(|prompt| shape.check_ids(&prompt.ids))?;
         let source = |prompt: &Prompt| Example { ids: prompt.ids.clone(), ..Default::default() };
         let (sources, texts) = match shape.architecture {
-            Architecture::T5(t5) => (prompts.iter().map(source).collect(), vec![vec![t5.start as u32]; prompts.len()]),
+            Architecture::T5(t5) => {
+                let start = start.unwrap_or(t5.start as u32);
+                (prompts.iter().map(source).collect(), vec![vec![start]; prompts.len()])
+            }
             _ => (vec![], prompts.iter().map(|prompt| prompt.ids.clone()).collect()),
         };
         let (fresh, tasks) = (texts.clone(), prompts.iter().map(|prompt| prompt.task).collect());
+        let starts = texts.iter().map(Vec::len).collect();
         // Where positions are scaled as a text grows, keys that were turned before are of another scale.
         let use_cache = use_cache && shape.dynamic().is_none();
-        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, fresh, tasks })
+        Ok(Decoder { base, trained, cache: use_cache.then(Cache::default), sources, texts, starts, fresh, tasks })
     }
 
     /// Computes the first tokens of a decoder's only text, for others to go on from.
@@ -51,11 +65,19 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         let (cache, tasks) = (self.cache.as_ref().map(Cache::fork), vec![task]);
         if !self.sources.is_empty() {
             let sources = vec![Example { ids: text, ..Default::default() }];
-            return Decoder { cache, sources, texts: self.texts.clone(), fresh: self.fresh.clone(), tasks, ..*self };
+            let (texts, starts, fresh) = (self.texts.clone(), self.starts.clone(), self.fresh.clone());
+            return Decoder { cache, sources, texts, starts, fresh, tasks, ..*self };
         }
         let kept = self.texts[0].len() - self.fresh[0].len();
         let fresh = vec![text[kept..].to_vec()];
-        Decoder { cache, sources: vec![], texts: vec![text], fresh, tasks, ..*self }
+        Decoder { cache, sources: vec![], starts: vec![text.len()], texts: vec![text], fresh, tasks, ..*self }
+    }
+
+    /// What rules for the next token of a text look at.
+    pub fn context(&self, row: usize) -> Context<'_> {
+        let (seen, start) = (&self.texts[row], self.starts[row]);
+        let given = self.sources.get(row).map_or(&seen[..start], |source| &source.ids);
+        Context { seen, start, given }
     }
 
     /// Logits of the next token of each text.
@@ -93,6 +115,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
     /// Goes on with these of the texts, in this order; one may stand several times.
     pub fn select(&mut self, rows: &[usize]) {
         self.texts = rows.iter().map(|row| self.texts[*row].clone()).collect();
+        self.starts = rows.iter().map(|row| self.starts[*row]).collect();
         self.fresh = rows.iter().map(|row| self.fresh[*row].clone()).collect();
         self.tasks = rows.iter().map(|row| self.tasks[*row]).collect();
         if !self.sources.is_empty() {

@@ -1,12 +1,16 @@
 //! Texts from a model that predicts words: greedy, by beams, or by sampling.
 
 mod beam;
+mod config;
 mod decoder;
+mod folder;
+mod rules;
 mod sample;
 
 use burn::module::Module;
-use serde::{Deserialize, Serialize};
 
+pub use config::{EarlyStopping, GenerateConfig};
+pub use folder::{FIELDS, FolderSettings, Use};
 pub use sample::candidates;
 
 use crate::random::Random;
@@ -14,36 +18,7 @@ use crate::train::argmax;
 use crate::{Base, Error, Head, Result, Trained, Tuner};
 use beam::Beams;
 use decoder::Decoder;
-
-/// How to generate, in the names of transformers' `GenerationConfig`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GenerateConfig {
-    /// The most tokens of a text.
-    pub max_new_tokens: usize,
-    /// Tokens that end a text, and are its last; the model's, if not set.
-    pub eos_token_id: Option<Vec<u32>>,
-    /// Texts that are followed at a time; 1 is greedy.
-    pub num_beams: usize,
-    /// A beam's score is the sum of its log-probabilities over its length to this power.
-    pub length_penalty: f64,
-    /// When to stop with beams.
-    pub early_stopping: EarlyStopping,
-    /// Whether tokens are drawn.
-    pub do_sample: bool,
-    /// Logits are divided by this before drawing.
-    pub temperature: f64,
-    /// Only so many of the most probable tokens are drawn from; 0 for all.
-    pub top_k: usize,
-    /// Only the most probable tokens that together have this probability are drawn from.
-    pub top_p: f64,
-    /// Decides what is drawn, for each text by its number.
-    pub seed: u64,
-    /// The number of the first text: texts that are generated batch by batch draw what they would in one.
-    pub first: usize,
-    /// Whether keys and values of earlier tokens are kept instead of computed again.
-    pub use_cache: bool,
-}
+use rules::Rules;
 
 /// What a text goes on from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,80 +40,6 @@ fn owned<P: Clone + Into<Prompt>>(prompts: &[P]) -> Vec<Prompt> {
     prompts.iter().cloned().map(P::into).collect()
 }
 
-/// When a search by beams ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EarlyStopping {
-    /// When there are as many finished texts as beams.
-    Yes,
-    /// When the best running text would not be among the finished ones if it ended now.
-    #[default]
-    No,
-    /// When no running text can get among the finished ones, whatever its length.
-    Never,
-}
-
-impl Default for GenerateConfig {
-    /// Greedy, at most 128 tokens.
-    fn default() -> Self {
-        GenerateConfig {
-            max_new_tokens: 128,
-            eos_token_id: None,
-            num_beams: 1,
-            length_penalty: 1.0,
-            early_stopping: EarlyStopping::No,
-            do_sample: false,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 0,
-            first: 0,
-            use_cache: true,
-        }
-    }
-}
-
-impl GenerateConfig {
-    /// Greedy, at most this many tokens.
-    pub fn new(max_new_tokens: usize) -> Self {
-        GenerateConfig { max_new_tokens, ..Default::default() }
-    }
-
-    /// By so many beams.
-    pub fn with_beams(mut self, num_beams: usize) -> Self {
-        self.num_beams = num_beams;
-        self
-    }
-
-    fn check(&self, vocab: usize) -> Result<()> {
-        let wrong = |key: &str, found: String, expected: &str| Err(Error::config(key, found, expected));
-        // A beam needs two candidates, one of which may end.
-        let most = (vocab / 2).min(1024);
-        if self.max_new_tokens == 0 {
-            return wrong("max_new_tokens", "0".into(), "at least 1");
-        }
-        if !(1..=most).contains(&self.num_beams) {
-            return wrong("num_beams", self.num_beams.to_string(), &format!("1 to {most}"));
-        }
-        if self.do_sample && self.num_beams > 1 {
-            return wrong("do_sample", format!("true with {} beams", self.num_beams), "one or the other");
-        }
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return wrong("temperature", self.temperature.to_string(), "a finite number above 0");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top_p", self.top_p.to_string(), "a number above 0, at most 1");
-        }
-        if !self.length_penalty.is_finite() {
-            return wrong("length_penalty", self.length_penalty.to_string(), "a finite number");
-        }
-        if let Some(id) = self.eos_token_id.iter().flatten().find(|id| **id as usize >= vocab) {
-            return wrong("eos_token_id", id.to_string(), &format!("ids below the vocabulary {vocab}"));
-        }
-        Ok(())
-    }
-}
-
 /// The logits of the token that comes after each prompt. What all prompts begin with is computed once.
 pub fn next_logits<T: Tuner>(
     base: &Base,
@@ -155,7 +56,7 @@ pub fn next_logits<T: Tuner>(
     // Each prompt has a token of its own left to compute.
     let shortest = prompts.iter().map(|prompt| prompt.ids.len()).min().unwrap_or(0).saturating_sub(1);
     let common = (0..shortest).take_while(|i| same(*i)).count();
-    let mut start = Decoder::new(base, trained, prompts.get(..1).unwrap_or_default(), true)?;
+    let mut start = Decoder::new(base, trained, prompts.get(..1).unwrap_or_default(), true, None)?;
     start.keep(common)?;
     let one = |prompt: &Prompt| Ok(start.fork(prompt.clone()).logits()?.remove(0));
     prompts.iter().map(one).collect()
@@ -187,9 +88,16 @@ pub fn generate<T: Tuner>(
     if let Some((base, trained)) = trained.rewritten(base, None)? {
         return generate(&base, &trained, prompts, config, follow);
     }
-    let mut decoder = Decoder::new(base, &trained, &owned(prompts), config.use_cache)?;
+    let prompts = owned(prompts);
+    let mut decoder = Decoder::new(base, &trained, &prompts, config.use_cache, config.decoder_start_token_id)?;
+    let rooms: Vec<usize> = (0..prompts.len()).map(|row| config.room(decoder.context(row).start)).collect();
+    if let (Some(row), Some(length)) = (rooms.iter().position(|room| *room == 0), config.max_length) {
+        let found = format!("{length} with a prompt of {} tokens", decoder.context(row).start);
+        return Err(Error::config("max_length", found, "more than the prompt, or max_new_tokens instead"));
+    }
+    let rules = Rules { config, stop: &stop };
     if config.num_beams > 1 {
-        let texts = Beams::new(prompts.len(), config, &stop).search(&mut decoder)?;
+        let texts = Beams::new(&rooms, &rules).search(&mut decoder)?;
         for (i, text) in texts.iter().enumerate() {
             text.iter().try_for_each(|token| follow(i, *token))?;
         }
@@ -198,9 +106,14 @@ pub fn generate<T: Tuner>(
     let mut texts: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
     let mut running: Vec<usize> = (0..prompts.len()).collect();
     while !running.is_empty() {
-        let logits = decoder.logits()?;
+        let mut logits = decoder.logits()?;
         let mut tokens = vec![];
         for (row, text) in running.iter().enumerate() {
+            rules.apply(&mut logits[row], &decoder.context(row));
+            if !logits[row].iter().any(|x| x.is_finite()) {
+                let detail = "the settings leave no token to choose".to_string();
+                return Err(Error::Check { what: "generation", detail });
+            }
             let token = match config.do_sample {
                 true => {
                     let mut random = Random::new(
@@ -216,7 +129,10 @@ pub fn generate<T: Tuner>(
             tokens.push(token);
         }
         decoder.push(&tokens);
-        let ends = |row: &usize| stop.contains(&tokens[*row]) || texts[running[*row]].len() == config.max_new_tokens;
+        let ends = |row: &usize| {
+            let text = running[*row];
+            stop.contains(&tokens[*row]) || texts[text].len() == rooms[text]
+        };
         let rows: Vec<usize> = (0..running.len()).filter(|row| !ends(row)).collect();
         if rows.len() < running.len() {
             decoder.select(&rows);

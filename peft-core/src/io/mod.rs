@@ -2,6 +2,7 @@
 
 pub mod adapterhub;
 mod bits;
+mod companions;
 mod config;
 pub mod gguf;
 pub mod peft;

@@ -6,23 +6,15 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
+use super::companions;
 use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
+use crate::warning::warn;
 use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
-
-/// What a model's directory holds beside settings and weights.
-const OTHER_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -160,10 +152,8 @@ impl Pretrained {
         }
         let config = self.config_with(head, classes);
         write_directory(output, |dir| {
-            for name in OTHER_FILES {
-                if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
-                    std::fs::copy(&from, dir.join(name)).map_err(Error::io("copy", &from))?;
-                }
+            if let Some(from) = &self.dir {
+                companions::copy(from, dir)?;
             }
             if let Some(file) = self.dir.as_deref().map(Gguf::find).transpose()?.flatten() {
                 let gguf = Gguf::open(&file)?;
@@ -292,12 +282,24 @@ fn old_name(name: &str) -> String {
     }
 }
 
-/// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration.
+/// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration. Ids that no token
+/// has end nothing.
 fn stops(dir: &Path, shape: &Shape) -> Result<Vec<usize>> {
     let path = dir.join("generation_config.json");
-    let told = match path.exists() {
-        true => Fields { config: &read_json(&path)?, path: &path }.ids("eos_token_id", shape.vocab)?,
-        false => None,
-    };
-    Ok(told.unwrap_or_else(|| shape.stop.clone()))
+    if !path.exists() {
+        return Ok(shape.stop.clone());
+    }
+    let config = read_json(&path)?;
+    let fields = Fields { config: &config, path: &path };
+    let Some(value) = fields.get("eos_token_id") else { return Ok(shape.stop.clone()) };
+    let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    if !ids.iter().all(Value::is_i64) {
+        return Err(fields.wrong("eos_token_id", "an id or a list of them"));
+    }
+    let ids = ids.iter().filter_map(Value::as_u64).map(|id| id as usize).filter(|id| *id < shape.vocab);
+    let ids: Vec<usize> = ids.collect();
+    if ids.len() < value.as_array().map_or(1, Vec::len) {
+        warn(&path, "eos_token_id", format!("is {value}: ids that no token has end nothing"));
+    }
+    Ok(ids)
 }

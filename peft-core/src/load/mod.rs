@@ -27,8 +27,10 @@ pub use checkpoint::{Checkpoint, Entry};
 pub use gguf::{Gguf, write_lora};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
+#[cfg(feature = "chat")]
+pub use tokenizer::Conversation;
 #[cfg(feature = "tokenize")]
-pub use tokenizer::{Encoded, Tokenizer};
+pub use tokenizer::{Class, Encoded, FIELDS, Tokenizer, Use};
 
 pub use crate::files::{read_json, write_file};
 use crate::{Error, Result};

@@ -67,7 +67,15 @@ impl Gguf {
                 config[role] = json!(text);
             }
         }
+        if let Some(template) = self.chat_template()? {
+            config["chat_template"] = json!(template);
+        }
         Ok(config)
+    }
+
+    /// How the model writes conversations, in Jinja.
+    pub fn chat_template(&self) -> Result<Option<&str>> {
+        self.optional("tokenizer.chat_template", Gguf::text)
     }
 
     fn refuse_token(&self, id: usize, found: impl ToString, expected: impl Into<String>) -> Error {
