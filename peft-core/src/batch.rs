@@ -16,6 +16,8 @@ pub enum Label {
     Value(f32),
     /// The word at each token, or [`loss::IGNORED`](crate::loss::IGNORED) where none is to be predicted.
     Words(Arc<[i32]>),
+    /// The class of each token, or [`loss::IGNORED`](crate::loss::IGNORED) where none is to be predicted.
+    Tags(Arc<[i32]>),
 }
 
 impl Label {
@@ -23,7 +25,7 @@ impl Label {
     pub fn value(&self) -> Option<f32> {
         match self {
             Label::Value(value) => Some(*value),
-            Label::Class(_) | Label::Words(_) => None,
+            Label::Class(_) | Label::Words(_) | Label::Tags(_) => None,
         }
     }
 }
@@ -64,6 +66,10 @@ impl Example {
                 Some(Label::Words(words)) => {
                     bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
                     "words"
+                }
+                Some(Label::Tags(tags)) => {
+                    bytes.extend(tags.iter().flat_map(|tag| tag.to_le_bytes()));
+                    "tags"
                 }
             };
             let task = if *task == 0 { String::new() } else { format!(", task {task}") };

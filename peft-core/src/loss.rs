@@ -1,6 +1,7 @@
 //! Task losses, summed over what is predicted: the trainer divides by the number of it in the whole batch.
 
 use std::borrow::Borrow;
+use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
@@ -9,11 +10,12 @@ use crate::{Error, Label, Result};
 /// The word of a [`Label::Words`] that is not predicted, as in torch.
 pub const IGNORED: i32 = -100;
 
-/// How many predictions some labels ask for: one each, or one for each word that counts. The first `ahead` words are not
+/// How many predictions some labels ask for: one each, or one for each word or token that counts. The first `ahead` words are not
 /// predicted, see [`Head::ahead`](crate::Head::ahead).
 pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>, ahead: usize) -> usize {
     let count = |label: &Label| match label {
         Label::Words(words) => words.iter().skip(ahead).filter(|word| **word != IGNORED).count(),
+        Label::Tags(tags) => tags.iter().filter(|tag| **tag != IGNORED).count(),
         Label::Class(_) | Label::Value(_) => 1,
     };
     labels.into_iter().map(count).sum()
@@ -43,11 +45,23 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
             Ok((logits.reshape([batch, 1]) - values).powi_scalar(2).sum())
         }
         Some(Label::Value(_)) => Err(Error::config("outputs", outputs, "1 for labels that are numbers")),
-        Some(label @ Label::Words(_)) => {
+        Some(label @ (Label::Words(_) | Label::Tags(_))) => {
             Err(wrong(label, "a class or a value: this head gives one row of logits".into()))
         }
         None => Err(Error::config("labels", "none", "a label for each sequence")),
     }
+}
+
+/// The summed cross-entropy of logits `[batch, tokens, classes]` at the tokens that have a class.
+pub fn token_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
+    let [batch, tokens, classes] = logits.dims();
+    let tags = |label: &Label| if let Label::Tags(tags) = label { Some(tags.clone()) } else { None };
+    let (rows, found) = targets_of(labels, tags, ("classes of tokens", classes), tokens, 0)?;
+    if rows.is_empty() {
+        return Ok(logits.sum() * 0.0);
+    }
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [found.len()]), &logits.device().inner());
+    Ok(cross_entropy(logits.reshape([batch * tokens, classes]).select(0, rows), found).sum())
 }
 
 /// The rows, of `tokens` for each sequence, at which words are predicted, `ahead` of their places, and these words.
@@ -57,23 +71,33 @@ pub(crate) fn words(
     vocab: usize,
     ahead: usize,
 ) -> Result<(Vec<i32>, Vec<i32>)> {
-    let (mut rows, mut words) = (Vec::new(), Vec::new());
+    let words = |label: &Label| if let Label::Words(words) = label { Some(words.clone()) } else { None };
+    targets_of(labels, words, ("words", vocab), tokens, ahead)
+}
+
+/// The rows at which something below a limit is predicted, and what it is; `list` takes it from a label.
+fn targets_of(
+    labels: &[impl Borrow<Label>],
+    list: impl Fn(&Label) -> Option<Arc<[i32]>>,
+    (what, limit): (&str, usize),
+    tokens: usize,
+    ahead: usize,
+) -> Result<(Vec<i32>, Vec<i32>)> {
+    let (mut rows, mut found) = (Vec::new(), Vec::new());
     for (i, label) in labels.iter().enumerate() {
-        let list = match label.borrow() {
-            Label::Words(list) if list.len() <= tokens => list,
-            other => {
-                return Err(Error::config("label", format!("{other:?}"), format!("words of at most {tokens} tokens")));
-            }
-        };
-        for (token, word) in list.iter().enumerate().skip(ahead).filter(|(_, word)| **word != IGNORED) {
-            if !(0..vocab as i32).contains(word) {
-                return Err(Error::config("label", word, format!("words below {vocab}, or {IGNORED} for none")));
+        let label = label.borrow();
+        let list = list(label).filter(|list| list.len() <= tokens).ok_or_else(|| {
+            Error::config("label", format!("{label:?}"), format!("{what} of at most {tokens} tokens"))
+        })?;
+        for (token, target) in list.iter().enumerate().skip(ahead).filter(|(_, target)| **target != IGNORED) {
+            if !(0..limit as i32).contains(target) {
+                return Err(Error::config("label", target, format!("{what} below {limit}, or {IGNORED} for none")));
             }
             rows.push((i * tokens + token - ahead) as i32);
-            words.push(*word);
+            found.push(*target);
         }
     }
-    Ok((rows, words))
+    Ok((rows, found))
 }
 
 /// -log softmax(logits) of the given class of each row.

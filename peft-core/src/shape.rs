@@ -8,7 +8,7 @@ use crate::models::bert;
 use crate::models::fields::Fields;
 use crate::models::llama::{self, Llama, Scaling};
 use crate::models::t5::{self, T5};
-use crate::{Error, Part, Result, Site, Stack};
+use crate::{Error, Part, Purpose, Result, Site, Stack};
 
 /// A family of models that share one forward, with the settings that only it has.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +21,28 @@ pub enum Architecture {
     T5(T5),
     /// Touvron et al., 2023: a decoder with rotary positions.
     Llama(Llama),
+}
+
+impl Architecture {
+    /// What the names of transformers' classes for it begin with.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Architecture::Bert => "Bert",
+            Architecture::Roberta => "Roberta",
+            Architecture::T5(_) => "T5",
+            Architecture::Llama(_) => "Llama",
+        }
+    }
+
+    /// What the names of a model's tensors begin with, once it has a head.
+    pub fn prefix(&self) -> &'static str {
+        match self {
+            Architecture::Bert => "bert.",
+            Architecture::Roberta => "roberta.",
+            Architecture::T5(_) => "",
+            Architecture::Llama(_) => "model.",
+        }
+    }
 }
 
 /// What of a place: its matrix, or one of its vectors.
@@ -107,6 +129,8 @@ pub struct Shape {
     pub pooler: bool,
     /// Whether logits over words are made with the word table, not with a table of their own.
     pub tied: bool,
+    /// What the names of its tensors begin with in files.
+    pub prefix: &'static str,
 }
 
 impl Shape {
@@ -167,19 +191,17 @@ impl Shape {
         self
     }
 
-    /// The prefix of the model's names in a checkpoint.
-    pub fn prefix(&self) -> &'static str {
-        match self.architecture {
-            Architecture::Bert => "bert.",
-            Architecture::Roberta => "roberta.",
-            Architecture::T5(_) => "",
-            Architecture::Llama(_) => "model.",
-        }
+    /// The same shape as a model for this purpose has it: without a pooler where its head does not read it, and, where there is no
+    /// head to tell its tensors from, without a prefix before their names.
+    pub fn for_purpose(mut self, purpose: Purpose) -> Self {
+        self.pooler &= matches!(purpose, Purpose::Texts | Purpose::States);
+        self.prefix = if purpose == Purpose::States { "" } else { self.architecture.prefix() };
+        self
     }
 
     /// A place's name in a checkpoint. The table of a head for words stands outside of the model that it is put on.
     pub fn file_name(&self, place: &Place) -> String {
-        let prefix = if place.site.part == Part::Vocabulary { "" } else { self.prefix() };
+        let prefix = if place.site.part == Part::Vocabulary { "" } else { self.prefix };
         format!("{prefix}{}", place.name)
     }
 
@@ -274,13 +296,13 @@ impl Shape {
 
     /// The linear maps, BERT's pooler included, and their module paths (with the model's prefix), in the order of the forward.
     pub fn linears(&self) -> Vec<(Site, String)> {
-        let path = |place: Place| (place.site, format!("{}{}", self.prefix(), place.module()));
+        let path = |place: Place| (place.site, format!("{}{}", self.prefix, place.module()));
         self.places().into_iter().filter(|place| place.transposed).map(path).collect()
     }
 
     /// The module path of a site, with the model's prefix.
     pub fn module_path(&self, site: Site) -> Option<String> {
-        self.places().iter().find(|p| p.site == site).map(|p| format!("{}{}", self.prefix(), p.module()))
+        self.places().iter().find(|p| p.site == site).map(|p| format!("{}{}", self.prefix, p.module()))
     }
 
     /// Input and output width of a linear map.

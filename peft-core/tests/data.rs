@@ -280,7 +280,7 @@ fn broken_rows_are_left_out_only_where_that_is_asked_for() {
 
 #[test]
 fn bad_files() {
-    assert_error(read("data.xml", "text"), &["data.xml: extension", "tsv, csv or jsonl"]);
+    assert_error(read("data.xml", "text"), &["data.xml: extension", "tsv, csv, jsonl, conll or txt"]);
     assert_error(Labelled::open(&PathBuf::from("none.tsv")), &["cannot read none.tsv"]);
     for name in ["a.tsv", "a.csv", "a.jsonl"] {
         refused(name, "", &["content: found nothing"]);

@@ -146,7 +146,7 @@ fn micro_batches_have_the_gradients_of_the_whole_batch() {
 
 #[test]
 fn the_program_of_the_readme() {
-    let model = Pretrained { name: String::new(), base: base(), head: None, config: serde_json::json!({}), dir: None };
+    let model = Pretrained { config: serde_json::json!({}), ..Pretrained::of(base()) };
     let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()] };
     let folder = tempfile::tempdir().unwrap();
     let settings = TrainConfig { dropout: Some(0.0), ..TrainConfig::new(1e-2).with_epochs(8).with_batch_size(8) };

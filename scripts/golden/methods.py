@@ -23,7 +23,13 @@ from peft import (
     get_peft_model_state_dict,
 )
 from seq_models import seq_batch
-from transformers import Adafactor, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    Adafactor,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 warnings.filterwarnings("ignore", message=".*not initialized.*")
 
@@ -193,6 +199,9 @@ SEEDS = {
     "prefix-llama": 4,
     "p-tuning-t5": 23,
     "p-tuning-llama": 35,
+    "lora-bert-tokens": 0,
+    "lora-roberta-tokens": 0,
+    "lora-llama-tokens": 0,
 }
 
 
@@ -200,11 +209,20 @@ def base_model(name, **options):
     # The working directory is the folder of the models, so that adapter_config.json names just the model.
     family = name.split("-")[0]
     auto = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}.get(family, AutoModelForSequenceClassification)
+    if name.endswith("-tokens"):
+        auto = AutoModelForTokenClassification
     return auto.from_pretrained(name, **options)
 
 
 def inputs_for(gen, base):
     family = base.split("-")[0]
+    if base.endswith("-tokens"):
+        inputs = batch(gen, family, LENGTHS)
+        tags = torch.randint(0, 5, inputs["input_ids"].shape, generator=gen)
+        # The first token of a row and every third have none, as special tokens and those that go on with a word.
+        tags[:, ::3] = -100
+        inputs["labels"] = tags.where(inputs["attention_mask"].bool(), torch.tensor(-100))
+        return inputs
     if family in ("t5", "llama"):
         return seq_batch(gen, family, LENGTHS, LABEL_LENGTHS, UNLABELLED)
     inputs = batch(gen, family, LENGTHS)
@@ -252,7 +270,7 @@ def randomize_adapter(tensors, gen):
             value = normal(gen, parameter.shape, 0.3 if "lora_A" in key else 0.2)
         elif key in ("prompt_embeddings", "embedding.weight"):
             value = normal(gen, parameter.shape, 0.5)
-        elif "classifier" in key or "transform" in key:
+        elif "classifier" in key or "score" in key or "transform" in key:
             value = normal(gen, parameter.shape, 0.2 if key.endswith("bias") else 0.3)
         elif "mlp_head" in key or "lstm_head" in key:
             value = normal(gen, parameter.shape, 0.2 if "bias" in key else 0.4)
@@ -329,7 +347,8 @@ def write_case(folder, base, config):
     print(name)
     inputs, model, tensors = start(name, base, config, SEEDS[name])
     fresh(folder)
-    save(folder / "inputs.safetensors", inputs)
+    tags = {"tags": inputs["labels"]} if base.endswith("-tokens") else {}
+    save(folder / "inputs.safetensors", {k: v for k, v in inputs.items() if k != "labels" or not tags} | tags)
     model.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink()
     settings = read_json(folder / "adapter" / "adapter_config.json")

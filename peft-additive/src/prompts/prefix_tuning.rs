@@ -137,7 +137,7 @@ impl PrefixTuningConfig {
             ("projection.outer.weight", _) => ("control_trans.2.weight", Layout::Transposed),
             _ => ("control_trans.2.bias", Layout::Same),
         };
-        HubKey::new(format!("{}prefix_tuning.prefix_tunings.{adapter}.self_prefix.{leaf}", shape.prefix()), layout)
+        HubKey::new(format!("{}prefix_tuning.prefix_tunings.{adapter}.self_prefix.{leaf}", shape.prefix), layout)
     }
 }
 

@@ -10,7 +10,7 @@ use peft_core::train::{Run, TrainConfig};
 use peft_core::{Bare, Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
 use serde_json::{Value, json};
 
-use super::options::{ModelArgs, own_head, print, prompt_room};
+use super::options::{ModelArgs, print, prompt_room};
 use super::speed::Speed;
 use crate::machine::{peak_bytes, threads};
 use crate::registry::{WithMethod, by_name};
@@ -103,7 +103,7 @@ impl Bench {
 impl Generate {
     fn run(self) -> Result<()> {
         let model = self.model.open()?;
-        let trained = Trained::new(Bare {}, own_head(&model)?)?;
+        let trained = Trained::new(Bare {}, model.own_head()?)?;
         let (shape, new) = (model.base.shape(), self.new_tokens as usize);
         let longest = prompt_room(shape, shape.max_length(), new);
         if !(1..=longest).contains(&self.prompt_tokens) || self.batch == 0 {

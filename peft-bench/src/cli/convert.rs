@@ -80,17 +80,20 @@ impl WithMethod for Conversion<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
         let Conversion(format, Convert { from, to, output, .. }, model) = self;
-        let (base, shape) = (&model.base, model.base.shape());
+        let shape = model.base.shape();
         let (config, trained, mut labels) = match format {
             Format::AdapterHub => adapterhub::load::<M>(from, model)?,
             Format::Gguf => {
-                let (config, trained) = gguf::load::<M>(from, base)?;
+                let (config, trained) = gguf::load::<M>(from, &model.base)?;
                 (config, trained, peft::Labels::default())
             }
             format => {
-                let load = if format == Format::Burn { record::load::<M> } else { peft::load::<M> };
-                let (config, trained) = load(from, base)?;
-                (config, trained, peft::labels(from)?)
+                let (config, trained) = match format {
+                    Format::Burn => record::load::<M>(from, model)?,
+                    _ => peft::load::<M>(from, model)?,
+                };
+                let labels = model.name_classes(peft::labels(from)?, &trained.head);
+                (config, trained, labels)
             }
         };
         if labels.base.is_empty() {

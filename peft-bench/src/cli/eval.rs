@@ -6,10 +6,10 @@ use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
 use peft_core::train::{Metrics, Tuned, Workers, measure};
-use peft_core::{Bare, Error, Head, Label, Method, Result, Trained, Tuner};
+use peft_core::{Bare, Error, Head, Label, Method, Purpose, Result, Trained, Tuner};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, own_head, print, tell_classes, warn_of_broken_rows, workers};
+use super::options::{ColumnArgs, ModelArgs, print, tell_classes, warn_of_broken_rows, workers};
 use crate::machine::threads;
 use crate::registry::{WithMethod, by_peft_type};
 use crate::tasks::Task;
@@ -27,7 +27,7 @@ pub struct Eval {
     /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; measured on its development set, with its metrics
     #[arg(long)]
     task: Option<String>,
-    /// Labelled examples: .tsv, .csv or .jsonl; with --task its directory, or GLUE's
+    /// Labelled examples: .tsv, .csv, .jsonl, .conll or .txt; with --task its directory, or GLUE's
     #[arg(long)]
     data: PathBuf,
     #[command(flatten)]
@@ -60,7 +60,8 @@ impl WithMethod for (&Pretrained, &Eval, &Path) {
             );
         }
         let workers = eval.workers(&data)?;
-        Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, &data.examples, &workers)?))
+        let data_of = (data.examples.as_slice(), data.classes.as_slice());
+        Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, data_of, &workers)?))
     }
 }
 
@@ -71,9 +72,11 @@ impl Eval {
         let (examples, metrics) = match &self.adapter {
             Some(dir) => by_peft_type(dir, (&model, &self, dir.as_path()))?,
             None => {
-                let trained = Trained::new(Bare {}, own_head(&model)?)?;
+                let trained = Trained::new(Bare {}, model.own_head()?)?;
+                let base = model.base.for_purpose(trained.head.purpose());
                 let data = self.read(&model, &trained.head, &[], model.base.shape().max_length())?;
-                (data.examples.len(), measure(&model.base, &trained, &data.examples, &self.workers(&data)?)?)
+                let data_of = (data.examples.as_slice(), data.classes.as_slice());
+                (data.examples.len(), measure(&base, &trained, data_of, &self.workers(&data)?)?)
             }
         };
         let wanted = |name: &str| name == "loss" || task.is_none_or(|task| task.metrics.contains(&name));
@@ -90,6 +93,13 @@ impl Eval {
 
     /// The data, its labels numbered as the head's outputs are; `classes` are the names that an adapter brings.
     fn read(&self, model: &Pretrained, head: &Head, classes: &[String], room: usize) -> Result<Dataset> {
+        if let (Head::States(_), _) | (Head::Tokens(_), Some(_)) = (head, &self.task) {
+            let (found, expected) = match head {
+                Head::States(_) => ("none", "one for the labels: FEATURE_EXTRACTION has none"),
+                _ => ("one for tokens", "one for texts, as --task needs"),
+            };
+            return Err(Error::config("head", found, expected));
+        }
         let Some(outputs) = head.outputs() else {
             if let Some(task) = &self.task {
                 return Err(Error::config("--task", task, "none: the head is for words"));
@@ -102,7 +112,7 @@ impl Eval {
             };
         };
         let numbers: Vec<String> = (0..outputs).map(|class| class.to_string()).collect();
-        let named = [classes.to_vec(), model.classes()].into_iter().find(|names| names.len() == outputs);
+        let named = [classes.to_vec(), model.class_names(outputs)].into_iter().find(|names| names.len() == outputs);
         let names = named.unwrap_or_else(|| numbers.clone());
         let rows = match self.task.as_deref().map(Task::named).transpose()? {
             Some(task) if task.outputs() != outputs => {
@@ -127,6 +137,17 @@ impl Eval {
             }
         };
         warn_of_broken_rows(&rows);
-        rows.prepare(model, self.max_length.min(room))
+        let data = rows.prepare(model, self.max_length.min(room))?;
+        let of_tokens = data.purpose()? == Purpose::Tokens;
+        match (of_tokens, head) {
+            (true, Head::Tokens(_)) => Ok(data),
+            (false, head) if head.is_of_texts() => Ok(data),
+            (true, _) => {
+                Err(Error::config("labels", "a tag for each token", "a class or value for each text, as the head"))
+            }
+            (false, _) => {
+                Err(Error::config("labels", "one for each text", "a tag for each token, as the head (TOKEN_CLS)"))
+            }
+        }
     }
 }

@@ -7,10 +7,10 @@ use burn::tensor::TensorData;
 use clap::Args;
 use peft_core::data::Labelled;
 use peft_core::load::write_safetensors;
-use peft_core::train::Logits;
+use peft_core::train::{Logits, TextStates};
 use peft_core::{Architecture, Error, Label, Result, io::Pretrained};
 
-use super::options::{ModelArgs, check_output, logits, max_length};
+use super::options::{Computed, ModelArgs, check_output, compute, max_length};
 use crate::machine::threads;
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
@@ -19,7 +19,8 @@ use crate::machine::threads;
     after_help = "Example:\n  peft forward --model DIR --adapter out/lora --input examples.jsonl --output logits.safetensors\n\n\
     Each line: {\"input_ids\": [0, 5, 2], \"attention_mask\": [1, 1, 1], \"token_type_ids\": [0, 0, 0]}, the last two optional.\n\
     For T5 also \"labels\": [7, 8, 1], which its decoder sees shifted to the right; logits are then [labels, vocab].\n\
-    Writes f32 tensors logits.0, logits.1, .. in the order of the input."
+    Writes f32 tensors logits.0, logits.1, .. in the order of the input: [classes] of a text, [tokens, classes] of tokens, [tokens, vocab]\n\
+    of words. A model or adapter without a head (FEATURE_EXTRACTION) gives states.0 [tokens, hidden] and, with a pooler, pooled.0 [hidden]."
 )]
 pub struct Forward {
     #[command(flatten)]
@@ -51,10 +52,20 @@ impl Forward {
             let expected = "an array of words that the decoder is to write";
             return Err(Error::file(&self.input, format!("example {}, labels", i + 1), "another label", expected));
         }
-        let logits = logits(&model, self.adapter.as_deref(), &examples, threads())?;
-        let tensor =
-            |(i, logits): (usize, Logits)| (format!("logits.{i}"), TensorData::new(logits.values, logits.dims));
-        let tensors: BTreeMap<String, TensorData> = logits.into_iter().enumerate().map(tensor).collect();
+        let tensor = |name: &str, i: usize, it: Logits| (format!("{name}.{i}"), TensorData::new(it.values, it.dims));
+        let tensors: BTreeMap<String, TensorData> =
+            match compute(&model, self.adapter.as_deref(), &examples, threads())? {
+                Computed::Logits(logits, _) => {
+                    logits.into_iter().enumerate().map(|(i, it)| tensor("logits", i, it)).collect()
+                }
+                Computed::States(all) => {
+                    let tensors = |(i, it): (usize, TextStates)| {
+                        let pooled = it.pooled.map(|pooled| tensor("pooled", i, pooled));
+                        std::iter::once(tensor("states", i, it.states)).chain(pooled).collect::<Vec<_>>()
+                    };
+                    all.into_iter().enumerate().flat_map(tensors).collect()
+                }
+            };
         write_safetensors(&self.output, &tensors)
     }
 }

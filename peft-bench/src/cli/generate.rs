@@ -11,7 +11,7 @@ use peft_core::train::Tuned;
 use peft_core::{Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
 use serde_json::{Value, json};
 
-use super::options::{ModelArgs, lines, max_length, own_head, print, print_part, prompt_room};
+use super::options::{ModelArgs, lines, max_length, print, print_part, prompt_room};
 use super::speed::Speed;
 use crate::registry::{WithMethod, by_peft_type};
 
@@ -122,7 +122,7 @@ impl Generate {
         let model = self.model.open()?;
         match &self.adapter {
             Some(dir) => by_peft_type(dir, (&self, &model, dir.as_path())),
-            None => self.write(&model, &model.base, &Trained::new(Bare {}, own_head(&model)?)?),
+            None => self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?),
         }
     }
 

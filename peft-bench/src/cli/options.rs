@@ -5,11 +5,11 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use clap::Args;
-use peft_core::data::{Builder, Labelled};
+use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::read_text;
 use peft_core::io::{Pretrained, peft};
-use peft_core::train::{Logits, Tuned, Workers, predict};
-use peft_core::{Architecture, Bare, Error, Example, Head, Method, Result, Shape, Trained};
+use peft_core::train::{Logits, TextStates, Tuned, Workers, encode, predict};
+use peft_core::{Architecture, Bare, Base, Error, Example, Head, Method, Purpose, Result, Shape, Trained, Tuner};
 
 use super::progress::bar;
 use crate::registry::{WithMethod, by_peft_type};
@@ -46,13 +46,13 @@ pub fn check_model(model: &str) -> Result<()> {
 /// Which columns of a data file hold what.
 #[derive(Debug, Args)]
 pub struct ColumnArgs {
-    /// The column of the text, or of the first text of a pair [default: by the usual names]
+    /// The column of the text (or, in an array, of its words), or of the first text of a pair [default: by the usual names]
     #[arg(long, value_name = "NAME", conflicts_with = "task")]
     pub text_column: Option<String>,
     /// The column of the second text
     #[arg(long, value_name = "NAME", conflicts_with = "task")]
     pub pair_column: Option<String>,
-    /// The column of the label
+    /// The column of the label, or of the words' tags in an array
     #[arg(long, value_name = "NAME", conflicts_with = "task")]
     pub label_column: Option<String>,
     /// The column of the text that T5 or LLaMA is to write, in place of a label
@@ -89,20 +89,37 @@ pub fn warn_of_broken_rows(rows: &Labelled) {
     }
 }
 
-/// Logits of a model with the head of its checkpoint, or with an adapter.
-pub fn logits(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Vec<Logits>> {
+/// What is computed of examples.
+pub enum Computed {
+    /// Logits, and what they are for.
+    Logits(Vec<Logits>, Purpose),
+    /// States, where there is no head.
+    States(Vec<TextStates>),
+}
+
+/// What a model with the head of its checkpoint, or with an adapter, computes of examples.
+pub fn compute(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Computed> {
     struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example], Workers);
     impl WithMethod for WithAdapter<'_> {
-        type Output = Vec<Logits>;
-        fn call<M: Method>(self) -> Result<Vec<Logits>> {
+        type Output = Computed;
+        fn call<M: Method>(self) -> Result<Computed> {
             let tuned = Tuned::<M>::load(self.1, self.0)?;
-            predict(&tuned.base, &tuned.trained, self.2, &self.3)
+            run(&tuned.base, &tuned.trained, self.2, &self.3)
         }
+    }
+    fn run<T: Tuner>(base: &Base, trained: &Trained<T>, examples: &[Example], workers: &Workers) -> Result<Computed> {
+        Ok(match trained.head {
+            Head::States(_) => Computed::States(encode(base, &trained.tuner, examples, workers)?),
+            ref head => Computed::Logits(predict(base, trained, examples, workers)?, head.purpose()),
+        })
     }
     let workers = workers(threads, examples.len())?;
     match adapter {
         Some(dir) => by_peft_type(dir, WithAdapter(model, dir, examples, workers)),
-        None => predict(&model.base, &Trained::new(Bare {}, own_head(model)?)?, examples, &workers),
+        None => {
+            let head = model.own_head()?;
+            run(&model.base.for_purpose(head.purpose()), &Trained::new(Bare {}, head)?, examples, &workers)
+        }
     }
 }
 
@@ -133,15 +150,6 @@ pub fn prompt_room(shape: &Shape, room: usize, new_tokens: usize) -> usize {
     }
 }
 
-/// The head in the model's checkpoint.
-pub fn own_head(model: &Pretrained) -> Result<Head> {
-    model.head.clone().ok_or_else(|| {
-        let place = model.dir.as_ref().map_or("the shape's random weights".to_string(), |d| d.display().to_string());
-        let name = Head::key("Classifier.out.bias", model.base.shape().architecture).name;
-        Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
-    })
-}
-
 /// The lines of a file. A blank one is refused, so that there is a line of output for each line of input.
 pub fn lines(path: &Path) -> Result<Vec<String>> {
     let content = read_text(path, 1 << 30)?;
@@ -168,7 +176,7 @@ pub fn print_part(part: impl Display) -> Result<()> {
 /// Says which class of the head each label is taken for, where the two have other names and only their numbers tell.
 pub fn tell_classes(labels: &[impl AsRef<str>], head: &[String]) {
     let named = |(i, name): (usize, &String)| *name != i.to_string() && *name != format!("LABEL_{i}");
-    let known = |label: &dyn AsRef<str>| head.iter().any(|name| name == label.as_ref());
+    let known = |label: &dyn AsRef<str>| class_place(head, label.as_ref()).is_some();
     if head.iter().enumerate().any(named) && !labels.iter().all(|label| known(label)) {
         let pairs = labels.iter().zip(head).map(|(label, name)| format!("{} for {name}", label.as_ref()));
         eprintln!("labels are taken by their numbers: {}", pairs.collect::<Vec<_>>().join(", "));

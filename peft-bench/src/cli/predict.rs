@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft_core::io::peft;
+use peft_core::load::Encoded;
 use peft_core::train::{argmax, log_sum_exp};
-use peft_core::{Error, Example, Result, io::Pretrained};
+use peft_core::{Error, Example, Purpose, Result, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, lines, logits, max_length, print};
+use super::options::{Computed, ModelArgs, compute, lines, max_length, print};
 use crate::machine::threads;
 
-/// Label texts with a trained adapter; prints one JSON object a line
+/// Label texts, or each of their tokens, with a trained adapter; prints one JSON object a line
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft predict --model DIR --adapter out/lora --text 'a charming journey'\n  \
     peft predict --model DIR --adapter out/lora --file lines.txt")]
@@ -48,34 +49,54 @@ impl Predict {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
         }
         let longest = self.max_length.min(max_length(shape, self.adapter.as_deref())?);
-        let example = |text: &String| {
-            let encoded = tokenizer.encode(text, None, longest)?;
-            let (types, task) = (Some(encoded.types), self.task_index);
-            Ok(Example { ids: encoded.ids, types, task, ..Default::default() })
+        // Of tokens also the word of each, which special tokens do not have.
+        let encoded = |text: &String| tokenizer.encode_text(text, longest);
+        let encoded = texts.iter().map(encoded).collect::<Result<Vec<_>>>()?;
+        let example = |(encoded, _): &(Encoded, Vec<Option<usize>>)| Example {
+            ids: encoded.ids.clone(),
+            types: Some(encoded.types.clone()),
+            task: self.task_index,
+            ..Default::default()
         };
-        let examples = texts.iter().map(example).collect::<Result<Vec<_>>>()?;
-        let classes = classes(&model, self.adapter.as_deref())?;
-        for (text, logits) in texts.iter().zip(logits(&model, self.adapter.as_deref(), &examples, threads())?) {
-            if logits.dims.len() > 1 {
-                let expected = "one for classes or values; `peft generate` writes texts";
-                return Err(Error::config("head", "one for words", expected));
-            }
-            if logits.dims == [1] {
-                print(json!({"text": text, "value": logits.values[0]}))?;
-                continue;
-            }
+        let examples: Vec<Example> = encoded.iter().map(example).collect();
+        let Computed::Logits(logits, purpose) = compute(&model, self.adapter.as_deref(), &examples, threads())? else {
+            let expected = "one for classes or values: `peft forward` writes states (FEATURE_EXTRACTION)";
+            return Err(Error::config("head", "none", expected));
+        };
+        for ((text, (encoded, words)), logits) in texts.iter().zip(&encoded).zip(logits) {
+            let outputs = logits.dims.last().copied().unwrap_or(1);
+            let classes = classes(&model, self.adapter.as_deref(), outputs)?;
             let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
-            let sum = log_sum_exp(&logits.values);
-            let score = |(i, x): (usize, &f32)| (name(i), json!((f64::from(*x) - sum).exp() as f32));
-            let scores: serde_json::Map<_, _> = logits.values.iter().enumerate().map(score).collect();
-            print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
+            let probability = |row: &[f32], i: usize| (f64::from(row[i]) - log_sum_exp(row)).exp() as f32;
+            match (purpose, &logits.dims[..]) {
+                (_, [1]) => print(json!({"text": text, "value": logits.values[0]}))?,
+                (_, [_]) => {
+                    let score = |i: usize| (name(i), json!(probability(&logits.values, i)));
+                    let scores: serde_json::Map<_, _> = (0..outputs).map(score).collect();
+                    print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
+                }
+                (Purpose::Tokens, _) => {
+                    let rows = logits.values.chunks(outputs).zip(&encoded.ids).zip(words);
+                    let rows: Vec<_> = rows.filter(|(_, word)| word.is_some()).map(|(row, _)| row).collect();
+                    print(json!({
+                        "text": text,
+                        "tokens": rows.iter().map(|(_, id)| tokenizer.token(**id)).collect::<Vec<_>>(),
+                        "labels": rows.iter().map(|(row, _)| name(argmax(row))).collect::<Vec<_>>(),
+                        "scores": rows.iter().map(|(row, _)| probability(row, argmax(row))).collect::<Vec<_>>(),
+                    }))?;
+                }
+                _ => {
+                    let expected = "one for classes or values; `peft generate` writes texts";
+                    return Err(Error::config("head", "one for words", expected));
+                }
+            }
         }
         Ok(())
     }
 }
 
-/// The names of the classes: the adapter's, else the model's.
-fn classes(model: &Pretrained, adapter: Option<&Path>) -> Result<Vec<String>> {
+/// The names of so many classes: the adapter's, else the model's.
+fn classes(model: &Pretrained, adapter: Option<&Path>, outputs: usize) -> Result<Vec<String>> {
     let own = adapter.map(peft::labels).transpose()?.map(|labels| labels.classes);
-    Ok(own.filter(|classes| !classes.is_empty()).unwrap_or_else(|| model.classes()))
+    Ok(own.filter(|classes| !classes.is_empty()).unwrap_or_else(|| model.class_names(outputs)))
 }

@@ -6,8 +6,9 @@ use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{check_new_directory, read_text};
 use peft_core::io::{Pretrained, peft};
+use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Example, Label, Method, Result, Trained};
+use peft_core::{Error, Example, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, check_output, print, tell_classes, warn_of_broken_rows};
@@ -41,7 +42,8 @@ pub struct Train {
     /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; --data is then its directory, or GLUE's
     #[arg(long)]
     pub(super) task: Option<String>,
-    /// Labelled examples: .tsv, .csv or .jsonl, or a task's directory
+    /// Labelled examples: .tsv, .csv or .jsonl (texts, words with a tag for each, or input_ids), .conll or .txt (a word and its tag in a
+    /// line), or a task's directory
     #[arg(long)]
     pub(super) data: PathBuf,
     /// Labelled examples to evaluate on; a task brings its own
@@ -289,6 +291,20 @@ impl Train {
     }
 }
 
+/// Says whether the model's own head is trained on, or a new one.
+fn tell_head(model: &Pretrained, own: Option<&Head>, data: &Dataset) -> Result<()> {
+    let Some(found) = model.head_for(data.purpose()?).filter(|head| head.outputs().is_some()) else { return Ok(()) };
+    let names = |outputs: Option<usize>| match model.class_names(outputs.unwrap_or(0)) {
+        names if names.is_empty() => "a value".to_string(),
+        names => names.join(", "),
+    };
+    match own {
+        Some(head) => eprintln!("the model's own head is trained on, for {}", names(head.outputs())),
+        None => eprintln!("a new head is trained: that of the model is for {}", names(found.outputs())),
+    }
+    Ok(())
+}
+
 struct Job<'a> {
     args: &'a Train,
     model: &'a Pretrained,
@@ -303,8 +319,8 @@ impl Job<'_> {
         let (data, eval) = args.read()?;
         let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
         let classes = match &args.adapter {
-            Some(dir) => peft::labels(dir)?.classes,
-            None => model.classes(),
+            Some(dir) => model.name_classes(peft::labels(dir)?, &peft::load::<M>(dir, *model)?.1.head).classes,
+            None => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
         };
         if let Some(task) = &args.task {
             Task::named(task)?.check_order(&classes)?;
@@ -362,11 +378,15 @@ impl WithMethod for Job<'_> {
         }
         if !data.classes.is_empty() {
             let mut counts = vec![0; data.classes.len()];
-            let classes = data.examples.iter().filter_map(|example| match example.label {
-                Some(Label::Class(class)) => Some(class),
-                _ => None,
-            });
-            classes.for_each(|class| counts[class] += 1);
+            for label in data.examples.iter().filter_map(|example| example.label.as_ref()) {
+                match label {
+                    Label::Class(class) => counts[*class] += 1,
+                    Label::Tags(tags) => {
+                        tags.iter().filter(|tag| **tag != IGNORED).for_each(|tag| counts[*tag as usize] += 1)
+                    }
+                    Label::Value(_) | Label::Words(_) => {}
+                }
+            }
             let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
             eprintln!("classes of the training data: {}", told.collect::<Vec<_>>().join(", "));
         }
@@ -377,8 +397,11 @@ impl WithMethod for Job<'_> {
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
-            Some(dir) => peft::load::<M>(dir, &model.base)?.1,
-            None => trainer.start(model, &method, &data)?,
+            Some(dir) => peft::load::<M>(dir, model)?.1,
+            None => {
+                tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
+                trainer.start(model, &method, &data)?
+            }
         };
         let mut progress = Progress::new(steps, args.log.as_deref());
         #[cfg(feature = "tensorboard")]

@@ -80,7 +80,7 @@ pub(super) fn pretrain<A: Adapter + Procedure>(
     let (trained, base) = trainer.run(&base, trained, examples, None, &mut bar)?;
     let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
     let (config, dir) = (base.shape().to_config(), Some(data.to_path_buf()));
-    let model = Pretrained { name: String::new(), base, head: None, config, dir };
+    let model = Pretrained { head: None, config, dir, ..Pretrained::of(base) };
     model.save(output, &merged, &trained.head, &[])?;
     checkpoints.remove()
 }

@@ -9,7 +9,7 @@ pub mod parallel;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use peft_core::data::{Builder, Labelled};
+use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::{Error, Result};
 
 /// Where a task's texts and labels stand, and what it is scored with.
@@ -118,14 +118,17 @@ impl Task {
     /// names of something else.
     pub fn read_dev(&self, dir: &Path, classes: &[String]) -> Result<Labelled> {
         let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
-        let same = classes.len() == self.classes.len() && self.classes.iter().all(|class| classes.contains(class));
+        let same = classes.len() == self.classes.len()
+            && self.classes.iter().all(|class| class_place(&classes, class).is_some());
         self.check_order(&classes)?;
         self.open(&self.file(dir, self.dev)?, if same { &classes } else { self.classes })?.read()
     }
 
     /// F1 is of the class that GLUE gives the number 1: a head that has the two the other way would be scored by that of 0.
     pub fn check_order(&self, classes: &[impl AsRef<str>]) -> Result<()> {
-        let turned = classes.iter().map(AsRef::as_ref).eq(self.classes.iter().rev().copied());
+        let lower = |name: &str| name.to_lowercase();
+        let turned =
+            classes.iter().map(|name| lower(name.as_ref())).eq(self.classes.iter().rev().map(|name| lower(name)));
         if turned && self.metrics.contains(&"f1") {
             let found = format!("{:?} in this order", classes.iter().map(AsRef::as_ref).collect::<Vec<_>>());
             let expected = format!("{:?}: the F1 of {} is that of the last", self.classes, self.directory);

@@ -41,12 +41,19 @@ fn damaged_models_are_named_by_file_and_key() {
     untied(&words);
     names(&forward(&words, None), &["config.json", "tie_word_embeddings", "word table"]);
     names(&damaged(&|dir| fs::remove_file(dir.join("model.safetensors")).unwrap()), &["weights", "model.safetensors"]);
+    let of_class = |class: &str| {
+        let folder = Folder::new();
+        let copy = folder.copy(&golden("peft-core", "bert-bare"));
+        edit(copy.join("config.json"), &|config| config["architectures"] = json!([class]));
+        forward(&copy, None)
+    };
+    names(&of_class("BertForTokenClassification"), &["classifier.weight", "no head"]);
+    names(&of_class("BertForMultipleChoice"), &["architectures", "BertForMultipleChoice"]);
     let truncate = |dir: &Path| {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();
         fs::write(dir.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     };
     names(&damaged(&truncate), &["model.safetensors"]);
-    names(&forward(&golden("peft-core", "bert-bare"), None), &["bert-bare", "no head"]);
 }
 
 #[test]

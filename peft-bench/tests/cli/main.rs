@@ -11,6 +11,7 @@ mod commands;
 mod convert;
 mod damaged;
 mod data;
+mod heads;
 mod messages;
 mod refused;
 mod words;

@@ -13,6 +13,15 @@ const MANY_CLASSES: usize = 20;
 /// All finite numbers.
 pub(super) const FINITE: RangeInclusive<f32> = f32::MIN..=f32::MAX;
 
+/// The place of a class: of exactly this name, else of the only one that differs in the case of letters alone.
+pub fn class_place(names: &[impl AsRef<str>], name: &str) -> Option<usize> {
+    let exact = names.iter().position(|other| other.as_ref() == name);
+    exact.or_else(|| {
+        let mut alike = (0..names.len()).filter(|i| names[*i].as_ref().to_lowercase() == name.to_lowercase());
+        alike.next().filter(|_| alike.next().is_none())
+    })
+}
+
 /// What the labels of a file are.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Kind {
@@ -24,6 +33,8 @@ pub(super) enum Kind {
     Values(RangeInclusive<f32>),
     /// A word for each token.
     Words,
+    /// Classes of tokens of these names.
+    Tags(Vec<String>),
 }
 
 /// A label as it stands in the file.
@@ -77,7 +88,8 @@ impl Kind {
         match self {
             Kind::Unlabelled => Ok(None),
             Kind::Words => fail("an array of words".to_string()),
-            Kind::Classes(names) => match names.iter().position(|name| name == text) {
+            Kind::Tags(_) => fail("an array of tags".to_string()),
+            Kind::Classes(names) => match class_place(names, text) {
                 Some(class) => Ok(Some(Label::Class(class))),
                 None => fail(format!("one of the classes {names:?}")),
             },

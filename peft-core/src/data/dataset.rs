@@ -1,8 +1,10 @@
 use super::Labelled;
+use super::classes::class_place;
 use crate::io::Pretrained;
+use crate::loss::IGNORED;
 #[cfg(feature = "tokenize")]
-use crate::{Architecture, Shape, Text, load::Tokenizer, loss::IGNORED};
-use crate::{Error, Example, Label, Result, Verbalizer};
+use crate::{Architecture, Shape, Text, load::Tokenizer};
+use crate::{Error, Example, Label, Purpose, Result, Verbalizer};
 
 /// How many fifths apart the values may be that a model writes as texts, each a text of its own.
 #[cfg(feature = "tokenize")]
@@ -18,21 +20,36 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// The same data with its classes numbered as in `names`, those of a head. `None` if a class is not among them.
-    /// Classes that the data itself writes as numbers are taken as they are.
+    /// What a model for this data is used for.
+    pub fn purpose(&self) -> Result<Purpose> {
+        match self.examples.first().and_then(|e| e.label.as_ref()) {
+            Some(Label::Class(_) | Label::Value(_)) => Ok(Purpose::Texts),
+            Some(Label::Tags(_)) => Ok(Purpose::Tokens),
+            Some(Label::Words(_)) => Ok(Purpose::Words),
+            None => Err(Error::config("label", "nothing", "a label for every training example")),
+        }
+    }
+
+    /// The same data with its classes numbered as in `names`, those of a head. `None` if a class is not among them, in any case of its
+    /// letters. Classes that the data itself writes as numbers are taken as they are.
     pub fn with_classes(mut self, names: &[String]) -> Option<Self> {
         if self.classes.is_empty() {
             return Some(self);
         }
         let numbers = self.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
-        let place = |name: &String| names.iter().position(|other| other == name);
+        let place = |name: &String| class_place(names, name);
         let places: Vec<usize> = match numbers && self.classes.len() <= names.len() {
             true => (0..self.classes.len()).collect(),
             false => self.classes.iter().map(place).collect::<Option<_>>()?,
         };
         for example in &mut self.examples {
-            if let Some(Label::Class(class)) = &mut example.label {
-                *class = places[*class];
+            match &mut example.label {
+                Some(Label::Class(class)) => *class = places[*class],
+                Some(Label::Tags(tags)) => {
+                    let place = |tag: &i32| if *tag == IGNORED { IGNORED } else { places[*tag as usize] as i32 };
+                    *tags = tags.iter().map(place).collect();
+                }
+                _ => {}
             }
         }
         self.classes = names.to_vec();
@@ -47,6 +64,7 @@ impl Dataset {
             }
             Some(Label::Class(_)) => Ok(Some(self.classes.len().max(2))),
             Some(Label::Value(_)) => Ok(Some(1)),
+            Some(Label::Tags(_)) => Ok(Some(self.classes.len().max(2))),
             Some(Label::Words(_)) => Ok(None),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }

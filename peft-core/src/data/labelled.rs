@@ -9,6 +9,9 @@ use super::classes::{FINITE, Kind, Written};
 use super::dataset::{prompted, room};
 use super::row::{Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
+#[cfg(feature = "tokenize")]
+use super::tags::spread;
+use super::tags::{Tagged, classes};
 use crate::files::read_text;
 #[cfg(feature = "tokenize")]
 use crate::load::Tokenizer;
@@ -54,13 +57,15 @@ impl Labelled {
     }
 
     /// Opens a file of at most 1 GiB. Its extension tells the format: `.tsv` (header line, tabs, no quoting), `.csv` (header line, commas,
-    /// double quotes) or `.jsonl` (one object a line, of texts or of `input_ids`, whose keys are the columns).
+    /// double quotes), `.jsonl` (one object a line, of texts or of `input_ids`, whose keys are the columns), `.conll` or `.txt` (a word
+    /// and its tag in a line, blank lines between texts).
     ///
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
-    /// its usual partner if there is one. The label's is `label`, `labels`, `score` and so on. Labels that all are integers
-    /// are classes, other numbers are values, arrays are words to predict, anything else names a class. A column `task_id` that is
-    /// neither holds the number of each row's task, from 0. A column `messages` holds conversations, arrays of objects with `role` and
-    /// `content`, which need no label: of those the assistant's turns are learnt.
+    /// its usual partner if there is one. An array there holds the words of a text, each of which may have a tag. The label's is
+    /// `label`, `labels`, `score` and so on. Labels that all are integers are classes, other numbers are values, arrays are tags of words,
+    /// or words to predict at `input_ids`, anything else names a class. A column `task_id` that is neither holds the number of each row's
+    /// task, from 0. A column `messages` holds conversations, arrays of objects with `role` and `content`, which need no label: of those
+    /// the assistant's turns are learnt.
     pub fn open(path: &Path) -> Result<Builder> {
         Ok(Builder {
             path: path.to_path_buf(),
@@ -79,7 +84,7 @@ impl Labelled {
     /// The names of the classes, in the order of their numbers; empty for values and for rows without a label.
     pub fn classes(&self) -> &[String] {
         match &self.kind {
-            Kind::Classes(names) => names,
+            Kind::Classes(names) | Kind::Tags(names) => names,
             Kind::Unlabelled | Kind::Values(_) | Kind::Words => &[],
         }
     }
@@ -189,8 +194,22 @@ impl Labelled {
     #[cfg(feature = "tokenize")]
     pub fn tokenize(&self, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
         let example = |row: &Row| {
-            let Input::Text { a, b } = &row.input else {
-                return Err(self.wrong(row, "input_ids", "texts to tokenize"));
+            let (a, b) = match &row.input {
+                Input::Text { a, b } => (a, b),
+                Input::Words(words) => {
+                    let (encoded, of_words) = tokenizer.encode_words(words, max_length)?;
+                    if encoded.ids.is_empty() {
+                        return Err(self.wrong(row, "words without tokens", "at least one token"));
+                    }
+                    let label = match &row.label {
+                        Some(Label::Tags(tags)) => Some(spread(&of_words, tags)),
+                        label => label.clone(),
+                    };
+                    let types = Some(encoded.types);
+                    return Ok(Example { ids: encoded.ids, mask: None, types, label, task: row.task });
+                }
+                Input::Tokens { .. } => return Err(self.wrong(row, "input_ids", "texts to tokenize")),
+                Input::Chat(_) => return Err(self.wrong(row, "messages", "texts to tokenize")),
             };
             let encoded = tokenizer.encode(a, b.as_deref(), max_length)?;
             if encoded.ids.is_empty() {
@@ -240,7 +259,7 @@ impl Labelled {
     /// Refuses token types that a model of this shape lacks. For one without types a tokenizer's are dropped, as transformers does.
     pub(super) fn with_types_of(&self, shape: &Shape, mut examples: Vec<Example>) -> Result<Vec<Example>> {
         for (row, example) in self.rows.iter().zip(&mut examples) {
-            if shape.types == 0 && matches!(row.input, Input::Text { .. }) {
+            if shape.types == 0 && !matches!(row.input, Input::Tokens { .. }) {
                 example.types = None;
             }
             if let Some(kind) = example.types.iter().flatten().find(|kind| **kind as usize >= shape.types.max(1)) {
@@ -331,7 +350,7 @@ impl Builder {
         let taken = [&self.text, &self.pair, &self.label, &self.target].into_iter().flatten().any(|name| name == TASK);
         let task = header.find(TASK).filter(|_| !taken);
 
-        let (mut rows, mut labels, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rows, mut labels, mut tagged, mut broken) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for record in records {
             let record = match record {
                 Err(error) if self.skip_broken && broken.len() < MAX_BROKEN => {
@@ -346,8 +365,11 @@ impl Builder {
             let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None, target, task };
             if let Some(column) = label {
                 let cell = cell(column);
-                match cell.words() {
-                    Some(words) if labels.is_empty() => row.label = Some(words?),
+                match (cell.tags(&row.input), cell.words()) {
+                    (Some(tags), _) if tagged.len() == rows.len() => {
+                        tagged.push(Tagged { line: record.line, tags: tags? })
+                    }
+                    (None, Some(words)) if labels.is_empty() => row.label = Some(words?),
                     _ => labels.push(Written { line: record.line, text: cell.label()? }),
                 }
             }
@@ -357,8 +379,14 @@ impl Builder {
         if rows.is_empty() {
             return Err(Error::file(path, "rows", "none below the header", "at least one"));
         }
+        if let Some(first) = tagged.first().filter(|_| tagged.len() < rows.len()) {
+            let expected = "an array of tags in every row, or in none";
+            return Err(Error::file(path, format!("line {}, {column}", first.line), "an array of tags", expected));
+        }
         let kind = match (label, self.kind) {
             (None, _) => Kind::Unlabelled,
+            (Some(_), Some(Kind::Classes(names) | Kind::Tags(names))) if !tagged.is_empty() => Kind::Tags(names),
+            (Some(_), _) if !tagged.is_empty() => Kind::Tags(classes(path, column, &tagged)?),
             (Some(_), _) if labels.is_empty() => Kind::Words,
             (Some(_), Some(kind)) => kind,
             (Some(_), None) => Kind::of(path, column, &labels)?,
@@ -369,6 +397,11 @@ impl Builder {
         }
         for (row, label) in rows.iter_mut().zip(&labels) {
             row.label = kind.label(path, column, label)?;
+        }
+        if let Kind::Tags(names) = &kind {
+            for (row, tagged) in rows.iter_mut().zip(&tagged) {
+                row.label = Some(tagged.label(path, column, names)?);
+            }
         }
         let taken =
             columns.places().into_iter().chain(target).chain(label).map(|column| header.columns[column].clone());

@@ -1,10 +1,13 @@
-//! Labelled examples from files: tab-separated, comma-separated or one JSON object a line.
+//! Labelled examples from files: tab-separated, comma-separated, one JSON object a line, or tagged words (CoNLL).
 
 mod classes;
 mod dataset;
 mod labelled;
 mod row;
 mod table;
+mod tags;
+
+pub use classes::class_place;
 
 pub use dataset::Dataset;
 #[cfg(feature = "tokenize")]

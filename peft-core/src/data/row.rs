@@ -14,8 +14,10 @@ const PAIRS: [(&str, &str); 5] = [
 ];
 /// Columns that hold a text.
 const TEXTS: [&str; 5] = ["sentence", "text", "sentence1", "question", "premise"];
+/// Columns that hold the words of a text in an array.
+const WORDS: [&str; 2] = ["tokens", "words"];
 /// Columns that hold the label.
-const LABELS: [&str; 6] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate"];
+const LABELS: [&str; 8] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate", "ner_tags", "tags"];
 /// The column that holds conversations.
 const MESSAGES: &str = "messages";
 /// The column that holds the number of the task.
@@ -30,6 +32,7 @@ pub(super) enum Input {
         a: String,
         b: Option<String>,
     },
+    Words(Vec<String>),
     Tokens {
         ids: Vec<u32>,
         mask: Option<Vec<bool>>,
@@ -39,6 +42,17 @@ pub(super) enum Input {
     // Only a chat template takes them.
     #[cfg_attr(not(feature = "chat"), expect(dead_code))]
     Chat(Vec<Value>),
+}
+
+impl Input {
+    /// How many things may have a tag, and what they are.
+    pub(super) fn tagged(&self) -> Option<(usize, &'static str)> {
+        match self {
+            Input::Text { .. } | Input::Chat(_) => None,
+            Input::Words(words) => Some((words.len(), "words")),
+            Input::Tokens { ids, .. } => Some((ids.len(), "input_ids")),
+        }
+    }
 }
 
 /// A row that was read.
@@ -86,7 +100,8 @@ impl Columns {
         if let Some((a, b)) = PAIRS.iter().find_map(|(a, b)| usual(a).zip(usual(b))) {
             return Ok(Columns::Text { a, b: Some(b) });
         }
-        first().map(|a| Columns::Text { a, b: None }).ok_or_else(|| none_of(header, &TEXTS, "text"))
+        let words = || WORDS.into_iter().filter(|_| header.lists).find_map(usual);
+        first().or_else(words).map(|a| Columns::Text { a, b: None }).ok_or_else(|| none_of(header, &TEXTS, "text"))
     }
 
     /// Where they are.
@@ -103,7 +118,10 @@ impl Columns {
         // What is optional may be missing in a row, or null.
         let given = |column: &usize| !record.cells[*column].is_null();
         match *self {
-            Columns::Text { a, b: None } => Ok(Input::Text { a: cell(a).text()?, b: None }),
+            Columns::Text { a, b: None } => match cell(a).list_of_texts() {
+                Some(words) => Ok(Input::Words(words?)),
+                None => Ok(Input::Text { a: cell(a).text()?, b: None }),
+            },
             Columns::Text { a, b: Some(b) } => {
                 let b = cell(b).text_or_empty()?;
                 let a = if b.trim().is_empty() { cell(a).text()? } else { cell(a).text_or_empty()? };
@@ -162,6 +180,40 @@ impl Cell<'_> {
             _ => None,
         };
         number.ok_or_else(|| self.wrong(self.value(), "the number of the row's task, from 0"))
+    }
+
+    /// An array of texts, each with a letter in it, at least one.
+    fn list_of_texts(&self) -> Option<Result<Vec<String>>> {
+        let Value::Array(items) = self.value() else { return None };
+        let expected = "an array of words, none of them empty";
+        let word = |item: &Value| match item {
+            Value::String(word) if !word.is_empty() => Ok(word.clone()),
+            other => Err(self.wrong(other, expected)),
+        };
+        Some(match items.is_empty() {
+            true => Err(self.wrong(self.value(), expected)),
+            false => items.iter().map(word).collect(),
+        })
+    }
+
+    /// A label that is an array of tags, one for each word (or, as texts, for each token id); null where none is to be predicted.
+    pub(super) fn tags(&self, input: &Input) -> Option<Result<Vec<Option<String>>>> {
+        let Value::Array(items) = self.value() else { return None };
+        let (length, what) = input.tagged()?;
+        if matches!(input, Input::Tokens { .. }) && !items.iter().any(Value::is_string) {
+            return None;
+        }
+        let tag = |item: &Value| match item {
+            Value::Null => Ok(None),
+            Value::String(tag) if !tag.trim().is_empty() => Ok(Some(tag.trim().to_string())),
+            Value::Number(number) if number.as_i64() == Some(IGNORED.into()) => Ok(None),
+            Value::Number(number) => Ok(Some(number.to_string())),
+            other => Err(self.wrong(other, "an array of tags: texts, numbers of classes, or null for none")),
+        };
+        Some(match items.len() == length {
+            true => items.iter().map(tag).collect(),
+            false => Err(self.error(format!("{} tags", items.len()), &format!("{length}, one for each of the {what}"))),
+        })
     }
 
     /// A label that is an array: a word for each token, -100 where none is to be predicted.

@@ -20,6 +20,8 @@ pub(super) struct Table<'a> {
 pub(super) struct Header<'a> {
     pub(super) path: &'a Path,
     pub(super) columns: Vec<String>,
+    /// Whether a cell may be an array.
+    pub(super) lists: bool,
 }
 
 /// A row: one cell for each column, `Null` where a JSON object lacks the name.
@@ -35,24 +37,23 @@ impl<'a> Table<'a> {
         if text.trim().is_empty() {
             return Err(Error::file(path, "content", "nothing", "a header line and rows, or JSON objects"));
         }
-        let (columns, rows) = match path.extension().and_then(|extension| extension.to_str()) {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let (columns, rows) = match extension {
             Some("tsv") => tsv(path, text, names),
             Some("csv") => csv(path, text, names)?,
-            Some("jsonl") if names.is_some() => {
-                return Err(Error::file(
-                    path,
-                    "columns",
-                    "names for them",
-                    "none: the objects of a .jsonl name their own",
-                ));
+            Some("jsonl" | "conll" | "txt") if names.is_some() => {
+                let expected = "none: rows of this format name their own";
+                return Err(Error::file(path, "columns", "names for them", expected));
             }
             Some("jsonl") => jsonl(path, text)?,
-            _ => return Err(Error::file(path, "extension", "another one", "tsv, csv or jsonl")),
+            Some("conll" | "txt") => conll(path, text),
+            _ => return Err(Error::file(path, "extension", "another one", "tsv, csv, jsonl, conll or txt")),
         };
         if let Some(name) = repeated(&columns) {
             return Err(Error::file(path, "line 1", format!("the column {name:?} twice"), "distinct names"));
         }
-        Ok(Table { header: Header { path, columns }, rows })
+        let lists = !matches!(extension, Some("tsv" | "csv"));
+        Ok(Table { header: Header { path, columns, lists }, rows })
     }
 }
 
@@ -106,6 +107,30 @@ fn csv<'a>(path: &'a Path, text: &'a str, names: Option<Vec<String>>) -> Result<
         record(path, line, width, row.iter().map(str::to_string).collect())
     });
     Ok((columns, Box::new(rows)))
+}
+
+/// CoNLL: a word first and its tag last in each line, between tabs or spaces; texts between blank lines, and between documents.
+fn conll<'a>(path: &'a Path, text: &'a str) -> Parsed<'a> {
+    let mut lines = text.lines().zip(1..).peekable();
+    let between = |line: &str| line.trim().is_empty() || line.starts_with("-DOCSTART-");
+    let rows = std::iter::from_fn(move || {
+        while lines.next_if(|(line, _)| between(line)).is_some() {}
+        let (mut words, mut tags, line) = (vec![], vec![], lines.peek()?.1);
+        while let Some((text, number)) = lines.next_if(|(line, _)| !between(line)) {
+            let mut fields: Vec<&str> = text.trim().split('\t').map(str::trim).collect();
+            if fields.len() == 1 {
+                fields = text.split_whitespace().collect();
+            }
+            let [word, .., tag] = fields[..] else {
+                let expected = "a word and its tag, between tabs or spaces";
+                return Some(Err(Error::file(path, format!("line {number}"), format!("{text:?}"), expected)));
+            };
+            words.push(Value::from(word));
+            tags.push(Value::from(tag));
+        }
+        Some(Ok(Record { line, cells: vec![words.into(), tags.into()] }))
+    });
+    (vec!["tokens".to_string(), "tags".to_string()], Box::new(rows))
 }
 
 /// The line of a field whose quote is open at the end of the text, where the reader would take it for closed.

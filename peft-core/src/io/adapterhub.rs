@@ -15,7 +15,7 @@ use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind, field, wrong};
 use crate::files::{read_json, write_directory};
 use crate::load::{Checkpoint, write_safetensors};
-use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Part, Result, Shape, Trained};
+use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Part, Purpose, Result, Shape, Trained};
 
 const CONFIG: &str = "adapter_config.json";
 const HEAD_CONFIG: &str = "head_config.json";
@@ -83,16 +83,21 @@ pub fn save<M: Method>(
     let two_layers = matches!(trained.head, Head::TwoLayers(_));
     let model_class = match &trained.head {
         Head::Classifier(_) | Head::Score(_) => classes,
-        Head::TwoLayers(_) => Some(format!("{}AdapterModel", family(shape).0)),
+        Head::TwoLayers(_) => Some(format!("{}AdapterModel", shape.architecture.family())),
         Head::LanguageModel(_) => words,
-        Head::MaskedLm(_) | Head::Verbalizer(_) => None,
+        Head::MaskedLm(_) | Head::Verbalizer(_) | Head::Tokens(_) | Head::States(_) => None,
     };
     let model_class = model_class.ok_or_else(|| {
-        let found = if let Head::Verbalizer(_) = trained.head { "texts for labels" } else { "one for masked words" };
+        let found = match trained.head {
+            Head::Verbalizer(_) => "texts for labels",
+            Head::Tokens(_) => "one for tokens",
+            Head::States(_) => "none",
+            _ => "one for masked words",
+        };
         Error::config("task head", found, "a head for classes or values, or a language model's, for AdapterHub")
     })?;
     let common = |name: Value, config: Value| {
-        json!({"name": name, "config": config, "model_type": family(shape).1, "hidden_size": shape.hidden, "version": VERSION,
+        json!({"name": name, "config": config, "model_type": model_type(shape), "hidden_size": shape.hidden, "version": VERSION,
             "model_name": labels.base, "model_class": model_class})
     };
     let mut adapter = common(json!(NAME), Value::Object(fields));
@@ -159,19 +164,14 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// The class name that transformers' models begin with, and their type.
-fn family(shape: &Shape) -> (&'static str, &'static str) {
-    match shape.architecture {
-        Architecture::Bert => ("Bert", "bert"),
-        Architecture::Roberta => ("Roberta", "roberta"),
-        Architecture::T5(_) => ("T5", "t5"),
-        Architecture::Llama(_) => ("Llama", "llama"),
-    }
+/// The type of transformers' models.
+fn model_type(shape: &Shape) -> String {
+    shape.architecture.family().to_lowercase()
 }
 
 /// transformers' models of the family whose heads are known here: for classes, and for words.
 fn model_classes(shape: &Shape) -> [Option<String>; 2] {
-    let class = |head: &str| Some(format!("{}For{head}", family(shape).0));
+    let class = |head: &str| Some(format!("{}For{head}", shape.architecture.family()));
     match shape.architecture {
         Architecture::Bert | Architecture::Roberta => [class("SequenceClassification"), None],
         Architecture::T5(_) => [None, class("ConditionalGeneration")],
@@ -192,9 +192,9 @@ fn config_of(whole: &Fields) -> Result<Fields> {
 
 /// Checks what is said of the model; gives the adapter's name.
 fn check_whole(whole: &Fields, shape: &Shape) -> Result<String> {
-    let model_type: String = field(whole, "model_type", family(shape).1)?;
-    if model_type != family(shape).1 {
-        return Err(wrong(whole, "model_type", &format!("{}, as in the model", family(shape).1)));
+    let expected = model_type(shape);
+    if field::<String>(whole, "model_type", &expected)? != expected {
+        return Err(wrong(whole, "model_type", &format!("{expected}, as in the model")));
     }
     if whole.get("hidden_size") != Some(&json!(shape.hidden)) {
         return Err(wrong(whole, "hidden_size", &format!("{}, as in the model", shape.hidden)));
@@ -271,7 +271,7 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
             Some(taker.fill(fresh, key)?)
         }
         (true, _) => None,
-        (false, _) => taker.head(key, base)?.filter(|head| matches!(head, Head::Classifier(_) | Head::Score(_))),
+        (false, _) => taker.head(Purpose::Texts, key, base)?.filter(|head| !matches!(head, Head::TwoLayers(_))),
     };
     let none = || Error::file(taker.file.path_of(&last), &last, "no such tensor", "a head for classes or values");
     let head = head.ok_or_else(none)?;

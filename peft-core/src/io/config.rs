@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::files::{Distinct, read_json};
 use crate::load::Gguf;
-use crate::{Architecture, Error, Method, Result, Shape};
+use crate::{Error, Method, Result, Shape};
 
 /// Fields that say nothing about the computation.
 const DESCRIPTIVE: [&str; 13] = [
@@ -130,19 +130,19 @@ pub(crate) fn object<M: Method>(config: &M) -> Map<String, Value> {
 }
 
 /// The whole of `adapter_config.json`.
-pub(super) fn write<M: Method>(config: &M, shape: &Shape, base: &str, head: &[&str]) -> Result<Value> {
+pub(super) fn write<M: Method>(
+    config: &M,
+    shape: &Shape,
+    base: &str,
+    task: Option<&str>,
+    head: &[&str],
+) -> Result<Value> {
     let mut fields = object(&config.for_files(shape)?);
     let default = object(&M::default());
     fields.retain(|key, value| !M::OWN_SETTINGS.contains(&key.as_str()) || default.get(key) != Some(value));
     fields.extend(config.derived(shape));
     fields.insert("peft_type".into(), json!(M::PEFT_TYPE));
-    let task = match (head, shape.architecture) {
-        (["classifier", ..], _) => json!("SEQ_CLS"),
-        ([], Architecture::T5(_)) => json!("SEQ_2_SEQ_LM"),
-        ([], _) => json!("CAUSAL_LM"),
-        _ => Value::Null,
-    };
-    fields.insert("task_type".into(), task);
+    fields.insert("task_type".into(), json!(task));
     fields.insert("base_model_name_or_path".into(), json!(base));
     fields.insert("inference_mode".into(), json!(true));
     fields.insert("modules_to_save".into(), if head.is_empty() { Value::Null } else { json!(head) });

@@ -5,6 +5,7 @@ mod bits;
 mod companions;
 mod config;
 pub mod gguf;
+mod heads;
 pub mod peft;
 mod pretrained;
 pub mod record;

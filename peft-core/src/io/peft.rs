@@ -7,13 +7,16 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Pretrained;
 use super::config;
 pub use super::config::{from_settings, peft_type};
+use super::heads::Told;
 use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{HubKey, Layout};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
+use crate::warning::{listed, warn};
 use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
@@ -34,6 +37,7 @@ pub fn save<M: Method>(
     labels: &Labels,
     others: &[(&str, String)],
 ) -> Result<()> {
+    let shape = &shape.clone().for_purpose(trained.head.purpose());
     let config = &config.learned(&trained.tuner, shape);
     let mut files = to_files(&M::to_saved(trained.tuner.clone().valid()), |name| file_key(config, name, shape));
     files.extend(to_files(&trained.head, |name| head_key(M::HEAD_PREFIX, name, shape)));
@@ -55,15 +59,20 @@ pub(super) fn write_settings<M: Method>(
     labels: &Labels,
 ) -> Result<()> {
     let modules: &[&str] = match head {
-        Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => &["classifier", "score"],
+        Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
-        Head::LanguageModel(_) | Head::Verbalizer(_) => &[],
+        Head::LanguageModel(_) | Head::Verbalizer(_) | Head::States(_) => &[],
+    };
+    // PEFT has no task type for masked words.
+    let task = match head {
+        Head::MaskedLm(_) => None,
+        head => head.purpose().task(shape.architecture),
     };
     let mut told = serde_json::json!(labels);
     if let Head::Verbalizer(head) = head {
         told["texts"] = serde_json::json!(head.texts());
     }
-    write_json(&dir.join("adapter_config.json"), &config::write(config, shape, &labels.base, modules)?)?;
+    write_json(&dir.join("adapter_config.json"), &config::write(config, shape, &labels.base, task, modules)?)?;
     write_json(&dir.join("labels.json"), &told)
 }
 
@@ -83,53 +92,99 @@ pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
     Key { name: format!("{prefix}{name}"), transposed }
 }
 
-/// The head of a model's checkpoint, if it holds one.
-pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<Option<Head>> {
-    Taker::new(file).head(|name| head_key("", name, base.shape()), base)
+/// What an adapter is read for: a base, or a model with all that its directory says.
+#[derive(Clone, Copy)]
+pub enum For<'a> {
+    /// A base alone, whose adapter brings its head.
+    Base(&'a Base),
+    /// A model.
+    Model(&'a Pretrained),
 }
 
-/// Reads an adapter directory that this library or Hugging Face PEFT wrote.
-pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
-    let shape = base.shape();
+impl<'a> From<&'a Base> for For<'a> {
+    fn from(base: &'a Base) -> Self {
+        For::Base(base)
+    }
+}
+
+impl<'a> From<&'a Pretrained> for For<'a> {
+    fn from(model: &'a Pretrained) -> Self {
+        For::Model(model)
+    }
+}
+
+/// Reads an adapter directory that this library or Hugging Face PEFT wrote, with its head or the model's: which, says the rule at the
+/// head of `io/heads.rs`.
+pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, Trained<M::Tuner>)> {
     let [file, pickle] = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
     let file = if pickle.exists() && !file.exists() { pickle } else { file };
     if !file.exists() && dir.join(super::record::FILE).exists() {
         return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
-    let head = |name: &str| head_key(M::HEAD_PREFIX, name, shape);
-    load_from(dir, &file, base, |config: &M, name| file_key(config, name, shape), head)
+    let head = |name: &str, shape: &Shape| head_key(M::HEAD_PREFIX, name, shape);
+    load_from(dir, &file, model.into(), file_key::<M>, head)
 }
 
 /// Reads settings from a directory, and tensors from a file in it that calls them so.
 pub(super) fn load_from<M: Method>(
     dir: &Path,
     file: &Path,
-    base: &Base,
-    key: impl Fn(&M, &str) -> HubKey,
-    head_key: impl Fn(&str) -> Key,
+    model: For<'_>,
+    key: impl Fn(&M, &str, &Shape) -> HubKey,
+    head_key: impl Fn(&str, &Shape) -> Key,
 ) -> Result<(M, Trained<M::Tuner>)> {
-    let shape = base.shape();
-    let config: M = config(dir, shape)?;
+    let alone;
+    let model = match model {
+        For::Model(model) => model,
+        For::Base(base) => {
+            alone = Pretrained::of(base.clone());
+            &alone
+        }
+    };
+    let config: M = config(dir, model.base.shape())?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
-    let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
-    let tuner = taker.fill(tuner, |name| key(&config, name))?;
+    let head_key = |name: &str| head_key(name, model.base.shape()).into();
+    let head = Told::read(dir)?.head(&mut taker, &head_key, model)?;
+    // PEFT writes names of a bare model without a prefix. What does not fit either way is told as of the model that it is for.
+    let base = model.base.for_purpose(head.purpose());
+    let start = |prefix: &'static str| {
+        let shape = Shape { prefix, ..base.shape().clone() };
+        let base = base.clone().with_shape(shape.clone());
+        let tuner = config.for_loading(&base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
+        let held = |name: &str| taker.file.shape(&key(&config, name, &shape).name).is_some();
+        let fits = shapes(&tuner).iter().all(|(name, _)| held(name));
+        Ok::<_, Error>((tuner, shape, fits))
+    };
+    let first = start(base.shape().prefix);
+    let other = match (&first, base.shape().prefix) {
+        (Ok((_, _, true)), _) => None,
+        (_, "") => Some(model.base.shape().architecture.prefix()),
+        _ => Some(""),
+    };
+    let (tuner, shape, _) = match other.map(start) {
+        Some(Ok(found @ (_, _, true))) => found,
+        _ => first?,
+    };
+    let shape = &shape;
+    let tuner = taker.fill(tuner, |name| key(&config, name, shape))?;
     // What is saved of a mask is the mask: were it another then, the settings are not those that it was made by.
     if shapes(&tuner).iter().any(|(name, _)| config.is_mask(name)) {
         let (found, again) = (tensors(&tuner), tensors(&M::to_saved(tuner.clone())));
         if let Some(name) = found.keys().find(|name| config.is_mask(name) && again.get(*name) != found.get(*name)) {
             let expected = "a mask with as many ones as the settings say";
-            return Err(Error::file(file, key(&config, name).name, "another mask", expected));
+            return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
         }
     }
-    let head = taker.head(&head_key, base)?.ok_or_else(|| {
-        let key = head_key("Classifier.out.bias").name;
-        Error::file(file, key, "no head", "the task head among the saved modules")
-    })?;
     // PEFT itself writes copies of the head's biases under these names when all biases are trained.
-    let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
+    let copy =
+        |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.") || taker.is_twin(name);
     // What has lost its last rank is a matrix without elements there.
     let empty = |name: &str| taker.file.shape(name).is_some_and(|dims| dims.contains(&0));
     taker.finish(|name| copy(name) || empty(name))?;
+    let lost: Vec<&str> = taker.left().filter(|name| empty(name) && !name.contains(".lora_")).collect();
+    if !lost.is_empty() {
+        warn(file, "tensors", format!("without elements, passed over: {}", listed(&lost)));
+    }
     let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
     Ok((config, Trained::new(tuner, head)?))
 }

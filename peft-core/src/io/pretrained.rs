@@ -7,14 +7,15 @@ use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
 use super::companions;
-use super::peft::read_head;
+use super::heads;
+use super::tensors::Taker;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
 use crate::warning::warn;
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape};
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -23,8 +24,10 @@ pub struct Pretrained {
     pub name: String,
     /// The backbone.
     pub base: Base,
-    /// The head in the checkpoint, if there is one.
+    /// The head in the checkpoint that its class says, if there is one.
     pub head: Option<Head>,
+    /// Heads for other purposes that the checkpoint holds beside it.
+    pub others: Vec<Head>,
     /// `config.json`, or what it would be for a shape's random weights.
     pub config: Value,
     /// The directory; none for a shape's random weights.
@@ -43,9 +46,14 @@ impl Pretrained {
 
     /// A model of this shape with random weights.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
-        let config = shape.to_config();
-        let head = shape.pre_norm().then_some(Head::LanguageModel(LanguageModel {}));
-        Pretrained { name: String::new(), base: Base::random(shape, seed, device), head, config, dir: None }
+        Self::of(Base::random(shape, seed, device))
+    }
+
+    /// A base alone. If it predicts words, its head for that belongs to it.
+    pub fn of(base: Base) -> Self {
+        let config = base.shape().to_config();
+        let head = base.shape().pre_norm().then_some(Head::LanguageModel(LanguageModel {}));
+        Pretrained { name: String::new(), base, head, others: vec![], config, dir: None }
     }
 
     /// The shape of a model, without its weights; of these, if they are there, only what config.json does not tell for sure.
@@ -57,8 +65,8 @@ impl Pretrained {
         let (config, path, gguf) = config(&dir)?;
         let shape = Shape::from_config(&config, &path)?;
         match gguf {
-            Some(gguf) => Ok(found_in(&Checkpoint::from_gguf(&gguf)?, shape)?.0),
-            None if Checkpoint::is_in(&dir) => Ok(found_in(&Checkpoint::open_model(&dir)?, shape)?.0),
+            Some(gguf) => Ok(found_in(&Checkpoint::from_gguf(&gguf)?, shape, &config)?.shape),
+            None if Checkpoint::is_in(&dir) => Ok(found_in(&Checkpoint::open_model(&dir)?, shape, &config)?.shape),
             None => Ok(shape),
         }
     }
@@ -71,13 +79,15 @@ impl Pretrained {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
-        let (shape, prefix) = found_in(&file, shape)?;
+        let said = heads::said(&config, &path, shape.architecture);
+        let Found { shape, prefix, words, pooler } = found_in(&file, shape, &config)?;
         let name = |shape: &Shape, place: &Place| match place.site.part {
             Part::Vocabulary => shape.file_name(place),
             _ => format!("{prefix}{}", place.name),
         };
         let mut taken = BTreeSet::new();
-        let base = Base::new(shape.clone(), device, |place| {
+        // RoBERTa's pooler is read for those who ask for its states.
+        let base = Base::new(Shape { pooler, ..shape.clone() }, device, |place| {
             let name = name(&shape, place);
             let old = old_name(&name);
             let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
@@ -85,6 +95,7 @@ impl Pretrained {
             taken.insert(name);
             data
         })?;
+        let base = base.with_shape(shape);
         // Heads of other tasks may be there. A layer that the forward would leave out may not.
         let backbone = |name: &&str| {
             let inner = name.strip_prefix(&prefix).unwrap_or_default();
@@ -101,16 +112,18 @@ impl Pretrained {
             let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
             return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
         }
-        let head = read_head(file, &base)?;
         let tied = config.get("tie_word_embeddings").and_then(Value::as_bool) != Some(false);
-        if let (Some(Head::MaskedLm(_)), false) = (&head, tied) {
-            let expected = "true: a head for words that uses the word table";
+        let mut taker = Taker::new(file);
+        taker.tied = tied;
+        let (head, others) = Pretrained::heads(&mut taker, &base, said, words)?;
+        if let (Some(Head::MaskedLm(MaskedLm { decoder: None, .. })), false) = (&head, tied) {
+            let expected = "true, or a word table of its own in the checkpoint";
             return Err(Error::file(&path, "tie_word_embeddings", "false", expected));
         }
         if let Some(outputs) = head.as_ref().and_then(Head::outputs) {
             check_class_names(&path, config.get("id2label"), outputs)?;
         }
-        Ok(Pretrained { name: String::new(), base, head, config, dir: Some(dir) })
+        Ok(Pretrained { name: String::new(), base, head, others, config, dir: Some(dir) })
     }
 
     /// A hash of all that it computes by: the base and the head in the checkpoint.
@@ -127,12 +140,9 @@ impl Pretrained {
         crate::load::Tokenizer::from_dir(dir, self.base.shape().vocab)
     }
 
-    /// The names of the head's classes, in order, as in `config.json` or, as in transformers, `LABEL_0`, `LABEL_1` and so on;
-    /// empty without a head for classes.
+    /// The names of the head's classes, in order, see [`class_names`](Self::class_names); empty without a head for classes.
     pub fn classes(&self) -> Vec<String> {
-        let count = self.head.as_ref().and_then(Head::outputs).filter(|outputs| *outputs > 1).unwrap_or(0);
-        let name = |i: usize| self.config.get("id2label")?.get(i.to_string())?.as_str().map(str::to_string);
-        (0..count).map(|i| name(i).unwrap_or_else(|| format!("LABEL_{i}"))).collect()
+        self.class_names(self.head.as_ref().and_then(Head::outputs).unwrap_or(0))
     }
 
     /// Writes a model directory that transformers loads: `base` with `head`, the other files copied.
@@ -141,6 +151,7 @@ impl Pretrained {
             let expected = "BERT's own of one layer: transformers' models of BERT have no other";
             return Err(Error::config("task head", "two layers", expected));
         }
+        let base = base.for_purpose(head.purpose());
         let shape = base.shape();
         let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
         for place in shape.places() {
@@ -149,6 +160,11 @@ impl Pretrained {
         for (name, data) in tensors(head) {
             let Key { name, transposed } = Head::key(&name, shape.architecture);
             files.insert(name, if transposed { super::tensors::transpose(data) } else { data });
+        }
+        if let Head::MaskedLm(MaskedLm { decoder: Some(_), bias, .. }) = head {
+            // Untied, the copy of the bias beside the table is the one that counts.
+            let Key { name, .. } = Head::key("MaskedLm.decoder", shape.architecture);
+            files.insert(name.replace(".weight", ".bias"), bias.val().into_data());
         }
         let config = self.config_with(head, classes);
         write_directory(output, |dir| {
@@ -166,12 +182,7 @@ impl Pretrained {
     }
 
     fn config_with(&self, head: &Head, classes: &[String]) -> Value {
-        let family = match self.base.shape().architecture {
-            Architecture::Bert => "Bert",
-            Architecture::Roberta => "Roberta",
-            Architecture::T5(_) => "T5",
-            Architecture::Llama(_) => "Llama",
-        };
+        let (architecture, purpose) = (self.base.shape().architecture, head.purpose());
         let mut config = self.config.clone();
         // Weights are written as f32, whatever they were.
         for key in ["dtype", "torch_dtype"] {
@@ -179,14 +190,17 @@ impl Pretrained {
                 config[key] = json!("float32");
             }
         }
-        let task = match head {
-            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => "SequenceClassification",
-            Head::MaskedLm(_) => "MaskedLM",
-            Head::LanguageModel(_) | Head::Verbalizer(_) if family == "T5" => "ConditionalGeneration",
-            Head::LanguageModel(_) | Head::Verbalizer(_) => "CausalLM",
-        };
-        config["architectures"] = json!([format!("{family}For{task}")]);
-        if let Some(outputs) = head.outputs().filter(|_| task == "SequenceClassification") {
+        if let Head::MaskedLm(MaskedLm { decoder: Some(_), .. }) = head {
+            config["tie_word_embeddings"] = json!(false);
+        }
+        // A class for the same purpose stays, unless it has one head more.
+        let said = heads::said(&config, Path::new("config.json"), architecture);
+        let more =
+            config.pointer("/architectures/0").and_then(Value::as_str).is_some_and(|it| it.ends_with("ForPreTraining"));
+        if more || !matches!(said, Ok(Some(said)) if said == purpose) {
+            config["architectures"] = json!([purpose.class(architecture)]);
+        }
+        if let Some(outputs) = head.outputs().filter(|_| purpose != Purpose::Words) {
             let names: Vec<String> =
                 (0..outputs).map(|i| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"))).collect();
             config["id2label"] = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
@@ -239,18 +253,34 @@ fn directory(name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The shape as a checkpoint has it, and what the names in there start with.
-fn found_in(file: &Checkpoint, mut shape: Shape) -> Result<(Shape, String)> {
+/// A model as its checkpoint has it.
+struct Found {
+    shape: Shape,
+    /// What the names in there start with.
+    prefix: String,
+    /// Whether it makes logits over words, which a model with another head may not.
+    words: bool,
+    /// Whether there is a pooler.
+    pooler: bool,
+}
+
+fn found_in(file: &Checkpoint, mut shape: Shape, config: &Value) -> Result<Found> {
     let prefix = find_prefix(file, &shape)?;
-    // A BERT for masked words is saved without the pooler.
-    shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+    // A BERT for masked words is saved without the pooler; RoBERTa's is only of use to those who ask for states.
+    let said = heads::said(config, Path::new(""), shape.architecture);
+    let pooler = !shape.pre_norm() && file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
+    shape.pooler = pooler && (shape.pooler || matches!(said, Ok(Some(Purpose::States))));
     // As in transformers: what the configuration says is tied is not where the two tables differ; of T5 it says so of all. A LLaMA for
-    // classes has no table for words.
+    // something else has no table for words.
     let may_be_tied = shape.tied || matches!(shape.architecture, Architecture::T5(_));
+    let mut words = true;
     if shape.pre_norm() {
-        shape.tied = file.shape("score.weight").is_some() || may_be_tied && !has_other_head(file, &shape, &prefix)?;
+        let other = has_other_head(file, &shape, &prefix)?;
+        let elsewhere = file.shape("score.weight").is_some() || !matches!(said, Ok(None | Some(Purpose::Words)));
+        words = other || may_be_tied || !elsewhere;
+        shape.tied = !other && (may_be_tied || elsewhere);
     }
-    Ok((shape, prefix))
+    Ok(Found { shape, prefix, words, pooler })
 }
 
 /// Whether there is a table for logits that is not that of the words.
@@ -265,10 +295,11 @@ fn has_other_head(file: &Checkpoint, shape: &Shape, prefix: &str) -> Result<bool
 fn find_prefix(file: &Checkpoint, shape: &Shape) -> Result<String> {
     let places = shape.places();
     let first = &places[0];
-    let prefixes = [shape.prefix().to_string(), String::new()];
+    // The last is that of a LLaMA for question answering.
+    let prefixes = [shape.prefix, "", "transformer."].map(String::from);
     let found = prefixes.into_iter().find(|prefix| file.shape(&format!("{prefix}{}", first.name)).is_some());
     found.ok_or_else(|| {
-        let name = format!("{}{}", shape.prefix(), first.name);
+        let name = format!("{}{}", shape.prefix, first.name);
         let held = file.names().take(3).collect::<Vec<_>>().join(", ");
         Error::file(file.path_of(&name), name, format!("no such tensor, but {held}, .."), "the model's word embeddings")
     })

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use burn::module::Module;
 
-use super::peft::{Labels, load_from, write_settings};
+use super::peft::{For, Labels, load_from, write_settings};
 use super::tensors::{check_finite, write_and_verify};
 use crate::files::write_directory;
 use crate::view::tensors;
-use crate::{Base, Error, Key, Method, Result, Shape, Trained};
+use crate::{Error, Key, Method, Result, Shape, Trained};
 
 /// The file with the record.
 pub const FILE: &str = "trained.bpk";
@@ -38,7 +38,8 @@ pub fn save<M: Method>(
 }
 
 /// Reads an adapter directory that [`save`] wrote.
-pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
+pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, Trained<M::Tuner>)> {
     let key = |part: &str, name: &str| Key::plain(format!("{part}.{name}"));
-    load_from(dir, &dir.join(FILE), base, |_: &M, name| key("tuner", name).into(), |name| key("head", name))
+    let tuner = |_: &M, name: &str, _: &Shape| key("tuner", name).into();
+    load_from(dir, &dir.join(FILE), model.into(), tuner, |name, _| key("head", name))
 }

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::TensorData;
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, TensorData};
 
 use super::bits;
 use crate::adapterhub::{HubKey, Layout};
 use crate::load::Checkpoint;
 use crate::view::{tensors, with_values};
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Result};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Purpose, Result, States};
 
 impl From<Key> for HubKey {
     fn from(Key { name, transposed }: Key) -> Self {
@@ -80,15 +80,59 @@ pub(super) fn write_and_verify(
     }
 }
 
+/// A kind of head with tensors.
+struct Form {
+    /// The names of its tensors in records, first that of the last layer: a bias `[outputs]`, or a matrix `[.., outputs]`.
+    names: &'static [&'static str],
+    fresh: fn(&Base, usize, u64) -> Head,
+}
+
+/// The kinds of heads for a purpose that have tensors.
+fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
+    let form = |names, fresh| Form { names, fresh };
+    match (purpose, architecture) {
+        (Purpose::Texts, Architecture::Bert) => vec![
+            form(&["Classifier.out.bias", "Classifier.out.weight"], Head::classifier),
+            form(
+                &["TwoLayers.out.bias", "TwoLayers.out.weight", "TwoLayers.dense.bias", "TwoLayers.dense.weight"],
+                Head::two_layers,
+            ),
+        ],
+        (Purpose::Texts, Architecture::Roberta) => vec![form(
+            &["Classifier.out.bias", "Classifier.out.weight", "Classifier.dense.bias", "Classifier.dense.weight"],
+            Head::classifier,
+        )],
+        (Purpose::Texts, Architecture::Llama(_)) => vec![form(&["Score.weight"], Head::classifier)],
+        (Purpose::Tokens, Architecture::Bert | Architecture::Roberta | Architecture::Llama(_)) => {
+            vec![form(&["Tokens.out.bias", "Tokens.out.weight"], Head::tokens)]
+        }
+        (Purpose::Words, Architecture::Bert | Architecture::Roberta) => vec![form(
+            &[
+                "MaskedLm.bias",
+                "MaskedLm.norm.bias",
+                "MaskedLm.norm.gain",
+                "MaskedLm.dense.bias",
+                "MaskedLm.dense.weight",
+            ],
+            |base, _, seed| Head::masked_lm(base, seed),
+        )],
+        (Purpose::Texts | Purpose::Tokens, Architecture::T5(_))
+        | (Purpose::Words, Architecture::T5(_) | Architecture::Llama(_))
+        | (Purpose::States, _) => vec![],
+    }
+}
+
 /// Tensors of a file that are taken one by one; what is left over is an error.
 pub(super) struct Taker {
     pub(super) file: Checkpoint,
     taken: BTreeSet<String>,
+    /// Whether a head for masked words is that of a model which ties it to the word table.
+    pub(super) tied: bool,
 }
 
 impl Taker {
     pub(super) fn new(file: Checkpoint) -> Self {
-        Taker { file, taken: BTreeSet::new() }
+        Taker { file, taken: BTreeSet::new(), tied: false }
     }
 
     fn take(&mut self, HubKey { name, layout }: HubKey, dims: &[usize]) -> Result<TensorData> {
@@ -112,33 +156,71 @@ impl Taker {
         with_values(module, &values)
     }
 
-    /// The head whose tensors have these names; `None` if there is none.
-    pub(super) fn head<K: Into<HubKey>>(&mut self, key: impl Fn(&str) -> K, base: &Base) -> Result<Option<Head>> {
+    /// How many tensors the head for this purpose has, if the file holds them all; `None` of a head without tensors.
+    pub(super) fn holds<K: Into<HubKey>>(
+        &self,
+        purpose: Purpose,
+        key: impl Fn(&str) -> K,
+        base: &Base,
+    ) -> Option<usize> {
+        let held = |name: &&str| self.file.shape(&key(name).into().name).is_some();
+        let forms = forms(purpose, base.shape().architecture);
+        forms.iter().filter(|form| form.names.iter().all(|name| held(&name))).map(|form| form.names.len()).max()
+    }
+
+    /// The head for this purpose whose tensors have these names; `None` if none of them is there. One without tensors is always there.
+    pub(super) fn head<K: Into<HubKey>>(
+        &mut self,
+        purpose: Purpose,
+        key: impl Fn(&str) -> K,
+        base: &Base,
+    ) -> Result<Option<Head>> {
         let shape = base.shape();
-        let dims = |name: &str| {
-            let HubKey { name, layout } = key(name).into();
-            let mut dims = self.file.shape(&name)?.to_vec();
-            if layout == Layout::Transposed {
-                dims.reverse();
+        match purpose {
+            Purpose::States => return Ok(Some(Head::States(States {}))),
+            Purpose::Words if shape.pre_norm() => return Ok(Some(Head::LanguageModel(LanguageModel {}))),
+            _ => {}
+        }
+        let key = |name: &str| key(name).into();
+        for Form { names, fresh } in forms(purpose, shape.architecture) {
+            let held = || names.iter().map(|name| key(name)).filter_map(|it| Some((self.file.shape(&it.name)?, it)));
+            if let Some((_, it)) = held().find(|(dims, _)| dims.contains(&0)) {
+                let expected =
+                    "the numbers of a head (ZeRO-3 of DeepSpeed saves empty tensors unless they are gathered)";
+                return Err(Error::file(self.file.path_of(&it.name), &it.name, "an empty tensor", expected));
             }
-            Some(dims)
-        };
-        let head = match shape.architecture {
-            Architecture::Bert | Architecture::Roberta => match dims("Classifier.out.bias").as_deref() {
-                Some([outputs]) => Head::classifier(base, *outputs, 0),
-                _ => match dims("TwoLayers.out.bias").as_deref() {
-                    Some([outputs]) => Head::two_layers(base, *outputs, 0),
-                    _ if dims("MaskedLm.bias").is_some() => Head::masked_lm(base, 0),
-                    _ => return Ok(None),
-                },
-            },
-            Architecture::Llama(_) => match dims("Score.weight").as_deref() {
-                Some([_, outputs]) => Head::classifier(base, *outputs, 0),
-                _ => Head::LanguageModel(LanguageModel {}),
-            },
-            Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
-        };
-        self.fill(head, key).map(Some)
+            // Without the last layer, or another part, taking it says what is missing.
+            let outputs = |(dims, it): (&[usize], HubKey)| match (dims, it.layout) {
+                ([_, _], Layout::Transposed) => dims[0],
+                _ => dims.last().copied().unwrap_or(1),
+            };
+            let Some(outputs) = held().next().map(outputs) else { continue };
+            let mut head = fresh(base, outputs, 0);
+            // A table of its own has a bias beside it, which counts.
+            let mut twin = None;
+            if let (Head::MaskedLm(masked), false) = (&mut head, self.tied) {
+                let decoder = key("MaskedLm.decoder").name;
+                if self.file.shape(&decoder).is_some() {
+                    let device = base.device().clone().autodiff();
+                    masked.decoder = Some(Param::from_tensor(Tensor::zeros([shape.vocab, shape.hidden], &device)));
+                    let bias = decoder.strip_suffix(".weight").map(|module| format!("{module}.bias"));
+                    twin = bias.filter(|name| self.file.shape(name).is_some());
+                }
+            }
+            let bias = |name: &str| match &twin {
+                Some(twin) if name == "MaskedLm.bias" => HubKey { name: twin.clone(), ..key(name) },
+                _ => key(name),
+            };
+            return self.fill(head, bias).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// Whether a tensor is the second copy of a bias that PEFT writes with a saved head for masked words.
+    pub(super) fn is_twin(&self, name: &str) -> bool {
+        let Some(head) = name.strip_suffix(".bias") else { return false };
+        let (bytes, twin) = (|name: &str| self.file.bytes(name).ok(), format!("{head}.decoder.bias"));
+        self.taken.contains(&twin) && bytes(name) == bytes(&twin)
     }
 
     /// The names that were not taken.

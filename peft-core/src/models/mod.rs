@@ -14,8 +14,8 @@ use burn::tensor::{Device, Tensor, TensorData, activation, module};
 pub use cache::Cache;
 
 use crate::{
-    Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Result, Sequence, Shape, Site,
-    Slot, Weight,
+    Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Purpose, Result, Sequence, Shape,
+    Site, Slot, Weight,
     random::{Random, fingerprint},
 };
 
@@ -164,8 +164,17 @@ impl Base {
         Base { shape: Arc::new(self.shape().clone().one_layer()), ..self.clone() }
     }
 
+    /// The same base as a model for this purpose has it, see [`Shape::for_purpose`]. RoBERTa's states have a pooler, if its tensors
+    /// were read.
+    pub fn for_purpose(&self, purpose: Purpose) -> Self {
+        let mut shape = self.shape().clone().for_purpose(purpose);
+        let pooler = Site::encoder(0, Part::Pooler);
+        shape.pooler |= purpose == Purpose::States && self.weights.contains_key(&pooler);
+        Base { shape: Arc::new(shape), ..self.clone() }
+    }
+
     /// The same base with the settings (not the sizes) of another shape.
-    #[cfg(feature = "train")]
+    #[cfg(feature = "load")]
     pub(crate) fn with_shape(self, shape: Shape) -> Self {
         Base { shape: Arc::new(shape), ..self }
     }

@@ -41,7 +41,7 @@ pub fn examples(path: &Path) -> Vec<Example> {
     };
     let ids = rows("input_ids").unwrap_or_else(|| panic!("{}: no input_ids", path.display()));
     let (mask, types, labels) = (rows("attention_mask"), rows("token_type_ids"), rows("labels"));
-    let tasks = rows("tasks");
+    let (tags, tasks) = (rows("tags"), rows("tasks"));
     let unsigned = |row: &[i64]| row.iter().map(|x| *x as u32).collect::<Vec<_>>();
     (0..ids.len())
         .map(|i| {
@@ -50,10 +50,15 @@ pub fn examples(path: &Path) -> Vec<Example> {
                 ids: unsigned(&ids[i][..real]),
                 mask: None,
                 types: types.as_ref().map(|t| unsigned(&t[i][..real])),
-                label: labels.as_ref().map(|l| match &l[i][..] {
-                    [class] => Label::Class(*class as usize),
-                    words => Label::Words(words.iter().map(|word| *word as i32).collect()),
-                }),
+                label: match (&labels, &tags) {
+                    (Some(labels), _) => Some(match &labels[i][..] {
+                        [class] => Label::Class(*class as usize),
+                        words => Label::Words(words.iter().map(|word| *word as i32).collect()),
+                    }),
+                    (None, tags) => {
+                        tags.as_ref().map(|tags| Label::Tags(tags[i][..real].iter().map(|tag| *tag as i32).collect()))
+                    }
+                },
                 task: tasks.as_ref().map_or(0, |tasks| tasks[i][0] as usize),
             }
         })

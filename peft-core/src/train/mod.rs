@@ -12,6 +12,8 @@ mod checkpoint;
 #[cfg(feature = "train")]
 mod config;
 #[cfg(feature = "train")]
+mod entities;
+#[cfg(feature = "train")]
 pub mod metrics;
 #[cfg(feature = "train")]
 pub mod micro;
@@ -28,12 +30,14 @@ mod trainer;
 pub use checkpoint::Checkpoints;
 #[cfg(feature = "train")]
 pub use config::{Length, Rule, Schedule, TrainConfig};
+#[cfg(feature = "train")]
+pub use entities::entity_scores;
 pub use importance::largest;
 #[cfg(feature = "train")]
 pub use micro::Workers;
 pub use optim::Optim;
 #[cfg(feature = "train")]
-pub use predict::{Logits, Metrics, argmax, evaluate, log_sum_exp, measure, predict};
+pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, log_sum_exp, measure, predict};
 pub use probe::Probe;
 pub use procedure::Procedure;
 #[cfg(feature = "train")]

@@ -1,12 +1,15 @@
 //! Logits of many examples, and what they are worth.
 
 use std::fmt;
+use std::sync::Arc;
 
 use burn::module::Module;
+use burn::tensor::TensorData;
 
+use super::entities::entity_scores;
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
-use crate::loss::targets;
+use crate::loss::{IGNORED, targets};
 use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
 
 /// The logits of one example.
@@ -14,7 +17,8 @@ use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
 pub struct Logits {
     /// Row after row.
     pub values: Vec<f32>,
-    /// `[classes]` from a classifier, `[tokens, vocab]` from a head for words.
+    /// `[classes]` from a classifier of texts, `[tokens, classes]` or `[tokens, vocab]` from a head for tokens or words, `[tokens, hidden]`
+    /// without a head.
     pub dims: Vec<usize>,
 }
 
@@ -32,22 +36,50 @@ pub fn predict<T: Tuner>(
     let one = |i: usize| {
         let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
         let [_, rows, outputs] = logits.dims();
-        let dims = if trained.head.outputs().is_some() { vec![outputs] } else { vec![rows, outputs] };
-        let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        match values.iter().all(|x| x.is_finite()) {
-            true => Ok(Logits { values, dims }),
-            false => {
-                Err(Error::Check { what: "prediction", detail: format!("example {i} has logits that are not finite") })
-            }
-        }
+        let dims = if trained.head.is_of_texts() { vec![outputs] } else { vec![rows, outputs] };
+        finite(i, logits.into_data(), dims)
     };
     let mut all = Vec::with_capacity(examples.len());
     workers.run(examples.len(), one, |logits| all.push(logits))?;
     Ok(all)
 }
 
+/// What was computed of example `i`.
+fn finite(i: usize, data: TensorData, dims: Vec<usize>) -> Result<Logits> {
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    if values.iter().all(|x| x.is_finite()) {
+        return Ok(Logits { values, dims });
+    }
+    Err(Error::Check { what: "prediction", detail: format!("example {i} has logits or states that are not finite") })
+}
+
+/// What a model without a head gives of an example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextStates {
+    /// The states of its tokens, `[tokens, hidden]`.
+    pub states: Logits,
+    /// The pooler's output `[hidden]`, if the model has one.
+    pub pooled: Option<Logits>,
+}
+
+/// The states of each example, in order, each run alone as by [`predict`].
+pub fn encode<T: Tuner>(base: &Base, tuner: &T, examples: &[Example], workers: &Workers) -> Result<Vec<TextStates>> {
+    let tuner = tuner.valid();
+    let one = |i: usize| {
+        let hidden = tuner.run(base, &base.batch(&[&examples[i]])?)?;
+        let states = hidden.tokens();
+        let [_, rows, width] = states.dims();
+        let pooled = hidden.pooled.map(|pooled| finite(i, pooled.into_data(), vec![width])).transpose()?;
+        Ok(TextStates { states: finite(i, states.into_data(), vec![rows, width])?, pooled })
+    };
+    let mut all = Vec::with_capacity(examples.len());
+    workers.run(examples.len(), one, |encoded| all.push(encoded))?;
+    Ok(all)
+}
+
 /// Metrics of a labelled set, by name: `accuracy`, `f1` and `matthews` for classes (the last two for two classes only),
-/// `pearson` and `spearman` for values; and the mean `loss`.
+/// `pearson` and `spearman` for values; for classes of tokens their `accuracy`, and `precision`, `recall` and `f1` of entities; and the
+/// mean `loss`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics(pub Vec<(&'static str, f64)>);
 
@@ -67,19 +99,20 @@ impl fmt::Display for Metrics {
     }
 }
 
-/// Metrics of what is trained on labelled examples: those of [`evaluate`], or for words the mean `loss` of a word.
+/// Metrics of what is trained on labelled examples, whose classes have these names: those of [`evaluate`], or for words the mean `loss`
+/// of a word.
 pub fn measure<T: Tuner>(
     base: &Base,
     trained: &Trained<T>,
-    examples: &[Example],
+    (examples, classes): (&[Example], &[String]),
     workers: &Workers,
 ) -> Result<Metrics> {
     if trained.head.outputs().is_some() {
-        return evaluate(&predict(base, trained, examples, workers)?, examples);
+        return evaluate(&predict(base, trained, examples, workers)?, examples, classes);
     }
     let trained = trained.valid();
     if let Some((base, trained)) = trained.rewritten(base, None)? {
-        return measure(&base, &trained, examples, workers);
+        return measure(&base, &trained, (examples, classes), workers);
     }
     let labels = labels(examples)?;
     let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));
@@ -100,12 +133,16 @@ fn labels(examples: &[Example]) -> Result<Vec<&Label>> {
     examples.iter().map(|e| e.label.as_ref().ok_or_else(missing)).collect()
 }
 
-/// Compares logits with the labels of their examples.
-pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
+/// Compares logits with the labels of their examples, whose classes have these names. Only entities ask for names.
+pub fn evaluate(logits: &[Logits], examples: &[Example], classes: &[String]) -> Result<Metrics> {
     let labels = labels(examples)?;
+    let tags = |l: &&Label| if let Label::Tags(tags) = l { Some(tags.clone()) } else { None };
+    if let Some(gold) = labels.iter().map(tags).collect::<Option<Vec<_>>>() {
+        return evaluate_tags(logits, &gold, classes);
+    }
     let class = |l: &&Label| match l {
         Label::Class(class) => Some(*class),
-        Label::Value(_) | Label::Words(_) => None,
+        Label::Value(_) | Label::Words(_) | Label::Tags(_) => None,
     };
     if let Some(gold) = labels.iter().map(class).collect::<Option<Vec<usize>>>() {
         let found: Vec<usize> = logits.iter().map(|l| argmax(&l.values)).collect();
@@ -129,6 +166,39 @@ pub fn evaluate(logits: &[Logits], examples: &[Example]) -> Result<Metrics> {
         ("spearman", spearman(&found, &gold)),
         ("loss", mean(losses, gold.len())),
     ]))
+}
+
+/// The same of classes of tokens. Tokens that are ignored are none, as in transformers' run_ner.py.
+fn evaluate_tags(logits: &[Logits], gold: &[Arc<[i32]>], classes: &[String]) -> Result<Metrics> {
+    let (mut texts, mut losses) = (vec![], vec![]);
+    for (logits, gold) in logits.iter().zip(gold) {
+        let outputs = logits.dims.last().copied().unwrap_or(1);
+        let rows = logits.values.chunks(outputs).zip(gold.iter()).filter(|(_, tag)| **tag != IGNORED);
+        let mut pairs = vec![];
+        for (row, tag) in rows {
+            let tag = usize::try_from(*tag).ok().filter(|tag| *tag < outputs).ok_or_else(|| {
+                Error::config("label", tag, format!("classes from 0 to {}, or {IGNORED} for none", outputs - 1))
+            })?;
+            losses.push(cross_entropy(row, tag));
+            pairs.push((argmax(row), tag));
+        }
+        texts.push(pairs);
+    }
+    if losses.is_empty() {
+        return Err(Error::config("labels", "no token that counts", "at least one"));
+    }
+    let (found, right): (Vec<usize>, Vec<usize>) = texts.iter().flatten().copied().unzip();
+    let mut metrics = vec![];
+    if found.iter().chain(&right).all(|tag| *tag < classes.len()) {
+        let names = |of: fn(&(usize, usize)) -> usize| -> Vec<Vec<&str>> {
+            texts.iter().map(|pairs| pairs.iter().map(|pair| classes[of(pair)].as_str()).collect()).collect()
+        };
+        let [precision, recall, f1] = entity_scores(&names(|pair| pair.0), &names(|pair| pair.1));
+        metrics.extend([("precision", precision), ("recall", recall), ("f1", f1)]);
+    }
+    let count = losses.len();
+    metrics.extend([("accuracy", accuracy(&found, &right)), ("loss", mean(losses.into_iter(), count))]);
+    Ok(Metrics(metrics))
 }
 
 /// The index of the largest number, the first of equal ones.

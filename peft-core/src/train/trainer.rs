@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
-use crate::{Architecture, Base, Error, Example, Head, Label, Method, Result, Trained, Tuner};
+use crate::{Architecture, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner};
 
 /// Follows a run.
 pub trait Observer {
@@ -53,6 +53,8 @@ pub struct Trainer {
 struct Work<'a> {
     data: &'a [Example],
     evaluation: Option<&'a [Example]>,
+    /// The names of the classes.
+    classes: &'a [String],
     before: Before,
     store: Option<Store>,
 }
@@ -95,20 +97,28 @@ impl Trainer {
         self.train(model, method, trained, data, None, &mut ())
     }
 
-    /// The method's start, with a fresh head, or the model's own if it is for the classes of the data (see
-    /// [`Dataset::with_classes`]) or, like the data, for a value.
+    /// The method's start, with the head of [`own_head`](Self::own_head), else a fresh one.
     pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
-        let tuner = method.init(&model.base, self.config.seed)?;
-        let outputs = data.outputs()?;
-        let named = outputs.is_none_or(|n| n == 1) || model.classes() == data.classes;
-        let own = model.head.clone().filter(|head| named && head.outputs() == outputs);
         let writes = matches!(model.base.shape().architecture, Architecture::T5(_));
-        let fresh = || match outputs {
-            Some(_) if writes => data.verbalizer(model).map(Head::Verbalizer),
-            Some(outputs) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
-            None => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
+        let fresh = || match (data.purpose()?, data.outputs()?) {
+            (Purpose::Tokens, _) if writes => {
+                Err(Error::config("labels", "a class for each token", "a model with a head for them: not T5"))
+            }
+            (Purpose::Tokens, Some(classes)) => Ok(Head::tokens(&model.base, classes, self.config.seed)),
+            (_, Some(_)) if writes => data.verbalizer(model).map(Head::Verbalizer),
+            (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
+            (_, None) => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };
-        Trained::new(tuner, own.map_or_else(fresh, Ok)?)
+        let head = self.own_head(model, data)?.map_or_else(fresh, Ok)?;
+        let tuner = method.init(&model.base.for_purpose(head.purpose()), self.config.seed)?;
+        Trained::new(tuner, head)
+    }
+
+    /// The model's own head, if it is for what the data has: words, values, or the same classes (see [`Dataset::with_classes`]).
+    pub fn own_head(&self, model: &Pretrained, data: &Dataset) -> Result<Option<Head>> {
+        let (purpose, outputs) = (data.purpose()?, data.outputs()?);
+        let named = outputs.is_none_or(|n| n == 1 && data.classes.is_empty() || model.class_names(n) == data.classes);
+        Ok(model.head_for(purpose).filter(|head| named && head.outputs() == outputs).cloned())
     }
 
     /// Trains on from a given state, evaluating on other data.
@@ -121,17 +131,21 @@ impl Trainer {
         evaluation: Option<&Dataset>,
         observer: &mut dyn Observer,
     ) -> Result<Tuned<'a, M>> {
-        let (found, outputs) = (trained.head.outputs(), data.outputs()?);
-        if found != outputs {
-            let head = |outputs: Option<usize>| match outputs {
-                Some(outputs) => format!("a head with {outputs} outputs"),
-                None => "a head for words".to_string(),
+        let found = (trained.head.is_of_texts(), trained.head.outputs());
+        let wanted = (data.purpose()? == Purpose::Texts, data.outputs()?);
+        if found != wanted {
+            let head = |head: (bool, Option<usize>)| match head {
+                (true, Some(outputs)) => format!("a head with {outputs} outputs"),
+                (_, Some(classes)) => format!("a head for tokens with {classes} classes"),
+                (_, None) => "a head for words".to_string(),
             };
-            return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(outputs))));
+            return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(wanted))));
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
-        let (trained, base) = self.run_as(settings, &model.base, trained, (&data.examples, evaluation), observer)?;
+        let base = model.base.for_purpose(trained.head.purpose());
+        let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
+        let (trained, base) = self.run_as(settings, &base, trained, data_of, observer)?;
         let labels = Labels { base: model.name.clone(), classes: data.classes.clone() };
         Ok(Tuned { model, base, config: method, trained, labels, counts, threads: self.config.threads })
     }
@@ -145,7 +159,7 @@ impl Trainer {
         evaluation: Option<&[Example]>,
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
-        self.run_as(Value::Null, base, trained, (data, evaluation), observer)
+        self.run_as(Value::Null, base, trained, (data, evaluation, &[]), observer)
     }
 
     /// The same of a method with these settings, which tell its checkpoints from those of others.
@@ -154,7 +168,7 @@ impl Trainer {
         method: Value,
         base: &Base,
         trained: Trained<T>,
-        (data, evaluation): (&[Example], Option<&[Example]>),
+        (data, evaluation, classes): (&[Example], Option<&[Example]>, &[String]),
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
         if data.is_empty() || evaluation.is_some_and(<[_]>::is_empty) {
@@ -180,7 +194,7 @@ impl Trainer {
         let before = Before::of(&trained, base);
         let store = |checkpoints| Store::open(checkpoints, self.identity(method, &before, data, evaluation));
         let store = self.checkpoints.as_ref().map(store).transpose()?;
-        let mut work = Work { data, evaluation, before, store };
+        let mut work = Work { data, evaluation, classes, before, store };
         let result = self.steps(&mut work, base, trained, observer);
         if let (Some(store), Err(error)) = (work.store, &result) {
             // To go on from there would end in the same fault.
@@ -204,7 +218,7 @@ impl Trainer {
         trained: Trained<T>,
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
-        let Work { data, evaluation, before, store } = work;
+        let Work { data, evaluation, classes, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
         let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_run(config))?;
@@ -229,7 +243,7 @@ impl Trainer {
             };
             observer.step(&report)?;
             if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
-                let metrics = run.measure(examples)?;
+                let metrics = run.measure(examples, classes)?;
                 observer.evaluated(run.step, &metrics)?;
                 self.compare(&mut best, &run, &metrics)?;
             }
@@ -259,7 +273,7 @@ impl Trainer {
     fn check_metric(&self, evaluation: Option<&[Example]>) -> Result<()> {
         let (name, classes) = (&self.config.metric_for_best_model, |label: &Label| match label {
             Label::Class(class) => Some(*class),
-            Label::Value(_) | Label::Words(_) => None,
+            Label::Value(_) | Label::Words(_) | Label::Tags(_) => None,
         });
         let Some(first) = evaluation.and_then(|examples| examples.first()?.label.as_ref()) else { return Ok(()) };
         let known: &[&str] = match first {
@@ -270,6 +284,7 @@ impl Trainer {
             }
             Label::Class(_) => &["loss", "accuracy"],
             Label::Value(_) => &["loss", "pearson", "spearman"],
+            Label::Tags(_) => &["loss", "accuracy", "precision", "recall", "f1"],
             Label::Words(_) => &["loss"],
         };
         match known.contains(&name.as_str()) {
@@ -302,24 +317,25 @@ impl<T: Procedure> Run<T> {
         predict(&self.base, &self.trained, examples, &self.workers)
     }
 
-    /// Metrics of what is trained so far.
-    pub fn measure(&self, examples: &[Example]) -> Result<Metrics> {
-        measure(&self.base, &self.trained, examples, &self.workers)
+    /// Metrics of what is trained so far, on examples whose classes have these names.
+    pub fn measure(&self, examples: &[Example], classes: &[String]) -> Result<Metrics> {
+        measure(&self.base, &self.trained, (examples, classes), &self.workers)
     }
 }
 
 impl<'a, M: Method> Tuned<'a, M> {
     /// An adapter directory on its model.
     pub fn load(dir: &Path, model: &'a Pretrained) -> Result<Self> {
-        let (config, trained) = peft::load::<M>(dir, &model.base)?;
-        let (threads, labels) = (TrainConfig::default().threads, peft::labels(dir)?);
+        let (config, trained) = peft::load::<M>(dir, model)?;
+        let (threads, labels) = (TrainConfig::default().threads, model.name_classes(peft::labels(dir)?, &trained.head));
         let outputs = trained.head.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
         if !labels.classes.is_empty() && labels.classes.len() != outputs {
             let found = format!("{} names", labels.classes.len());
             return Err(Error::file(dir.join("labels.json"), "classes", found, format!("{outputs}, as the head")));
         }
         let counts = counts(&trained);
-        Ok(Tuned { model, base: model.base.clone(), config, trained, labels, counts, threads })
+        let base = model.base.for_purpose(trained.head.purpose());
+        Ok(Tuned { model, base, config, trained, labels, counts, threads })
     }
 
     /// Logits of examples.
@@ -329,7 +345,7 @@ impl<'a, M: Method> Tuned<'a, M> {
 
     /// Metrics on labelled data.
     pub fn evaluate(&self, data: &Dataset) -> Result<Metrics> {
-        measure(&self.base, &self.trained, &data.examples, &Workers::new(self.threads)?)
+        measure(&self.base, &self.trained, (&data.examples, &data.classes), &Workers::new(self.threads)?)
     }
 
     /// Trainable elements: of the method, and of the head. They are those before the first step, some of which a method may have

@@ -425,6 +425,9 @@ mod tests {
             ("lora-t5", "t5"),
             ("lora-llama", "llama"),
             ("lora-llama-all", "llama"),
+            ("lora-bert-tokens", "bert-tokens"),
+            ("lora-roberta-tokens", "roberta-tokens"),
+            ("lora-llama-tokens", "llama-tokens"),
         ];
         for (case, base) in cases {
             open(case, base).check_method::<LoraConfig>();

@@ -9,6 +9,7 @@ mod folder;
 mod make;
 mod sentencepiece;
 mod vocabulary;
+mod words;
 
 use std::path::PathBuf;
 
@@ -103,17 +104,27 @@ impl Tokenizer {
     /// Of a pair that is too long, the longer text is cut first. Texts are cut at the end, or where the model's files say so at the
     /// beginning. Of a text far longer than its tokens may be only as much is looked at as they need. Without a limit, texts of more than 4 MiB are refused.
     pub fn encode(&self, a: &str, b: Option<&str>, max_length: usize) -> Result<Encoded> {
-        let special = self.finish.as_ref().map_or(0, |finish| finish.added_tokens(b.is_some()));
-        if special >= max_length {
-            let expected = format!("more than the {special} special tokens that the tokenizer adds");
-            return Err(Error::config("max_length", max_length, expected));
-        }
-        let (limit, left) = (max_length - special, self.settings.from_left);
+        let (limit, left) = (self.room(max_length, b.is_some())?, self.settings.from_left);
         let a = self.tokens(a, limit, left)?;
         let b = b.map(|b| self.tokens(b, limit, left)).transpose()?;
         let expected = "a tokenizer that can encode every text";
         let encoded = guard(&self.path, "tokenizer", expected, || self.joined(a, b, limit))?
             .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
+        self.checked(encoded, max_length)
+    }
+
+    /// How many of so many tokens are left beside the special ones.
+    fn room(&self, max_length: usize, pair: bool) -> Result<usize> {
+        let special = self.finish.as_ref().map_or(0, |finish| finish.added_tokens(pair));
+        if special >= max_length {
+            let expected = format!("more than the {special} special tokens that the tokenizer adds");
+            return Err(Error::config("max_length", max_length, expected));
+        }
+        Ok(max_length - special)
+    }
+
+    /// Refuses what the model, or the one who asked, cannot take.
+    fn checked(&self, encoded: Encoded, max_length: usize) -> Result<Encoded> {
         self.check(&encoded.ids)?;
         if encoded.ids.len() > max_length {
             let found = format!("{} tokens, more than it announces", encoded.ids.len());
@@ -226,10 +237,8 @@ impl Tokenizer {
     }
 
     fn joined(&self, a: Encoding, b: Option<Encoding>, max_length: usize) -> tokenizers::Result<Encoded> {
-        let direction = if self.settings.from_left { TruncationDirection::Left } else { TruncationDirection::Right };
-        let limit = TruncationParams { max_length, direction, ..Default::default() };
-        let (a, b) = truncate_encodings(a, b, &limit)?;
-        let types = |types: Vec<u32>| if self.settings.types { types } else { vec![0; types.len()] };
+        let (a, b) = truncate_encodings(a, b, &self.limit(max_length))?;
+        let types = |types| self.types(types);
         let Some(finish) = &self.finish else {
             let of_b = b.as_ref().map_or(&[][..], Encoding::get_ids);
             let segments = [vec![0; a.len()], vec![1; of_b.len()]].concat();
@@ -237,6 +246,15 @@ impl Tokenizer {
         };
         let whole = finish.process(a, b, true)?;
         Ok(Encoded { ids: whole.get_ids().to_vec(), types: types(whole.get_type_ids().to_vec()) })
+    }
+
+    fn limit(&self, max_length: usize) -> TruncationParams {
+        let direction = if self.settings.from_left { TruncationDirection::Left } else { TruncationDirection::Right };
+        TruncationParams { max_length, direction, ..Default::default() }
+    }
+
+    fn types(&self, types: Vec<u32>) -> Vec<u32> {
+        if self.settings.types { types } else { vec![0; types.len()] }
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         classifier_dropout: 0.1,
         pooler: !roberta,
         tied: true,
+        prefix: architecture.prefix(),
     })
 }
 
@@ -113,6 +114,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>, architecture: Architecture) -> Re
         classifier_dropout: fields.real("classifier_dropout", dropout, 0.0..1.0)?,
         pooler: !roberta,
         tied: true,
+        prefix: architecture.prefix(),
     })
 }
 

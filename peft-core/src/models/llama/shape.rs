@@ -112,6 +112,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         classifier_dropout: 0.0,
         pooler: false,
         tied,
+        prefix: "model.",
     })
 }
 
@@ -157,9 +158,11 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
         stop,
         dropout: 0.0,
         attention_dropout: fields.real("attention_dropout", 0.0, 0.0..1.0)?,
-        classifier_dropout: 0.0,
+        // Of a head for tokens; one for texts has none.
+        classifier_dropout: fields.real("classifier_dropout", 0.1, 0.0..1.0)?,
         pooler: false,
         tied: fields.flag("tie_word_embeddings", false)?,
+        prefix: "model.",
     })
 }
 
@@ -228,6 +231,7 @@ pub(crate) fn to_config(shape: &Shape, llama: &Llama) -> Value {
         "attention_bias": llama.attention_bias,
         "mlp_bias": llama.mlp_bias,
         "attention_dropout": shape.attention_dropout,
+        "classifier_dropout": shape.classifier_dropout,
         "pad_token_id": shape.pad,
         "eos_token_id": shape.stop,
         "tie_word_embeddings": shape.tied,

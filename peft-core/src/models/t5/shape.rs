@@ -112,6 +112,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         classifier_dropout: 0.0,
         pooler: false,
         tied: !gated,
+        prefix: "",
     })
 }
 
@@ -150,6 +151,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
         classifier_dropout: fields.real("classifier_dropout", 0.0, 0.0..1.0)?,
         pooler: false,
         tied,
+        prefix: "",
     })
 }
 

@@ -1,0 +1,215 @@
+//! Task heads: what turns hidden states into logits. Always trained, counted apart from the method.
+
+mod classes;
+mod words;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+pub use classes::{Classifier, Score, Tokens};
+pub use words::{LanguageModel, MaskedLm};
+
+use crate::random::Random;
+use crate::weight::linear;
+use crate::{Architecture, Base, Batch, Hidden, Key, Purpose, Result, Shape, Verbalizer};
+
+/// A linear map with bias.
+#[derive(Module, Debug)]
+pub struct Affine {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Affine {
+    /// Normal weights with standard deviation `std`, zero biases.
+    pub fn init([rows, columns]: [usize; 2], std: f64, random: Random, device: &Device) -> Self {
+        Affine {
+            weight: Param::from_tensor(random.normal_tensor([rows, columns], std, device)),
+            bias: Param::from_tensor(Tensor::zeros([columns], device)),
+        }
+    }
+
+    /// `x W + b`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        linear(x, self.weight.val(), Some(self.bias.val()))
+    }
+}
+
+/// A normalization's gain and bias.
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// `[hidden]`.
+    pub gain: Param<Tensor<1>>,
+    /// `[hidden]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+/// A head. Its record names are those of a Hugging Face checkpoint up to the names of its leaves.
+#[derive(Module, Debug)]
+pub enum Head {
+    /// Sequence classification (or regression, with one output) from the first position.
+    Classifier(Classifier),
+    /// RoBERTa's form of it on a BERT, as AdapterHub has it: from the first position's state, past the pooler.
+    TwoLayers(Classifier),
+    /// Sequence classification (or regression) from the last real token, as on LLaMA.
+    Score(Score),
+    /// A class for each token.
+    Tokens(Tokens),
+    /// Prediction of masked words.
+    MaskedLm(MaskedLm),
+    /// Prediction of the words of a text with the model's own table; nothing of it is trained.
+    LanguageModel(LanguageModel),
+    /// Classes and values as texts that the model writes, as on T5; nothing of it is trained.
+    Verbalizer(Verbalizer),
+    /// None: the states are the result.
+    States(States),
+}
+
+/// Nothing: states as they are.
+#[derive(Module, Debug)]
+pub struct States {}
+
+impl Head {
+    /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5, which writes
+    /// classes as texts ([`Verbalizer`]), gets the head for words.
+    pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        match shape.architecture {
+            Architecture::Bert => Head::Classifier(Classifier::init(base, outputs, seed, false)),
+            Architecture::Roberta => Head::Classifier(Classifier::init(base, outputs, seed, true)),
+            Architecture::Llama(_) => {
+                let random = Random::new(seed, "score.weight");
+                let weight = random.normal_tensor([shape.hidden, outputs], 0.02, &device);
+                Head::Score(Score { weight: Param::from_tensor(weight) })
+            }
+            Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
+        }
+    }
+
+    /// A fresh head of two layers for a BERT with this many outputs (1: regression), on the base's device with autodiff.
+    pub fn two_layers(base: &Base, outputs: usize, seed: u64) -> Self {
+        Head::TwoLayers(Classifier::init(base, outputs, seed, true))
+    }
+
+    /// A fresh head with this many classes for each token, on the base's device with autodiff.
+    pub fn tokens(base: &Base, classes: usize, seed: u64) -> Self {
+        let (hidden, device) = (base.shape().hidden, base.device().clone().autodiff());
+        Head::Tokens(Tokens { out: Affine::init([hidden, classes], 0.02, Random::new(seed, "tokens.out"), &device) })
+    }
+
+    /// A fresh masked-word head, tied to the word table, on the base's device with autodiff.
+    pub fn masked_lm(base: &Base, seed: u64) -> Self {
+        let (shape, device) = (base.shape(), base.device().clone().autodiff());
+        let vector = |value: f64, n| Param::from_tensor(Tensor::full([n], value, &device));
+        Head::MaskedLm(MaskedLm {
+            dense: Affine::init([shape.hidden; 2], 0.02, Random::new(seed, "lm_head.dense"), &device),
+            norm: Norm { gain: vector(1.0, shape.hidden), bias: vector(0.0, shape.hidden) },
+            bias: vector(0.0, shape.vocab),
+            decoder: None,
+        })
+    }
+
+    /// What a model with this head is used for.
+    pub fn purpose(&self) -> Purpose {
+        match self {
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => Purpose::Texts,
+            Head::Tokens(_) => Purpose::Tokens,
+            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Purpose::Words,
+            Head::States(_) => Purpose::States,
+        }
+    }
+
+    /// Whether a text has one row of logits, not one for each of its tokens.
+    pub fn is_of_texts(&self) -> bool {
+        matches!(self, Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Verbalizer(_))
+    }
+
+    /// The number of outputs of a classification head.
+    pub fn outputs(&self) -> Option<usize> {
+        match self {
+            Head::Classifier(head) | Head::TwoLayers(head) => Some(head.out.bias.lazy_shape().num_elements()),
+            Head::Score(head) => Some(head.weight.lazy_shape()[1]),
+            Head::Tokens(head) => Some(head.out.bias.lazy_shape().num_elements()),
+            Head::Verbalizer(head) => Some(head.outputs()),
+            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) => None,
+        }
+    }
+
+    /// By how many tokens a head for words predicts ahead of the token whose state it reads. An encoder predicts the token itself,
+    /// and what the decoder behind an encoder sees is behind its labels already.
+    pub fn ahead(&self, shape: &Shape) -> usize {
+        usize::from(matches!((self, shape.architecture), (Head::LanguageModel(_), Architecture::Llama(_))))
+    }
+
+    /// Number of elements of a classification head with this many outputs for a text.
+    pub fn count(shape: &Shape, outputs: usize) -> usize {
+        let out = shape.hidden * outputs;
+        match shape.architecture {
+            Architecture::Bert => out + outputs,
+            Architecture::Roberta => shape.hidden * shape.hidden + shape.hidden + out + outputs,
+            Architecture::Llama(_) => out,
+            Architecture::T5(_) => 0,
+        }
+    }
+
+    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, classes]` or `[batch, tokens, vocab]` from a head for tokens
+    /// or words (of a decoder's tokens, where there are an encoder and a decoder); without a head the states `[batch, tokens, hidden]`.
+    /// Logits of classes that are texts take a run for each text: [`Trained::logits`](crate::Trained::logits).
+    pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
+        match self {
+            Head::Classifier(head) | Head::TwoLayers(head) => head.logits(hidden, shape, batch),
+            Head::Score(head) => Ok(head.logits(hidden, batch)),
+            Head::Tokens(head) => Ok(head.logits(hidden.tokens(), shape, batch)),
+            Head::States(_) => Ok(hidden.tokens()),
+            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                Ok(self.words(hidden.tokens(), hidden.words, shape))
+            }
+        }
+    }
+
+    /// Logits over words `[batch, tokens, vocab]` of states `[batch, tokens, hidden]`.
+    ///
+    /// # Panics
+    /// On a head that is not for words.
+    pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+        match (self, shape.architecture) {
+            (Head::MaskedLm(head), _) => head.logits(states, words, shape),
+            (Head::LanguageModel(_) | Head::Verbalizer(_), Architecture::T5(t5)) if t5.scaled => {
+                linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
+            }
+            (Head::LanguageModel(_) | Head::Verbalizer(_), _) => linear(states, words.transpose(), None),
+            (Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) | Head::States(_), _) => {
+                panic!("only a head for words has logits over words")
+            }
+        }
+    }
+
+    /// What a Hugging Face checkpoint calls the tensor that records call `name`. Of two layers on a BERT, which has none there, these
+    /// are RoBERTa's names, so that nothing takes them for a BERT's head.
+    pub fn key(name: &str, architecture: Architecture) -> Key {
+        let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+        let word = if matches!(leaf, "gain" | "decoder") { "weight" } else { leaf };
+        let roberta = architecture == Architecture::Roberta;
+        let path = match (module, roberta) {
+            ("Score", _) => "score",
+            ("Tokens.out", _) if matches!(architecture, Architecture::Llama(_)) => "score",
+            ("Tokens.out", _) => "classifier",
+            ("MaskedLm", true) if leaf == "decoder" => "lm_head.decoder",
+            ("MaskedLm", false) if leaf == "decoder" => "cls.predictions.decoder",
+            ("Classifier.out", true) => "classifier.out_proj",
+            ("Classifier.out", false) => "classifier",
+            ("Classifier.dense" | "TwoLayers.dense", _) => "classifier.dense",
+            ("TwoLayers.out", _) => "classifier.out_proj",
+            ("MaskedLm.dense", true) => "lm_head.dense",
+            ("MaskedLm.norm", true) => "lm_head.layer_norm",
+            ("MaskedLm", true) => "lm_head",
+            ("MaskedLm.dense", false) => "cls.predictions.transform.dense",
+            ("MaskedLm.norm", false) => "cls.predictions.transform.LayerNorm",
+            ("MaskedLm", false) => "cls.predictions",
+            _ => unreachable!("a head has no tensor {name}"),
+        };
+        Key { name: format!("{path}.{word}"), transposed: leaf == "weight" }
+    }
+}
