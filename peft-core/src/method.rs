@@ -18,6 +18,9 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     const ADDS: bool = true;
     /// Settings that PEFT does not have: its files hold them only where they are not the default.
     const OWN_SETTINGS: &'static [&'static str] = &[];
+    /// Settings that a file must say, since files of older versions are silent about them and the default was another, and what such
+    /// a file should say.
+    const STATED: &'static [(&'static str, &'static str)] = &[];
     /// What stands before a head's name in files.
     const HEAD_PREFIX: &'static str = "base_model.model.";
 

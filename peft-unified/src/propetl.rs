@@ -2,7 +2,7 @@
 //! theta_l = theta o m_l, m_l = the k n numbers of |s_l| that are largest       theta: the matrices of one layer's adapter, s_l: scores of layer l, of the same shapes
 //! d L / d s_l = sign(s_l) o theta o d L / d theta_l, as if m_l were |s_l|
 //! Paper: Zeng, Zhang and Lu, 2023, arXiv:2305.17682, section 3.   Reference: ChaosCodes/ProPETL
-//! Oracle: paper: `with_all_numbers_it_is_one_adapter_in_all_layers`
+//! Oracle: code ChaosCodes/ProPETL propetl-roberta/src/transformers/adapters: `adapters_equal_the_reference`, `prefixes_equal_the_reference`, `lora_equals_the_reference`
 //! Trains: an adapter of one layer, and as many scores as all layers' matrices have numbers.      Merges: with LoRA.
 //! Identities:
 //! - k = 1 is one adapter in all layers: `with_all_numbers_it_is_one_adapter_in_all_layers`
@@ -12,10 +12,11 @@
 //! - the gradient of s_l is theta times that of theta_l, with the sign of s_l: `scores_get_the_gradients_of_numbers_of_one`
 //! - c s_l for c > 0 is the same: `only_the_order_of_the_scores_matters`
 //! - files hold a bit for each score: `files_hold_a_bit_for_each_score`
+//! - prototype and scores start as in the reference: `adapters_start_as_in_the_reference`, `scores_start_within_the_bounds_of_the_reference`
 //! - loaded masks stay, and must have as many ones as the settings say: `loaded_masks_stay_and_the_prototype_is_trained_on`
 //! - merged == unmerged, with LoRA: `C3`
 //!
-//! Differs from the paper: nothing for one task; masks of tasks are not offered. Biases are shared as they are. A prefix is masked behind its projection. Of an encoder-decoder each stack shares an adapter of its own. Files hold masks, not scores: trained on, loaded masks stay and the prototype moves. The survey's numbers of parameters of its rows for LoRA and prefixes are those without sharing.
+//! Differs from the paper: masks of tasks are not offered. Biases are shared as they are, and a prefix is masked behind its projection, as in the authors' code. Of an encoder-decoder each stack shares an adapter of its own; the authors' code for T5 (adapters only, with GELU) shares one among both, and its scores start within the bounds of the other matrix, since they do not lie transposed there. Files hold masks, not scores: trained on, loaded masks stay and the prototype moves. The survey's numbers of parameters of its rows for LoRA and prefixes are those without sharing.
 
 use std::collections::BTreeMap;
 
@@ -48,6 +49,10 @@ pub trait Shared: Method<Tuner: Adapter> {
     /// How many numbers the matrices of all layers have; refuses settings by which layers differ.
     fn masked(&self, shape: &Shape) -> Result<usize>;
 
+    /// What bounds the start of a matrix's scores, at 1 / sqrt(fan): torch's count of inputs in the form that the authors' RoBERTa has
+    /// them in.
+    fn fan(dims: [usize; 2]) -> usize;
+
     /// Whether a layer uses its part of a tensor that holds all layers.
     fn used(_shape: &Shape, _layer: usize) -> bool {
         true
@@ -75,6 +80,11 @@ impl Shared for SequentialConfig {
         let wider = self.clone().with_bottleneck(self.bottleneck + 1).count(shape)? - self.count(shape)?;
         Ok(wider / (2 * shape.hidden + 1) * 2 * shape.hidden * self.bottleneck)
     }
+
+    /// Of `[d, m]` and `[m, d]`, which lie there as they do here.
+    fn fan([_, columns]: [usize; 2]) -> usize {
+        columns
+    }
 }
 
 impl Shared for LoraConfig {
@@ -98,6 +108,11 @@ impl Shared for LoraConfig {
         self.count(shape)
     }
 
+    /// Of `[r, d_in]` and `[d_out, r]`, the transposed.
+    fn fan([rows, _]: [usize; 2]) -> usize {
+        rows
+    }
+
     fn merge_shared(tuner: &ProPetl<Self::Tuner>) -> Option<&dyn Merge> {
         Some(tuner)
     }
@@ -109,7 +124,7 @@ impl Shared for PrefixTuningConfig {
 
     fn paper() -> ProPetlConfig<Self> {
         ProPetlConfig {
-            inner: PrefixTuningConfig::new(64).with_projection(512),
+            inner: PrefixTuningConfig::new(64).with_projection(512).with_shift_positions(false),
             sharing: Sharing { density: 0.1, mask_rate: 1.0 },
         }
     }
@@ -119,6 +134,11 @@ impl Shared for PrefixTuningConfig {
         let layers = flat.count(shape)? / flat.count(&shape.clone().one_layer())?;
         let used = (0..layers).filter(|layer| Self::used(shape, *layer)).count();
         Ok(flat.count(shape)? / layers * used)
+    }
+
+    /// Of `[L, l, 2 d]`, one tensor for all layers.
+    fn fan([rows, columns]: [usize; 2]) -> usize {
+        rows * columns
     }
 
     /// As PEFT cuts the prefix of a T5, its layers take every second part in turn.
@@ -287,20 +307,18 @@ impl<M: Shared> ProPetlConfig<M> {
         let shared: BTreeMap<String, Vec<usize>> = shapes(&M::to_saved(prototype.clone())).into_iter().collect();
         let mut scores = Vec::new();
         for (name, dims) in shapes(&layered) {
-            let (layers, first, fan_in) = match in_layer(&name) {
-                Some((layer, first)) => (layer..layer + 1, first, dims[0]),
-                None => {
-                    let columns = shared.get(&name).map_or(1, |own| own[1]);
-                    (0..dims[1] / columns, name.clone(), columns)
-                }
+            let (layers, first) = match in_layer(&name) {
+                Some((layer, first)) => (layer..layer + 1, first),
+                None => (0..dims[1] / shared.get(&name).map_or(1, |own| own[1]), name.clone()),
             };
             let Some(own) = shared.get(&first).filter(|own| dims.len() == own.len() && dims[0] == own[0]) else {
                 let expected = format!("what the first layer has: {shared:?}; one adapter is shared by all layers");
                 return Err(Error::config("layers", format!("{name} of shape {dims:?}"), expected));
             };
             if let [rows, columns] = own[..] {
+                let bound = 1.0 / (M::fan([rows, columns]) as f64).sqrt();
                 for layer in layers.filter(|layer| M::used(base.shape(), *layer)) {
-                    let (name, bound) = (format!("{layer}.{first}"), 1.0 / (fan_in as f64).sqrt());
+                    let name = format!("{layer}.{first}");
                     let random = Random::new(seed, &format!("propetl.{name}"));
                     let score = random.uniform_tensor([rows, columns], -bound, bound, &device);
                     scores.push((name, Param::from_tensor(score)));

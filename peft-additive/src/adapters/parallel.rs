@@ -1,5 +1,5 @@
 //! # Parallel adapter                       family: additive / adapter-based
-//! u' = u + s (act(x Wd + bd) Wu + bu)      Wd: [d, m], Wu: [m, d] = 0, x the input of a sub-layer, u its output, before its residual addition
+//! u' = u + s (D(act(x Wd + bd)) Wu + bu)   Wd: [d, m], Wu: [m, d] = 0, x the input of a sub-layer, u its output, before its residual addition, D dropout in training
 //! Paper: He et al., 2021, arXiv:2110.04366, section 4.6.   Reference: jxhe/unify-parameter-efficient-tuning; adapter-hub `ParBnConfig`
 //! Oracle: package adapters 1.3.0: `what_the_package_wrote_gives_its_logits_and_is_what_is_written`
 //! Trains: 2 d m + m + d per sub-layer.      Merges: no, the sub-layer is no linear map.
@@ -9,9 +9,10 @@
 //! - the order of the bottleneck's units does not matter: `the_order_of_the_units_does_not_matter_in_parallel`
 //! - Wu = 0, bu = 0 is the base: `a_second_map_of_zeros_adds_nothing_in_parallel`
 //! - s -> c s is (Wu, bu) -> c (Wu, bu): `the_scale_multiplies_the_second_map`
+//! - D drops a unit of the bottleneck for a sample and position: `dropout_stands_behind_the_activation`
 //! - act = identity on a linear map W is W + s Wd Wu, LoRA's form: `without_a_non_linearity_it_is_a_low_rank_update`
 //!
-//! Differs from the paper: s is a setting, never learned, and there is no dropout in the bottleneck. x is the residual stream, which a pre-norm model has not normalized yet, as in both references.
+//! Differs from the paper: s is a setting, never learned. AdapterHub's dropout stands behind the second map: its files say nothing of ours. x is the residual stream, which a pre-norm model has not normalized yet, as in both references.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -23,7 +24,9 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::bottleneck::{Activation, Bottleneck, HUB_FREE, check_width, count, hub_fields, hub_key, hub_settings, key};
+use super::bottleneck::{
+    Activation, Bottleneck, HUB_FREE, check_dropout, check_width, count, hub_fields, hub_key, hub_settings, key,
+};
 
 /// The configuration of parallel adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +38,8 @@ pub struct ParallelConfig {
     pub scaling: f64,
     /// Between the maps.
     pub activation: Activation,
+    /// Dropout probability behind the activation; the model's, if absent.
+    pub dropout: Option<f64>,
     /// The sub-layers beside which there is an adapter, in every layer.
     pub sublayers: Vec<Part>,
 }
@@ -43,7 +48,7 @@ impl Default for ParallelConfig {
     /// The paper's best: width 512, scale 4, beside the feed-forward network.
     fn default() -> Self {
         let (activation, sublayers) = (Activation::Relu, vec![Part::FeedForward]);
-        ParallelConfig { bottleneck: 512, scaling: 4.0, activation, sublayers }
+        ParallelConfig { bottleneck: 512, scaling: 4.0, activation, dropout: None, sublayers }
     }
 }
 
@@ -65,6 +70,12 @@ impl ParallelConfig {
         self
     }
 
+    /// With dropout of this probability behind the activation.
+    pub fn with_dropout(mut self, p: f64) -> Self {
+        self.dropout = Some(p);
+        self
+    }
+
     /// Beside these sub-layers.
     pub fn with_sublayers(mut self, sublayers: impl IntoIterator<Item = Part>) -> Self {
         self.sublayers = sublayers.into_iter().collect();
@@ -74,6 +85,7 @@ impl ParallelConfig {
     /// The sub-layers with an adapter; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
         check_width(self.bottleneck, shape)?;
+        self.dropout.map_or(Ok(()), check_dropout)?;
         // With 0 nothing would ever move.
         if !self.scaling.is_finite() || self.scaling == 0.0 {
             return Err(Error::config("scaling", self.scaling, "a finite number other than 0"));
@@ -108,7 +120,8 @@ impl ParallelConfig {
         let feed_forward = on("output_adapter")?.then_some(Part::FeedForward);
         let config =
             Self::new(bottleneck).with_scaling(field(fields, "scaling", "a number: it is never learned here")?);
-        Ok(config.with_activation(activation).with_sublayers(attention.into_iter().chain(feed_forward)))
+        let config = config.with_activation(activation).with_dropout(0.0);
+        Ok(config.with_sublayers(attention.into_iter().chain(feed_forward)))
     }
 }
 
@@ -118,6 +131,8 @@ pub struct Parallel {
     adapters: SiteMap<Bottleneck>,
     #[module(skip)]
     activation: Activation,
+    #[module(skip)]
+    dropout: Option<f64>,
     #[module(skip)]
     scaling: f64,
 }
@@ -135,6 +150,7 @@ impl Method for ParallelConfig {
         Ok(Parallel {
             adapters: self.plan(shape)?.into_iter().map(|site| (site, bottleneck(site))).collect(),
             activation: self.activation,
+            dropout: self.dropout,
             scaling: self.scaling,
         })
     }
@@ -158,9 +174,11 @@ impl Method for ParallelConfig {
 }
 
 impl Hooks for Parallel {
-    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         let Some(adapter) = self.adapters.get(site) else { return next(x) };
-        let added = adapter.forward(x.hidden.clone(), self.activation) * self.scaling;
+        let p = self.dropout.unwrap_or(frame.shape().dropout);
+        let drop = |inner| frame.dropout(inner, p, format_args!("parallel.{site}"));
+        let added = adapter.forward_with(x.hidden.clone(), self.activation, drop) * self.scaling;
         next(x) + added
     }
 }

@@ -12,7 +12,7 @@
 //! - no layers == the frozen model on positions shifted by l: `positions_begin_after_the_prefix`
 //! - no layers without `shift_positions` == the frozen model: `positions_stay_in_place`
 //!
-//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub (which has LLaMA's prefix only with transformers' `eager` attention, and masks it with others). On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. AdapterHub's prefixes of T5, in all three attentions and at other distances, are not offered, nor is dropout on M.
+//! Differs from the paper: without projection by default, and h = d, as in PEFT (the paper projects, h = 512); files hold M only, as PEFT's do, so that a loaded prefix has no projection. With `shift_positions` off, positions do not move, as in AdapterHub (which has LLaMA's prefix only with transformers' `eager` attention, and masks it with others); on T5 nothing is then added to the prefix's scores, as in the code of MAM adapters for BART. On T5, as in PEFT, only the self-attention of the decoder has a prefix, and its layer l of L takes the entries 4 l and 4 l + 1 modulo 2 L, so that of an even L half are never used. On LLaMA M is as wide as the key heads, and rows of the prefix are not turned by position. AdapterHub's prefixes of T5, in all three attentions and at other distances, are not offered, nor is dropout on M.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -36,8 +36,9 @@ pub struct PrefixTuningConfig {
     pub prefix_projection: bool,
     /// Width between the two linear maps; the model's, if absent.
     pub encoder_hidden_size: Option<usize>,
-    /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub (not
-    /// on T5). PEFT does not have this setting, and refuses files in which it is off: their tensor has another name.
+    /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub, and
+    /// the prefix has none (on T5 no distance). PEFT does not have this setting, and refuses files in which it is off: their tensor has
+    /// another name.
     pub shift_positions: bool,
 }
 
@@ -77,10 +78,6 @@ impl PrefixTuningConfig {
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
-        if !self.shift_positions && matches!(shape.architecture, Architecture::T5(_)) {
-            let expected = "true on T5, whose positions no reference leaves as they are";
-            return Err(Error::config("shift_positions", false, expected));
-        }
         let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
         if !(1..=MAX_WIDTH).contains(&width) {
             let expected = format!("1 to {MAX_WIDTH}, or null for the model's width");
@@ -352,10 +349,8 @@ mod tests {
 
     mod in_place {
         use super::*;
-        const NOT_T5: [&str; 3] = ["roberta-tiny", "bert-tiny", "llama-tiny"];
         peft_core::conformance!(
             PrefixTuningConfig::new(5).with_projection(7).with_shift_positions(false),
-            only(NOT_T5: "no reference for T5 leaves positions as they are"),
             skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
         );
     }

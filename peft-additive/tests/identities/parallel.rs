@@ -4,8 +4,11 @@ use peft_additive::{Activation, Parallel, ParallelConfig};
 use peft_core::io::peft::from_settings;
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
-use peft_core::view::{Rewrite, tensors, view};
-use peft_core::{Adapter, Bare, Base, Method, Part, Sequence, Site, random::Random};
+use peft_core::view::{Rewrite, tensors, view, with_values};
+use peft_core::{
+    Adapter, Bare, Base, Method, Part, Sequence, Site,
+    random::{Noise, Random},
+};
 use proptest::prelude::*;
 
 use crate::bottleneck::{Permute, ZeroUp, activate};
@@ -120,6 +123,46 @@ proptest! {
         }
     }
 
+    /// With a second map that shows the units: each is there, larger by what is missing, or not; which ones is a matter of the sample
+    /// and the position.
+    #[test]
+    fn dropout_stands_behind_the_activation(seed: u64, p in 0.2..0.8) {
+        for base in bases() {
+            let act = Activation::Swish;
+            let config = ParallelConfig::new(7).with_scaling(SCALING).with_activation(act).with_dropout(p);
+            let site = base.shape().sites(Part::FeedForward)[1];
+            let adapter = random(&config, &base, seed);
+            let eye = Tensor::<2>::eye(7, base.device());
+            let shown = Tensor::cat(vec![eye, Tensor::zeros([7, 17], base.device())], 1).into_data();
+            let up = |leaf: &str| format!("adapters.{site}.up.{leaf}");
+            let none = TensorData::zeros::<f32, _>([24]);
+            let values = [(up("weight"), shown), (up("bias"), none)].into();
+            let adapter = with_values(adapter, &values).unwrap().valid();
+            let x: Tensor<3> = Random::new(seed, "x").normal_tensor([3, 5, 24], 1.0, base.device());
+            let units = |x: Tensor<3>, samples: Option<&[u32]>| {
+                let samples = samples.map(|samples| Noise { seed, step: 1, samples: samples.into() });
+                let batch = batch(&base);
+                let batch = match samples {
+                    Some(noise) => batch.with_noise(noise),
+                    None => batch,
+                };
+                let input = Sequence { hidden: x, mask: Default::default(), prompt: 0, offset: 0, past: 0 };
+                let next = |x: Sequence| x.hidden.zeros_like();
+                let added = adapter.open(&batch, |hooks| hooks.sublayer(&base.frame(&batch, hooks), site, input, &next));
+                added.narrow(2, 0, 7) / SCALING
+            };
+            let [down, down_bias, ..] = maps(&adapter, &base, site);
+            let whole = activate(x.clone().matmul(down) + down_bias, act);
+            assert_close(units(x.clone(), None), whole.clone(), SAME_FUNCTION, "outside of training");
+            let found = units(x.clone(), Some(&[4, 1, 9]));
+            let dropped = found.clone().equal_elem(0.0);
+            let share = dropped.clone().int().sum().into_scalar::<i32>();
+            prop_assert!((1..3 * 5 * 7).contains(&share), "{} are dropped", share);
+            assert_close(found.clone(), (whole / (1.0 - p)).mask_fill(dropped, 0.0), SAME_FUNCTION, "in training");
+            prop_assert_eq!(units(x.narrow(0, 1, 2), Some(&[1, 9])).into_data(), found.narrow(0, 1, 2).into_data());
+        }
+    }
+
     /// Three times the scale is three times the second map.
     #[test]
     fn the_scale_multiplies_the_second_map(seed: u64) {
@@ -154,6 +197,7 @@ fn what_cannot_be_is_refused_by_name() {
         (ParallelConfig::new(0), ["bottleneck", "0", "1 to 384"]),
         (ParallelConfig::new(385), ["bottleneck", "385", "1 to 384"]),
         (config().with_scaling(0.0), ["scaling", "0", "other than 0"]),
+        (config().with_dropout(1.0), ["dropout", "1", "below 1"]),
         (config().with_scaling(f64::NAN), ["scaling", "NaN", "finite"]),
         (config().with_sublayers([]), ["sublayers", "none", "self_attention, feed_forward"]),
         (config().with_sublayers([Part::Query]), ["sublayers", "query", "self_attention, feed_forward"]),
@@ -167,8 +211,9 @@ fn what_cannot_be_is_refused_by_name() {
 
 #[test]
 fn settings_are_read_as_words() {
-    let words = ["bottleneck=16", "scaling=2", "activation=swish", "sublayers=self_attention,feed_forward"];
-    let expected = config().with_activation(Activation::Swish).with_scaling(2.0);
+    let words =
+        ["bottleneck=16", "scaling=2", "activation=swish", "dropout=0.1", "sublayers=self_attention,feed_forward"];
+    let expected = config().with_activation(Activation::Swish).with_scaling(2.0).with_dropout(0.1);
     let expected = ParallelConfig { bottleneck: 16, ..expected };
     assert_eq!(from_settings::<ParallelConfig>(&words.map(str::to_string)).unwrap(), expected);
 }

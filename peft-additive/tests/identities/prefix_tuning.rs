@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{PrefixTuning, PrefixTuningConfig};
 use peft_core::testing::tolerances::SAME_FUNCTION;
-use peft_core::testing::{assert_close, batch, randomized};
+use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::tensors;
 use peft_core::{Adapter, Architecture, Attention, Bare, Base, Method, Part, Site, Weight, Within, random::Random};
 use proptest::prelude::*;
@@ -142,7 +142,7 @@ proptest! {
     /// In no layer at all nothing is left of one that leaves positions in their places.
     #[test]
     fn positions_stay_in_place(seed: u64, n in 1..9usize) {
-        for base in bases() {
+        for base in SHAPES.map(|shape| base(shape, &device())) {
             let config = PrefixTuningConfig::new(n).with_shift_positions(false);
             let (prefix, batch) = (Within::new(random(&config, &base, seed), 0..0), batch(&base));
             prop_assert_eq!(run(&prefix, &base, &batch).into_data(), run(&Bare {}, &base, &batch).into_data());

@@ -54,7 +54,7 @@ pub struct Reproduce {
     /// The most that is scored: sentences of Table IV, questions of each subject of Tables V and VI [default: 200, 50]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Sequences in a step [default: 32; with --model 16 for Tables V and VI, and the survey's for Table III]
+    /// Sequences in a step [default: 32; with --model the survey's: 32 for Table III (IA3 8), 64 (large 32) for Table IV, 16 for Tables V and VI]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
     /// Tokens to which texts of Tables IV to VI are cut [default: 128]

@@ -129,7 +129,8 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         Ok(report::Row {
             name: row.name.to_string(),
             survey_params: table.and_then(|table| table.params.clone()),
-            real_params: Some(row.survey_count(&real)?),
+            counted: table.is_some().then(|| row.survey_count(&real)).transpose()?,
+            real_params: Some(row.count(&real, false)? + Head::count(&real, 2)),
             params: row.count(shape, plan.real.is_none())?,
             head: Head::count(shape, 2),
             cells: tasks.iter().map(cell).collect(),
@@ -146,8 +147,12 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         .iter()
         .map(|row| {
             let settings = row.settings_text(shape, made);
-            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, plan.batch_size(row));
-            format!("{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.", row.name)
+            let (rate, decay, batch) = (plan.learning_rate(row), row.weight_decay, plan.batch_size(row, shape));
+            let differs = row.differs_text();
+            format!(
+                "{}: {settings}; learning rate {rate}, weight decay {decay}, batches of {batch}.{differs}",
+                row.name
+            )
         })
         .collect();
     if made {
@@ -180,7 +185,7 @@ impl WithMethod for Job<'_> {
         let method: M = peft::from_settings(&row.settings(model.base.shape(), plan.real.is_none()))?;
         let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
         let Tokens { train, dev, hashes } = &*tokens;
-        let config = plan.config((&row, seed), train.examples.len());
+        let config = plan.config((&row, seed), model.base.shape(), train.examples.len());
         let config = TrainConfig { threads, ..config };
         let name = format!("{}-{}-{seed}", row.method, task.name);
         let runs = Runs { model, weights, output: &plan.output, device: &plan.device };

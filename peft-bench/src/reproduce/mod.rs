@@ -23,7 +23,7 @@ use burn::tensor::Device;
 use peft_core::files::{lock, write_file};
 use peft_core::io::Pretrained;
 use peft_core::train::TrainConfig;
-use peft_core::{Error, Result};
+use peft_core::{Error, Result, Shape};
 use serde_json::json;
 
 use crate::machine::{peak_bytes, program};
@@ -124,17 +124,17 @@ impl Plan {
         self.learning_rates.iter().find(|(name, _)| name == row.name).map_or(usual, |(_, rate)| *rate)
     }
 
-    fn batch_size(&self, row: &Row) -> usize {
-        self.batch_size.unwrap_or(if self.real.is_some() { row.batch_size } else { 32 })
+    fn batch_size(&self, row: &Row, shape: &Shape) -> usize {
+        self.batch_size.unwrap_or(if self.real.is_some() { row.batch_size(shape) } else { 32 })
     }
 
-    /// The settings of a run on so many samples.
-    fn config(&self, (row, seed): (&Row, u64), samples: usize) -> TrainConfig {
+    /// The settings of a run of a model of this shape on so many samples.
+    fn config(&self, (row, seed): (&Row, u64), shape: &Shape, samples: usize) -> TrainConfig {
         let config = TrainConfig {
             weight_decay: row.weight_decay,
             threads: self.threads,
             ..TrainConfig::new(self.learning_rate(row))
-                .with_batch_size(self.batch_size(row))
+                .with_batch_size(self.batch_size(row, shape))
                 .with_seed(seed)
                 .with_epochs(self.epochs)
         };

@@ -34,7 +34,9 @@ pub struct Row {
     pub name: String,
     /// The survey's number of trainable parameters, as printed.
     pub survey_params: Option<String>,
-    /// Ours for the model of the survey, counted as it counts this row (most with the head).
+    /// What that number counts, derived for the model of the survey (most rows with the head).
+    pub counted: Option<usize>,
+    /// What this program trains for the model of the survey, with the head.
     pub real_params: Option<usize>,
     /// Trained here, without the head.
     pub params: usize,
@@ -148,11 +150,14 @@ impl Row {
         self.cells.iter().cloned().chain(average).collect()
     }
 
-    /// What stands before the scores: the survey's side and ours of #TPs, trained here, head.
-    pub(super) fn counts(&self) -> [[String; 3]; 2] {
+    /// What stands before the scores: the survey's side and ours of #TPs, the same exactly, trained here, head.
+    pub(super) fn counts(&self) -> [[String; 4]; 2] {
+        let or_none = |count: Option<usize>, text: fn(usize) -> String| count.map_or_else(|| "-".into(), text);
         let survey = self.survey_params.clone().unwrap_or_else(|| "-".into());
-        let real = self.real_params.map_or_else(|| "-".into(), millions);
-        [[survey, String::new(), String::new()], [real, grouped(self.params), grouped(self.head)]]
+        let counted = or_none(self.counted, grouped);
+        let real = [or_none(self.real_params, millions), or_none(self.real_params, grouped)];
+        let [ours, exactly] = real;
+        [[survey, counted, String::new(), String::new()], [ours, exactly, grouped(self.params), grouped(self.head)]]
     }
 }
 
@@ -165,7 +170,7 @@ impl Report {
             let cells = row.with_average();
             let ours: Vec<Vec<Stat>> = cells.iter().map(Cell::ours).collect();
             let [survey_counts, our_counts] = row.counts();
-            let mut line = |name: &str, kind: &str, counts: [String; 3], scores: Vec<String>| {
+            let mut line = |name: &str, kind: &str, counts: [String; 4], scores: Vec<String>| {
                 lines.push([name.to_string(), kind.to_string()].into_iter().chain(counts).chain(scores).collect());
             };
             line(&row.name, "survey", survey_counts, cells.iter().map(Cell::survey_text).collect());
@@ -200,8 +205,10 @@ impl Report {
         };
         let mut lines = vec![
             "A method has the survey's figures first, then ours.".into(),
-            "#TPs: trainable parameters as the survey prints them, then ours for the model of the survey. Here: those \
-            that were trained for this table, without the head. Head: the task head trained beside them."
+            "#TPs: trainable parameters for the model of the survey, as it prints them, then those that this program trains, \
+            with the head. Exactly: what the survey's number counts, derived, then ours. They differ where the survey counts \
+            something else, which the notes say. Here: those that were trained for this table, without the head. Head: the task \
+            head trained beside them."
                 .into(),
             format!("Scores are times 100: {}.", metrics.collect::<Vec<_>>().join(", ")),
             format!(
@@ -242,7 +249,7 @@ impl Report {
         for row in &self.rows {
             let cells = row.with_average();
             let [survey_counts, our_counts] = row.counts();
-            let mut line = |name: &str, kind: &str, counts: [String; 3], scores: Vec<String>| {
+            let mut line = |name: &str, kind: &str, counts: [String; 4], scores: Vec<String>| {
                 out += &format!("| {name} | {kind} | {} | {} |\n", counts.join(" | "), scores.join(" | "));
             };
             line(&markdown(&row.name), "survey", survey_counts, cells.iter().map(Cell::survey_text).collect());
@@ -267,7 +274,12 @@ impl Report {
     pub(super) fn header(&self) -> Vec<String> {
         let tasks = self.columns.iter().map(|column| &*column.name);
         let average = (self.columns.len() != 1).then_some("Avg");
-        ["method", "", "#TPs", "here", "head"].into_iter().chain(tasks).chain(average).map(String::from).collect()
+        ["method", "", "#TPs", "exactly", "here", "head"]
+            .into_iter()
+            .chain(tasks)
+            .chain(average)
+            .map(String::from)
+            .collect()
     }
 }
 
@@ -349,6 +361,7 @@ pub(super) mod tests {
         let row = |name: &str, params| Row {
             name: name.into(),
             survey_params: Some("0.89M".into()),
+            counted: Some(887_042),
             real_params: Some(294_912),
             params,
             head: 4290,
@@ -413,7 +426,8 @@ pub(super) mod tests {
     fn markdown_shows_names_as_they_are() {
         let text = small(2).markdown();
         assert!(text.contains("# A \\<b\\> \\& \"c\" \\| d\n"), "{text}");
-        assert!(text.contains("| a\\_b\\|c\\<d\\> | survey | 0.89M |"), "{text}");
+        assert!(text.contains("| a\\_b\\|c\\<d\\> | survey | 0.89M | 887,042 |"), "{text}");
+        assert!(text.contains("|  | ours | 0.29M | 294,912 | 1,234,567 | 4,290 |"), "{text}");
         assert!(text.contains("| 70.50 ±0.71 / 80.50 ±0.71 |"), "{text}");
         assert!(text.contains("- \\*one\\* two\n"), "{text}");
     }

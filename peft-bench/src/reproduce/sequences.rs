@@ -113,7 +113,8 @@ impl<S: Score + Sync> Experiment<'_, S> {
             Ok(report::Row {
                 name: row.name.to_string(),
                 survey_params: known.map(|(_, _, params, _)| params.to_string()),
-                real_params: Some(row.survey_count(&real)?),
+                counted: Some(row.survey_count(&real)?),
+                real_params: Some(row.count(&real, false)?),
                 params: row.count(shape, plan.real.is_none())?,
                 head: 0,
                 cells: vec![cell],
@@ -133,14 +134,15 @@ impl<S: Score + Sync> Experiment<'_, S> {
         let mut notes = vec![];
         for row in &plan.rows {
             let settings = row.settings_text(shape, made);
-            let (count, all) = (row.survey_count(&real)?, real.count());
+            let (count, all) = (row.count(&real, false)?, real.count());
             // What takes the place of the model's own tensors adds nothing to them.
             let all = if row.method == "full" { all } else { all + count };
             let (millions, percent) = (all as f64 / 1e6, 100.0 * count as f64 / all as f64);
-            let (rate, batch) = (plan.learning_rate(row), plan.batch_size(row));
+            let (rate, batch) = (plan.learning_rate(row), plan.batch_size(row, shape));
             notes.push(format!(
-                "{}: {settings}; learning rate {rate}, batches of {batch}. On {survey}: {count} trainable of {all} parameters ({millions:.1}M), {percent:.3} %.",
-                row.name
+                "{}: {settings}; learning rate {rate}, batches of {batch}. On {survey}: {count} trainable of {all} parameters ({millions:.1}M), {percent:.3} %.{}",
+                row.name,
+                row.differs_text()
             ));
         }
         Ok(Report {
@@ -167,7 +169,7 @@ impl<S: Score + Sync> WithMethod for Job<'_, S> {
         let Job { experiment, runs, row, seed } = self;
         let plan = experiment.plan;
         let method: M = peft::from_settings(&row.settings(experiment.model.base.shape(), plan.real.is_none()))?;
-        let config = plan.config((row, seed), experiment.train.examples.len());
+        let config = plan.config((row, seed), experiment.model.base.shape(), experiment.train.examples.len());
         let data = [json!(Example::fingerprint(&experiment.train.examples)), experiment.scored.clone()];
         let name = format!("{}-{seed}", row.name.replace([' ', ','], ""));
         runs.outcome(&name, (method, config), experiment.train, &data, |tuned| {

@@ -108,6 +108,10 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
             ));
         }
     }
+    if let Some((key, older)) = M::STATED.iter().find(|(key, _)| !config.contains_key(*key)) {
+        let expected = format!("a value; if the adapter is of a version that did not write one, {older}");
+        return Err(Error::file(path, *key, "nothing", expected));
+    }
     parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a value that {} takes", M::NAME)))
 }
 

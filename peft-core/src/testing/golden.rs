@@ -1,4 +1,4 @@
-//! Comparing with files that `scripts/golden` wrote with Hugging Face transformers and PEFT.
+//! Comparing with files that `scripts/golden` wrote: with Hugging Face transformers and PEFT, or from a paper's equations.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
 use crate::load::Checkpoint;
 use crate::loss::targets;
-use crate::train::{Optim, Rule, TrainConfig};
-use crate::view::{Visit, tensors, visit};
+use crate::train::{Optim, Procedure, Rule, TrainConfig};
+use crate::view::{Visit, tensors, visit, with_values};
 use crate::{Base, Batch, Example, Key, Label, Method, Trained, io};
 
 /// The directory of a golden model.
@@ -105,8 +105,7 @@ impl Case {
     /// # Panics
     /// If nothing is.
     pub fn expected(&self, name: &str) -> TensorData {
-        let shape = self.expected.shape(name).unwrap_or_else(|| panic!("{name} is not expected"));
-        self.expected.read_f32(name, shape).unwrap_or_else(|e| panic!("{e}"))
+        read(&self.expected, name)
     }
 
     fn compare(&self, name: &str, found: TensorData, tolerance: Tolerance) {
@@ -135,33 +134,44 @@ impl Case {
     }
 
     /// Compares logits, every gradient, and ten AdamW steps: losses, logits and every tensor. `key` says what the file
-    /// calls a tensor. Tensors that the reference left out of `final` are not compared.
+    /// calls a tensor. Tensors that the reference left out of `final` are not compared. Gives what the steps made.
     ///
     /// # Panics
     /// If one differs.
-    pub fn check<T: crate::Tuner>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) {
+    pub fn check<T: Procedure>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) -> Trained<T> {
         self.compare_logits("logits", &trained, &self.base, REFERENCE);
         let named = named(&trained, &self.gradients(&trained).1);
         assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
         for (name, gradient) in named {
             self.compare_named("grad", &name, gradient, &key, REFERENCE);
         }
-        self.check_run(trained, key, |_, trained| trained);
+        self.check_run(trained, key, |_, trained| trained)
     }
 
-    /// The steps alone: losses, logits and every tensor. `before` is in front of each of the ten and behind the last; it gets the
+    /// [`check`](Self::check) from the values of `start.safetensors`, where tensors have the names that records give them.
+    ///
+    /// # Panics
+    /// If a tensor has no value there, or something differs.
+    pub fn check_from_start<T: Procedure>(&self, fresh: Trained<T>) -> Trained<T> {
+        let start = Checkpoint::open_file(&self.dir.join("start.safetensors")).unwrap_or_else(|e| panic!("{e}"));
+        let values = tensors(&fresh).into_keys().map(|name| (name.clone(), read(&start, &name))).collect();
+        self.check(with_values(fresh, &values).unwrap_or_else(|e| panic!("{e}")), |name| Key::plain(name))
+    }
+
+    /// The steps alone, each tensor with the learning rate that its method gives it: losses, logits and every tensor. `before` is in front of each of the ten and behind the last; it gets the
     /// number of steps that are done, and gives what goes on.
     ///
     /// # Panics
     /// If something differs.
-    pub fn check_run<T: crate::Tuner>(
+    pub fn check_run<T: Procedure>(
         &self,
         trained: Trained<T>,
         key: impl Fn(&str) -> Key,
         before: impl FnMut(usize, Trained<T>) -> Trained<T>,
-    ) {
+    ) -> Trained<T> {
         let trained = self.check_steps(trained, Rule::AdamW, "", &key, before);
         self.compare_logits("logits_final", &trained, &self.base, REFERENCE_TRAJECTORY);
+        trained
     }
 
     /// The loss and its gradients.
@@ -173,7 +183,7 @@ impl Case {
     }
 
     /// Compares the losses before each of ten steps of a rule, and what the tensors are then.
-    fn check_steps<T: crate::Tuner>(
+    fn check_steps<T: Procedure>(
         &self,
         mut trained: Trained<T>,
         optim: Rule,
@@ -187,7 +197,9 @@ impl Case {
             trained = before(step, trained);
             let (loss, gradients) = self.gradients(&trained);
             losses.push(loss);
-            trained = optim.step(trained, gradients, |_| 1e-2);
+            let tuner = trained.tuner.clone();
+            let rate = |name: &str| name.strip_prefix("tuner.").map_or(1e-2, |name| tuner.rate(name, 1e-2));
+            trained = optim.step(trained, gradients, rate);
         }
         trained = before(10, trained);
         self.compare(&format!("{prefix}losses"), TensorData::new(losses, [10]), REFERENCE);
@@ -281,6 +293,11 @@ impl Case {
             None => config.key(name.trim_start_matches("tuner."), shape),
         }
     }
+}
+
+fn read(file: &Checkpoint, name: &str) -> TensorData {
+    let shape = file.shape(name).unwrap_or_else(|| panic!("no {name}"));
+    file.read_f32(name, shape).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The gradients of a module's tensors, by name.

@@ -8,6 +8,8 @@ pub struct Tolerance(pub f32);
 pub const SAME_FUNCTION: Tolerance = Tolerance(3e-5);
 /// A weight-space form against an activation-space form.
 pub const MERGED: Tolerance = Tolerance(5e-5);
+/// The same gradient by two routes, relative to its largest number.
+pub const SAME_GRADIENT: Tolerance = Tolerance(1e-4);
 /// Against logits, losses and gradients of a reference implementation.
 pub const REFERENCE: Tolerance = Tolerance(1e-4);
 /// Against tensors of a reference after ten AdamW steps with rate 1e-2: a gradient near 0 moves a full step either way.

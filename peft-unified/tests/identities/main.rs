@@ -1,6 +1,7 @@
 //! What the methods are equal to, on random states, every architecture and a padded batch.
 
 mod propetl;
+mod propetl_reference;
 mod sparse;
 
 use std::collections::BTreeMap;
