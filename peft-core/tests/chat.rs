@@ -84,7 +84,7 @@ fn the_turns_of_the_assistant_are_learnt() {
 #[test]
 fn templates_that_cannot_be_obeyed_are_refused() {
     let fails = |template: &str, messages: &[Value], words: &[&str]| {
-        let error = tokenizer(template).conversation(messages).err().expect("an error").to_string();
+        let error = tokenizer(template).conversation(messages).expect_err("an error").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     };
     let messages = [message("user", "a"), message("assistant", "b"), message("user", "c"), message("assistant", "d")];

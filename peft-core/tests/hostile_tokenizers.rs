@@ -143,7 +143,7 @@ fn nothing_asks_for_gigabytes() {
     let text = r#"{"Sequence":{"id":"A","type_id":0}}"#;
     let template = |pieces: &str, ids: usize| {
         let ids = vec!["1"; ids].join(",");
-        let tokens = vec![r#""s""#; 2].join(",");
+        let tokens = [r#""s""#; 2].join(",");
         format!(
             r#"{{"type":"TemplateProcessing","single":[{pieces}],"pair":[{text},{{"Sequence":{{"id":"B","type_id":0}}}}],
             "special_tokens":{{"s":{{"id":"s","ids":[{ids}],"tokens":[{tokens}]}}}}}}"#
@@ -152,7 +152,7 @@ fn nothing_asks_for_gigabytes() {
     let special = r#"{"SpecialToken":{"id":"s","type_id":0}}"#;
     let many = template(&format!("{text},{}", vec![special; 40].join(",")), 40);
     assert_error(load("null", &many, WORDS), &["post_processor", "1600 special tokens"]);
-    let often = template(&vec![text; 9].join(","), 1);
+    let often = template(&[text; 9].join(","), 1);
     let often = format!(r#"{{"type":"Sequence","processors":[{often},{often}]}}"#);
     assert_error(load("null", &often, WORDS), &["post_processor", "81 times"]);
 

@@ -7,7 +7,7 @@ use crate::shell::{cargo, text};
 
 /// Features of peft-core. Other backends than flex need a device, or a library that is not everywhere; `hub` is `load` with a client
 /// that takes minutes to compile.
-const CORE: [&str; 6] = ["", "load", "train", "tokenize", "testing", "flex"];
+const CORE: [&str; 7] = ["", "load", "train", "tokenize", "chat", "testing", "flex"];
 
 /// `cargo xtask features`.
 pub fn run() -> Result<()> {

@@ -165,7 +165,7 @@ impl Taker {
     ) -> Option<usize> {
         let held = |name: &&str| self.file.shape(&key(name).into().name).is_some();
         let forms = forms(purpose, base.shape().architecture);
-        forms.iter().filter(|form| form.names.iter().all(|name| held(&name))).map(|form| form.names.len()).max()
+        forms.iter().filter(|form| form.names.iter().all(&held)).map(|form| form.names.len()).max()
     }
 
     /// The head for this purpose whose tensors have these names; `None` if none of them is there. One without tensors is always there.

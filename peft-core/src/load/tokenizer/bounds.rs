@@ -102,13 +102,7 @@ fn single(path: &Path, key: &str, step: &Value) -> Result<f64> {
         "BertNormalizer" => 8.0,
         "NFC" | "NFD" | "Metaspace" => 4.0,
         "Lowercase" | "ByteLevel" => 2.0,
-        "BPEDecoder" => {
-            if step.get("suffix").is_some_and(|suffix| length(suffix) == 0.0) {
-                2.0
-            } else {
-                1.0
-            }
-        }
+        "BPEDecoder" if step.get("suffix").is_some_and(|suffix| length(suffix) == 0.0) => 2.0,
         _ => 1.0,
     })
 }
