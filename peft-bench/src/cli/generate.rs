@@ -10,7 +10,7 @@ use peft_core::train::Tuned;
 use peft_core::{Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
 use serde_json::json;
 
-use super::options::{ModelArgs, lines, max_length, own_head, print, print_part, prompt_room};
+use super::options::{ModelArgs, lines, max_length, own_head, print, print_part, prompt_room, tell};
 use super::speed::Speed;
 use crate::registry::{WithMethod, by_peft_type};
 
@@ -137,7 +137,7 @@ impl Generate {
             speed.generate(base, trained, &prompts, &config, |id| stream.push(id))?;
             stream.end()?;
             print("")?;
-            eprintln!("{speed}");
+            tell(&speed);
             return Ok(());
         }
         let size = self.batch_size as usize;
@@ -148,7 +148,7 @@ impl Generate {
                 print(json!({"prompt": prompt, "text": tokenizer.decode(&ids)?}))?;
             }
         }
-        eprintln!("{speed}");
+        tell(&speed);
         Ok(())
     }
 }

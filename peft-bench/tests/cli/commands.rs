@@ -92,7 +92,7 @@ fn the_settings_that_a_run_saves_repeat_it() {
     let wrong = folder.write("wrong.yaml", "learning_rat: 1e-3\n");
     names(&fail(&["train", "--config", &wrong]), &["wrong.yaml", "learning_rat", "`learning_rate`"]);
     for (line, words) in [
-        ("num_train_epochs: 0.5", ["num_train_epochs", "0.5", "--epochs"]),
+        ("num_train_epochs: many", ["num_train_epochs", "many", "--epochs"]),
         ("lr_scheduler_type: polynomial", ["lr_scheduler_type", "polynomial", "cosine"]),
     ] {
         let wrong = folder.write("wrong.yaml", line);

@@ -61,7 +61,7 @@ fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
     let config = |key: &'static str, value: Value| {
         damaged(&|dir| edit(dir.join("adapter_config.json"), &|config| config[key] = value.clone()))
     };
-    names(&config("use_dora", json!(true)), &["adapter_config.json", "use_dora", "true"]);
+    names(&config("use_dora", json!(true)), &["adapter_model.safetensors", "lora_magnitude_vector"]);
     names(&config("init_lora_weights", json!("pissa")), &["adapter_config.json", "init_lora_weights", "pissa"]);
     names(&config("rank_pattern", json!({"(": 2})), &["adapter_config.json", "rank_pattern", "regular expression"]);
     names(&config("some_new_thing", json!(3)), &["adapter_config.json", "some_new_thing"]);

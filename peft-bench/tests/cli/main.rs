@@ -12,7 +12,9 @@ mod convert;
 mod damaged;
 mod data;
 mod messages;
+mod outputs;
 mod refused;
+mod signals;
 mod words;
 
 fn golden(crate_name: &str, case: &str) -> PathBuf {

@@ -1,18 +1,19 @@
 //! A model directory in the layout of Hugging Face transformers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use super::peft::read_head;
-use crate::files::{read_json, write_directory, write_file};
+use super::tensors::Contents;
+use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
+use crate::{Architecture, Base, Error, Head, LanguageModel, Part, Place, Result, Shape};
 
 /// What a model's directory holds beside settings and weights.
 const OTHER_FILES: [&str; 6] = [
@@ -150,16 +151,13 @@ impl Pretrained {
             return Err(Error::config("task head", "two layers", expected));
         }
         let shape = base.shape();
-        let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
+        let mut contents = Contents::default();
         for place in shape.places() {
-            files.insert(shape.file_name(&place), base.tensor_data(&place));
+            contents.add(place.name.clone(), shape.file_name(&place), base.tensor_data(&place))?;
         }
-        for (name, data) in tensors(head) {
-            let Key { name, transposed } = Head::key(&name, shape.architecture);
-            files.insert(name, if transposed { super::tensors::transpose(data) } else { data });
-        }
+        let contents = contents.with("head", head, |name| Head::key(name, shape.architecture))?;
         let config = self.config_with(head, classes);
-        write_directory(output, |dir| {
+        write_sealed(output, |dir| {
             for name in OTHER_FILES {
                 if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
                     std::fs::copy(&from, dir.join(name)).map_err(Error::io("copy", &from))?;
@@ -171,7 +169,7 @@ impl Pretrained {
                 write_file(&dir.join("tokenizer_config.json"), gguf.tokenizer_config()?.to_string().as_bytes())?;
             }
             write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-            write_safetensors(&dir.join("model.safetensors"), &files)
+            write_safetensors(&dir.join("model.safetensors"), &contents.tensors)
         })
     }
 
