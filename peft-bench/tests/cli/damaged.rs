@@ -64,7 +64,6 @@ fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
     names(&config("use_dora", json!(true)), &["adapter_config.json", "use_dora", "true"]);
     names(&config("init_lora_weights", json!("pissa")), &["adapter_config.json", "init_lora_weights", "pissa"]);
     names(&config("rank_pattern", json!({"(": 2})), &["adapter_config.json", "rank_pattern", "regular expression"]);
-    names(&config("some_new_thing", json!(3)), &["adapter_config.json", "some_new_thing"]);
     names(&config("r", json!(4)), &["lora_A.weight", "[3, 24]", "[4, 24]"]);
     names(&config("peft_type", json!("LOHA")), &["adapter_config.json", "peft_type", "LOHA", "LORA"]);
     names(&config("target_modules", json!(["query"])), &["value.lora_A.weight", "nothing uses"]);

@@ -3,9 +3,13 @@
 pub mod adapterhub;
 mod bits;
 mod config;
+mod fields;
+mod leftovers;
+mod names;
 pub mod peft;
 mod pretrained;
 pub mod record;
+mod sites;
 mod tensors;
 
 pub use pretrained::Pretrained;

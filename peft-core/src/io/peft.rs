@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::config;
 pub use super::config::{from_settings, peft_type};
+use super::leftovers;
 use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{HubKey, Layout};
 use crate::files::{read_json, write_directory, write_file};
@@ -83,9 +84,11 @@ pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
     Key { name: format!("{prefix}{name}"), transposed }
 }
 
-/// The head of a model's checkpoint, if it holds one.
-pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<Option<Head>> {
-    Taker::new(file).head(|name| head_key("", name, base.shape()), base)
+/// The head of a model's checkpoint, if it holds one, and what it leaves there.
+pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<(Option<Head>, Taker)> {
+    let mut taker = Taker::new(file);
+    let head = taker.head(|name| head_key("", name, base.shape()), base)?;
+    Ok((head, taker))
 }
 
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote.
@@ -109,7 +112,7 @@ pub(super) fn load_from<M: Method>(
     head_key: impl Fn(&str) -> Key,
 ) -> Result<(M, Trained<M::Tuner>)> {
     let shape = base.shape();
-    let config: M = config(dir, shape)?;
+    let (config, start) = config::read::<M>(dir, shape)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let tuner = config.for_loading(base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
     let tuner = taker.fill(tuner, |name| key(&config, name))?;
@@ -125,11 +128,11 @@ pub(super) fn load_from<M: Method>(
         let key = head_key("Classifier.out.bias").name;
         Error::file(file, key, "no head", "the task head among the saved modules")
     })?;
-    // PEFT itself writes copies of the head's biases under these names when all biases are trained.
-    let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
-    // What has lost its last rank is a matrix without elements there.
-    let empty = |name: &str| taker.file.shape(name).is_some_and(|dims| dims.contains(&0));
-    taker.finish(|name| copy(name) || empty(name))?;
+    leftovers::tell(&taker, base)?;
+    let (config, tuner) = match start {
+        None => (config, tuner),
+        Some(start) => (config.started(start), config.taken_out(tuner, start, base)?),
+    };
     let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
     Ok((config, Trained::new(tuner, head)?))
 }
@@ -150,7 +153,8 @@ fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
 
 /// The method's configuration in an adapter directory.
 pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
-    config::read(dir, shape)
+    let (config, start) = config::read::<M>(dir, shape)?;
+    Ok(start.map_or(config.clone(), |start| config.started(start)))
 }
 
 /// What the directory says of its base and classes; nothing, if PEFT wrote it.

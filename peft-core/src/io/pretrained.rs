@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
+use super::names;
 use super::peft::read_head;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Place, Result, Shape};
+use crate::warning::{listed, warn};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Part, Result, Shape};
 
 /// What a model's directory holds beside settings and weights.
 const OTHER_FILES: [&str; 6] = [
@@ -65,8 +67,8 @@ impl Pretrained {
         let (config, path, gguf) = config(&dir)?;
         let shape = Shape::from_config(&config, &path)?;
         match gguf {
-            Some(gguf) => Ok(found_in(&Checkpoint::from_gguf(&gguf)?, shape)?.0),
-            None if Checkpoint::is_in(&dir) => Ok(found_in(&Checkpoint::open_model(&dir)?, shape)?.0),
+            Some(gguf) => Ok(names::settle(&mut Checkpoint::from_gguf(&gguf)?, shape, &config)?.0),
+            None if Checkpoint::is_in(&dir) => Ok(names::settle(&mut Checkpoint::open_model(&dir)?, shape, &config)?.0),
             None => Ok(shape),
         }
     }
@@ -75,45 +77,54 @@ impl Pretrained {
         let (config, path, gguf) = config(&dir)?;
         let mut shape = Shape::from_config(&config, &path)?;
         shape.stop = stops(&dir, &shape)?;
-        let file = match gguf {
+        let mut file = match gguf {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
-        let (shape, prefix) = found_in(&file, shape)?;
-        let name = |shape: &Shape, place: &Place| match place.site.part {
-            Part::Vocabulary => shape.file_name(place),
-            _ => format!("{prefix}{}", place.name),
-        };
+        let (shape, prefix) = names::settle(&mut file, shape, &config)?;
         let mut taken = BTreeSet::new();
         let base = Base::new(shape.clone(), device, |place| {
-            let name = name(&shape, place);
-            let old = old_name(&name);
-            let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
+            let name = match place.site.part {
+                Part::Vocabulary => shape.file_name(place),
+                _ => format!("{prefix}{}", place.name),
+            };
             let data = file.read_f32(&name, &place.file_dims());
             taken.insert(name);
             data
         })?;
-        // Heads of other tasks may be there. A layer that the forward would leave out may not.
-        let backbone = |name: &&str| {
-            let inner = name.strip_prefix(&prefix).unwrap_or_default();
-            let copies = [
-                "position_ids",
-                "embed_tokens.weight",
-                "rotary_emb.inv_freq",
-                "EncDecAttention.relative_attention_bias.weight",
-            ];
-            let parts = ["encoder.", "embeddings.", "decoder.", "layers."];
-            parts.iter().any(|part| inner.starts_with(part)) && !copies.iter().any(|copy| inner.ends_with(copy))
-        };
-        if let Some(name) = file.names().filter(backbone).find(|name| !taken.contains(*name)) {
-            let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
-            return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
+        let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
+        if !absent.is_empty() {
+            warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
         }
-        let head = read_head(file, &base)?;
+        let (head, rest) = read_head(file, &base)?;
+        let left: Vec<&str> = rest.left().filter(|name| !taken.contains(*name)).collect();
+        let unused: Vec<&str> = left.iter().copied().filter(|name| !names::needs_no_word(name)).collect();
+        // A layer that the forward would leave out may not be there.
+        let backbone = |name: &&&str| {
+            let inner = name.strip_prefix(&prefix).unwrap_or_default();
+            ["encoder.", "embeddings.", "decoder.", "layers."].iter().any(|part| inner.starts_with(part))
+        };
+        if let Some(name) = unused.iter().find(backbone) {
+            let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
+            return Err(Error::file(rest.file.path_of(name), *name, "a tensor that nothing uses", expected));
+        }
+        if !unused.is_empty() {
+            warn(rest.file.path(), "tensors", format!("nothing here uses {}", listed(&unused)));
+        }
         let tied = config.get("tie_word_embeddings").and_then(Value::as_bool) != Some(false);
-        if let (Some(Head::MaskedLm(_)), false) = (&head, tied) {
-            let expected = "true: a head for words that uses the word table";
-            return Err(Error::file(&path, "tie_word_embeddings", "false", expected));
+        if let Some(Head::MaskedLm(_)) = &head {
+            let expected = "a head for words that uses the word table";
+            if !tied {
+                return Err(Error::file(&path, "tie_word_embeddings", "false", format!("true: {expected}")));
+            }
+            if let Some(name) = left.iter().find(|name| name.contains(".decoder.")) {
+                return Err(Error::file(
+                    rest.file.path_of(name),
+                    *name,
+                    "other values than those it is tied to",
+                    expected,
+                ));
+            }
         }
         if let Some(outputs) = head.as_ref().and_then(Head::outputs) {
             check_class_names(&path, config.get("id2label"), outputs)?;
@@ -247,49 +258,6 @@ fn directory(name: &str) -> Result<PathBuf> {
         return Err(Error::config("--model", name, expected));
     }
     Ok(dir)
-}
-
-/// The shape as a checkpoint has it, and what the names in there start with.
-fn found_in(file: &Checkpoint, mut shape: Shape) -> Result<(Shape, String)> {
-    let prefix = find_prefix(file, &shape)?;
-    // A BERT for masked words is saved without the pooler.
-    shape.pooler &= file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
-    // As in transformers: what the configuration says is tied is not where the two tables differ; of T5 it says so of all. A LLaMA for
-    // classes has no table for words.
-    let may_be_tied = shape.tied || matches!(shape.architecture, Architecture::T5(_));
-    if shape.pre_norm() {
-        shape.tied = file.shape("score.weight").is_some() || may_be_tied && !has_other_head(file, &shape, &prefix)?;
-    }
-    Ok((shape, prefix))
-}
-
-/// Whether there is a table for logits that is not that of the words.
-fn has_other_head(file: &Checkpoint, shape: &Shape, prefix: &str) -> Result<bool> {
-    const HEAD: &str = "lm_head.weight";
-    let Some(dims) = file.shape(HEAD).map(<[usize]>::to_vec) else { return Ok(false) };
-    let words = format!("{prefix}{}", shape.places()[0].name);
-    Ok(file.shape(&words) != Some(&*dims) || file.read_f32(HEAD, &dims)? != file.read_f32(&words, &dims)?)
-}
-
-/// Names start with the model's prefix, with another's (a task of its own may have wrapped it), or with none.
-fn find_prefix(file: &Checkpoint, shape: &Shape) -> Result<String> {
-    let places = shape.places();
-    let first = &places[0];
-    let prefixes = [shape.prefix().to_string(), String::new()];
-    let found = prefixes.into_iter().find(|prefix| file.shape(&format!("{prefix}{}", first.name)).is_some());
-    found.ok_or_else(|| {
-        let name = format!("{}{}", shape.prefix(), first.name);
-        let held = file.names().take(3).collect::<Vec<_>>().join(", ");
-        Error::file(file.path_of(&name), name, format!("no such tensor, but {held}, .."), "the model's word embeddings")
-    })
-}
-
-/// The name in checkpoints of 2018 and 2019, which called gains gamma and biases of normalizations beta.
-fn old_name(name: &str) -> String {
-    match name.strip_suffix("LayerNorm.weight") {
-        Some(module) => format!("{module}LayerNorm.gamma"),
-        None => name.replace("LayerNorm.bias", "LayerNorm.beta"),
-    }
 }
 
 /// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration.
