@@ -7,7 +7,7 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{check_new_directory, read_text};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Example, Label, Method, Result, Trained};
+use peft_core::{Copies, Error, Example, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, check_output, print, tell_classes, warn_of_broken_rows};
@@ -329,9 +329,10 @@ impl WithMethod for Job<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
         let Job { args, model } = self;
+        let (modules, settings) = peft::split_modules(&args.set)?;
         let method: M = match &args.adapter {
             Some(dir) => peft::config(dir, model.base.shape())?,
-            None => peft::from_settings(&args.set)?,
+            None => peft::from_settings(&settings)?,
         };
         // An impossible configuration is told before anything is read for it.
         method.count(model.base.shape())?;
@@ -342,7 +343,7 @@ impl WithMethod for Job<'_> {
         let hashes =
             [Some(&data), eval.as_ref()].into_iter().flatten().map(|data| Example::fingerprint(&data.examples));
         let hashes = hashes.map(|hash| format!("{hash:016x}")).collect::<Vec<_>>().join(", ");
-        let settings = yaml::effective(args, &method, &config)?;
+        let settings = yaml::effective(args, &method, &modules, &config)?;
         let settings = format!("# model {:016x}, data {hashes}\n{settings}", model.fingerprint());
         if args.is_done() {
             let path = args.output.join(SETTINGS);
@@ -378,7 +379,7 @@ impl WithMethod for Job<'_> {
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
             Some(dir) => peft::load::<M>(dir, &model.base)?.1,
-            None => trainer.start(model, &method, &data)?,
+            None => trainer.start(model, &method, &data)?.with_copies(Copies::new(&model.base, &modules)?)?,
         };
         let mut progress = Progress::new(steps, args.log.as_deref());
         #[cfg(feature = "tensorboard")]

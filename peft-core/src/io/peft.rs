@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config;
-pub use super::config::{from_settings, peft_type};
+pub use super::config::{from_settings, peft_type, split_modules};
 use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{HubKey, Layout};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
-use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
+use crate::warning::warn;
+use crate::{Architecture, Base, Copies, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,12 +35,14 @@ pub fn save<M: Method>(
     labels: &Labels,
     others: &[(&str, String)],
 ) -> Result<()> {
+    check_copies(config, trained, shape)?;
     let config = &config.learned(&trained.tuner, shape);
     let mut files = to_files(&M::to_saved(trained.tuner.clone().valid()), |name| file_key(config, name, shape));
     files.extend(to_files(&trained.head, |name| head_key(M::HEAD_PREFIX, name, shape)));
+    files.extend(to_files(&trained.copies, |name| copy_key(M::HEAD_PREFIX, name, shape)));
     check_finite(&files)?;
     write_directory(dir, |dir| {
-        write_settings(dir, config, &trained.head, shape, labels)?;
+        write_settings(dir, config, trained, shape, labels)?;
         let path = dir.join("adapter_model.safetensors");
         write_and_verify(&path, &files, |path| write_safetensors(path, &files))?;
         others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
@@ -50,10 +53,11 @@ pub fn save<M: Method>(
 pub(super) fn write_settings<M: Method>(
     dir: &Path,
     config: &M,
-    head: &Head,
+    trained: &Trained<M::Tuner>,
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
+    let Trained { head, copies, .. } = trained;
     let modules: &[&str] = match head {
         Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
@@ -63,7 +67,10 @@ pub(super) fn write_settings<M: Method>(
     if let Head::Verbalizer(head) = head {
         told["texts"] = serde_json::json!(head.texts());
     }
-    write_json(&dir.join("adapter_config.json"), &config::write(config, shape, &labels.base, modules)?)?;
+    write_json(
+        &dir.join("adapter_config.json"),
+        &config::write(config, shape, &labels.base, modules, copies.modules())?,
+    )?;
     write_json(&dir.join("labels.json"), &told)
 }
 
@@ -83,6 +90,26 @@ pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
     Key { name: format!("{prefix}{name}"), transposed }
 }
 
+/// Refuses copies of tensors of modules in which the method has tensors too: PEFT has one or the other.
+pub(crate) fn check_copies<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> Result<()> {
+    let own: Vec<String> = shapes(&trained.tuner).iter().map(|(name, _)| config.key(name, shape).name).collect();
+    for (name, _) in shapes(&trained.copies) {
+        let key = copy_key(M::HEAD_PREFIX, &name, shape).name;
+        let module = key.rsplit_once('.').map_or(key.as_str(), |(module, _)| module);
+        if own.iter().any(|own| own.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))) {
+            let expected = format!("modules in which {} has no tensors", M::NAME);
+            return Err(Error::config("modules_to_save", module.trim_start_matches(M::HEAD_PREFIX), expected));
+        }
+    }
+    Ok(())
+}
+
+/// What an adapter file calls a copy of a tensor of the base.
+pub(crate) fn copy_key(prefix: &str, name: &str, shape: &Shape) -> Key {
+    let Key { name, transposed } = Copies::key(name, shape);
+    Key { name: format!("{prefix}{name}"), transposed }
+}
+
 /// The head of a model's checkpoint, if it holds one.
 pub(super) fn read_head(file: Checkpoint, base: &Base) -> Result<Option<Head>> {
     Taker::new(file).head(|name| head_key("", name, base.shape()), base)
@@ -97,7 +124,8 @@ pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)
         return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
     let head = |name: &str| head_key(M::HEAD_PREFIX, name, shape);
-    load_from(dir, &file, base, |config: &M, name| file_key(config, name, shape), head)
+    let copy = |name: &str| copy_key(M::HEAD_PREFIX, name, shape);
+    load_from(dir, &file, base, |config: &M, name| file_key(config, name, shape), head, copy)
 }
 
 /// Reads settings from a directory, and tensors from a file in it that calls them so.
@@ -107,6 +135,7 @@ pub(super) fn load_from<M: Method>(
     base: &Base,
     key: impl Fn(&M, &str) -> HubKey,
     head_key: impl Fn(&str) -> Key,
+    copy_key: impl Fn(&str) -> Key,
 ) -> Result<(M, Trained<M::Tuner>)> {
     let shape = base.shape();
     let config: M = config(dir, shape)?;
@@ -125,13 +154,20 @@ pub(super) fn load_from<M: Method>(
         let key = head_key("Classifier.out.bias").name;
         Error::file(file, key, "no head", "the task head among the saved modules")
     })?;
+    let copies = taker.copies(&copy_key, base, &config::modules_to_save(dir)?)?;
     // PEFT itself writes copies of the head's biases under these names when all biases are trained.
     let copy = |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.");
     // What has lost its last rank is a matrix without elements there.
     let empty = |name: &str| taker.file.shape(name).is_some_and(|dims| dims.contains(&0));
-    taker.finish(|name| copy(name) || empty(name))?;
+    // In a T5 of transformers nothing reads the shared table: encoder, decoder and head have their own references to it.
+    let shared =
+        |name: &str| matches!(shape.architecture, Architecture::T5(_)) && name.ends_with("model.shared.weight");
+    if let Some(name) = taker.left().find(|name| shared(name)) {
+        warn(file, name, "has no effect, as in PEFT: encoder, decoder and head keep their tables");
+    }
+    taker.finish(|name| copy(name) || empty(name) || shared(name))?;
     let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
-    Ok((config, Trained::new(tuner, head)?))
+    Ok((config, Trained::new(tuner, head)?.with_copies(copies)?))
 }
 
 /// The texts that stand for labels, if there are any.

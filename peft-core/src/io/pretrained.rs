@@ -150,6 +150,14 @@ impl Pretrained {
             return Err(Error::config("task head", "two layers", expected));
         }
         let shape = base.shape();
+        let own_tables = |found, expected| Err(Error::config("modules_to_save", found, expected));
+        if base.has_two_word_tables() {
+            return own_tables("embed_tokens", "one table: the checkpoint of a T5 has no other for its decoder");
+        }
+        if let (Head::MaskedLm(_), false) = (head, shape.tied) {
+            let expected = "no word table beside a head for masked words, which a checkpoint ties to it";
+            return own_tables("word_embeddings", expected);
+        }
         let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
         for place in shape.places() {
             files.insert(shape.file_name(&place), base.tensor_data(&place));
@@ -158,7 +166,7 @@ impl Pretrained {
             let Key { name, transposed } = Head::key(&name, shape.architecture);
             files.insert(name, if transposed { super::tensors::transpose(data) } else { data });
         }
-        let config = self.config_with(head, classes);
+        let config = self.config_with(shape, head, classes);
         write_directory(output, |dir| {
             for name in OTHER_FILES {
                 if let Some(from) = self.dir.as_ref().map(|d| d.join(name)).filter(|f| f.exists()) {
@@ -175,7 +183,7 @@ impl Pretrained {
         })
     }
 
-    fn config_with(&self, head: &Head, classes: &[String]) -> Value {
+    fn config_with(&self, shape: &Shape, head: &Head, classes: &[String]) -> Value {
         let family = match self.base.shape().architecture {
             Architecture::Bert => "Bert",
             Architecture::Roberta => "Roberta",
@@ -187,6 +195,12 @@ impl Pretrained {
         for key in ["dtype", "torch_dtype"] {
             if config.get(key).is_some() {
                 config[key] = json!("float32");
+            }
+        }
+        if self.base.shape().tied && !shape.tied && shape.pre_norm() {
+            config["tie_word_embeddings"] = json!(false);
+            if let Architecture::T5(t5) = shape.architecture {
+                config["scale_decoder_outputs"] = json!(t5.scaled);
             }
         }
         let task = match head {

@@ -24,12 +24,12 @@ pub fn save<M: Method>(
     labels: &Labels,
 ) -> Result<()> {
     let config = &config.learned(&trained.tuner, shape);
-    let Trained { tuner, head } = trained.valid();
-    let saved = Trained { tuner: M::to_saved(tuner), head };
+    let Trained { tuner, head, copies } = trained.valid();
+    let saved = Trained { tuner: M::to_saved(tuner), head, copies };
     let files = tensors(&saved);
     check_finite(&files)?;
     write_directory(dir, |dir| {
-        write_settings(dir, config, &saved.head, shape, labels)?;
+        write_settings(dir, config, &saved, shape, labels)?;
         write_and_verify(&dir.join(FILE), &files, |path| {
             let refused = |error: burn::store::RecordError| Error::io("write", path)(IoError::other(error.to_string()));
             saved.clone().save_file(path).map_err(refused)
@@ -40,5 +40,12 @@ pub fn save<M: Method>(
 /// Reads an adapter directory that [`save`] wrote.
 pub fn load<M: Method>(dir: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
     let key = |part: &str, name: &str| Key::plain(format!("{part}.{name}"));
-    load_from(dir, &dir.join(FILE), base, |_: &M, name| key("tuner", name).into(), |name| key("head", name))
+    load_from(
+        dir,
+        &dir.join(FILE),
+        base,
+        |_: &M, name| key("tuner", name).into(),
+        |name| key("head", name),
+        |name| key("copies", name),
+    )
 }

@@ -10,7 +10,7 @@ use super::bits;
 use crate::adapterhub::{HubKey, Layout};
 use crate::load::Checkpoint;
 use crate::view::{tensors, with_values};
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Result};
+use crate::{Architecture, Base, Copies, Error, Head, Key, LanguageModel, Result};
 
 impl From<Key> for HubKey {
     fn from(Key { name, transposed }: Key) -> Self {
@@ -139,6 +139,20 @@ impl Taker {
             Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
         };
         self.fill(head, key).map(Some)
+    }
+
+    /// Copies of those of the base's tensors that have not been taken under these names.
+    pub(super) fn copies<K: Into<HubKey>>(
+        &mut self,
+        key: impl Fn(&str) -> K,
+        base: &Base,
+        modules: &[String],
+    ) -> Result<Copies> {
+        let held = |name: &str| {
+            let HubKey { name, .. } = key(name).into();
+            self.file.shape(&name).is_some() && !self.taken.contains(&name)
+        };
+        self.fill(Copies::held(base, modules, held), key)
     }
 
     /// The names that were not taken.

@@ -75,7 +75,7 @@ pub struct Tuned<'a, M: Method> {
 }
 
 fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
-    (trainable(&trained.tuner), trainable(&trained.head))
+    (trainable(&trained.tuner) + trainable(&trained.copies), trainable(&trained.head))
 }
 
 impl Trainer {
@@ -129,6 +129,7 @@ impl Trainer {
             };
             return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(outputs))));
         }
+        peft::check_copies(&method, &trained, model.base.shape())?;
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
         let (trained, base) = self.run_as(settings, &model.base, trained, (&data.examples, evaluation), observer)?;
@@ -206,7 +207,7 @@ impl Trainer {
     ) -> Result<(Trained<T>, Base)> {
         let Work { data, evaluation, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
-        let Trained { tuner, head } = trained;
+        let Trained { tuner, head, copies } = trained;
         let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_run(config))?;
         let changes_base = tuner.changes_base();
         if changes_base && store.is_some() {
@@ -214,7 +215,7 @@ impl Trainer {
             return Err(Error::config("checkpoints", "a directory", expected));
         }
         let own_dropout = base.shape().clone();
-        let mut run = Run::new(config, base, Trained { tuner, head })?;
+        let mut run = Run::new(config, base, Trained { tuner, head, copies })?;
         let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
         observer.start(run.step, &notes)?;
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
@@ -247,12 +248,12 @@ impl Trainer {
         }
         // Of what the steps did, not of what is left after the finish, which may take some of it back.
         before.moved(&run.trained, config.moving_steps(done, total))?;
-        let Run { trained: Trained { tuner, head }, base, .. } = run;
+        let Run { trained: Trained { tuner, head, copies }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
         if !changes_base {
             before.kept(&base)?;
         }
-        Ok((Trained { tuner, head }, base))
+        Ok((Trained { tuner, head, copies }, base))
     }
 
     /// Whether the metric by which states are judged is one of the evaluation's.
@@ -353,7 +354,7 @@ impl<'a, M: Method> Tuned<'a, M> {
         let tuner = self.trained.tuner.clone().valid();
         let merge = M::merge(&tuner)
             .ok_or_else(|| Error::config("merge", M::NAME, "a method with a weight-space form (see `peft methods`)"))?;
-        let base = self.base.merged(merge);
+        let base = self.trained.copies.valid().onto(&self.base).merged(merge);
         let head = self.trained.head.clone();
         let workers = Workers::new(self.threads)?;
         let bare = Trained::new(crate::Bare {}, head.clone())?;
