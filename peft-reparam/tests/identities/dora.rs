@@ -4,7 +4,7 @@ use peft_core::random::{Noise, Random};
 use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION};
 use peft_core::testing::{batch, conformance::loss, difference, golden::named, randomized};
 use peft_core::view::tensors;
-use peft_core::{Adapter, Base, Method, Part, Site, Slot, Tuner, Weight};
+use peft_core::{Adapter, Architecture, Base, Method, Part, Site, Slot, Tuner, Weight};
 use peft_reparam::{Lora, LoraConfig};
 use proptest::prelude::*;
 
@@ -63,10 +63,11 @@ proptest! {
         }
     }
 
-    /// Were the norm differentiated, the gradient of V would lack its part along V.
+    /// Were the norm differentiated, the gradient of V would lack its part along V. On T5 a rounding can open or close a ReLU, which
+    /// moves gradients by more than roundings do; there the gradients are PEFT's (`dora-t5`).
     #[test]
     fn the_norm_has_no_gradient(seed: u64) {
-        for base in bases() {
+        for base in bases().into_iter().filter(|base| !matches!(base.shape().architecture, Architecture::T5(_))) {
             let (lora, dora) = alike(&base, seed);
             let gradients = |lora: &Lora| {
                 let loss = loss(lora.run(&base, &batch(&base)).unwrap());
@@ -76,7 +77,8 @@ proptest! {
             let size = |name: &str| lora[name].iter::<f32>().fold(0.0, |m: f32, g| m.max(g.abs()));
             let largest = lora.keys().map(|name| size(name)).fold(0.0, f32::max);
             for (name, gradient) in &lora {
-                prop_assert!(difference(gradient, &dora[name]) <= MERGED.0 * largest, "{}", name);
+                let differ = difference(gradient, &dora[name]);
+                prop_assert!(differ <= MERGED.0 * largest, "{}: {} of {}", name, differ, largest);
             }
         }
     }
