@@ -9,7 +9,8 @@ mod procedure;
 mod check;
 #[cfg(feature = "train")]
 mod checkpoint;
-#[cfg(feature = "train")]
+// What only the trainer asks of the settings is dead without it.
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
 mod config;
 #[cfg(feature = "train")]
 mod entities;
@@ -28,7 +29,6 @@ mod trainer;
 
 #[cfg(feature = "train")]
 pub use checkpoint::Checkpoints;
-#[cfg(feature = "train")]
 pub use config::{Length, Rule, Schedule, TrainConfig};
 #[cfg(feature = "train")]
 pub use entities::entity_scores;
