@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Tensor, TensorData};
 
-use super::tolerances::{MERGED, SAME_FUNCTION, TWO_BACKENDS, Tolerance};
+use super::tolerances::{MERGED, SAME_FUNCTION, Tolerance};
 use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
 use crate::generate::{GenerateConfig, Prompt, generate};
 use crate::random::Random;
@@ -295,7 +295,7 @@ pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
         let there = run(&random(config, &flex)?.valid(), &flex, &batch(&flex))?;
         let found = run(&random(config, here)?.valid(), here, &batch(here))?;
         println!("largest difference to flex: {:e}", difference(&found, &there));
-        within(&found, &there, TWO_BACKENDS, "flex and this device")
+        within(&found, &there, super::tolerances::TWO_BACKENDS, "flex and this device")
     }
     #[cfg(not(feature = "flex"))]
     Err(format!("flex is not compiled in beside {:?}", here.device()))
