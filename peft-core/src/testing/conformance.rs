@@ -298,7 +298,7 @@ pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
         within(&found, &there, super::tolerances::TWO_BACKENDS, "flex and this device")
     }
     #[cfg(not(feature = "flex"))]
-    Err(format!("flex is not compiled in beside {:?}", here.device()))
+    Err(format!("flex is not compiled in beside {:?}, to compare {config:?} with", here.device()))
 }
 
 /// C11: a text is generated alike with and without what is kept of earlier tokens, greedily and by beams.
