@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::Gguf;
 use super::llama::{original, translate};
 use crate::files::write_file;
-use crate::load::checkpoint::{Checkpoint, Source, Stored};
+use crate::load::checkpoint::{Checkpoint, Stored};
+use crate::load::source::Source;
 use crate::{Error, Result, Shape};
 
 /// What PEFT puts in front of a module's path.
@@ -66,9 +67,9 @@ impl Gguf {
             let source = match heads.filter(|_| factor == "lora_B.weight") {
                 Some(heads) => {
                     self.check_rows(name, entry, heads)?;
-                    Source::Interleaved(self.map.clone(), range.clone(), heads)
+                    Source::Interleaved(self.file.clone(), range.clone(), heads)
                 }
-                None => Source::Mapped(self.map.clone(), range.clone()),
+                None => Source::File(self.file.clone(), range.clone()),
             };
             stored.push((
                 format!("{PREFIX}{module}.{factor}"),
