@@ -7,15 +7,18 @@ use burn::tensor::TensorData;
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
-use super::llama::{original, translate};
+use super::llama::{original, rotary_heads, translate};
 use crate::files::write_file;
-use crate::load::checkpoint::{Checkpoint, Source, Stored};
+use crate::load::checkpoint::Checkpoint;
 use crate::{Error, Result, Shape};
 
 /// What PEFT puts in front of a module's path.
 const PREFIX: &str = "base_model.model.";
 /// What stands behind a weight's name there and here.
 const FACTORS: [(&str, &str); 2] = [("lora_A.weight", "lora_a"), ("lora_B.weight", "lora_b")];
+/// What the metadata say of a LoRA for a LLaMA.
+const WORDS: [(&str, &str); 3] =
+    [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")];
 /// Where the data of tensors begin in a file: at multiples of this.
 const ALIGNMENT: usize = 32;
 /// The number of an element type.
@@ -34,9 +37,7 @@ impl Gguf {
     /// LoRA's settings in the fields of PEFT's `adapter_config.json`, and the tensors under the names and with the rows that its files
     /// have, of an adapter for a LLaMA of this shape.
     pub fn lora(&self, shape: &Shape) -> Result<(Map<String, Value>, Checkpoint)> {
-        for (key, expected) in
-            [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")]
-        {
+        for (key, expected) in WORDS {
             let found = self.text(key)?;
             if found != expected {
                 return Err(self.refuse(key, format!("{found:?}"), format!("{expected:?}")));
@@ -57,23 +58,9 @@ impl Gguf {
             if first != rank {
                 return Err(self.refuse(name, format!("rank {rank}"), format!("{first}, as the other factor has")));
             }
-            let heads = match part {
-                "attn_q" => Some(shape.heads),
-                "attn_k" => Some(shape.kv_heads()),
-                _ => None,
-            };
             // Rows of the model's rotary heads are those of the second factor.
-            let source = match heads.filter(|_| factor == "lora_B.weight") {
-                Some(heads) => {
-                    self.check_rows(name, entry, heads)?;
-                    Source::Interleaved(self.map.clone(), range.clone(), heads)
-                }
-                None => Source::Mapped(self.map.clone(), range.clone()),
-            };
-            stored.push((
-                format!("{PREFIX}{module}.{factor}"),
-                Stored { path: self.path.clone(), entry: entry.clone(), source },
-            ));
+            let heads = rotary_heads(part, shape.heads, shape.kv_heads()).filter(|_| factor == "lora_B.weight");
+            stored.push((format!("{PREFIX}{module}.{factor}"), self.stored(name, entry, range, heads)?));
         }
         let tensors = Checkpoint::gather(self.path.to_path_buf(), stored)?;
         for module in ranks.keys() {
@@ -137,14 +124,10 @@ pub fn write_lora(path: &Path, alpha: f64, tensors: &BTreeMap<String, TensorData
                 "factors of linear maps in a LLaMA's layers",
             )
         })?;
-        let heads = match part {
-            "attn_q" => Some(shape.heads),
-            "attn_k" => Some(shape.kv_heads()),
-            _ => None,
-        };
+        let heads = rotary_heads(part, shape.heads, shape.kv_heads()).filter(|_| suffix == "lora_b");
         let rows = data.shape()[0];
         let values: Vec<f32> = data.iter::<f32>().collect();
-        let values = match heads.filter(|_| suffix == "lora_b") {
+        let values = match heads {
             Some(heads) => interleaved(&values, rows, heads),
             None => values,
         };
@@ -155,10 +138,9 @@ pub fn write_lora(path: &Path, alpha: f64, tensors: &BTreeMap<String, TensorData
         bytes.extend((text.len() as u64).to_le_bytes());
         bytes.extend(text.as_bytes());
     };
-    let words = [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")];
     bytes.extend((renamed.len() as u64).to_le_bytes());
-    bytes.extend((words.len() as u64 + 1).to_le_bytes());
-    for (key, word) in words {
+    bytes.extend((WORDS.len() as u64 + 1).to_le_bytes());
+    for (key, word) in WORDS {
         text(&mut bytes, key);
         bytes.extend(TEXT.to_le_bytes());
         text(&mut bytes, word);

@@ -194,21 +194,31 @@ impl Gguf {
                 let expected = format!("a tensor of a LLaMA of {layers} layers");
                 return Err(self.refuse(name, "a tensor that nothing uses", expected));
             };
-            let source = match part {
-                "attn_q" | "attn_k" => {
-                    let heads = if part == "attn_q" { heads } else { key_heads };
-                    self.check_rows(name, entry, heads)?;
-                    Source::Interleaved(self.map.clone(), range.clone(), heads)
-                }
-                _ => Source::Mapped(self.map.clone(), range.clone()),
-            };
-            Ok((new, Stored { path: self.path.clone(), entry: entry.clone(), source }))
+            Ok((new, self.stored(name, entry, range, rotary_heads(part, heads, key_heads))?))
         };
         self.tensors.iter().filter(|(name, _)| *name != FREQUENCIES).map(rename).collect()
     }
 
+    /// A tensor whose rows are, if they are, those of so many rotary heads.
+    pub(super) fn stored(
+        &self,
+        name: &str,
+        entry: &Entry,
+        range: &Range<usize>,
+        heads: Option<usize>,
+    ) -> Result<Stored> {
+        let source = match heads {
+            Some(heads) => {
+                self.check_rows(name, entry, heads)?;
+                Source::Interleaved(self.map.clone(), range.clone(), heads)
+            }
+            None => Source::Mapped(self.map.clone(), range.clone()),
+        };
+        Ok(Stored { path: self.path.clone(), entry: entry.clone(), source })
+    }
+
     /// Whether the rows divide into heads of two halves, and blocks end where rows do.
-    pub(super) fn check_rows(&self, name: &str, entry: &Entry, heads: usize) -> Result<()> {
+    fn check_rows(&self, name: &str, entry: &Entry, heads: usize) -> Result<()> {
         let rows = entry.shape[0];
         if heads.checked_mul(2).is_none_or(|halves| !rows.is_multiple_of(halves)) {
             return Err(self.refuse(
@@ -225,6 +235,15 @@ impl Gguf {
             ));
         }
         Ok(())
+    }
+}
+
+/// How many rotary heads the rows of a part of a layer are, if they are: their halves alternate in GGUF.
+pub(super) fn rotary_heads(part: &str, heads: usize, key_heads: usize) -> Option<usize> {
+    match part {
+        "attn_q" => Some(heads),
+        "attn_k" => Some(key_heads),
+        _ => None,
     }
 }
 
