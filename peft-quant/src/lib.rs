@@ -1,5 +1,28 @@
-//! Quantized forms of frozen weights.
+//! Packed forms of frozen weights, on plain slices, as other programs store them.
 //!
-//! The seam is in the core: a linear map asks [`peft_core::Weight`] for its product and never for its storage, and
-//! [`peft_core::Packed`] is what a codec implements. This crate is where the codecs (NF4 and its relatives) and their kernels
-//! belong. It holds none yet.
+//! | codec | bits a weight | as stored by |
+//! | --- | --- | --- |
+//! | [`FourBit`]: NF4, FP4 | 4 + 32 / block; with nested scales 4.127 at block 64 | bitsandbytes |
+//! | [`Blockwise`]: the dynamic eight-bit maps | 8 + 32 / block | bitsandbytes: nested scales, states of optimizers |
+//!
+//! Every codec encodes f32, f16 and bf16 ([`Element`]), decodes the whole or some rows of it, and is made from a file's parts with every
+//! length checked. Encoding and decoding run on the threads of the rayon pool that calls them; the bits do not depend on their number nor on
+//! the machine ([`kernel`] says which vector registers are used).
+//!
+//! Nothing here computes with packed weights: the seam for that is in the core, where a linear map asks [`peft_core::Weight`]
+//! for its product.
+
+mod blocks;
+mod blockwise;
+mod element;
+mod four_bit;
+mod map8;
+mod scales;
+mod wide;
+
+pub use blockwise::Blockwise;
+pub use element::Element;
+pub use four_bit::{Codebook, FourBit};
+pub use map8::{Map8, Search};
+pub use scales::Scales;
+pub use wide::kernel;

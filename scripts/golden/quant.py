@@ -1,0 +1,130 @@
+"""Writes peft-quant/tests/golden/codecs.safetensors with bitsandbytes on a CPU: what its codecs make of numbers, to the bit.
+
+A case is a few tensors `CASE.PART`; what the parts are stands in the README. Decoded values are those of bitsandbytes' Python
+code, which its CPU kernels equal but for two faults of theirs that `faults` shows.
+
+Usage: python scripts/golden/quant.py
+"""
+
+import os
+
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+import bitsandbytes.functional as F
+import torch
+from common import REPO, generator, normal, save
+
+FOLDER = REPO / "peft-quant" / "tests" / "golden"
+TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+OPS = torch.ops.bitsandbytes
+
+
+def python_code(op, *args):
+    """An operation as bitsandbytes' Python code computes it, where a kernel would come first."""
+    return op.default._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args)
+
+
+def flat(packed, absmax, block, book, count, dtype):
+    """Decodes as one run of numbers. The kernels for AVX-512 take a block that crosses rows of a matrix for another one."""
+    return python_code(OPS.dequantize_4bit, packed, absmax, block, book, (count,), dtype)
+
+
+def four_bit(values, book, block, nested=False):
+    packed, state = F.quantize_4bit(values, blocksize=block, quant_type=book, compress_statistics=nested)
+    parts = {"values": values, "bytes": packed.flatten(), "absmax": state.absmax}
+    absmax = state.absmax
+    if nested:
+        parts |= {"nested_absmax": state.state2.absmax, "offset": state.offset.reshape(1)}
+        absmax = F.dequantize_blockwise(absmax, state.state2) + state.offset
+        parts["scales"] = absmax
+    parts["decoded"] = flat(packed, absmax, block, book, values.numel(), values.dtype)
+    return parts
+
+
+def ties(book):
+    """Every midpoint of two values and its neighbours, and the values: 1 makes them codes of themselves."""
+    code = F.get_4bit_type(book, device="cpu").sort().values
+    middle = (code[:-1] + code[1:]) / 2
+    up, down = torch.nextafter(middle, torch.tensor(2.0)), torch.nextafter(middle, torch.tensor(-2.0))
+    values = torch.cat([middle, up, down, code, torch.tensor([-0.0])])
+    return torch.nn.functional.pad(values, (0, 64 - values.numel() % 64), value=1.0)
+
+
+def specials(gen):
+    tiny = torch.tensor(1e-45)
+    yield "zeros", torch.zeros(128)
+    yield "zeros-odd", torch.zeros(65)
+    yield "constant", torch.cat([torch.full((64,), value) for value in (0.3, -0.3, 1e-3, -7.0)])
+    yield "denormal", normal(gen, (100,), 1e-39)
+    yield "least", torch.cat([tiny * k for k in torch.arange(-32, 33).float().split(1)])
+    yield "huge", normal(gen, (130,), 1e38).clamp(-3.4e38, 3.4e38)
+    yield "one-large", torch.cat([normal(gen, (63,), 1e-4), torch.tensor([-5.0]), normal(gen, (64,), 1e-4)])
+    for count in (1, 2, 3, 31, 63, 65, 127):
+        yield f"{count}", normal(gen, (count,), 1.0)
+
+
+def four_bit_cases():
+    for book in ("nf4", "fp4"):
+        for name, dtype in TYPES.items():
+            gen = generator(f"quant {book} {name}")
+            yield f"{book}.64.{name}", four_bit(normal(gen, (7, 29), 0.05).to(dtype), book, 64)
+        gen = generator(f"quant {book}")
+        for block in (32, 128, 256, 512, 1024, 2048, 4096) if book == "nf4" else (32, 4096):
+            yield f"{book}.{block}.bf16", four_bit(normal(gen, (block + 37,), 0.05).bfloat16(), book, block)
+        yield f"{book}.64.ties", four_bit(ties(book), book, 64)
+        for name, values in specials(gen):
+            yield f"{book}.64.{name}", four_bit(values, book, 64)
+        yield f"{book}.32.nested", four_bit(normal(gen, (66, 130), 0.05).bfloat16(), book, 32, nested=True)
+        yield f"{book}.64.nested", four_bit(normal(gen, (64, 64), 0.05).half(), book, 64, nested=True)
+
+
+def blockwise_cases():
+    for name, signed in (("signed", True), ("unsigned", False)):
+        gen = generator(f"quant {name}")
+        code = F.create_dynamic_map(signed=signed)
+        middle = (code[:-1] + code[1:]) / 2
+        values = {
+            "normal": normal(gen, (700,), 1e-3),
+            "short": normal(gen, (5,), 1.0),
+            "wide": normal(gen, (512,), 1.0) * 10 ** normal(gen, (512,), 3.0),
+            "zeros": torch.zeros(300),
+            "denormal": normal(gen, (300,), 1e-39),
+            "map": code,
+            "ties": torch.cat([middle, torch.ones(1)]),
+            "above": torch.cat([torch.nextafter(middle, torch.tensor(2.0)), torch.ones(1)]),
+        }
+        for case, x in values.items():
+            x = x if signed else x.abs()
+            parts = {"values": x}
+            both = {"nearest": python_code(OPS.quantize_blockwise, x, code, 256), "bins": OPS.quantize_blockwise(x, code, 256)}
+            for search, (codes, absmax) in both.items():
+                decoded = OPS.dequantize_blockwise(codes, absmax, code, 256, torch.float32)
+                parts |= {f"{search}.codes": codes, f"{search}.absmax": absmax, f"{search}.decoded": decoded}
+            yield f"{name}.256.{case}", parts
+
+
+def faults():
+    """What bitsandbytes' kernels for CPUs with AVX-512 and its bf16 compute otherwise than its Python code."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return
+    values = normal(generator("quant faults"), (4, 48), 1.0)
+    packed, state = F.quantize_4bit(values, quant_type="nf4")
+    right = flat(packed, state.absmax, 64, "nf4", values.numel(), torch.float32).reshape(values.shape)
+    found = F.dequantize_4bit(packed, state)
+    print("blocks that cross rows are decoded with another block's scale:", not torch.equal(found, right))
+    packed, state = F.quantize_4bit(torch.full((64,), 1e-39).bfloat16(), quant_type="nf4")
+    print("denormal bf16 are decoded as 0:", not F.dequantize_4bit(packed, state).any())
+
+
+def main():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for case, parts in [*four_bit_cases(), *blockwise_cases()]:
+        assert not any(name.startswith(case + ".") for name in tensors), case
+        tensors |= {f"{case}.{part}": value for part, value in parts.items()}
+    save(FOLDER / "codecs.safetensors", tensors)
+    faults()
+
+
+if __name__ == "__main__":
+    main()
