@@ -3,19 +3,24 @@
 //! | codec | bits a weight | as stored by |
 //! | --- | --- | --- |
 //! | [`FourBit`]: NF4, FP4 | 4 + 32 / block; with nested scales 4.127 at block 64 | bitsandbytes |
+//! | [`Int8Rows`]: LLM.int8() | 8 + 32 / in | bitsandbytes |
 //! | [`Blockwise`]: the dynamic eight-bit maps | 8 + 32 / block | bitsandbytes: nested scales, states of optimizers |
 //!
 //! Every codec encodes f32, f16 and bf16 ([`Element`]), decodes the whole or some rows of it, and is made from a file's parts with every
 //! length checked. Encoding and decoding run on the threads of the rayon pool that calls them; the bits do not depend on their number nor on
 //! the machine ([`kernel`] says which vector registers are used).
 //!
+//! [`bitsandbytes`] reads and writes the tensors of files that transformers wrote with it.
+//!
 //! Nothing here computes with packed weights: the seam for that is in the core, where a linear map asks [`peft_core::Weight`]
 //! for its product.
 
+pub mod bitsandbytes;
 mod blocks;
 mod blockwise;
 mod element;
 mod four_bit;
+mod int8;
 mod map8;
 mod scales;
 mod wide;
@@ -23,6 +28,7 @@ mod wide;
 pub use blockwise::Blockwise;
 pub use element::Element;
 pub use four_bit::{Codebook, FourBit};
+pub use int8::Int8Rows;
 pub use map8::{Map8, Search};
 pub use scales::Scales;
 pub use wide::kernel;

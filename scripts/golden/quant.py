@@ -103,6 +103,27 @@ def blockwise_cases():
             yield f"{name}.256.{case}", parts
 
 
+def int8_cases():
+    for name, dtype in TYPES.items():
+        gen = generator(f"quant int8 {name}")
+        x = normal(gen, (5, 37), 0.05)
+        x[1] = 0
+        x[2, :6] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -126.5])
+        yield name, x.to(dtype), 0.0
+    for rows, count in ((1, 1), (1, 3), (6, 4), (6, 0)):
+        x = normal(generator(f"quant int8 {rows} {count}"), (rows, 50), 1.0)
+        for i in range(count):
+            x[(3 * i) % rows, (7 * i) % 50] = 6.0 * (-1) ** i + i
+        yield f"outliers-{rows}-{count}", x.half(), 6.0
+
+
+def int8_parts(x, threshold):
+    codes, scales, outliers = F.int8_vectorwise_quant(x.half(), threshold)
+    outliers = torch.empty(0, dtype=torch.int64) if outliers is None else outliers
+    parts = {"values": x, "threshold": torch.tensor([threshold]), "codes": codes, "scales": scales, "outliers": outliers}
+    return parts | {"decoded": F.int8_vectorwise_dequant(codes, scales).to(x.dtype)}
+
+
 def faults():
     """What bitsandbytes' kernels for CPUs with AVX-512 and its bf16 compute otherwise than its Python code."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -119,7 +140,9 @@ def faults():
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for case, parts in [*four_bit_cases(), *blockwise_cases()]:
+    cases = [*four_bit_cases(), *blockwise_cases()]
+    cases += [(f"int8.{name}", int8_parts(x, threshold)) for name, x, threshold in int8_cases()]
+    for case, parts in cases:
         assert not any(name.startswith(case + ".") for name in tensors), case
         tensors |= {f"{case}.{part}": value for part, value in parts.items()}
     save(FOLDER / "codecs.safetensors", tensors)
