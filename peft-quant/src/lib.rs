@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`FourBit`]: NF4, FP4 | 4 + 32 / block; with nested scales 4.127 at block 64 | bitsandbytes |
 //! | [`Int8Rows`]: LLM.int8() | 8 + 32 / in | bitsandbytes |
+//! | [`Grouped`]: 2, 3, 4, 8 bits with scale and zero point | bits + (16 + bits) / group in files | AutoGPTQ, AutoAWQ |
 //! | [`Blockwise`]: the dynamic eight-bit maps | 8 + 32 / block | bitsandbytes: nested scales, states of optimizers |
 //!
 //! Every codec encodes f32, f16 and bf16 ([`Element`]), decodes the whole or some rows of it, and is made from a file's parts with every
@@ -20,15 +21,19 @@ mod blocks;
 mod blockwise;
 mod element;
 mod four_bit;
+mod grouped;
 mod int8;
 mod map8;
 mod scales;
 mod wide;
+mod words;
 
 pub use blockwise::Blockwise;
 pub use element::Element;
 pub use four_bit::{Codebook, FourBit};
+pub use grouped::Grouped;
 pub use int8::Int8Rows;
 pub use map8::{Map8, Search};
 pub use scales::Scales;
 pub use wide::kernel;
+pub use words::{Packing, Words};

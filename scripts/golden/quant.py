@@ -124,6 +124,70 @@ def int8_parts(x, threshold):
     return parts | {"decoded": F.int8_vectorwise_dequant(codes, scales).to(x.dtype)}
 
 
+def range_rule(weights, bits, group, symmetric):
+    """GPTQ's scales and zero points [out, groups], and the codes [out, in] nearest to the weights.
+
+    Where no weight of a group is negative, GPTQ's code cuts half of a symmetric range off; here a symmetric range is one always.
+    """
+    x = weights.reshape(weights.shape[0], -1, group)
+    low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+    levels = 2**bits - 1
+    if symmetric:
+        high = torch.maximum(low.abs(), high)
+        low = -high
+    empty = (low == 0) & (high == 0)
+    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
+    scale = (high - low) / levels
+    zero = torch.full_like(scale, (levels + 1) / 2) if symmetric else torch.round(-low / scale)
+    codes = (torch.round(x / scale[..., None]) + zero[..., None]).clamp(0, levels)
+    return codes.reshape(weights.shape).long(), scale, zero
+
+
+def stream(codes, bits):
+    """Columns of integers as columns of words, from the bits of one long number each."""
+    words = []
+    for column in codes.T.tolist():
+        number = sum(code << (bits * i) for i, code in enumerate(column))
+        words.append([(number >> (32 * i)) % 2**32 for i in range(len(column) * bits // 32)])
+    return torch.tensor(words).T.to(torch.uint32)
+
+
+def eight_reordered(codes):
+    """Each eight columns in the order of AWQ's fields."""
+    return codes.reshape(codes.shape[0], -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(codes.shape)
+
+
+def grouped(weights, bits, group, symmetric, order=None):
+    weights = weights.half()
+    codes, scale, zero = range_rule(weights.float(), bits, group, symmetric)
+    scales, zeros = scale.half().T, zero.long().T
+    groups = torch.arange(weights.shape[1]) // group
+    if order is not None:
+        # As if the inputs had been put into this order before they were cut into groups.
+        codes, groups = codes[:, order], groups[order]
+    value = scales.float()[groups] * (codes.T - zeros[groups])
+    parts = {"values": weights, "group": torch.tensor([group]), "scale": scale, "zero": zero, "scales": scales}
+    parts |= {"g_idx": groups.int(), "decoded": value.T.half(), "qweight": stream(codes.T, bits)}
+    parts |= {"gptq_v2.qzeros": stream(zeros.T, bits).T}
+    if zeros.min() > 0:
+        parts |= {"gptq.qzeros": stream(zeros.T - 1, bits).T}
+    if bits == 4 and order is None:
+        parts |= {"awq.qweight": stream(eight_reordered(codes.T).T, 4).T, "awq.qzeros": stream(eight_reordered(zeros).T, 4).T}
+    return parts
+
+
+def grouped_cases():
+    for bits in (2, 3, 4, 8):
+        gen = generator(f"quant grouped {bits}")
+        yield f"grouped.{bits}.asymmetric", grouped(normal(gen, (32, 64), 0.05, 0.01), bits, 32, False)
+        yield f"grouped.{bits}.symmetric", grouped(normal(gen, (32, 64), 0.05), bits, 64, True)
+        order = torch.randperm(64, generator=gen)
+        yield f"grouped.{bits}.order", grouped(normal(gen, (32, 64), 0.05), bits, 16, False, order)
+        odd = normal(gen, (32, 64), 0.05)
+        odd[0], odd[1], odd[2], odd[3] = 0, odd[1].abs(), -odd[2].abs(), odd[3] * 1e-5
+        yield f"grouped.{bits}.odd", grouped(odd, bits, 16, False)
+
+
 def faults():
     """What bitsandbytes' kernels for CPUs with AVX-512 and its bf16 compute otherwise than its Python code."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -140,7 +204,7 @@ def faults():
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    cases = [*four_bit_cases(), *blockwise_cases()]
+    cases = [*four_bit_cases(), *blockwise_cases(), *grouped_cases()]
     cases += [(f"int8.{name}", int8_parts(x, threshold)) for name, x, threshold in int8_cases()]
     for case, parts in cases:
         assert not any(name.startswith(case + ".") for name in tensors), case

@@ -1,0 +1,270 @@
+//! Integers of 2, 3, 4 or 8 bits with a scale and a zero point for each group of inputs, as GPTQ and AWQ store them.
+//!
+//! `w = scale (q - zero)`, a group being `group` consecutive inputs of one output. Frantar et al., "GPTQ", 2023. Encoding rounds to the nearest
+//! between the least and the largest weight of the group, 0 included; what GPTQ or AWQ chose by their data is read as it is.
+//!
+//! Codes lie output by output, as one little-endian stream of bits each. A file's words go down its inputs, so its matrix of words is
+//! this one's transposed; [`Words`] has that form.
+
+use std::ops::Range;
+
+use peft_core::{Error, Result};
+use rayon::prelude::*;
+
+use crate::Element;
+use crate::blocks;
+use crate::wide::{Width, wide};
+use crate::words::{self, Packing, Words};
+
+/// A matrix of integers with scales and zero points.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grouped {
+    bits: u32,
+    dims: [usize; 2],
+    group: usize,
+    codes: Vec<u32>,
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
+    groups: Option<Vec<u32>>,
+}
+
+impl Grouped {
+    /// Encodes a matrix `[out, in]`. A symmetric one has the middle code for 0 in every group (in GPTQ's own code
+    /// half of the range is then cut off where no weight of a group is negative).
+    ///
+    /// # Errors
+    /// If the bits are not 2, 3, 4 or 8, the inputs are not a multiple of the group and of what a word holds, the number of values is
+    /// not that of the extents, or a value is not finite.
+    pub fn encode<E: Element>(
+        values: &[E],
+        dims: [usize; 2],
+        bits: u32,
+        group: usize,
+        symmetric: bool,
+    ) -> Result<Self> {
+        let (row_words, row_groups) = check(dims, bits, group)?;
+        let [rows, columns] = dims;
+        blocks::expect_len("weights", values.len(), rows * columns, &format!("of the shape {dims:?}"))?;
+        let mut codes = vec![0; rows * row_words];
+        let (mut scales, mut zeros) = (vec![0.; rows * row_groups], vec![0.; rows * row_groups]);
+        let (width, levels) = (Width::best(), ((1u32 << bits) - 1) as f32);
+        let parts = codes
+            .par_chunks_mut(row_words)
+            .zip(scales.par_chunks_mut(row_groups))
+            .zip(zeros.par_chunks_mut(row_groups));
+        parts.zip(values.par_chunks(columns)).enumerate().try_for_each(
+            |(row, (((codes, scales), zeros), values))| {
+                let (mut x, mut row_codes) = (vec![0.; columns], vec![0; columns]);
+                E::widen(values, &mut x);
+                if let Some(index) = x.iter().position(|x| !x.is_finite()) {
+                    return Err(blocks::not_finite("weights", row * columns + index, x[index]));
+                }
+                for (i, (x, codes)) in x.chunks(group).zip(row_codes.chunks_mut(group)).enumerate() {
+                    let [least, largest] = range(width, x);
+                    (scales[i], zeros[i]) = scale_and_zero(least, largest, levels, symmetric);
+                    if !scales[i].is_normal() {
+                        let key = format!("weights, row {row}, group {i}");
+                        let found = format!("values from {least:e} to {largest:e}");
+                        return Err(Error::config(key, found, format!("a range that f32 cuts into {levels} steps")));
+                    }
+                    encode_group(width, x, scales[i], zeros[i], levels, codes);
+                }
+                words::pack(bits, &row_codes, codes);
+                Ok(())
+            },
+        )?;
+        Ok(Grouped { bits, dims, group, codes, scales, zeros, groups: None })
+    }
+
+    /// From the words of a file.
+    ///
+    /// # Errors
+    /// If the bits are not 2, 3, 4 or 8 (4 for AWQ), extents do not divide, a part has not the length that follows from them, a scale is not
+    /// finite, or `g_idx` names a group that there is not.
+    pub fn from_words(dims: [usize; 2], bits: u32, group: usize, packing: Packing, words: &Words) -> Result<Self> {
+        let (_, row_groups) = check(dims, bits, group)?;
+        packing.check(dims, bits)?;
+        let [rows, columns] = dims;
+        let count = |part: &str| format!("of {part} of {bits} bits, {dims:?} in groups of {group}");
+        let expected = words::count(rows * columns, bits);
+        blocks::expect_len("qweight", words.qweight.len(), expected, &count("codes"))?;
+        let expected = words::count(rows * row_groups, bits);
+        blocks::expect_len("qzeros", words.qzeros.len(), expected, &count("zero points"))?;
+        blocks::expect_len("scales", words.scales.len(), rows * row_groups, &count("codes"))?;
+        let scales: Vec<f32> = words::transposed(&words.scales, rows).iter().map(|scale| scale.to_f32()).collect();
+        blocks::expect_finite("scales", &scales)?;
+        let (codes, zeros) = packing.unpack(dims, bits, row_groups, words);
+        let groups = match &words.g_idx {
+            None => None,
+            Some(groups) => checked_groups(groups, columns, group)?,
+        };
+        Ok(Grouped { bits, dims, group, codes, scales, zeros, groups })
+    }
+
+    /// The words of a file; scales are rounded to f16.
+    ///
+    /// # Errors
+    /// If the packing does not hold the bits, the extents or a zero point, or f16 does not hold a scale.
+    pub fn to_words(&self, packing: Packing) -> Result<Words> {
+        packing.check(self.dims, self.bits)?;
+        packing.pack(self)
+    }
+
+    /// The same with other zero points, which need not be integers: QA-LoRA's merge.
+    ///
+    /// # Errors
+    /// If there is not one for each group of each output, or one is not finite.
+    pub fn with_zeros(self, zeros: Vec<f32>) -> Result<Self> {
+        blocks::expect_len("zeros", zeros.len(), self.zeros.len(), "one for each group of each output")?;
+        blocks::expect_finite("zeros", &zeros)?;
+        Ok(Grouped { zeros, ..self })
+    }
+
+    /// Bits of a code.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// `[out, in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    /// Inputs for each scale.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// The codes, output by output, the code of input i at bits `i * bits ..` of the output's stream of little-endian words.
+    pub fn codes(&self) -> &[u32] {
+        &self.codes
+    }
+
+    /// `[out, in / group]`.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// `[out, in / group]`.
+    pub fn zeros(&self) -> &[f32] {
+        &self.zeros
+    }
+
+    /// The group of each input where a group is not consecutive inputs: GPTQ's `desc_act`.
+    pub fn groups(&self) -> Option<&[u32]> {
+        self.groups.as_deref()
+    }
+
+    /// The bytes that it takes.
+    pub fn size(&self) -> usize {
+        4 * (self.codes.len() + self.scales.len() + self.zeros.len() + self.groups.as_ref().map_or(0, Vec::len))
+    }
+
+    /// All weights.
+    pub fn decode<E: Element>(&self) -> Vec<E> {
+        let mut out = vec![E::default(); self.dims[0] * self.dims[1]];
+        self.decode_from(0, &mut out);
+        out
+    }
+
+    /// Some rows, that is outputs, into a slice of that length.
+    ///
+    /// # Errors
+    /// If there are no such rows, or the slice has another length.
+    pub fn decode_rows<E: Element>(&self, rows: Range<usize>, out: &mut [E]) -> Result<()> {
+        blocks::expect_rows(&self.dims, &rows, out.len())?;
+        self.decode_from(rows.start, out);
+        Ok(())
+    }
+
+    fn decode_from<E: Element>(&self, first: usize, out: &mut [E]) {
+        let (columns, width) = (self.dims[1], Width::best());
+        let (row_words, row_groups) = (self.codes.len() / self.dims[0], columns / self.group);
+        out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+            let row = first + row;
+            let (scales, zeros) = (&self.scales[row * row_groups..], &self.zeros[row * row_groups..]);
+            let (mut codes, mut x) = (vec![0; columns], vec![0.; columns]);
+            words::unpack(width, self.bits, &self.codes[row * row_words..][..row_words], &mut codes);
+            match &self.groups {
+                None => {
+                    for (i, (codes, x)) in codes.chunks(self.group).zip(x.chunks_mut(self.group)).enumerate() {
+                        decode_group(width, codes, scales[i], zeros[i], x);
+                    }
+                }
+                Some(groups) => {
+                    for ((code, x), group) in codes.iter().zip(&mut x).zip(groups) {
+                        *x = scales[*group as usize] * (f32::from(*code) - zeros[*group as usize]);
+                    }
+                }
+            }
+            E::narrow(&x, out);
+        });
+    }
+}
+
+/// Refuses bits and extents that cannot be, and gives the words and the groups of an output.
+fn check(dims: [usize; 2], bits: u32, group: usize) -> Result<(usize, usize)> {
+    if ![2, 3, 4, 8].contains(&bits) {
+        return Err(Error::config("bits", bits, "2, 3, 4 or 8"));
+    }
+    blocks::elements(&dims)?;
+    if group == 0 || !dims[1].is_multiple_of(group) {
+        return Err(Error::config("group_size", group, format!("a divisor of the {} inputs", dims[1])));
+    }
+    words::expect_whole("inputs", dims[1], bits)?;
+    Ok((words::count(dims[1], bits), dims[1] / group))
+}
+
+/// The groups of inputs, if they are not the consecutive ones.
+fn checked_groups(groups: &[i32], columns: usize, group: usize) -> Result<Option<Vec<u32>>> {
+    blocks::expect_len("g_idx", groups.len(), columns, "one for each input")?;
+    let count = columns / group;
+    let checked = groups.iter().enumerate().map(|(i, found)| match u32::try_from(*found) {
+        Ok(found) if (found as usize) < count => Ok(found),
+        _ => Err(Error::config(format!("g_idx, element {i}"), found, format!("a group below {count}"))),
+    });
+    let checked: Vec<u32> = checked.collect::<Result<_>>()?;
+    let consecutive = checked.iter().enumerate().all(|(i, found)| *found as usize == i / group);
+    Ok((!consecutive).then_some(checked))
+}
+
+/// The step of codes from 0 to `levels`, and the code of 0. Nothing but zeros has the range [-1, 1].
+fn scale_and_zero(least: f32, largest: f32, levels: f32, symmetric: bool) -> (f32, f32) {
+    let (mut low, mut high) = (least.min(0.), largest.max(0.));
+    if symmetric {
+        high = high.max(-low);
+        low = -high;
+    }
+    if low == 0. && high == 0. {
+        (low, high) = (-1., 1.);
+    }
+    let scale = (high - low) / levels;
+    (scale, if symmetric { (levels + 1.) / 2. } else { (low / scale).round_ties_even().abs() })
+}
+
+wide! {
+    fn range(x: &[f32]) -> [f32; 2] {
+        let (mut least, mut largest) = (f32::INFINITY, f32::NEG_INFINITY);
+        for x in x {
+            least = if *x < least { *x } else { least };
+            largest = if *x > largest { *x } else { largest };
+        }
+        [least, largest]
+    }
+}
+
+wide! {
+    fn encode_group(x: &[f32], scale: f32, zero: f32, levels: f32, codes: &mut [u8]) {
+        for (x, code) in x.iter().zip(codes) {
+            *code = ((*x / scale).round_ties_even() + zero).clamp(0., levels) as u8;
+        }
+    }
+}
+
+wide! {
+    fn decode_group(codes: &[u8], scale: f32, zero: f32, out: &mut [f32]) {
+        for (code, out) in codes.iter().zip(out) {
+            *out = scale * (f32::from(*code) - zero);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Codes in words of 32 bits, as GPTQ's and AWQ's files have them.
+
+use half::f16;
+use peft_core::{Error, Result};
+
+use crate::Grouped;
+use crate::wide::{Width, wide};
+
+/// The tensors of a linear map in a file, each with its last axis fastest.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Words {
+    /// The codes: of GPTQ `[in * bits / 32, out]`, of AWQ `[in, out * bits / 32]`.
+    pub qweight: Vec<u32>,
+    /// The zero points, `[groups, out * bits / 32]`.
+    pub qzeros: Vec<u32>,
+    /// `[groups, out]`.
+    pub scales: Vec<f16>,
+    /// The group of each input, if the file says: GPTQ.
+    pub g_idx: Option<Vec<i32>>,
+}
+
+/// How codes and zero points lie in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// The lowest bits first, zero points less one: a zero point is at least 1. AutoGPTQ's `checkpoint_format` "gptq".
+    Gptq,
+    /// The lowest bits first: "gptq_v2".
+    GptqV2,
+    /// Four bits, packed along outputs, of eight in the order 0, 2, 4, 6, 1, 3, 5, 7: AutoAWQ's "gemm".
+    Awq,
+}
+
+/// Which of eight outputs the fields of AWQ's words have, the lowest bits first.
+const AWQ: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+impl Packing {
+    pub(crate) fn check(self, dims: [usize; 2], bits: u32) -> Result<()> {
+        if self == Packing::Awq && bits != 4 {
+            return Err(Error::config("bits", bits, "4, which is what AWQ packs"));
+        }
+        expect_whole("outputs", dims[0], bits)
+    }
+
+    /// Codes output by output, and zero points `[out, groups]`.
+    pub(crate) fn unpack(
+        self,
+        [rows, columns]: [usize; 2],
+        bits: u32,
+        groups: usize,
+        from: &Words,
+    ) -> (Vec<u32>, Vec<f32>) {
+        let width = Width::best();
+        let unpacked = |words: &[u32], count: usize| {
+            let mut codes = vec![0; count];
+            unpack(width, bits, words, &mut codes);
+            if self == Packing::Awq {
+                codes.chunks_exact_mut(8).for_each(|fields| {
+                    let found: [u8; 8] = std::array::from_fn(|field| fields[field]);
+                    AWQ.iter().zip(found).for_each(|(output, code)| fields[*output] = code);
+                });
+            }
+            codes
+        };
+        let codes = if self == Packing::Awq {
+            let codes = transposed(&unpacked(&from.qweight, rows * columns), rows);
+            let mut words = vec![0; count(rows * columns, bits)];
+            pack(bits, &codes, &mut words);
+            words
+        } else {
+            transposed(&from.qweight, rows)
+        };
+        let less = if self == Packing::Gptq { 1. } else { 0. };
+        let zeros = transposed(&unpacked(&from.qzeros, rows * groups), rows);
+        (codes, zeros.into_iter().map(|zero| f32::from(zero) + less).collect())
+    }
+
+    pub(crate) fn pack(self, from: &Grouped) -> Result<Words> {
+        let ([rows, columns], bits) = (from.dims(), from.bits());
+        let packed = |mut codes: Vec<u8>| {
+            if self == Packing::Awq {
+                codes.chunks_exact_mut(8).for_each(|fields| {
+                    let found: [u8; 8] = std::array::from_fn(|field| fields[field]);
+                    AWQ.iter().zip(fields).for_each(|(output, field)| *field = found[*output]);
+                });
+            }
+            let mut words = vec![0; count(codes.len(), bits)];
+            pack(bits, &codes, &mut words);
+            words
+        };
+        let qweight = if self == Packing::Awq {
+            let mut codes = vec![0; rows * columns];
+            unpack(Width::best(), bits, from.codes(), &mut codes);
+            packed(transposed(&codes, columns))
+        } else {
+            transposed(from.codes(), from.codes().len() / rows)
+        };
+        let groups = columns / from.group();
+        let place = |i: usize| format!("of output {}, group {}", i / groups, i % groups);
+        let least = if self == Packing::Gptq { 1. } else { 0. };
+        let largest = least + ((1u32 << bits) - 1) as f32;
+        let zero = |(i, zero): (usize, &f32)| {
+            if zero.fract() == 0. && (least..=largest).contains(zero) {
+                return Ok((zero - least) as u8);
+            }
+            Err(Error::config(
+                format!("zero point {}", place(i)),
+                zero,
+                format!("an integer from {least} to {largest}"),
+            ))
+        };
+        let zeros: Vec<u8> = from.zeros().iter().enumerate().map(zero).collect::<Result<_>>()?;
+        let scale = |(i, scale): (usize, &f32)| match f16::from_f32(*scale) {
+            half if half.is_finite() => Ok(half),
+            _ => Err(Error::config(format!("scale {}", place(i)), scale, "a number that f16 holds, at most 65504")),
+        };
+        let scales: Vec<f16> = from.scales().iter().enumerate().map(scale).collect::<Result<_>>()?;
+        let group_of = |input: usize| from.groups().map_or((input / from.group()) as i32, |of| of[input].cast_signed());
+        if self == Packing::Awq && from.groups().is_some() {
+            return Err(Error::config(
+                "g_idx",
+                "groups of inputs that are not consecutive",
+                "consecutive ones, which is what AWQ has",
+            ));
+        }
+        Ok(Words {
+            qweight,
+            qzeros: packed(transposed(&zeros, groups)),
+            scales: transposed(&scales, groups),
+            g_idx: (self != Packing::Awq).then(|| (0..columns).map(group_of).collect()),
+        })
+    }
+}
+
+/// The words of some codes that fill them.
+pub(crate) fn count(codes: usize, bits: u32) -> usize {
+    codes / 32 * bits as usize + codes % 32 * bits as usize / 32
+}
+
+/// Refuses a number of codes that leaves a word, of three bits three words, half empty.
+pub(crate) fn expect_whole(what: &str, codes: usize, bits: u32) -> Result<()> {
+    let whole = if bits == 3 { 32 } else { 32 / bits as usize };
+    if codes.is_multiple_of(whole) {
+        return Ok(());
+    }
+    Err(Error::config(what, codes, format!("a multiple of {whole}, which whole words of {bits} bits hold")))
+}
+
+/// The transposed matrix of one whose rows have this length.
+pub(crate) fn transposed<T: Copy>(x: &[T], row: usize) -> Vec<T> {
+    (0..row).flat_map(|column| x[column..].iter().step_by(row).copied()).collect()
+}
+
+/// Packs codes, the lowest bits first.
+pub(crate) fn pack(bits: u32, codes: &[u8], words: &mut [u32]) {
+    let (per, into) = if bits == 3 { (32, 3) } else { (32 / bits as usize, 1) };
+    for (codes, words) in codes.chunks_exact(per).zip(words.chunks_exact_mut(into)) {
+        let stream = codes.iter().rev().fold(0u128, |stream, code| stream << bits | u128::from(*code));
+        words.iter_mut().enumerate().for_each(|(i, word)| *word = (stream >> (32 * i)) as u32);
+    }
+}
+
+/// Unpacks codes, the lowest bits first.
+pub(crate) fn unpack(width: Width, bits: u32, words: &[u32], codes: &mut [u8]) {
+    match bits {
+        2 => unpack_2(width, words, codes),
+        3 => unpack_3(words, codes),
+        4 => unpack_4(width, words, codes),
+        _ => words
+            .iter()
+            .zip(codes.chunks_exact_mut(4))
+            .for_each(|(word, codes)| codes.copy_from_slice(&word.to_le_bytes())),
+    }
+}
+
+wide! {
+    fn unpack_2(words: &[u32], codes: &mut [u8]) {
+        for (word, codes) in words.iter().zip(codes.chunks_exact_mut(16)) {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = (*word >> (2 * i)) as u8 & 3;
+            }
+        }
+    }
+}
+
+wide! {
+    fn unpack_4(words: &[u32], codes: &mut [u8]) {
+        for (word, codes) in words.iter().zip(codes.chunks_exact_mut(8)) {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = (*word >> (4 * i)) as u8 & 15;
+            }
+        }
+    }
+}
+
+/// Sixteen codes are 48 bits, and 32 are three words.
+fn unpack_3(words: &[u32], codes: &mut [u8]) {
+    for (words, codes) in words.chunks_exact(3).zip(codes.chunks_exact_mut(32)) {
+        let low = u64::from(words[0]) | u64::from(words[1]) << 32;
+        let high = u64::from(words[1]) >> 16 | u64::from(words[2]) << 16;
+        for i in 0..16 {
+            codes[i] = (low >> (3 * i)) as u8 & 7;
+            codes[16 + i] = (high >> (3 * i)) as u8 & 7;
+        }
+    }
+}
