@@ -10,6 +10,9 @@ pub(crate) const LARGEST: usize = 4096;
 /// Elements that a thread takes at a time: whole blocks of every size, and few enough to stay in its cache.
 pub(crate) const UNIT: usize = 4 * LARGEST;
 
+/// Numbers that are decoded at a time: few enough for a buffer that costs nothing.
+pub(crate) const PIECE: usize = 512;
+
 /// bitsandbytes divides by no smaller magnitude than this.
 pub(crate) const SMALLEST: f32 = 1e-38;
 

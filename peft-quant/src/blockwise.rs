@@ -6,7 +6,7 @@ use peft_core::Result;
 use rayon::prelude::*;
 
 use crate::Element;
-use crate::blocks::{self, LARGEST, SMALLEST, UNIT};
+use crate::blocks::{self, LARGEST, PIECE, SMALLEST, UNIT};
 use crate::map8::{Map8, Search};
 use crate::wide::Width;
 
@@ -37,7 +37,7 @@ impl Blockwise {
             for (i, (values, codes)) in values.chunks(block).zip(codes.chunks_mut(block)).enumerate() {
                 let x = &mut buffer[..values.len()];
                 E::widen(values, x);
-                match encode_block(x, &map, x.len() == block, search, codes) {
+                match encode_block(x, &map, block, search, codes) {
                     Some(largest) => absmax[i] = largest,
                     None => {
                         let index = x.iter().position(|x| !x.is_finite())?;
@@ -88,6 +88,11 @@ impl Blockwise {
         &self.absmax
     }
 
+    /// The map, and the codes and magnitudes to be changed.
+    pub(crate) fn parts_mut(&mut self) -> (&Map8, &mut [u8], &mut [f32]) {
+        (&self.map, &mut self.codes, &mut self.absmax)
+    }
+
     /// The number of numbers.
     pub fn len(&self) -> usize {
         self.codes.len()
@@ -113,21 +118,39 @@ impl Blockwise {
 
     /// All numbers.
     pub fn decode<E: Element>(&self) -> Vec<E> {
-        let mut out = vec![E::default(); self.len()];
+        let mut out = E::zeros(self.len());
+        self.decode_all(&mut out);
+        out
+    }
+
+    /// All numbers, into a slice of that length.
+    ///
+    /// # Errors
+    /// If it has another.
+    pub fn decode_into<E: Element>(&self, out: &mut [E]) -> Result<()> {
+        blocks::expect_len("the slice to decode into", out.len(), self.len(), "the number of codes")?;
+        self.decode_all(out);
+        Ok(())
+    }
+
+    fn decode_all<E: Element>(&self, out: &mut [E]) {
         let units = out.par_chunks_mut(UNIT).zip(self.codes.par_chunks(UNIT));
         units.zip(self.absmax.par_chunks(UNIT / self.block)).for_each(|((out, codes), absmax)| {
-            let mut buffer = [0.; LARGEST];
             for ((out, codes), absmax) in out.chunks_mut(self.block).zip(codes.chunks(self.block)).zip(absmax) {
-                decode_block(codes, &self.map, *absmax, &mut buffer[..codes.len()]);
-                E::narrow(&buffer[..codes.len()], out);
+                for (out, codes) in out.chunks_mut(PIECE).zip(codes.chunks(PIECE)) {
+                    for (out, codes) in out.chunks_mut(PIECE).zip(codes.chunks(PIECE)) {
+                        for (out, codes) in out.chunks_mut(PIECE).zip(codes.chunks(PIECE)) {
+                            E::fill(out, |out| decode_block(codes, &self.map, *absmax, out));
+                        }
+                    }
+                }
             }
         });
-        out
     }
 }
 
-/// Encodes a block, whose values it scales, and gives its largest magnitude; nothing if a value is not finite.
-pub(crate) fn encode_block(x: &mut [f32], map: &Map8, full: bool, search: Search, codes: &mut [u8]) -> Option<f32> {
+/// Encodes a block, the last of which may be short, scales its values, and gives their largest magnitude; nothing if one is not finite.
+pub(crate) fn encode_block(x: &mut [f32], map: &Map8, block: usize, search: Search, codes: &mut [u8]) -> Option<f32> {
     let largest = blocks::absmax(Width::best(), x)?;
     match search {
         Search::Bins => {
@@ -136,7 +159,7 @@ pub(crate) fn encode_block(x: &mut [f32], map: &Map8, full: bool, search: Search
             map.binned(x, codes);
             Some(largest)
         }
-        Search::Nearest if full => {
+        Search::Nearest if x.len() == block => {
             let by = 1. / largest.max(SMALLEST);
             x.iter_mut().for_each(|x| *x *= by);
             map.nearest(x, codes);

@@ -9,122 +9,18 @@
 
 use std::ops::Range;
 
-use peft_core::{Error, Result};
+use peft_core::Result;
 use rayon::prelude::*;
 
 use crate::Element;
-use crate::blocks::{self, LARGEST, SMALLEST, UNIT};
+use crate::blocks::{self, LARGEST, PIECE, SMALLEST, UNIT};
+use crate::codebook::{Codebook, Tables};
+use crate::nibbles;
 use crate::scales::Scales;
-use crate::wide::{Width, wide};
+use crate::wide::Width;
 
-/// The 16 values that a weight can be of its block's largest magnitude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codebook {
-    /// NormalFloat: quantiles of a normal distribution, with 0. Dettmers et al., "QLoRA", 2023.
-    Nf4,
-    /// bitsandbytes' four-bit float: a sign and eight magnitudes. It is not OCP's E2M1, and its codes are not in the order of its values.
-    Fp4,
-}
-
-const NF4: [f32; 16] = [
-    -1.0,
-    -0.6961928,
-    -0.52507305,
-    -0.3949175,
-    -0.28444138,
-    -0.18477343,
-    -0.091050036,
-    0.0,
-    0.0795803,
-    0.1609302,
-    0.2461123,
-    0.33791524,
-    0.44070983,
-    0.562617,
-    0.72295684,
-    1.0,
-];
-
-const FP4: [f32; 16] = {
-    let twelfths = [0., 0.0625, 8., 12., 4., 6., 2., 3.];
-    let mut values = [0.; 16];
-    let mut i = 0;
-    while i < 8 {
-        values[i] = twelfths[i] / 12.;
-        values[i + 8] = if i == 0 { 0. } else { -values[i] };
-        i += 1;
-    }
-    values
-};
-
-/// FP4's codes in the order of their values; of the two zeros the first is first.
-const FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
-
-/// What encoding and decoding look up.
-struct Tables {
-    /// The midpoints between neighbours, rising. As many as are below a value, so many values are.
-    bounds: [f32; 15],
-    /// Two ranks as a byte to two codes as a byte.
-    codes: [u8; 256],
-    /// A byte to its two values.
-    values: [[f32; 2]; 256],
-}
-
-const fn tables(values: [f32; 16], order: [u8; 16]) -> Tables {
-    let mut tables = Tables { bounds: [0.; 15], codes: [0; 256], values: [[0.; 2]; 256] };
-    let mut i = 0;
-    while i < 15 {
-        tables.bounds[i] = (values[order[i] as usize] + values[order[i + 1] as usize]) / 2.;
-        i += 1;
-    }
-    let mut byte = 0;
-    while byte < 256 {
-        tables.codes[byte] = order[byte >> 4] << 4 | order[byte & 15];
-        tables.values[byte] = [values[byte >> 4], values[byte & 15]];
-        byte += 1;
-    }
-    tables
-}
-
-static NF4_TABLES: Tables = tables(NF4, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-static FP4_TABLES: Tables = tables(FP4, FP4_ORDER);
-
-impl Codebook {
-    /// Its name in files: `nf4`, `fp4`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Codebook::Nf4 => "nf4",
-            Codebook::Fp4 => "fp4",
-        }
-    }
-
-    /// The one of a name.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn named(name: &str) -> Result<Self> {
-        match name {
-            "nf4" => Ok(Codebook::Nf4),
-            "fp4" => Ok(Codebook::Fp4),
-            other => Err(Error::config("quant_type", format!("{other:?}"), "nf4 or fp4")),
-        }
-    }
-
-    /// The value of each code.
-    pub const fn values(self) -> [f32; 16] {
-        match self {
-            Codebook::Nf4 => NF4,
-            Codebook::Fp4 => FP4,
-        }
-    }
-
-    fn tables(self) -> &'static Tables {
-        match self {
-            Codebook::Nf4 => &NF4_TABLES,
-            Codebook::Fp4 => &FP4_TABLES,
-        }
-    }
-}
+/// The least block.
+const LEAST: usize = 32;
 
 /// A tensor of four bits a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +38,7 @@ impl FourBit {
     /// # Errors
     /// If the extents do not give the number of values, the block is not a power of two from 32 to 4096, or a value is not finite.
     pub fn encode<E: Element>(values: &[E], dims: &[usize], codebook: Codebook, block: usize) -> Result<Self> {
-        blocks::expect_block("blocksize", block, 32)?;
+        blocks::expect_block("blocksize", block, LEAST)?;
         let count = blocks::elements(dims)?;
         blocks::expect_len("weights", values.len(), count, &format!("of the shape {dims:?}"))?;
         let (mut bytes, mut scales) = (vec![0; count.div_ceil(2)], vec![0.; count.div_ceil(block)]);
@@ -171,7 +67,7 @@ impl FourBit {
         bytes: Vec<u8>,
         scales: Scales,
     ) -> Result<Self> {
-        blocks::expect_block("blocksize", block, 32)?;
+        blocks::expect_block("blocksize", block, LEAST)?;
         let count = blocks::elements(&dims)?;
         blocks::expect_len("weight", bytes.len(), count.div_ceil(2), &format!("two weights a byte of {dims:?}"))?;
         let why = format!("one for each {block} of {count} weights");
@@ -225,7 +121,7 @@ impl FourBit {
 
     /// All weights.
     pub fn decode<E: Element>(&self) -> Vec<E> {
-        let mut out = vec![E::default(); self.count()];
+        let mut out = E::zeros(self.count());
         self.decode_run(0, &mut out);
         out
     }
@@ -256,19 +152,29 @@ impl FourBit {
         out.par_chunks_mut(UNIT).enumerate().for_each(|(unit, out)| self.decode_unit(width, start + unit * UNIT, out));
     }
 
-    fn decode_unit<E: Element>(&self, width: Width, mut start: usize, mut out: &mut [E]) {
-        let values = &self.codebook.tables().values;
-        let mut buffer = [0.; LARGEST];
-        while !out.is_empty() {
-            let count = (self.block - start % self.block).min(out.len());
-            let (head, rest) = out.split_at_mut(count);
-            let scale = self.scales.get(start / self.block);
-            // A run may begin with the lower half of a byte: the upper one is decoded too and left out.
-            let skipped = start % 2;
-            let bytes = &self.bytes[start / 2..(start + count).div_ceil(2)];
-            decode_bytes(width, bytes, values, scale, &mut buffer);
-            E::narrow(&buffer[skipped..skipped + count], head);
-            (start, out) = (start + count, rest);
+    fn decode_unit<E: Element>(&self, width: Width, start: usize, out: &mut [E]) {
+        let before = (start.next_multiple_of(self.block) - start).min(out.len());
+        let (before, out) = out.split_at_mut(before);
+        for (i, out) in before.chunks_mut(PIECE).enumerate() {
+            E::fill(out, |out| self.decode_within(start + i * PIECE, out));
+        }
+        let mut start = start + before.len();
+        let mut scales = [0.; PIECE / LEAST];
+        for out in out.chunks_mut(PIECE) {
+            let (block, count) = (start / self.block, out.len());
+            let scales = &mut scales[..count.div_ceil(self.block)];
+            self.scales.decode_run(block, scales);
+            let bytes = &self.bytes[start / 2..];
+            E::fill(out, |out| nibbles::decode(width, self.codebook.tables(), bytes, self.block, scales, out));
+            start += count;
+        }
+    }
+
+    /// Decodes weights of one block.
+    fn decode_within(&self, start: usize, out: &mut [f32]) {
+        let (values, scale) = (&self.codebook.tables().values, self.scales.get(start / self.block));
+        for (i, out) in (start..).zip(out) {
+            *out = values[self.bytes[i / 2] as usize][i % 2] * scale;
         }
     }
 }
@@ -294,58 +200,24 @@ fn encode_unit<E: Element>(
         scales[i] = if full { largest } else { largest.max(SMALLEST) };
         let largest = largest.max(SMALLEST);
         if full {
-            multiply(width, x, 1. / largest);
+            nibbles::multiply(width, x, 1. / largest);
         } else {
             x.iter_mut().for_each(|x| *x /= largest);
         }
         let count = values.len();
-        rank(width, x, &tables.bounds, &mut ranks[..count]);
+        nibbles::rank(width, x, &tables.bounds, &mut ranks[..count]);
         if count % 2 == 1 {
-            rank(width, &[0.], &tables.bounds, &mut ranks[count..=count]);
+            nibbles::rank(width, &[0.], &tables.bounds, &mut ranks[count..=count]);
         }
         let start = i * block / 2;
-        pack(width, &ranks[..count.next_multiple_of(2)], &tables.codes, &mut bytes[start..start + count.div_ceil(2)]);
+        nibbles::pack(
+            width,
+            &ranks[..count.next_multiple_of(2)],
+            &tables.codes,
+            &mut bytes[start..start + count.div_ceil(2)],
+        );
     }
     None
-}
-
-wide! {
-    fn multiply(x: &mut [f32], by: f32) {
-        for x in x {
-            *x *= by;
-        }
-    }
-}
-
-wide! {
-    /// How many bounds are below each value.
-    fn rank(x: &[f32], bounds: &[f32; 15], ranks: &mut [u8]) {
-        for (x, rank) in x.iter().zip(ranks) {
-            let mut below = 0;
-            for bound in bounds {
-                below += (*x > *bound) as i32;
-            }
-            *rank = below as u8;
-        }
-    }
-}
-
-wide! {
-    fn pack(ranks: &[u8], codes: &[u8; 256], bytes: &mut [u8]) {
-        for (ranks, byte) in ranks.chunks_exact(2).zip(bytes) {
-            *byte = codes[(ranks[0] << 4 | ranks[1]) as usize];
-        }
-    }
-}
-
-wide! {
-    fn decode_bytes(bytes: &[u8], values: &[[f32; 2]; 256], scale: f32, out: &mut [f32]) {
-        for (byte, out) in bytes.iter().zip(out.chunks_exact_mut(2)) {
-            let pair = &values[*byte as usize];
-            out[0] = pair[0] * scale;
-            out[1] = pair[1] * scale;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -355,12 +227,13 @@ mod tests {
     #[test]
     fn codes_and_values_are_the_same_at_every_width() {
         let x: Vec<f32> = (0..1001).map(|i| ((i * 7919) % 1999) as f32 / 333. - 3.).collect();
-        for (tables, block) in [(&NF4_TABLES, 64), (&NF4_TABLES, 512), (&FP4_TABLES, 32), (&FP4_TABLES, 128)] {
+        for (codebook, block) in [(Codebook::Nf4, 64), (Codebook::Nf4, 512), (Codebook::Fp4, 32), (Codebook::Fp4, 128)]
+        {
             let all = Width::all().into_iter().map(|width| {
                 let (mut bytes, mut scales) = (vec![0; 501], vec![0.; 1001usize.div_ceil(block)]);
-                assert_eq!(encode_unit(width, &x, tables, block, &mut bytes, &mut scales), None);
-                let mut values = vec![0.; 1002];
-                decode_bytes(width, &bytes, &tables.values, scales[0], &mut values);
+                assert_eq!(encode_unit(width, &x, codebook.tables(), block, &mut bytes, &mut scales), None);
+                let mut values = vec![0.; 1001];
+                nibbles::decode(width, codebook.tables(), &bytes, block, &scales, &mut values);
                 (bytes, scales, values)
             });
             let all: Vec<_> = all.collect();

@@ -12,7 +12,7 @@ use peft_core::{Error, Result};
 use rayon::prelude::*;
 
 use crate::Element;
-use crate::blocks;
+use crate::blocks::{self, PIECE};
 use crate::wide::{Width, wide};
 use crate::words::{self, Packing, Words};
 
@@ -69,7 +69,7 @@ impl Grouped {
                     }
                     encode_group(width, x, scales[i], zeros[i], levels, codes);
                 }
-                words::pack(bits, &row_codes, codes);
+                words::pack(width, bits, &row_codes, codes);
                 Ok(())
             },
         )?;
@@ -162,7 +162,7 @@ impl Grouped {
 
     /// All weights.
     pub fn decode<E: Element>(&self) -> Vec<E> {
-        let mut out = vec![E::default(); self.dims[0] * self.dims[1]];
+        let mut out = E::zeros(self.dims[0] * self.dims[1]);
         self.decode_from(0, &mut out);
         out
     }
@@ -183,21 +183,27 @@ impl Grouped {
         out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
             let row = first + row;
             let (scales, zeros) = (&self.scales[row * row_groups..], &self.zeros[row * row_groups..]);
-            let (mut codes, mut x) = (vec![0; columns], vec![0.; columns]);
+            let mut codes = vec![0; columns];
             words::unpack(width, self.bits, &self.codes[row * row_words..][..row_words], &mut codes);
             match &self.groups {
                 None => {
-                    for (i, (codes, x)) in codes.chunks(self.group).zip(x.chunks_mut(self.group)).enumerate() {
-                        decode_group(width, codes, scales[i], zeros[i], x);
+                    for (i, (codes, out)) in codes.chunks(self.group).zip(out.chunks_mut(self.group)).enumerate() {
+                        for (codes, out) in codes.chunks(PIECE).zip(out.chunks_mut(PIECE)) {
+                            E::fill(out, |out| decode_group(width, codes, scales[i], zeros[i], out));
+                        }
                     }
                 }
                 Some(groups) => {
-                    for ((code, x), group) in codes.iter().zip(&mut x).zip(groups) {
-                        *x = scales[*group as usize] * (f32::from(*code) - zeros[*group as usize]);
-                    }
+                    let pieces = codes.chunks(PIECE).zip(groups.chunks(PIECE)).zip(out.chunks_mut(PIECE));
+                    pieces.for_each(|((codes, groups), out)| {
+                        let values = codes
+                            .iter()
+                            .zip(groups)
+                            .map(|(code, group)| scales[*group as usize] * (f32::from(*code) - zeros[*group as usize]));
+                        E::fill(out, |out| out.iter_mut().zip(values).for_each(|(out, value)| *out = value));
+                    });
                 }
             }
-            E::narrow(&x, out);
         });
     }
 }

@@ -10,7 +10,7 @@ use peft_core::{Error, Result};
 use rayon::prelude::*;
 
 use crate::Element;
-use crate::blocks;
+use crate::blocks::{self, PIECE};
 use crate::wide::{Width, wide};
 
 /// A matrix of eight bits a weight.
@@ -120,7 +120,7 @@ impl Int8Rows {
 
     /// All weights.
     pub fn decode<E: Element>(&self) -> Vec<E> {
-        let mut out = vec![E::default(); self.codes.len()];
+        let mut out = E::zeros(self.codes.len());
         self.decode_from(0, &mut out);
         out
     }
@@ -139,9 +139,9 @@ impl Int8Rows {
         let (columns, width) = (self.dims[1], Width::best());
         let codes = self.codes[row * columns..].par_chunks(columns);
         out.par_chunks_mut(columns).zip(codes).zip(&self.scales[row..]).for_each(|((out, codes), scale)| {
-            let mut x = vec![0.; columns];
-            decode_row(width, codes, *scale, &mut x);
-            E::narrow(&x, out);
+            for (out, codes) in out.chunks_mut(PIECE).zip(codes.chunks(PIECE)) {
+                E::fill(out, |out| decode_row(width, codes, *scale, out));
+            }
         });
     }
 }

@@ -13,24 +13,31 @@
 //!
 //! [`bitsandbytes`] reads and writes the tensors of files that transformers wrote with it.
 //!
+//! [`AdamW8`] steps with moments of eight bits ([`Moments8`]), 2.03 bytes a parameter.
+//!
 //! Nothing here computes with packed weights: the seam for that is in the core, where a linear map asks [`peft_core::Weight`]
 //! for its product.
 
+mod adamw;
 pub mod bitsandbytes;
 mod blocks;
 mod blockwise;
+mod codebook;
 mod element;
 mod four_bit;
 mod grouped;
 mod int8;
 mod map8;
+mod nibbles;
 mod scales;
 mod wide;
 mod words;
 
+pub use adamw::{AdamW8, Moments8};
 pub use blockwise::Blockwise;
+pub use codebook::Codebook;
 pub use element::Element;
-pub use four_bit::{Codebook, FourBit};
+pub use four_bit::FourBit;
 pub use grouped::Grouped;
 pub use int8::Int8Rows;
 pub use map8::{Map8, Search};

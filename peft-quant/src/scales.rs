@@ -72,7 +72,19 @@ impl Scales {
 
     /// All of them.
     pub fn decode(&self) -> Vec<f32> {
-        (0..self.len()).map(|block| self.get(block)).collect()
+        let mut out = vec![0.; self.len()];
+        self.decode_run(0, &mut out);
+        out
+    }
+
+    /// Those from a block on, as many as there is room for.
+    pub(crate) fn decode_run(&self, block: usize, out: &mut [f32]) {
+        match self {
+            Scales::Plain(scales) => out.copy_from_slice(&scales[block..block + out.len()]),
+            Scales::Nested { over, offset } => {
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = over.get(block + i) + offset);
+            }
+        }
     }
 
     /// The bytes that they take.

@@ -1,6 +1,7 @@
 //! Functions that are compiled once for each width of vector registers, of which the widest that the machine has is run.
 //!
-//! All widths give the same bits: the functions compare, look up, multiply and round, and never add in an order of their own.
+//! All widths give the same bits: what is done to a number does not depend on its neighbours, and a product and a sum are fused only where
+//! the function says so.
 
 use std::sync::OnceLock;
 
@@ -23,7 +24,7 @@ impl Width {
         let mut all = vec![Width(Registers::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 all.push(Width(Registers::Avx2));
             }
             if is_x86_feature_detected!("avx512f")
@@ -59,18 +60,18 @@ pub fn kernel() -> &'static str {
 
 /// Defines a function with a first argument `width: Width`.
 macro_rules! wide {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        fn $name(width: $crate::wide::Width, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(width: $crate::wide::Width, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }

@@ -64,7 +64,7 @@ impl Packing {
         let codes = if self == Packing::Awq {
             let codes = transposed(&unpacked(&from.qweight, rows * columns), rows);
             let mut words = vec![0; count(rows * columns, bits)];
-            pack(bits, &codes, &mut words);
+            pack(Width::best(), bits, &codes, &mut words);
             words
         } else {
             transposed(&from.qweight, rows)
@@ -84,7 +84,7 @@ impl Packing {
                 });
             }
             let mut words = vec![0; count(codes.len(), bits)];
-            pack(bits, &codes, &mut words);
+            pack(Width::best(), bits, &codes, &mut words);
             words
         };
         let qweight = if self == Packing::Awq {
@@ -151,11 +151,46 @@ pub(crate) fn transposed<T: Copy>(x: &[T], row: usize) -> Vec<T> {
 }
 
 /// Packs codes, the lowest bits first.
-pub(crate) fn pack(bits: u32, codes: &[u8], words: &mut [u32]) {
-    let (per, into) = if bits == 3 { (32, 3) } else { (32 / bits as usize, 1) };
-    for (codes, words) in codes.chunks_exact(per).zip(words.chunks_exact_mut(into)) {
-        let stream = codes.iter().rev().fold(0u128, |stream, code| stream << bits | u128::from(*code));
-        words.iter_mut().enumerate().for_each(|(i, word)| *word = (stream >> (32 * i)) as u32);
+pub(crate) fn pack(width: Width, bits: u32, codes: &[u8], words: &mut [u32]) {
+    match bits {
+        2 => pack_2(width, codes, words),
+        3 => pack_3(codes, words),
+        4 => pack_4(width, codes, words),
+        _ => words.iter_mut().zip(codes.as_chunks().0).for_each(|(word, codes)| *word = u32::from_le_bytes(*codes)),
+    }
+}
+
+wide! {
+    fn pack_2(codes: &[u8], words: &mut [u32]) {
+        for (codes, word) in codes.as_chunks::<16>().0.iter().zip(words) {
+            *word = 0;
+            for (i, code) in codes.iter().enumerate() {
+                *word |= u32::from(*code) << (2 * i);
+            }
+        }
+    }
+}
+
+wide! {
+    fn pack_4(codes: &[u8], words: &mut [u32]) {
+        for (codes, word) in codes.as_chunks::<8>().0.iter().zip(words) {
+            *word = 0;
+            for (i, code) in codes.iter().enumerate() {
+                *word |= u32::from(*code) << (4 * i);
+            }
+        }
+    }
+}
+
+/// Sixteen codes are 48 bits, and 32 are three words.
+fn pack_3(codes: &[u8], words: &mut [u32]) {
+    for (codes, words) in codes.as_chunks::<32>().0.iter().zip(words.as_chunks_mut::<3>().0) {
+        let (mut low, mut high) = (0, 0);
+        for i in 0..16 {
+            low |= u64::from(codes[i]) << (3 * i);
+            high |= u64::from(codes[16 + i]) << (3 * i);
+        }
+        *words = [low as u32, (low >> 32 | high << 16) as u32, (high >> 16) as u32];
     }
 }
 
@@ -192,7 +227,7 @@ wide! {
     }
 }
 
-/// Sixteen codes are 48 bits, and 32 are three words.
+/// The reverse of [`pack_3`].
 fn unpack_3(words: &[u32], codes: &mut [u8]) {
     for (words, codes) in words.chunks_exact(3).zip(codes.chunks_exact_mut(32)) {
         let low = u64::from(words[0]) | u64::from(words[1]) << 32;

@@ -34,7 +34,7 @@ fn check_four_bit<E: Stored>(cases: &Cases, case: &str) {
     assert_eq!(bits(&decoded), bits(&E::read(cases.bytes(case, "decoded"))), "{case}");
     let (from, to) = (dims[0] / 3, dims[0]);
     let row = decoded.len() / dims[0];
-    let mut rows = vec![E::default(); (to - from) * row];
+    let mut rows = E::zeros((to - from) * row);
     encoded.decode_rows(from..to, &mut rows).unwrap();
     assert_eq!(bits(&rows), bits(&decoded[from * row..]), "{case}");
 }
@@ -69,6 +69,10 @@ fn eight_bit_codes_scales_and_values_are_those_of_bitsandbytes() {
                 assert_eq!(bits(encoded.absmax()), bits(&cases.f32(&case, &part("absmax"))), "{case} {name}");
                 let decoded = encoded.decode::<f32>();
                 assert_eq!(bits(&decoded), bits(&cases.f32(&case, &part("decoded"))), "{case} {name}");
+                let mut half = vec![f16::ZERO; decoded.len()];
+                encoded.decode_into(&mut half).unwrap();
+                assert_eq!(bits(&half), bits(&encoded.decode::<f16>()), "{case} {name}");
+                assert_error(encoded.decode_into(&mut half[1..]), &["the slice to decode into"]);
             }
         }
     }

@@ -10,6 +10,7 @@ import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
+import bitsandbytes.backends.cpu.ops as cpu
 import bitsandbytes.functional as F
 import torch
 from common import REPO, generator, normal, save
@@ -188,6 +189,33 @@ def grouped_cases():
         yield f"grouped.{bits}.odd", grouped(odd, bits, 16, False)
 
 
+def adamw_cases():
+    """Five steps of bitsandbytes' 8-bit AdamW, whose moments the kernel encodes, and the same where its Python code does."""
+    kernel = cpu._quant_blockwise_fp32_direct
+
+    def nearest(values, code, absmax_out, codes_out, block):
+        codes, absmax = python_code(OPS.quantize_blockwise, values, code, block)
+        codes_out.copy_(codes), absmax_out.copy_(absmax)
+
+    for search, quantize in (("nearest", nearest), ("bins", kernel)):
+        cpu._quant_blockwise_fp32_direct = quantize
+        for count in (700, 256):
+            gen = generator(f"quant adamw {count}")
+            p, g = normal(gen, (count,), 0.05), normal(gen, (5, count), 1e-2) * 10 ** normal(gen, (5, count), 1.0)
+            g[:, 3] = 0
+            parts = {"values": p.clone(), "gradients": g}
+            maps = [F.create_dynamic_map(signed=signed) for signed in (True, False)]
+            states = [torch.zeros(count, dtype=torch.uint8) for _ in range(2)]
+            absmax = [torch.zeros(-(-count // 256)) for _ in range(2)]
+            for step in range(5):
+                F.optimizer_update_8bit_blockwise(
+                    "adam", g[step], p, *states, 0.9, 0.995, 0.0, 0.0, 1e-8, step + 1, 1e-2, *maps, *absmax, weight_decay=0.1
+                )
+            parts |= {"final": p, "codes1": states[0], "codes2": states[1], "absmax1": absmax[0], "absmax2": absmax[1]}
+            yield f"adamw.{search}.{count}", parts
+    cpu._quant_blockwise_fp32_direct = kernel
+
+
 def faults():
     """What bitsandbytes' kernels for CPUs with AVX-512 and its bf16 compute otherwise than its Python code."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -204,7 +232,7 @@ def faults():
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    cases = [*four_bit_cases(), *blockwise_cases(), *grouped_cases()]
+    cases = [*four_bit_cases(), *blockwise_cases(), *grouped_cases(), *adamw_cases()]
     cases += [(f"int8.{name}", int8_parts(x, threshold)) for name, x, threshold in int8_cases()]
     for case, parts in cases:
         assert not any(name.startswith(case + ".") for name in tensors), case
