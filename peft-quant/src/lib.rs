@@ -28,6 +28,7 @@ mod four_bit;
 mod grouped;
 mod int8;
 mod map8;
+mod mean;
 mod nibbles;
 mod scales;
 mod wide;

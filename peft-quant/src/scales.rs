@@ -5,6 +5,7 @@ use peft_core::{Error, Result};
 use crate::blocks;
 use crate::blockwise::Blockwise;
 use crate::map8::{Map8, Search};
+use crate::mean::mean;
 
 /// The scale of each block of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +25,8 @@ impl Scales {
     /// Codes for each nested magnitude.
     pub const NESTED_BLOCK: usize = 256;
 
-    /// In eight bits each, in blocks of 256, as bitsandbytes does it on a CPU ([`Search::Bins`]). The offset is the mean, rounded once from an
-    /// exact sum; torch's sum may be off by its last bits, in an order that the machine decides.
+    /// In eight bits each, in blocks of 256, to the bit as bitsandbytes does it on a CPU ([`Search::Bins`]). The offset is the mean that torch
+    /// computes; from 32,768 scales on, that of one thread.
     ///
     /// # Errors
     /// If they are so already, or one is not finite.
@@ -33,8 +34,7 @@ impl Scales {
         let Scales::Plain(scales) = self else {
             return Err(Error::config("scales", "eight bits each", "scales in f32, which can be nested once"));
         };
-        let mean = scales.iter().map(|scale| f64::from(*scale)).sum::<f64>() / scales.len() as f64;
-        Self::nested_over(scales, mean as f32, Search::Bins)
+        Self::nested_over(scales, mean(scales), Search::Bins)
     }
 
     /// In eight bits each over a given offset.

@@ -104,6 +104,14 @@ def blockwise_cases():
             yield f"{name}.256.{case}", parts
 
 
+def mean_cases():
+    """Means of (i * 7919 % 1999) / 1999 with i below the number in the name, on one thread."""
+    counts = [1, 2, 3, 5, 7, 8, 9, 15, 31, 32, 33, 63, 100, 255, 256, 511, 512, 513, 1000, 4095, 8200, 32767, 32768]
+    for count in counts + [70_000, 524_288, 530_000]:
+        x = (torch.arange(count) * 7919 % 1999).float() / 1999
+        yield f"mean.{count}", {"mean": x.mean().reshape(1)}
+
+
 def int8_cases():
     for name, dtype in TYPES.items():
         gen = generator(f"quant int8 {name}")
@@ -232,7 +240,7 @@ def faults():
 def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    cases = [*four_bit_cases(), *blockwise_cases(), *grouped_cases(), *adamw_cases()]
+    cases = [*four_bit_cases(), *blockwise_cases(), *grouped_cases(), *adamw_cases(), *mean_cases()]
     cases += [(f"int8.{name}", int8_parts(x, threshold)) for name, x, threshold in int8_cases()]
     for case, parts in cases:
         assert not any(name.startswith(case + ".") for name in tensors), case
