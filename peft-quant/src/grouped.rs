@@ -1,7 +1,7 @@
 //! Integers of 2, 3, 4 or 8 bits with a scale and a zero point for each group of inputs, as GPTQ and AWQ store them.
 //!
-//! `w = scale (q - zero)`, a group being `group` consecutive inputs of one output. Frantar et al., "GPTQ", 2023. Encoding rounds to the nearest
-//! between the least and the largest weight of the group, 0 included; what GPTQ or AWQ chose by their data is read as it is.
+//! `w = scale (q - zero)`, a group being `group` consecutive inputs of one output. Frantar et al., "GPTQ", 2023. Encoding rounds to the
+//! nearest between the least and the largest weight of the group, 0 included; what GPTQ or AWQ chose by their data is read as it is.
 //!
 //! Codes lie output by output, as one little-endian stream of bits each. A file's words go down its inputs, so its matrix of words is
 //! this one's transposed; [`Words`] has that form.

@@ -1,7 +1,8 @@
 //! LLM.int8(): eight bits a weight, a scale for each row. Dettmers et al., "LLM.int8()", 2022.
 //!
-//! A row's scale is its largest magnitude, and a code is the weight times 127 over that, rounded to the nearest, ties to even. Numbers are
-//! rounded to f16 first, as in bitsandbytes: what f16 does not hold cannot be encoded.
+//! A row's scale is its largest magnitude, and a code is the weight times 127 times the reciprocal of that (torch divides a number by a
+//! tensor so), rounded to the nearest, ties to even. Numbers are rounded to f16 first, as in bitsandbytes: what f16 does not hold
+//! cannot be encoded.
 
 use std::ops::Range;
 
@@ -67,7 +68,7 @@ impl Int8Rows {
                 outliers.iter().for_each(|column| x[*column] = 0.);
                 *scale = x.iter().fold(0., |largest, x| x.abs().max(largest));
             }
-            encode_row(width, &x, 127. / *scale, codes);
+            encode_row(width, &x, 127. * (1. / *scale), codes);
             Ok(outliers)
         });
         let found: Vec<_> = found.collect();

@@ -1,8 +1,8 @@
 //! Maps of 256 values, to which eight-bit codes refer.
 //!
 //! The dynamic map (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022) has a decade for each of seven exponents,
-//! cut finer the larger it is: for i = 0..6 the centres of n equal intervals of [0.1, 1], times 10^(i - 6), with n = 2^i and both signs, or n = 2^(i + 1) and
-//! no sign; and 0 and 1.
+//! cut finer the larger it is: for i = 0..6 the centres of n equal intervals of [0.1, 1], times 10^(i - 6), with n = 2^i and both signs,
+//! or n = 2^(i + 1) and no sign; and 0 and 1.
 
 use std::sync::{Arc, LazyLock, OnceLock};
 

@@ -25,8 +25,8 @@ impl Scales {
     /// Codes for each nested magnitude.
     pub const NESTED_BLOCK: usize = 256;
 
-    /// In eight bits each, in blocks of 256, to the bit as bitsandbytes does it on a CPU ([`Search::Bins`]). The offset is the mean that torch
-    /// computes; from 32,768 scales on, that of one thread.
+    /// In eight bits each, in blocks of 256, to the bit as bitsandbytes does it on a CPU ([`Search::Bins`]). The offset is the mean that
+    /// torch computes; from 32,768 scales on, that of one thread.
     ///
     /// # Errors
     /// If they are so already, or one is not finite.

@@ -29,7 +29,7 @@ fn codes_scales_outliers_and_values_are_those_of_bitsandbytes() {
     let file = golden("codecs.safetensors");
     let cases = Cases::open(&file);
     let names = cases.with("int8", "values");
-    assert_eq!(names.len(), 7);
+    assert_eq!(names.len(), 8);
     for case in names {
         match cases.dtype(&case, "values") {
             Dtype::F32 => check::<f32>(&cases, &case),

@@ -119,6 +119,11 @@ def int8_cases():
         x[1] = 0
         x[2, :6] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -126.5])
         yield name, x.to(dtype), 0.0
+    # Rows for which 127 times the reciprocal of the scale is another number than 127 over the scale, and a code shows it.
+    pairs = torch.rand((400_000, 2), generator=generator("quant int8 reciprocal")).sort(dim=1, descending=True).values.half()
+    scale, x = pairs.float().T
+    shows = torch.round(x * (scale.reciprocal() * 127)) != torch.round(x * (torch.full_like(scale, 127) / scale))
+    yield "reciprocal", pairs[shows][:16], 0.0
     for rows, count in ((1, 1), (1, 3), (6, 4), (6, 0)):
         x = normal(generator(f"quant int8 {rows} {count}"), (rows, 50), 1.0)
         for i in range(count):
