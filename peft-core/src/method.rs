@@ -24,9 +24,6 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// What stands before a head's name in files.
     const HEAD_PREFIX: &'static str = "base_model.model.";
 
-    /// Fields of `adapter_config.json` that say nothing for this method.
-    const UNUSED: &'static [&'static str] = &[];
-
     /// What is trained.
     type Tuner: Procedure;
 
@@ -79,6 +76,16 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         self.init(base, 0)
     }
 
+    /// The configuration of a finished adapter that started so, once that is a part of the adapter ([`taken_out`](Self::taken_out)).
+    fn started(&self, _start: Start) -> Self {
+        self.clone()
+    }
+
+    /// An adapter that takes the start out of the base as it is, which the one in the files does not.
+    fn taken_out(&self, tuner: Self::Tuner, _start: Start, _base: &Base) -> Result<Self::Tuner> {
+        Ok(tuner)
+    }
+
     /// Its form in AdapterHub's files, if it has one.
     fn adapterhub() -> Option<AdapterHub<Self>> {
         None
@@ -88,6 +95,15 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     fn merge(_tuner: &Self::Tuner) -> Option<&dyn Merge> {
         None
     }
+}
+
+/// A way in which PEFT's LoRA takes a part out of the base at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// What the largest singular values make: PiSSA.
+    Pissa,
+    /// What is in the span of the first rows: OLoRA.
+    Olora,
 }
 
 /// The name and layout of a tensor in a file.

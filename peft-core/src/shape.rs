@@ -115,8 +115,10 @@ pub struct Shape {
     pub types: usize,
     /// Epsilon of the normalizations.
     pub eps: f64,
-    /// Id of the padding token.
+    /// Id of the padding token, or what stands in its place in a model that has none.
     pub pad: usize,
+    /// The position of a sequence's first token: 0, but RoBERTa's positions begin behind the id of its padding token.
+    pub first_position: usize,
     /// Ids that end a generated text.
     pub stop: Vec<usize>,
     /// Dropout probability on hidden states while training.
@@ -170,9 +172,7 @@ impl Shape {
             Some("llama") => llama::from_fields(&fields),
             _ => Err(fields.wrong("model_type", "bert, roberta, t5 or llama")),
         }?;
-        for key in ["bos_token_id", "eos_token_id"] {
-            fields.ids(key, shape.vocab)?;
-        }
+        fields.ids("bos_token_id", shape.vocab)?;
         Ok(shape)
     }
 
@@ -220,7 +220,7 @@ impl Shape {
     pub fn max_length(&self) -> usize {
         match self.dynamic() {
             Some(factor) => (self.positions as f64 * factor) as usize,
-            None => self.positions - self.first_position(),
+            None => self.positions - self.first_position,
         }
     }
 
@@ -229,14 +229,6 @@ impl Shape {
         match &self.architecture {
             Architecture::Llama(Llama { scaling: Scaling::Dynamic { factor }, .. }) => Some(*factor),
             _ => None,
-        }
-    }
-
-    /// The position of a sequence's first token.
-    pub(crate) fn first_position(&self) -> usize {
-        match self.architecture {
-            Architecture::Roberta => self.pad + 1,
-            _ => 0,
         }
     }
 
@@ -366,9 +358,10 @@ mod tests {
             ("num_hidden_layers", json!(4_000_000_000u64)),
             ("num_attention_heads", json!(0)),
             ("vocab_size", Value::Null),
-            ("pad_token_id", json!(97)),
-            ("bos_token_id", json!(97)),
-            ("eos_token_id", json!([5, 97])),
+            ("pad_token_id", json!([1])),
+            ("pad_token_id", json!("0")),
+            ("bos_token_id", json!(1.5)),
+            ("eos_token_id", json!([5, "97"])),
             ("layer_norm_eps", json!("small")),
             ("hidden_dropout_prob", json!(1.5)),
             ("hidden_act", json!("relu")),

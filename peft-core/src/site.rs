@@ -9,7 +9,7 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Shape};
+use crate::{Error, Pattern, Result, Shape};
 
 /// A stack of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -185,8 +185,9 @@ impl Sites {
             pattern: pattern.to_string(),
             allowed: linears.iter().take(7).map(|(_, path)| path.as_str()).collect::<Vec<_>>().join(", ") + ", ..",
         };
-        let select = |pattern: &str, test: &dyn Fn(&Site, &str) -> bool| {
-            let found: Vec<Site> = linears.iter().filter(|(s, path)| test(s, path)).map(|(s, _)| *s).collect();
+        let select = |pattern: &str, test: &dyn Fn(&Site, &str) -> Result<bool>| {
+            let tested = linears.iter().map(|(site, path)| Ok(test(site, path)?.then_some(*site)));
+            let found: Vec<Site> = tested.filter_map(Result::transpose).collect::<Result<_>>()?;
             if found.is_empty() { Err(no_site(pattern)) } else { Ok(found) }
         };
         let union = |found: Vec<Vec<Site>>| {
@@ -196,19 +197,19 @@ impl Sites {
             Sites::Parts(parts) if parts.is_empty() => Err(no_site("")),
             Sites::Parts(parts) => parts
                 .iter()
-                .map(|part| select(part.name(), &|site, _| part.selects(site.part)))
+                .map(|part| select(part.name(), &|site, _| Ok(part.selects(site.part))))
                 .collect::<Result<Vec<_>>>()
                 .map(union),
             Sites::Names(names) if names.is_empty() => Err(no_site("")),
             Sites::Names(names) => names
                 .iter()
-                .map(|name| select(name, &|_, path| path == name || path.ends_with(&format!(".{name}"))))
+                .map(|name| select(name, &|_, path| Ok(is_end(name, path))))
                 .collect::<Result<Vec<_>>>()
                 .map(union),
-            Sites::Pattern(pattern) if pattern == "all-linear" => select(pattern, &|_, _| true),
-            Sites::Pattern(pattern) => {
-                let regex = full_match(pattern)?;
-                select(pattern, &|_, path| regex.is_match(path))
+            Sites::Pattern(pattern) if pattern.eq_ignore_ascii_case(ALL_LINEAR) => select(pattern, &|_, _| Ok(true)),
+            Sites::Pattern(text) => {
+                let pattern = Pattern::whole("site pattern", text)?;
+                select(text, &|_, path| pattern.matches(path))
             }
         }
     }
@@ -237,18 +238,12 @@ impl Sites {
     }
 }
 
-/// A regular expression that must match the whole path, as Python's `re.fullmatch`.
-pub(crate) fn full_match(pattern: &str) -> Result<regex::Regex> {
-    regex("site pattern", pattern, &format!("^(?:{pattern})$"))
-}
+/// The name that stands for every linear map, in any case.
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 
-/// A regular expression made from the `pattern` of a `setting`.
-pub fn regex(setting: &str, pattern: &str, expression: &str) -> Result<regex::Regex> {
-    regex::Regex::new(expression).map_err(|error| {
-        // The lines before the last draw the expression.
-        let reason = error.to_string().lines().last().unwrap_or_default().to_string();
-        Error::config(setting, pattern, format!("a regular expression ({reason})"))
-    })
+/// Whether a module is meant by a name: that of its path or of the path's end.
+pub(crate) fn is_end(name: &str, path: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 impl From<Part> for Sites {

@@ -19,8 +19,7 @@ use burn::module::{LoraAdapter, Module, Param, Reparameterization, Reparameteriz
 use burn::tensor::{Device, Tensor};
 use peft_core::random::Random;
 use peft_core::view::shapes;
-use peft_core::{Error, Result, regex};
-use regex::Regex;
+use peft_core::{Error, Pattern, Result};
 
 use crate::low_rank::intrinsic_said::Fastfood;
 
@@ -37,25 +36,30 @@ pub trait Form {
 #[derive(Clone, Debug)]
 pub struct Reparameterize<F> {
     form: F,
-    paths: Regex,
+    paths: Pattern,
     seed: u64,
 }
 
 impl<F: Form> Reparameterize<F> {
     /// On matrices whose path in the module, such as `layers.0.mha.query.weight`, ends in a match of `pattern`.
     pub fn new(form: F, pattern: &str, seed: u64) -> Result<Self> {
-        Ok(Reparameterize { form, paths: regex("pattern", pattern, &format!(r"^(.*\.)?({pattern})$"))?, seed })
+        Ok(Reparameterize { form, paths: Pattern::end("pattern", pattern)?, seed })
     }
 
     /// The module with the form on its matrices; an error if the pattern matches none.
     pub fn apply<M: Module>(self, module: M) -> Result<M> {
         let matrices = shapes(&module).into_iter().filter(|(_, dims)| dims.len() == 2).map(|(name, _)| name);
         let names: Vec<String> = matrices.collect();
-        if names.iter().any(|name| self.paths.is_match(name)) {
+        let matched = names.iter().map(|name| self.paths.matches(name)).collect::<Result<Vec<bool>>>()?;
+        if matched.contains(&true) {
             return Ok(module.apply_reparameterization(self));
         }
         let some = names[..names.len().min(6)].join(", ");
-        Err(Error::config("pattern", self.paths, format!("a match of the end of a matrix's path, such as {some}")))
+        Err(Error::config(
+            "pattern",
+            self.paths.as_str(),
+            format!("a match of the end of a matrix's path, such as {some}"),
+        ))
     }
 }
 
@@ -68,7 +72,8 @@ impl<F: Form> Reparameterizer for Reparameterize<F> {
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<F::Reparam>) {
         let base = param.set_require_grad(false);
-        if D != 2 || !self.paths.is_match(path) {
+        // What cannot be matched was an error in `apply`.
+        if D != 2 || !self.paths.matches(path).unwrap_or(false) {
             return (base, None);
         }
         let (value, dims) = (base.base(), base.lazy_shape());

@@ -432,3 +432,33 @@ fn heads_give_what_the_reference_gives() {
         }
     }
 }
+
+/// PEFT matches an expression with the paths of the model that its class for the task has: without a prefix, if it has no head.
+#[test]
+fn where_an_adapter_of_a_bare_model_is_put_is_told_by_its_paths() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/heads/states-bert/adapter");
+    let (model, dir) = (model("bert-classify"), tempfile::tempdir().unwrap());
+    fs::copy(from.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors")).unwrap();
+    let settings: Value = serde_json::from_slice(&fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    let load = |fields: &[(&str, Value)]| {
+        let mut settings = settings.clone();
+        fields.iter().for_each(|(key, value)| settings[*key] = value.clone());
+        fs::write(dir.path().join("adapter_config.json"), settings.to_string()).unwrap();
+        let (found, told) = warnings(|| Tuned::<LoraConfig>::load(dir.path(), &model));
+        (found.map(|found| tensors(&found.trained)), told)
+    };
+    let whole = load(&[]).0.unwrap();
+    let path = |i: usize, name: &str| format!("encoder.layer.{i}.attention.self.{name}");
+    let layers = 0..model.base.shape().layers;
+    let paths: Vec<String> = layers.flat_map(|i| ["query", "value"].map(|name| path(i, name))).collect();
+    for fields in [
+        &[("target_modules", json!(r"encoder\.layer\.\d\.attention\.self\.(query|value)"))][..],
+        &[("target_modules", json!(paths))],
+        &[("target_modules", json!("all-linear")), ("exclude_modules", json!(r"(?!encoder.*self\.[qv]).*"))],
+    ] {
+        let (found, told) = load(fields);
+        assert!(found.is_ok_and(|found| found == whole) && told.is_empty(), "{fields:?}: {told:?}");
+    }
+    let bound = r"bert\.encoder\.layer\.\d\.attention\.self\.(query|value)";
+    assert!(load(&[("target_modules", json!(bound))]).0.unwrap_err().to_string().contains("site pattern"));
+}

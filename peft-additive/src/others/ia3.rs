@@ -71,8 +71,8 @@ impl Ia3Config {
             Sites::Parts(none) if none.is_empty() => vec![],
             sites => sites.resolve(shape)?,
         };
-        // A pattern is only looked up among the targets; names must be some of theirs. So it is in the reference.
-        if let Sites::Pattern(_) = feedforward {
+        // A pattern, or what is not set, is only looked up among the targets; names must be some of theirs. So it is in the reference.
+        if matches!(feedforward, Sites::Pattern(_)) || self.feedforward_modules.is_none() {
             inputs.retain(|site| targets.contains(site));
         }
         if let Some(site) = inputs.iter().find(|site| !targets.contains(site)) {

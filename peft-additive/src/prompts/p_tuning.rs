@@ -222,7 +222,8 @@ impl Method for PTuningConfig {
     }
 
     fn for_loading(&self, base: &Base) -> Result<PTuning> {
-        let (rows, _) = self.plan(base.shape())?;
+        // What dropped out while it was trained is there no more.
+        let (rows, _) = PTuningConfig { encoder_dropout: 0.0, ..self.clone() }.plan(base.shape())?;
         let device = base.device().clone().autodiff();
         let embedding = Param::from_tensor(Tensor::zeros([rows, base.shape().hidden], &device));
         Ok(PTuning { embedding, lstm: None, maps: None, stacks: base.shape().stacks().len() })

@@ -36,6 +36,9 @@ pub struct PrefixTuningConfig {
     pub prefix_projection: bool,
     /// Width between the two linear maps; the model's, if absent.
     pub encoder_hidden_size: Option<usize>,
+    /// For how many layers there are keys and values; those of the model that have a prefix, if absent. PEFT counts the layers of a
+    /// T5's encoder, where the decoder has the prefix: of more than it has, all are saved and the first ones used.
+    pub num_layers: Option<usize>,
     /// Whether positions of tokens begin after the prefix, as in PEFT; otherwise they are those of the bare model, as in AdapterHub, and
     /// the prefix has none (on T5 no distance). PEFT does not have this setting, and refuses files in which it is off: their tensor has
     /// another name.
@@ -49,6 +52,7 @@ impl Default for PrefixTuningConfig {
             num_virtual_tokens: 20,
             prefix_projection: false,
             encoder_hidden_size: None,
+            num_layers: None,
             shift_positions: true,
         }
     }
@@ -56,6 +60,9 @@ impl Default for PrefixTuningConfig {
 
 /// The widest projection.
 const MAX_WIDTH: usize = 65_536;
+
+/// The most layers of a T5's encoder.
+const MAX_LAYERS: usize = 1_000;
 
 impl PrefixTuningConfig {
     /// This many virtual tokens, without projection.
@@ -78,6 +85,16 @@ impl PrefixTuningConfig {
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
+        let (least, most) = (layers(shape), if shape.stacks().len() == 2 { MAX_LAYERS } else { layers(shape) });
+        let count = self.layers(shape);
+        if !(least..=most).contains(&count) {
+            let expected = if least == most {
+                format!("{least}, as in the model")
+            } else {
+                format!("{least} or more: the decoder has as many")
+            };
+            return Err(Error::config("num_layers", count, expected));
+        }
         let width = self.encoder_hidden_size.unwrap_or(key_width(shape));
         if !(1..=MAX_WIDTH).contains(&width) {
             let expected = format!("1 to {MAX_WIDTH}, or null for the model's width");
@@ -85,8 +102,18 @@ impl PrefixTuningConfig {
         }
         Ok(match self.prefix_projection {
             true => ([self.num_virtual_tokens, key_width(shape)], Some(width)),
-            false => ([self.num_virtual_tokens, flat_width(shape)], None),
+            false => ([self.num_virtual_tokens, self.flat_width(shape)], None),
         })
+    }
+
+    /// The layers for which there are keys and values.
+    fn layers(&self, shape: &Shape) -> usize {
+        self.num_layers.unwrap_or(layers(shape))
+    }
+
+    /// A key and a value for each layer.
+    fn flat_width(&self, shape: &Shape) -> usize {
+        2 * self.layers(shape) * key_width(shape)
     }
 }
 
@@ -143,17 +170,12 @@ fn key_width(shape: &Shape) -> usize {
     shape.kv_heads() * shape.head_width
 }
 
-/// The layers for which there are keys and values.
+/// The layers that have a prefix.
 fn layers(shape: &Shape) -> usize {
     match shape.architecture {
         Architecture::T5(t5) => t5.decoder_layers,
         _ => shape.layers,
     }
-}
-
-/// A key and a value for each layer.
-fn flat_width(shape: &Shape) -> usize {
-    2 * layers(shape) * key_width(shape)
 }
 
 /// Keys and values in front of those of every self-attention.
@@ -207,13 +229,13 @@ impl Method for PrefixTuningConfig {
             |dims: [usize; 2], name| torch_linear(dims, dims[0], seed, &format!("prefix_tuning.{name}"), &device);
         let projection = width.map(|width| Projection {
             inner: linear([key_width(shape), width], "inner"),
-            outer: linear([width, flat_width(shape)], "outer"),
+            outer: linear([width, self.flat_width(shape)], "outer"),
         });
         Ok(PrefixTuning {
             embedding: Param::from_tensor(embedding),
             projection,
             heads: shape.kv_heads(),
-            layers: layers(shape),
+            layers: self.layers(shape),
             t5: matches!(shape.architecture, Architecture::T5(_)),
             shift_positions: self.shift_positions,
         })
@@ -221,7 +243,7 @@ impl Method for PrefixTuningConfig {
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         let ([rows, columns], width) = self.plan(shape)?;
-        let projection = width.map_or(0, |h| (columns + 1) * h + (h + 1) * flat_width(shape));
+        let projection = width.map_or(0, |h| (columns + 1) * h + (h + 1) * self.flat_width(shape));
         Ok(rows * columns + projection)
     }
 
@@ -255,7 +277,7 @@ impl Method for PrefixTuningConfig {
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        derived(shape, layers(shape), shape.kv_heads(), key_width(shape))
+        derived(shape, self.layers(shape), shape.kv_heads(), key_width(shape))
     }
 
     fn to_saved(tuner: PrefixTuning) -> PrefixTuning {

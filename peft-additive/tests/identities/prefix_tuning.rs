@@ -4,7 +4,7 @@ use peft_additive::{PrefixTuning, PrefixTuningConfig};
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::tensors;
-use peft_core::{Adapter, Architecture, Attention, Bare, Base, Method, Part, Site, Weight, Within, random::Random};
+use peft_core::{Adapter, Attention, Bare, Base, Method, Part, Site, Weight, Within, random::Random};
 use proptest::prelude::*;
 
 use crate::{bases, pick, run, with};
@@ -129,7 +129,7 @@ proptest! {
             let (shape, site) = (base.shape().clone(), Site::encoder(0, Part::Positions));
             let positions = base.weight(site).dense();
             // RoBERTa's padding keeps its own position, which no real token sees.
-            let first = if shape.architecture == Architecture::Roberta { shape.pad + 1 } else { 0 };
+            let first = shape.first_position;
             let order: Vec<usize> = (0..shape.positions - n).map(|i| if i < first { i } else { i + n }).collect();
             let shifted = base.clone().with_weight(site, Weight::Dense(pick(positions, 0, &order)));
             let prefix = Within::new(random(&PrefixTuningConfig::new(n), &base, seed), 0..0);

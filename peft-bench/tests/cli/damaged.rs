@@ -69,9 +69,8 @@ fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
         damaged(&|dir| edit(dir.join("adapter_config.json"), &|config| config[key] = value.clone()))
     };
     names(&config("use_dora", json!(true)), &["adapter_model.safetensors", "lora_magnitude_vector", "no tensor"]);
-    names(&config("init_lora_weights", json!("pissa")), &["adapter_config.json", "init_lora_weights", "pissa"]);
+    names(&config("init_lora_weights", json!("corda")), &["adapter_config.json", "init_lora_weights", "corda"]);
     names(&config("rank_pattern", json!({"(": 2})), &["adapter_config.json", "rank_pattern", "regular expression"]);
-    names(&config("some_new_thing", json!(3)), &["adapter_config.json", "some_new_thing"]);
     names(&config("r", json!(4)), &["lora_A.weight", "[3, 24]", "[4, 24]"]);
     names(&config("peft_type", json!("LOHA")), &["adapter_config.json", "peft_type", "LOHA", "LORA"]);
     names(&config("target_modules", json!(["query"])), &["value.lora_A.weight", "nothing uses"]);

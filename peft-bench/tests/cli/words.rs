@@ -199,7 +199,7 @@ fn texts_are_drawn_by_their_number_and_end_where_the_model_says() {
     fs::write(Path::new(&model).join("generation_config.json"), "{\"eos_token_id\": [5, 97]}").unwrap();
     let told = peft(&["generate", "--model", &model, "--prompt", "a", "--max-new-tokens", "3"]);
     let told = String::from_utf8(told.stderr).unwrap();
-    names(&told, &["generation_config.json: eos_token_id: is [5,97]: ids that no token has end nothing", "a second"]);
+    names(&told, &["generation_config.json: eos_token_id: 97 is no id below the vocabulary 97", "a second"]);
 }
 
 /// A model's chat template writes conversations, to be answered and to be learnt.

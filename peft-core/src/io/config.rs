@@ -4,49 +4,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::fields::{self, Verdict};
+use super::sites;
 use crate::files::{Distinct, read_json};
 use crate::load::Gguf;
-use crate::{Error, Method, Result, Shape};
-
-/// Fields that say nothing about the computation.
-const DESCRIPTIVE: [&str; 13] = [
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "auto_mapping",
-    "peft_version",
-    "modules_to_save",
-    "init_ia3_weights",
-    "init_weights",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_name_or_path",
-];
-
-/// Fields that change nothing at this value (beside null, false and empty ones).
-fn is_default(key: &str, value: &Value) -> bool {
-    match (key, value) {
-        // The other ways to start (PiSSA, OLoRA, CorDA, LoftQ) also change the base, which the adapter's files do not hold.
-        ("init_lora_weights", Value::String(way)) => ["gaussian", "orthogonal", "eva"].contains(&way.as_str()),
-        ("init_lora_weights", value) => value.is_boolean(),
-        ("megatron_core", value) => value == "megatron.core",
-        ("bias", value) => value == "none",
-        ("qalora_group_size", _) => true,
-        _ => false,
-    }
-}
-
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Object(map) => map.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    }
-}
+use crate::warning::warn;
+use crate::{Error, Method, Result, Shape, Start};
 
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str =
@@ -73,8 +36,28 @@ pub fn peft_type(dir: &Path) -> Result<String> {
     }
 }
 
-/// A method's configuration, refusing every field that would change the computation and is not understood.
-pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+/// What `adapter_config.json` says.
+pub(super) struct Read<M> {
+    /// A method's configuration as its tensors lie in the file.
+    pub(super) config: M,
+    /// How it started, if that is no part of them.
+    pub(super) start: Option<Start>,
+    told: Notes,
+}
+
+/// Fields that do not enter the result, and why.
+pub(super) type Notes = Vec<(String, String)>;
+
+impl<M: Method> Read<M> {
+    /// The configuration, once a warning has named what does not enter it.
+    pub(super) fn tell(&self, dir: &Path) -> M {
+        self.told.iter().for_each(|(key, what)| warn(dir.join("adapter_config.json"), key, what));
+        self.config.clone()
+    }
+}
+
+/// Reads the settings of a method. Every field that would change the computation and is not understood is refused.
+pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<Read<M>> {
     let path = &dir.join("adapter_config.json");
     let kind = peft_type(dir)?;
     if kind != M::PEFT_TYPE {
@@ -85,34 +68,43 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
     };
     let own = object(&M::default());
     let derived = M::default().derived(shape);
-    let mut config = Map::new();
-    for (key, value) in fields {
-        if own.contains_key(&key) {
-            if !value.is_null() {
-                config.insert(key, value);
+    let (mut config, mut start, mut told) = (Map::new(), None, vec![]);
+    for (key, value) in sites::settled::<M>(fields, shape, path, &mut told)? {
+        if derived.get(&key).is_some_and(|expected| value.is_null() || value == *expected) {
+            continue;
+        }
+        if let Some(default) = own.get(&key) {
+            match (&value, default) {
+                (Value::Null, Value::Number(_) | Value::String(_)) => {
+                    return Err(Error::file(path, key, "null", format!("a value like {default}")));
+                }
+                (Value::Null, _) => {}
+                _ => drop(config.insert(key, value)),
             }
         } else if let Some(expected) = derived.get(&key) {
-            if !value.is_null() && value != *expected {
-                return Err(Error::file(path, key, value, format!("{expected}, as in the model")));
+            return Err(Error::file(path, key, value, format!("{expected}, as in the model")));
+        } else {
+            match fields::judge(&kind, &key, &value) {
+                Verdict::Free => {}
+                Verdict::Said(why) => told.push((key, format!("is {value}: {why}"))),
+                Verdict::Start(way) => {
+                    const WHY: &str = "read as an adapter of twice the rank, which takes that start out of the base";
+                    told.push((key, format!("is {value}: {WHY}")));
+                    start = Some(way);
+                }
+                Verdict::Refused(expected) => return Err(Error::file(path, key, value, expected)),
+                Verdict::Unknown => {
+                    told.push((key, format!("is {value}: nothing here, nor in PEFT, has such a setting")))
+                }
             }
-        } else if ![&DESCRIPTIVE, M::UNUSED].concat().contains(&key.as_str())
-            && !is_off(&value)
-            && !is_default(&key, &value)
-        {
-            let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::file(
-                path,
-                key,
-                value,
-                format!("null or false, or one of the fields of {}: {known}", M::NAME),
-            ));
         }
     }
     if let Some((key, older)) = M::STATED.iter().find(|(key, _)| !config.contains_key(*key)) {
         let expected = format!("a value; if the adapter is of a version that did not write one, {older}");
         return Err(Error::file(path, *key, "nothing", expected));
     }
-    parse(config).map_err(|(key, found)| Error::file(path, key, found, format!("a value that {} takes", M::NAME)))
+    let wrong = |(key, found)| Error::file(path, key, found, format!("a value that {} takes", M::NAME));
+    Ok(Read { config: parse(config).map_err(wrong)?, start, told })
 }
 
 /// A configuration from fields of its own; the error is the key and what is wrong.

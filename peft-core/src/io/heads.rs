@@ -41,7 +41,7 @@ pub(super) struct Told {
 }
 
 /// The modules that are heads in one of the families.
-const HEADS: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
+pub(super) const HEADS: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
 
 impl Told {
     /// Reads it from `adapter_config.json`.

@@ -4,11 +4,15 @@ pub mod adapterhub;
 mod bits;
 mod companions;
 mod config;
+mod fields;
 pub mod gguf;
 mod heads;
+mod leftovers;
+mod names;
 pub mod peft;
 mod pretrained;
 pub mod record;
+mod sites;
 mod tensors;
 
 pub use pretrained::Pretrained;

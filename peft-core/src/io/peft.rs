@@ -11,12 +11,12 @@ use super::Pretrained;
 use super::config;
 pub use super::config::{from_settings, peft_type};
 use super::heads::Told;
+use super::leftovers;
 use super::tensors::{Taker, check_finite, to_files, write_and_verify};
 use crate::adapterhub::{HubKey, Layout};
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
-use crate::warning::{listed, warn};
 use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
@@ -141,31 +141,30 @@ pub(super) fn load_from<M: Method>(
             &alone
         }
     };
-    let config: M = config(dir, model.base.shape())?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
     let head = Told::read(dir)?.head(&mut taker, &head_key, model)?;
     // PEFT writes names of a bare model without a prefix. What does not fit either way is told as of the model that it is for.
     let base = model.base.for_purpose(head.purpose());
-    let start = |prefix: &'static str| {
-        let shape = Shape { prefix, ..base.shape().clone() };
-        let base = base.clone().with_shape(shape.clone());
-        let tuner = config.for_loading(&base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
-        let held = |name: &str| taker.file.shape(&key(&config, name, &shape).name).is_some();
+    let attempt = |prefix: &'static str| {
+        let base = base.clone().with_shape(Shape { prefix, ..base.shape().clone() });
+        let read = config::read::<M>(dir, base.shape())?;
+        let tuner = read.config.for_loading(&base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
+        let held = |name: &str| taker.file.shape(&key(&read.config, name, base.shape()).name).is_some();
         let fits = shapes(&tuner).iter().all(|(name, _)| held(name));
-        Ok::<_, Error>((tuner, shape, fits))
+        Ok::<_, Error>((read, tuner, base, fits))
     };
-    let first = start(base.shape().prefix);
+    let first = attempt(base.shape().prefix);
     let other = match (&first, base.shape().prefix) {
-        (Ok((_, _, true)), _) => None,
+        (Ok((.., true)), _) => None,
         (_, "") => Some(model.base.shape().architecture.prefix()),
         _ => Some(""),
     };
-    let (tuner, shape, _) = match other.map(start) {
-        Some(Ok(found @ (_, _, true))) => found,
+    let (read, tuner, base, _) = match other.map(attempt) {
+        Some(Ok(found @ (.., true))) => found,
         _ => first?,
     };
-    let shape = &shape;
+    let (config, given, shape) = (read.tell(dir), read.start, base.shape());
     let tuner = taker.fill(tuner, |name| key(&config, name, shape))?;
     // What is saved of a mask is the mask: were it another then, the settings are not those that it was made by.
     if shapes(&tuner).iter().any(|(name, _)| config.is_mask(name)) {
@@ -175,16 +174,11 @@ pub(super) fn load_from<M: Method>(
             return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
         }
     }
-    // PEFT itself writes copies of the head's biases under these names when all biases are trained.
-    let copy =
-        |name: &str| name.contains(".original_module.") || name.contains(".modules_to_save.") || taker.is_twin(name);
-    // What has lost its last rank is a matrix without elements there.
-    let empty = |name: &str| taker.file.shape(name).is_some_and(|dims| dims.contains(&0));
-    taker.finish(|name| copy(name) || empty(name))?;
-    let lost: Vec<&str> = taker.left().filter(|name| empty(name) && !name.contains(".lora_")).collect();
-    if !lost.is_empty() {
-        warn(file, "tensors", format!("without elements, passed over: {}", listed(&lost)));
-    }
+    leftovers::tell(&taker, &base)?;
+    let (config, tuner) = match given {
+        None => (config, tuner),
+        Some(start) => (config.started(start), config.taken_out(tuner, start, &base)?),
+    };
     let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
     Ok((config, Trained::new(tuner, head)?))
 }
@@ -205,7 +199,11 @@ fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
 
 /// The method's configuration in an adapter directory.
 pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
-    config::read(dir, shape)
+    // Its expressions may be for the paths of a bare model.
+    let bare = Shape { prefix: "", ..shape.clone() };
+    let read = config::read::<M>(dir, shape).or_else(|error| config::read(dir, &bare).map_err(|_| error))?;
+    let config = read.tell(dir);
+    Ok(read.start.map_or(config.clone(), |start| config.started(start)))
 }
 
 /// What the directory says of its base and classes; nothing, if PEFT wrote it.

@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 
 use super::companions;
 use super::heads;
+use super::names::{self, Found};
 use super::tensors::Taker;
 use crate::files::{read_json, write_directory, write_file};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
-use crate::warning::warn;
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape};
+use crate::warning::{listed, warn};
+use crate::{Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Purpose, Result, Shape};
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -65,8 +66,10 @@ impl Pretrained {
         let (config, path, gguf) = config(&dir)?;
         let shape = Shape::from_config(&config, &path)?;
         match gguf {
-            Some(gguf) => Ok(found_in(&Checkpoint::from_gguf(&gguf)?, shape, &config)?.shape),
-            None if Checkpoint::is_in(&dir) => Ok(found_in(&Checkpoint::open_model(&dir)?, shape, &config)?.shape),
+            Some(gguf) => Ok(names::settle(&mut Checkpoint::from_gguf(&gguf)?, shape, &config)?.shape),
+            None if Checkpoint::is_in(&dir) => {
+                Ok(names::settle(&mut Checkpoint::open_model(&dir)?, shape, &config)?.shape)
+            }
             None => Ok(shape),
         }
     }
@@ -75,47 +78,45 @@ impl Pretrained {
         let (config, path, gguf) = config(&dir)?;
         let mut shape = Shape::from_config(&config, &path)?;
         shape.stop = stops(&dir, &shape)?;
-        let file = match gguf {
+        let mut file = match gguf {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
         let said = heads::said(&config, &path, shape.architecture);
-        let Found { shape, prefix, words, pooler } = found_in(&file, shape, &config)?;
-        let name = |shape: &Shape, place: &Place| match place.site.part {
-            Part::Vocabulary => shape.file_name(place),
-            _ => format!("{prefix}{}", place.name),
-        };
+        let Found { shape, prefix, words, pooler, tied } = names::settle(&mut file, shape, &config)?;
         let mut taken = BTreeSet::new();
         // RoBERTa's pooler is read for those who ask for its states.
         let base = Base::new(Shape { pooler, ..shape.clone() }, device, |place| {
-            let name = name(&shape, place);
-            let old = old_name(&name);
-            let name = if file.shape(&name).is_none() && file.shape(&old).is_some() { old } else { name };
+            let name = match place.site.part {
+                Part::Vocabulary => shape.file_name(place),
+                _ => format!("{prefix}{}", place.name),
+            };
             let data = file.read_f32(&name, &place.file_dims());
             taken.insert(name);
             data
         })?;
         let base = base.with_shape(shape);
-        // Heads of other tasks may be there. A layer that the forward would leave out may not.
-        let backbone = |name: &&str| {
-            let inner = name.strip_prefix(&prefix).unwrap_or_default();
-            let copies = [
-                "position_ids",
-                "embed_tokens.weight",
-                "rotary_emb.inv_freq",
-                "EncDecAttention.relative_attention_bias.weight",
-            ];
-            let parts = ["encoder.", "embeddings.", "decoder.", "layers."];
-            parts.iter().any(|part| inner.starts_with(part)) && !copies.iter().any(|copy| inner.ends_with(copy))
-        };
-        if let Some(name) = file.names().filter(backbone).find(|name| !taken.contains(*name)) {
-            let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
-            return Err(Error::file(file.path_of(name), name, "a tensor that nothing uses", expected));
+        let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
+        if !absent.is_empty() {
+            warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
         }
-        let tied = config.get("tie_word_embeddings").and_then(Value::as_bool) != Some(false);
         let mut taker = Taker::new(file);
         taker.tied = tied;
         let (head, others) = Pretrained::heads(&mut taker, &base, said, words)?;
+        let unused: Vec<&str> =
+            taker.left().filter(|name| !taken.contains(*name) && !names::needs_no_word(name)).collect();
+        // A layer that the forward would leave out may not be there.
+        let backbone = |name: &&&str| {
+            let inner = name.strip_prefix(&prefix).unwrap_or_default();
+            ["encoder.", "embeddings.", "decoder.", "layers."].iter().any(|part| inner.starts_with(part))
+        };
+        if let Some(name) = unused.iter().find(backbone) {
+            let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
+            return Err(Error::file(taker.file.path_of(name), *name, "a tensor that nothing uses", expected));
+        }
+        if !unused.is_empty() {
+            warn(taker.file.path(), "tensors", format!("nothing here uses {}", listed(&unused)));
+        }
         if let (Some(Head::MaskedLm(MaskedLm { decoder: None, .. })), false) = (&head, tied) {
             let expected = "true, or a word table of its own in the checkpoint";
             return Err(Error::file(&path, "tie_word_embeddings", "false", expected));
@@ -253,84 +254,12 @@ fn directory(name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A model as its checkpoint has it.
-struct Found {
-    shape: Shape,
-    /// What the names in there start with.
-    prefix: String,
-    /// Whether it makes logits over words, which a model with another head may not.
-    words: bool,
-    /// Whether there is a pooler.
-    pooler: bool,
-}
-
-fn found_in(file: &Checkpoint, mut shape: Shape, config: &Value) -> Result<Found> {
-    let prefix = find_prefix(file, &shape)?;
-    // A BERT for masked words is saved without the pooler; RoBERTa's is only of use to those who ask for states.
-    let said = heads::said(config, Path::new(""), shape.architecture);
-    let pooler = !shape.pre_norm() && file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
-    shape.pooler = pooler && (shape.pooler || matches!(said, Ok(Some(Purpose::States))));
-    // As in transformers: what the configuration says is tied is not where the two tables differ; of T5 it says so of all. A LLaMA for
-    // something else has no table for words.
-    let may_be_tied = shape.tied || matches!(shape.architecture, Architecture::T5(_));
-    let mut words = true;
-    if shape.pre_norm() {
-        let other = has_other_head(file, &shape, &prefix)?;
-        let elsewhere = file.shape("score.weight").is_some() || !matches!(said, Ok(None | Some(Purpose::Words)));
-        words = other || may_be_tied || !elsewhere;
-        shape.tied = !other && (may_be_tied || elsewhere);
-    }
-    Ok(Found { shape, prefix, words, pooler })
-}
-
-/// Whether there is a table for logits that is not that of the words.
-fn has_other_head(file: &Checkpoint, shape: &Shape, prefix: &str) -> Result<bool> {
-    const HEAD: &str = "lm_head.weight";
-    let Some(dims) = file.shape(HEAD).map(<[usize]>::to_vec) else { return Ok(false) };
-    let words = format!("{prefix}{}", shape.places()[0].name);
-    Ok(file.shape(&words) != Some(&*dims) || file.read_f32(HEAD, &dims)? != file.read_f32(&words, &dims)?)
-}
-
-/// Names start with the model's prefix, with another's (a task of its own may have wrapped it), or with none.
-fn find_prefix(file: &Checkpoint, shape: &Shape) -> Result<String> {
-    let places = shape.places();
-    let first = &places[0];
-    // The last is that of a LLaMA for question answering.
-    let prefixes = [shape.prefix, "", "transformer."].map(String::from);
-    let found = prefixes.into_iter().find(|prefix| file.shape(&format!("{prefix}{}", first.name)).is_some());
-    found.ok_or_else(|| {
-        let name = format!("{}{}", shape.prefix, first.name);
-        let held = file.names().take(3).collect::<Vec<_>>().join(", ");
-        Error::file(file.path_of(&name), name, format!("no such tensor, but {held}, .."), "the model's word embeddings")
-    })
-}
-
-/// The name in checkpoints of 2018 and 2019, which called gains gamma and biases of normalizations beta.
-fn old_name(name: &str) -> String {
-    match name.strip_suffix("LayerNorm.weight") {
-        Some(module) => format!("{module}LayerNorm.gamma"),
-        None => name.replace("LayerNorm.bias", "LayerNorm.beta"),
-    }
-}
-
-/// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration. Ids that no token
-/// has end nothing.
+/// The ids that end a text: of `generation_config.json`, where transformers looks first, else of the configuration.
 fn stops(dir: &Path, shape: &Shape) -> Result<Vec<usize>> {
     let path = dir.join("generation_config.json");
-    if !path.exists() {
-        return Ok(shape.stop.clone());
-    }
-    let config = read_json(&path)?;
-    let fields = Fields { config: &config, path: &path };
-    let Some(value) = fields.get("eos_token_id") else { return Ok(shape.stop.clone()) };
-    let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    if !ids.iter().all(Value::is_i64) {
-        return Err(fields.wrong("eos_token_id", "an id or a list of them"));
-    }
-    let ids = ids.iter().filter_map(Value::as_u64).map(|id| id as usize).filter(|id| *id < shape.vocab);
-    let ids: Vec<usize> = ids.collect();
-    if ids.len() < value.as_array().map_or(1, Vec::len) {
-        warn(&path, "eos_token_id", format!("is {value}: ids that no token has end nothing"));
-    }
-    Ok(ids)
+    let told = match path.exists() {
+        true => Fields { config: &read_json(&path)?, path: &path }.ids("eos_token_id", shape.vocab)?,
+        false => None,
+    };
+    Ok(told.unwrap_or_else(|| shape.stop.clone()))
 }

@@ -51,6 +51,8 @@ pub(super) struct Stored {
 pub struct Checkpoint {
     path: PathBuf,
     tensors: BTreeMap<String, Stored>,
+    /// Tensors that an index lists and no shard holds, with the shards that it names.
+    absent: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -77,8 +79,8 @@ impl Checkpoint {
         let index = index::read(&path)?;
         let shards = index.paths()?.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
         let checkpoint = Self::gather(path, shards.into_iter().flatten())?;
-        index.check(&checkpoint)?;
-        Ok(checkpoint)
+        let absent = index.absent(&checkpoint);
+        Ok(Checkpoint { absent, ..checkpoint })
     }
 
     /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, a record of burn
@@ -105,12 +107,37 @@ impl Checkpoint {
             };
         }
         check_count(&path, tensors.len())?;
-        Ok(Checkpoint { path, tensors })
+        Ok(Checkpoint { path, tensors, absent: BTreeMap::new() })
+    }
+
+    /// The file or index that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The names of tensors that an index of shards lists, but no shard holds, sorted.
+    pub fn absent(&self) -> impl Iterator<Item = &str> {
+        self.absent.keys().map(String::as_str)
+    }
+
+    /// Gives a tensor another name. Nothing happens without a tensor of the first name, or if one has the second.
+    pub fn rename(&mut self, from: &str, to: impl Into<String>) {
+        let to = to.into();
+        if !self.tensors.contains_key(&to)
+            && let Some(tensor) = self.tensors.remove(from)
+        {
+            self.tensors.insert(to, tensor);
+        }
+    }
+
+    /// Takes a tensor out.
+    pub fn remove(&mut self, name: &str) {
+        self.tensors.remove(name);
     }
 
     /// Shape and element type of a tensor, if there is one of this name.
@@ -176,7 +203,13 @@ impl Checkpoint {
     }
 
     fn get(&self, name: &str, expected: impl FnOnce() -> String) -> Result<&Stored> {
-        self.tensors.get(name).ok_or_else(|| Error::file(&self.path, name, "no tensor of this name", expected()))
+        self.tensors.get(name).ok_or_else(|| match self.absent.get(name) {
+            None => Error::file(&self.path, name, "no tensor of this name", expected()),
+            Some(shard) => {
+                let expected = format!("this tensor in the shard {shard}, where the index places it");
+                Error::file(&self.path, name, "no such tensor there", expected)
+            }
+        })
     }
 }
 

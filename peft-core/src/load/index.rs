@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::checkpoint::Checkpoint;
 use crate::files::parse_json;
+use crate::warning::{listed, warn};
 use crate::{Error, Result};
 
 /// The entries of a JSON object, in order. A name that stands twice is an error; serde's own maps keep the last.
@@ -90,16 +91,17 @@ impl Index {
         first.into_iter().map(check).collect()
     }
 
-    /// Checks that every tensor lies in the shard that the index names.
-    pub(super) fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
-        for (tensor, shard) in &self.shards {
-            let path = checkpoint.path_of(tensor);
-            if checkpoint.entry(tensor).is_none() || path.file_name() != Some(shard.as_ref()) {
-                let expected = format!("this tensor in the shard {shard}, where the index places it");
-                return Err(Error::file(&self.path, tensor, "no such tensor there", expected));
-            }
+    /// The tensors that no shard holds, each with the shard that the index names. One that lies in another is said.
+    pub(super) fn absent(self, checkpoint: &Checkpoint) -> BTreeMap<String, String> {
+        let (held, absent): (Vec<_>, Vec<_>) =
+            self.shards.into_iter().partition(|(tensor, _)| checkpoint.entry(tensor).is_some());
+        let elsewhere =
+            |(tensor, shard): &&(String, String)| checkpoint.path_of(tensor).file_name() != Some(shard.as_ref());
+        let elsewhere: Vec<&str> = held.iter().filter(elsewhere).map(|(tensor, _)| tensor.as_str()).collect();
+        if !elsewhere.is_empty() {
+            warn(&self.path, "weight_map", format!("other shards than it says hold {}", listed(&elsewhere)));
         }
-        Ok(())
+        absent.into_iter().collect()
     }
 
     fn refuse(&self, tensor: &str, shard: &str, expected: &str) -> Error {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::warning::warn;
 use crate::{Error, Result};
 
 /// The fields of a model's `config.json`.
@@ -55,17 +56,27 @@ impl Fields<'_> {
         }
     }
 
-    /// A token id or several; `None` where there is none.
+    /// A token id or several; `None` where there is none. One outside of the vocabulary can never occur: it is left out, with a
+    /// warning if it is not the -1 that stands for none.
     pub fn ids(&self, key: &str, vocab: usize) -> Result<Option<Vec<usize>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let ids = match value {
-            Value::Array(items) => items.iter().map(Value::as_u64).collect::<Option<Vec<_>>>(),
-            one => one.as_u64().map(|id| vec![id]),
+            Value::Array(items) => items.iter().map(Value::as_i64).collect::<Option<Vec<_>>>(),
+            one => one.as_i64().map(|id| vec![id]),
         };
-        let fits = |ids: &Vec<u64>| ids.iter().all(|id| *id < vocab as u64);
-        match ids.filter(fits) {
-            Some(ids) => Ok(Some(ids.into_iter().map(|id| id as usize).collect())),
-            None => Err(self.wrong(key, format!("ids below the vocabulary {vocab}"))),
+        let ids = ids.ok_or_else(|| self.wrong(key, format!("token ids, from 0 to below the vocabulary {vocab}")))?;
+        let (known, unknown): (Vec<i64>, Vec<i64>) = ids.into_iter().partition(|id| (0..vocab as i64).contains(id));
+        for id in unknown.into_iter().filter(|id| *id != -1) {
+            warn(self.path, key, format!("{id} is no id below the vocabulary {vocab}: no token has it"));
+        }
+        Ok(Some(known.into_iter().map(|id| id as usize).collect()))
+    }
+
+    /// The id of the padding token; none where it is -1, or an id that no token has. Without the field it is the default.
+    pub fn pad(&self, vocab: usize, default: usize) -> Result<Option<usize>> {
+        match self.get("pad_token_id") {
+            Some(Value::Array(_)) => Err(self.wrong("pad_token_id", "one token id, or -1 for none")),
+            _ => Ok(self.ids("pad_token_id", vocab)?.map_or(Some(default), |ids| ids.first().copied())),
         }
     }
 

@@ -98,7 +98,13 @@ impl MamConfig {
     /// The part in the attention.
     pub fn prefix(&self) -> PrefixTuningConfig {
         let MamConfig { num_virtual_tokens, prefix_projection, encoder_hidden_size, shift_positions, .. } = *self;
-        PrefixTuningConfig { num_virtual_tokens, prefix_projection, encoder_hidden_size, shift_positions }
+        PrefixTuningConfig {
+            num_virtual_tokens,
+            prefix_projection,
+            encoder_hidden_size,
+            num_layers: None,
+            shift_positions,
+        }
     }
 
     /// The part beside the feed-forward networks.

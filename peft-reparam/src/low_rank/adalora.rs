@@ -409,8 +409,6 @@ impl AdaLora {
 impl Method for AdaLoraConfig {
     const NAME: &'static str = "adalora";
     const PEFT_TYPE: &'static str = "ADALORA";
-    /// PEFT's `r` is that of LoRA, beside `init_r`.
-    const UNUSED: &'static [&'static str] = &["r"];
     type Tuner = AdaLora;
 
     fn init(&self, base: &Base, seed: u64) -> Result<AdaLora> {

@@ -27,15 +27,14 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
-    Slot, Weight, file_path,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Result, Shape, Site,
+    SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
-    regex, split_name,
+    split_name,
 };
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::dora;
+use super::{dora, start};
 
 /// The largest rank.
 pub(super) const MAX_RANK: usize = 65_536;
@@ -204,11 +203,11 @@ impl LoraConfig {
 }
 
 /// Patterns as PEFT matches them, `^(.*\.)?(key)$` on the module path. One that matches none of these paths is an error.
-fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Regex, T)>> {
+fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Pattern, T)>> {
     let compile = |(key, value): (&String, &T)| {
-        let regex = regex(setting, key, &format!(r"^(.*\.)?({key})$"))?;
-        if paths.iter().any(|path| regex.is_match(path)) {
-            return Ok((regex, *value));
+        let pattern = Pattern::end(setting, key)?;
+        if paths.iter().map(|path| pattern.matches(path)).collect::<Result<Vec<bool>>>()?.contains(&true) {
+            return Ok((pattern, *value));
         }
         let some = paths[..paths.len().min(6)].join(", ");
         Err(Error::config(setting, key, format!("a match of the end of an adapted module's path, such as {some}")))
@@ -216,8 +215,9 @@ fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String])
     map.iter().map(compile).collect()
 }
 
-fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
+/// What cannot be matched was an error in [`patterns`].
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.matches(path).unwrap_or(false)).map(|(_, value)| *value)
 }
 
 /// Low-rank factors at some sites.
@@ -309,6 +309,33 @@ impl Method for LoraConfig {
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
         Ok(LoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+    }
+
+    /// Of twice the rank, with the same scale.
+    fn started(&self, _start: Start) -> Self {
+        let factor = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
+        LoraConfig {
+            r: 2 * self.r,
+            lora_alpha: factor * self.lora_alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(key, r)| (key.clone(), 2 * r)).collect(),
+            alpha_pattern: self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), factor * alpha)).collect(),
+            ..self.clone()
+        }
+    }
+
+    fn taken_out(&self, tuner: Lora, start: Start, base: &Base) -> Result<Lora> {
+        let joined = |param: &Param<Tensor<2>>, more: Tensor<2>, dim| {
+            let both = Tensor::cat(vec![param.val().without_autodiff(), more], dim);
+            Param::from_tensor(Tensor::from_inner(both))
+        };
+        let doubled = |(site, factors): (Site, &Factors)| {
+            let w = base.weight(site).dense();
+            let [a, b] = start::taken(start, &w, factors.a.dims()[1], factors.scale)?;
+            let (a, b) = (joined(&factors.a, a, 1), joined(&factors.b, -b, 0));
+            Ok((site, Factors { a, b, ..factors.clone() }))
+        };
+        let factors = tuner.factors.iter().map(doubled).collect::<Result<SiteMap<Factors>>>()?;
+        Ok(Lora { factors, ..tuner })
     }
 
     fn adapterhub() -> Option<AdapterHub<Self>> {

@@ -4,3 +4,4 @@ pub mod adalora;
 mod dora;
 pub mod intrinsic_said;
 pub mod lora;
+mod start;

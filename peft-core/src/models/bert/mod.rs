@@ -8,7 +8,7 @@ pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
 use crate::activation::gelu;
-use crate::{Architecture, Attention, Error, Part, Result, Sequence, Site, Stack};
+use crate::{Attention, Error, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, and the pooler where there is one.
 pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
@@ -46,11 +46,11 @@ fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
 }
 
 /// Prompts first, then the tokens. RoBERTa counts only tokens that are not padding, which has the position before the first;
-/// behind a prompt it counts all, since the reference then sees vectors instead of ids.
+/// behind a prompt it counts all, since the reference then sees vectors instead of ids, and so it does without a padding token.
 fn position_ids(frame: &Frame<'_>, prompt: usize, offset: usize) -> Tensor<2, Int> {
     let (shape, [size, tokens]) = (&*frame.base.shape, frame.batch.dims());
-    let (first, offset) = (shape.first_position() as i64, offset as i64);
-    if shape.architecture == Architecture::Bert || prompt > 0 {
+    let (first, offset) = (shape.first_position as i64, offset as i64);
+    if first == 0 || prompt > 0 {
         let row =
             Tensor::<1, Int>::arange(first + offset..first + offset + (prompt + tokens) as i64, &frame.base.device);
         return row.unsqueeze::<2>().repeat_dim(0, size);

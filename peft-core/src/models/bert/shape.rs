@@ -70,6 +70,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         types: if roberta { 1 } else { 2 },
         eps: if roberta { 1e-5 } else { 1e-12 },
         pad: usize::from(roberta),
+        first_position: if roberta { 2 } else { 0 },
         stop: vec![],
         dropout: 0.1,
         attention_dropout: 0.1,
@@ -93,8 +94,15 @@ pub(crate) fn from_fields(fields: &Fields<'_>, architecture: Architecture) -> Re
         return Err(fields.wrong("num_attention_heads", format!("a divisor of hidden_size {hidden}")));
     }
     let vocab = fields.number("vocab_size", None, 1..=4_000_000)?;
-    let pad = fields.number("pad_token_id", Some(usize::from(roberta)), 0..=vocab - 1)?;
-    let least_positions = if roberta { pad + 2 } else { 1 };
+    let pad = fields.pad(vocab, usize::from(roberta))?;
+    fields.ids("eos_token_id", vocab)?;
+    let first_position = match (roberta, pad) {
+        (true, None) if fields.get("pad_token_id").and_then(Value::as_i64) != Some(-1) => {
+            return Err(fields.wrong("pad_token_id", format!("-1, or an id below {vocab}: positions begin behind it")));
+        }
+        (true, pad) => pad.map_or(0, |pad| pad + 1),
+        (false, _) => 0,
+    };
     let dropout = fields.real("hidden_dropout_prob", 0.1, 0.0..1.0)?;
     Ok(Shape {
         architecture,
@@ -104,10 +112,11 @@ pub(crate) fn from_fields(fields: &Fields<'_>, architecture: Architecture) -> Re
         head_width: hidden / heads,
         intermediate: fields.number("intermediate_size", None, 1..=262_144)?,
         vocab,
-        positions: fields.number("max_position_embeddings", None, least_positions..=1_000_000)?,
+        positions: fields.number("max_position_embeddings", None, first_position + 1..=1_000_000)?,
         types: fields.number("type_vocab_size", Some(2), 1..=1_000)?,
         eps: fields.real("layer_norm_eps", 1e-12, 0.0..1.0)?,
-        pad,
+        pad: pad.unwrap_or(0),
+        first_position,
         stop: vec![],
         dropout,
         attention_dropout: fields.real("attention_probs_dropout_prob", 0.1, 0.0..1.0)?,
@@ -131,7 +140,7 @@ pub(crate) fn to_config(shape: &Shape) -> Value {
         "max_position_embeddings": shape.positions,
         "type_vocab_size": shape.types,
         "layer_norm_eps": shape.eps,
-        "pad_token_id": shape.pad,
+        "pad_token_id": if shape.architecture == Architecture::Roberta { shape.first_position as i64 - 1 } else { shape.pad as i64 },
         "hidden_dropout_prob": shape.dropout,
         "attention_probs_dropout_prob": shape.attention_dropout,
         "classifier_dropout": shape.classifier_dropout,

@@ -106,6 +106,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         types: 0,
         eps: if tied { 1e-5 } else { 1e-6 },
         pad: 0,
+        first_position: 0,
         stop: vec![2],
         dropout: 0.0,
         attention_dropout: 0.0,
@@ -134,7 +135,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
     }
     let vocab = fields.number("vocab_size", None, 1..=4_000_000)?;
     let stop = fields.ids("eos_token_id", vocab)?.unwrap_or_default();
-    let pad = fields.number("pad_token_id", Some(stop.first().copied().unwrap_or(0)), 0..=vocab - 1)?;
+    let pad = fields.pad(vocab, stop.first().copied().unwrap_or(0))?.unwrap_or(0);
     let positions = fields.number("max_position_embeddings", Some(2048), 1..=100_000_000)?;
     let (theta, scaling) = rotary(fields, positions)?;
     Ok(Shape {
@@ -155,6 +156,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
         types: 0,
         eps: fields.real("rms_norm_eps", 1e-6, 0.0..1.0)?,
         pad,
+        first_position: 0,
         stop,
         dropout: 0.0,
         attention_dropout: fields.real("attention_dropout", 0.0, 0.0..1.0)?,

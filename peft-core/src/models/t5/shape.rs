@@ -106,6 +106,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         types: 0,
         eps: 1e-6,
         pad: 0,
+        first_position: 0,
         stop: vec![1],
         dropout: 0.1,
         attention_dropout: 0.1,
@@ -121,7 +122,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
     let vocab = fields.number("vocab_size", None, 1..=4_000_000)?;
     let gated = fields.choice("feed_forward_proj", &[("relu", false), ("gated-gelu", true)])?;
     let layers = fields.number("num_layers", None, 1..=1_000)?;
-    let pad = fields.number("pad_token_id", Some(0), 0..=vocab - 1)?;
+    let pad = fields.pad(vocab, 0)?.unwrap_or(0);
     let dropout = fields.real("dropout_rate", 0.1, 0.0..1.0)?;
     let tied = fields.flag("tie_word_embeddings", true)?;
     let buckets = fields.number("relative_attention_num_buckets", Some(32), 4..=65_536)?;
@@ -145,6 +146,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
         types: 0,
         eps: fields.real("layer_norm_epsilon", 1e-6, 0.0..1.0)?,
         pad,
+        first_position: 0,
         stop: fields.ids("eos_token_id", vocab)?.unwrap_or(vec![1]),
         dropout,
         attention_dropout: dropout,
