@@ -11,7 +11,7 @@ use common::{assert_error, written};
 use peft_core::io::Pretrained;
 use peft_core::load::{Checkpoint, write_safetensors};
 use peft_core::testing::{device, golden, warnings};
-use peft_core::{Bare, Batch, Example, Result, Trained};
+use peft_core::{Bare, Batch, Example, Head, Result, Trained};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -38,7 +38,7 @@ fn open(dir: &Path) -> (Result<Pretrained>, Vec<String>) {
 }
 
 /// Moves the word table (and the bias of a head for words) to these names; `+1` is a table of other values.
-fn moved(names: &'static [&'static str]) -> impl Fn(&mut Tensors) {
+fn moved<'a>(names: &'a [&'a str]) -> impl Fn(&mut Tensors) + use<'a> {
     move |tensors| {
         for (from, word) in [
             ("shared.weight", "weight"),
@@ -95,6 +95,21 @@ fn a_tied_table_may_have_any_of_its_names() {
         let found = found.unwrap().base;
         assert!(!found.shape().tied && told.is_empty(), "{model} {names:?}: {told:?}");
         assert_eq!(found.shape().places().len(), golden::model(model).base.shape().places().len() + 1);
+    }
+    for (model, names, own_table) in [
+        ("bert-mlm", [BERT, "cls.predictions.decoder.weight+1", "cls.predictions.bias+1"], true),
+        ("bert-mlm", [BERT, "cls.predictions.decoder.bias+1", "cls.predictions.bias"], false),
+        ("roberta-mlm", [ROBERTA, "lm_head.decoder.weight+1", "lm_head.decoder.bias+1"], true),
+        ("roberta-mlm", [ROBERTA, "lm_head.decoder.bias+1", "lm_head.bias"], false),
+    ] {
+        let head = |model: Pretrained| match model.head {
+            Some(Head::MaskedLm(head)) => (head.decoder.is_some(), head.bias.val().into_data()),
+            other => panic!("{names:?}: {other:?}"),
+        };
+        let (found, told) = open(variant(model, moved(&names), &[]).path());
+        let ((found, bias), (_, plain)) = (head(found.unwrap()), head(golden::model(model)));
+        assert!(found == own_table && told.is_empty(), "{names:?}: {told:?}");
+        assert_eq!(bias, TensorData::new(plain.iter::<f32>().map(|x| x + 1.0).collect(), plain.shape()), "{names:?}");
     }
     for (model, names, words) in [
         (

@@ -18,7 +18,7 @@ fn aliases(shape: &Shape) -> &'static [&'static str] {
     }
 }
 
-/// Other names of the bias of a head for masked words.
+/// Other names of the bias of a head for masked words. Where both are there, this is the one that transformers adds.
 const BIASES: [[&str; 2]; 2] =
     [["cls.predictions.decoder.bias", "cls.predictions.bias"], ["lm_head.decoder.bias", "lm_head.bias"]];
 
@@ -65,12 +65,9 @@ pub(super) fn settle(file: &mut Checkpoint, mut shape: Shape, config: &Value) ->
         }
     }
     for [alias, name] in BIASES {
-        file.rename(alias, name);
-        if let Some(dims) = file.shape(alias).map(<[usize]>::to_vec)
-            && file.shape(name) == Some(&*dims)
-            && same(file, alias, name, &dims)?
-        {
-            file.remove(alias);
+        if file.shape(alias).is_some() {
+            file.remove(name);
+            file.rename(alias, name);
         }
     }
     // A BERT for masked words is saved without the pooler; RoBERTa's is only of use to those who ask for states.

@@ -51,7 +51,8 @@ fn right_singular(rows: &[Vec<f64>], r: usize) -> Vec<Vec<f64>> {
     vectors.truncate(r);
     if !wide {
         // Left ones: through the matrix they are the right ones.
-        let through = |u: &Vec<f64>| transposed(rows).iter().map(|column| dot(column, u)).collect();
+        let columns = transposed(rows);
+        let through = |u: &Vec<f64>| columns.iter().map(|column| dot(column, u)).collect();
         vectors = vectors.iter().map(through).collect();
     }
     vectors.iter_mut().for_each(|vector| normalize(vector));
