@@ -13,7 +13,7 @@
 //! - e -> 0 is the hard choice: `soft_top_k_without_entropy_chooses_hard`
 //! - padding is never chosen, each sequence has its own k: `C7`
 //!
-//! Differs from the paper: no pretraining with routing. Tokens attend to those that run with them (the paper's k-to-k attention). Routers and adapters are in the encoder only. RoBERTa and BERT are an extension: the sum of a layer is not normalized again. A decoder alone is refused, since the choice would look ahead. A head that reads the first token leaves the last router without a gradient where that token is not chosen.
+//! Differs from the paper: no pretraining with routing. Tokens attend to those that run with them (the paper's k-to-k attention). Routers and adapters are in the encoder only. RoBERTa and BERT are an extension: the sum of a layer is not normalized again. A decoder alone is refused, since the choice would look ahead. A head that reads the first token leaves the last router without a gradient where that token is not chosen. The default e is 1, the paper's for speech; for text it has 0.03. In short runs small ones did not train: after 200 steps of 16 on SST-2 (MiniLM, means of two seeds) accuracy is 0.70 with e = 1, 0.71 with 0.3, 0.58 with 0.1 and 0.54 with 0.03 (in 50 steps of the ascent, since 20 end at sum l = 0.91 k), though the chosen tokens have l = 0.42, 0.59, 0.80 and 0.92 at the start, and 0.55, 0.72, 0.84 and 0.94 after: `scripts/bench/coda_epsilon.py`.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, activation};
@@ -43,8 +43,8 @@ pub struct CodaConfig {
 }
 
 impl Default for CodaConfig {
-    /// The paper's: a third of the tokens, adapters of width 64, 20 steps; of its range for the entropy, 0.02 to 1, the softest, which
-    /// so few steps reach.
+    /// The paper's: a third of the tokens, adapters of width 64, 20 steps; of its range for the entropy, 0.02 to 1, the softest, by the
+    /// measurement in the card.
     fn default() -> Self {
         CodaConfig::new(3)
     }
@@ -314,6 +314,55 @@ mod tests {
             let expected = Tensor::<2>::from_data(TensorData::new(expected, [2, 11]), &device());
             assert_close(found, expected, SAME_FUNCTION, "the largest");
         }
+    }
+
+    /// On scores as spread as those of new routers on states of width 384. With a small e the sum is far from k yet, and what one
+    /// score moves is many times as much.
+    #[test]
+    fn the_default_ascent_arrives_and_is_gentle() {
+        let CodaConfig { iterations, epsilon, .. } = CodaConfig::default();
+        assert_eq!((iterations, epsilon), (20, 1.0));
+        let (device, k) = (device().autodiff(), Tensor::<2>::full([32, 1], 8.0, &device()));
+        let ascent = |epsilon: f64| {
+            let scores: Tensor<2> = Random::new(3, "scores").normal_tensor([32, 24], 0.2, &device);
+            let (scores, padding) = (scores.require_grad(), Tensor::full([32, 24], false, &device.clone().inner()));
+            let l = soft_top_k(scores.clone(), padding, k.clone(), iterations, epsilon);
+            let sums = l.clone().inner().sum_dim(1) / 8.0;
+            let moved = scores.grad(&l.powi_scalar(2).sum().backward()).unwrap();
+            (sums, moved.abs().mean().into_scalar::<f32>())
+        };
+        let ((sums, gentle), (short, rough)) = (ascent(epsilon), ascent(0.03));
+        assert_close(sums, Tensor::ones([32, 1], &k.device()), SAME_FUNCTION, "sum l / k");
+        assert!(short.mean().into_scalar::<f32>() < 0.95);
+        assert!(rough > 5.0 * gentle, "{rough} against {gentle}");
+    }
+
+    /// From b = -s the first step's sum of exponentials is the number of tokens: l = min(1, k / n exp(s / 4)).
+    #[test]
+    fn the_first_step_is_that_from_minus_the_scores() {
+        let (scores, padding, k) = problem(1);
+        let found = soft_top_k(scores.clone(), padding.clone(), k.clone(), 1, 1.0);
+        let tokens = padding.clone().bool_not().float().sum_dim(1);
+        let expected = ((scores / ANNEALING.0).exp() * (k / tokens)).clamp_max(1.0).mask_fill(padding, 0.0);
+        assert_close(found, expected, SAME_FUNCTION, "one step");
+    }
+
+    #[test]
+    fn only_routers_may_rest() {
+        let coda = CodaConfig::new(2).init(&base("t5-tiny", &device()), 1).unwrap();
+        let names: Vec<String> = peft_core::view::tensors(&coda).into_keys().collect();
+        assert!(names.iter().all(|name| coda.may_rest(name) != name.starts_with("adapters.")));
+    }
+
+    /// Beside a longer one, and after a single step of the ascent, which has not arrived.
+    #[test]
+    fn a_token_alone_is_not_shared() {
+        let scores = Tensor::<2>::from_data([[-3.0f32, 0.0, 0.0], [0.0, 1.0, 2.0]], &device());
+        let padding = Tensor::<2, Bool>::from_data([[false, true, true], [false, false, false]], &device());
+        let share = Route::new(scores, Some(padding), &CodaConfig::new(2).with_ascent(1, 1.0)).share;
+        let share = share.into_data().iter::<f32>().collect::<Vec<_>>();
+        assert_eq!(share[..2], [1.0, 0.0]);
+        assert!(share[3] < 1.0, "{share:?}");
     }
 
     #[test]

@@ -207,3 +207,16 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn of_two_tokens_one_runs() {
+    for base in bases() {
+        let coda = random(&CodaConfig::new(2), &base, 1);
+        let x = sequence(&base, 1);
+        let x = Sequence { hidden: x.hidden.narrow(1, 0, 2), mask: Mask::default(), ..x };
+        layer(&coda, &base, Site::encoder(1, Part::Layer), x, &|x| {
+            assert_eq!(x.hidden.dims(), [2, 1, 24]);
+            f(x)
+        });
+    }
+}
