@@ -153,3 +153,90 @@ impl Optim {
         load.0
     }
 }
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use super::*;
+    use crate::Affine;
+    use crate::random::Random;
+    use crate::testing::tolerances::SAME_FUNCTION;
+    use crate::testing::{assert_close, device};
+
+    const RATE: f64 = 0.1;
+
+    fn map() -> Affine {
+        Affine::init([3, 2], 0.5, Random::new(1, "map"), &device().autodiff())
+    }
+
+    /// What step 1, 2, .. gets.
+    fn gradients(map: &Affine, step: usize) -> GradientsParams {
+        let random = |leaf| Random::new(step as u64, leaf);
+        let mut gradients = GradientsParams::new();
+        gradients.register(map.weight.id, random("weight").normal_tensor::<2>([3, 2], 1.0, &device()));
+        gradients.register(map.bias.id, random("bias").normal_tensor::<1>([2], 1.0, &device()));
+        gradients
+    }
+
+    fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+        tensor.into_data().iter::<f32>().map(f64::from).collect()
+    }
+
+    /// Against its equations in f64, with weight decay of the matrix alone.
+    #[test]
+    fn steps_are_adamw_with_the_settings_of_the_run() {
+        let config = TrainConfig {
+            adam_beta1: 0.7,
+            adam_beta2: 0.8,
+            adam_epsilon: 0.05,
+            weight_decay: 0.3,
+            ..TrainConfig::default()
+        };
+        let (mut optim, mut trained) = (Optim::of(&config), map());
+        trained.bias = trained.bias.set_require_grad(false);
+        let mut expected: Vec<(f64, [f64; 2])> = [numbers(trained.weight.val()), numbers(trained.bias.val())]
+            .concat()
+            .into_iter()
+            .map(|x| (x, [0.0; 2]))
+            .collect();
+        for step in 1..=3 {
+            let given = gradients(&trained, step);
+            let all = [
+                numbers(given.get::<2>(trained.weight.id).unwrap()),
+                numbers(given.get::<1>(trained.bias.id).unwrap()),
+            ];
+            for (i, ((x, [m, v]), g)) in expected.iter_mut().zip(all.concat()).enumerate() {
+                let decay = if i < 6 { config.weight_decay } else { 0.0 };
+                *m = config.adam_beta1 * *m + (1.0 - config.adam_beta1) * g;
+                *v = config.adam_beta2 * *v + (1.0 - config.adam_beta2) * g * g;
+                let unbiased = |x: f64, beta: f64| x / (1.0 - beta.powi(step as i32));
+                let size = unbiased(*v, config.adam_beta2).sqrt() + config.adam_epsilon;
+                *x -= RATE * (decay * *x + unbiased(*m, config.adam_beta1) / size);
+            }
+            trained = optim.update(trained, given, |name| Update { rate: RATE, decays: name == "weight" });
+        }
+        let expected: Vec<f32> = expected.into_iter().map(|(x, _)| x as f32).collect();
+        let found = Tensor::cat(vec![trained.weight.val().inner().flatten::<1>(0, 1), trained.bias.val()], 0);
+        assert_close(found, Tensor::from_data(&expected[..], &device()), SAME_FUNCTION, "three steps");
+        assert!(trained.weight.val().is_require_grad() && !trained.bias.val().is_require_grad());
+        optim.reset(trained.weight.id);
+        assert!(optim.state::<()>(trained.weight.id).is_none());
+    }
+
+    /// A step of Adafactor is proportional to the rate, whatever the parameter's size, and its decay to both.
+    #[test]
+    fn adafactor_follows_the_rate_and_decays() {
+        let moved = |weight_decay: f64, rate: f64, size: f64| {
+            let config = TrainConfig { optim: Rule::Adafactor, weight_decay, ..TrainConfig::default() };
+            let mut start = map();
+            start.weight = start.weight.map(|w| Tensor::from_inner(w.inner() * size).require_grad());
+            let given = gradients(&start, 1);
+            let end = Optim::of(&config).step(start.clone(), given, |_| rate);
+            (end.weight.val() - start.weight.val()).inner()
+        };
+        let step = moved(0.0, RATE, 1.0);
+        assert_close(moved(0.0, 2.0 * RATE, 1.0), step.clone() * 2.0, SAME_FUNCTION, "twice the rate");
+        assert_close(moved(0.0, RATE, 3.0), step.clone(), SAME_FUNCTION, "a larger parameter");
+        let decay = map().weight.val().inner() * (-RATE * 0.3);
+        assert_close(moved(0.3, RATE, 1.0), step + decay, SAME_FUNCTION, "with decay");
+    }
+}

@@ -132,3 +132,134 @@ impl<A: Adapter + Procedure, B: Adapter + Procedure> Procedure for (A, B) {
         Ok(((first, second), base))
     }
 }
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use burn::module::{Module, Param};
+
+    use super::*;
+    use crate::testing::{base, device, examples};
+    use crate::train::TrainConfig;
+    use crate::{Head, Hooks, adapter};
+
+    /// A number that each call changes, by the call, by what the base says and by whether it is odd.
+    #[derive(Module, Debug)]
+    struct Number {
+        value: Param<Tensor<1>>,
+        #[module(skip)]
+        odd: bool,
+    }
+
+    impl Hooks for Number {}
+    adapter!(Number);
+
+    impl Number {
+        fn new(value: f32, odd: bool) -> Self {
+            Number { value: Param::from_tensor(Tensor::from_data([value], &device())), odd }
+        }
+
+        fn get(&self) -> f32 {
+            self.value.val().into_scalar()
+        }
+
+        fn times(self, base: Base, factor: f32) -> Result<(Self, Base)> {
+            let dropout = base.shape().dropout;
+            let value = self.value.map(|value| value * factor + dropout);
+            Ok((Number { value, ..self }, base.with_dropout(dropout / 2.0 + 0.125)))
+        }
+    }
+
+    impl Procedure for Number {
+        fn prepare(self, base: Base, _data: Probe<'_>) -> Result<(Self, Base)> {
+            self.times(base, 2.0)
+        }
+
+        fn sample(self, random: &mut Random) -> Self {
+            let drawn = random.unit();
+            Number { value: self.value.map(|value| value + drawn), ..self }
+        }
+
+        fn couples_samples(&self) -> bool {
+            self.odd
+        }
+
+        fn penalty(&self) -> Option<Tensor<1>> {
+            self.odd.then(|| self.value.val())
+        }
+
+        fn rate(&self, name: &str, rate: f64) -> f64 {
+            if self.odd && name == "value" { rate * 2.0 } else { rate }
+        }
+
+        fn decays(&self, name: &str) -> bool {
+            !(self.odd && name == "value")
+        }
+
+        fn may_rest(&self, name: &str) -> bool {
+            self.odd && name == "value"
+        }
+
+        fn gradients(&mut self, mut gradients: GradientsParams, step: usize) -> GradientsParams {
+            gradients.register(self.value.id, Tensor::<1>::full([1], step as f64 * f64::from(self.get()), &device()));
+            gradients
+        }
+
+        fn changes_base(&self) -> bool {
+            self.odd
+        }
+
+        fn after_step(self, base: Base, _optim: &mut Optim, before: &Self, step: usize) -> Result<(Self, Base)> {
+            self.times(base, before.get() + step as f32)
+        }
+
+        fn finish(self, base: Base) -> Result<(Self, Base)> {
+            self.times(base, 5.0)
+        }
+    }
+
+    #[test]
+    fn a_pair_does_what_the_first_does_and_then_the_second() {
+        let plain = base("roberta-tiny", &device()).with_dropout(0.5);
+        let (head, examples) = (Head::classifier(&plain, 2, 3), examples(&plain));
+        let mut optim = Optim::of(&TrainConfig::default());
+        for [odd, even] in [[true, false], [false, true], [true, true], [false, false]] {
+            let (a, b) = (Number::new(3.0, odd), Number::new(7.0, even));
+            let mut pair = (a.clone(), b.clone());
+            assert_eq!(pair.couples_samples(), odd || even);
+            assert_eq!(pair.changes_base(), odd || even);
+            let penalties = [&a, &b].map(|one| one.penalty().map(|x| x.into_scalar::<f32>()));
+            let sum = penalties.iter().flatten().copied().reduce(|a, b| a + b);
+            assert_eq!(pair.penalty().map(|x| x.into_scalar::<f32>()), sum);
+            for (name, one) in [("0.value", &a), ("1.value", &b)] {
+                assert_eq!(pair.rate(name, 3.0), one.rate("value", 3.0));
+                assert_eq!(pair.decays(name), one.decays("value"));
+                assert_eq!(pair.may_rest(name), one.may_rest("value"));
+            }
+            let given = pair.gradients(GradientsParams::new(), 4);
+            for one in [&a, &b] {
+                let gradient = given.get::<1>(one.value.id).map(|g| g.into_scalar::<f32>());
+                assert_eq!(gradient, Some(4.0 * one.get()));
+            }
+            let (mut random, mut again) = (Random::new(1, "draws"), Random::new(1, "draws"));
+            let drawn = pair.clone().sample(&mut random);
+            assert_eq!([drawn.0.get(), drawn.1.get()], [&a, &b].map(|one| one.clone().sample(&mut again).get()));
+
+            let check = |found: Result<((Number, Number), Base)>, a: Number, b: Number, base: Base| {
+                let (found, changed) = found.unwrap();
+                assert_eq!([found.0.get(), found.1.get()], [a.get(), b.get()]);
+                assert_eq!(changed.shape().dropout, base.shape().dropout);
+            };
+            let probe = Probe::new(&head, &examples);
+            let (first, base) = a.clone().prepare(plain.clone(), probe).unwrap();
+            let (second, base) = b.clone().prepare(base, probe).unwrap();
+            check(pair.clone().prepare(plain.clone(), probe), first, second, base);
+            let before = (Number::new(11.0, odd), Number::new(13.0, even));
+            let (first, base) = a.clone().after_step(plain.clone(), &mut optim, &before.0, 4).unwrap();
+            let (second, base) = b.clone().after_step(base, &mut optim, &before.1, 4).unwrap();
+            check(pair.clone().after_step(plain.clone(), &mut optim, &before, 4), first, second, base);
+            let (first, base) = a.finish(plain.clone()).unwrap();
+            let (second, base) = b.finish(base).unwrap();
+            check(pair.finish(plain.clone()), first, second, base);
+        }
+    }
+}

@@ -12,7 +12,7 @@ use peft_core::testing::tolerances::{
 use peft_core::testing::{examples, golden::named, randomized};
 use peft_core::train::{Probe, Procedure, Run, Schedule, TrainConfig};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Base, Head, Key, Label, Method, Part, Result, Trained};
+use peft_core::{Base, Example, Head, Key, Label, Method, Part, Result, Trained};
 use peft_reparam::LoraConfig;
 use peft_unified::{Pruned, Scorer, Sparse, SparseConfig};
 use proptest::prelude::*;
@@ -348,6 +348,32 @@ fn large_sparse_is_as_large_as_the_narrow_one() {
         let left: f32 = masks(&large.init(&base, 1).unwrap()).into_values().flatten().sum();
         let matrices = tensors(&narrow.init(&base, 1).unwrap()).into_values().filter(|data| data.shape().len() == 2);
         assert_eq!(left as usize, matrices.map(|data| data.shape().num_elements()).sum::<usize>());
+    }
+}
+
+/// To the nearest width.
+#[test]
+fn large_sparse_has_a_rounded_width() {
+    let width =
+        |narrow| SparseConfig::large(adapter().with_bottleneck(narrow), 0.4, Scorer::Magnitude).inner.bottleneck;
+    assert_eq!([5, 6, 7].map(width), [8, 10, 12]);
+}
+
+/// Scores of one drawn example are those of data that have no other.
+#[test]
+fn as_many_examples_as_asked_for_make_the_scores() {
+    for base in bases() {
+        let (head, examples) = (head(&base), examples(&base));
+        let drawn = Probe::new(&head, &examples).draw(1)[0];
+        for scorer in [Scorer::Snip, Scorer::Grasp] {
+            let masks_of = |examples: &[Example], samples| {
+                let start = SparseConfig::new(adapter(), 0.5, scorer).with_samples(samples).init(&base, 1).unwrap();
+                masks(&start.prepare(base.clone(), Probe::new(&head, examples)).unwrap().0)
+            };
+            let one = masks_of(&examples, 1);
+            assert_eq!(one, masks_of(&examples[drawn..=drawn], 320));
+            assert_ne!(one, masks_of(&examples, 2));
+        }
     }
 }
 
