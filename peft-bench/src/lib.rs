@@ -5,4 +5,5 @@ pub mod hermetic;
 pub mod machine;
 pub mod registry;
 pub mod reproduce;
+pub mod signals;
 pub mod tasks;

@@ -1,10 +1,35 @@
 //! What can go wrong, with the values that were found and the values that are allowed.
 
-use std::fmt;
+use std::fmt::{self, Display, Write};
 use std::path::{Path, PathBuf};
 
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A text as a terminal can show it: characters that it would obey, which names in files may have, as `\u001b`.
+pub fn shown(text: impl Display) -> String {
+    escaped(text, |_| false)
+}
+
+/// The same of a text of several lines, which keeps these and its tabs.
+pub fn shown_lines(text: impl Display) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escaped(text: impl Display, keeps: impl Fn(char) -> bool) -> String {
+    // Beside the control characters those that turn the direction of writing.
+    let obeyed = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut safe = String::new();
+    for c in text.to_string().chars() {
+        match obeyed(c) && !keeps(c) {
+            true => write!(safe, "\\u{:04x}", u32::from(c)).unwrap_or_else(|_| unreachable!("memory takes it")),
+            false => safe.push(c),
+        }
+    }
+    safe
+}
 
 /// An error of this workspace. Its message names the file, key or site, the value found and what is allowed. `Debug` gives the same
 /// message, so that a `main` that returns an error prints what a person reads.
@@ -12,7 +37,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("{}", shown(format_args!("cannot {action} {}: {source}", path.display())))]
     Io {
         /// What was attempted, as a verb: "read", "write", "create".
         action: &'static str,
@@ -22,7 +47,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file was read, but its content is not what it should be.
-    #[error("{path}: {key}: found {found}, expected {expected}")]
+    #[error("{}", shown(format_args!("{}: {key}: found {found}, expected {expected}", path.display())))]
     File {
         /// The file.
         path: PathBuf,
@@ -34,7 +59,7 @@ pub enum Error {
         expected: String,
     },
     /// A setting has a value that cannot be.
-    #[error("{key}: {found} is not allowed, expected {expected}")]
+    #[error("{}", shown(format_args!("{key}: {found} is not allowed, expected {expected}")))]
     Config {
         /// The setting.
         key: String,
@@ -44,7 +69,7 @@ pub enum Error {
         expected: String,
     },
     /// A pattern of sites matches nothing in the model.
-    #[error("the site pattern {pattern:?} matches nothing in this model; its modules are {allowed}")]
+    #[error("the site pattern {pattern:?} matches nothing in this model; its modules are {}", shown(allowed))]
     NoSite {
         /// The pattern.
         pattern: String,
@@ -60,15 +85,21 @@ pub enum Error {
         allowed: usize,
     },
     /// Training met a value from which it cannot go on.
-    #[error("step {step}: {what}")]
+    #[error("step {step}: {}", shown(what))]
     Training {
         /// The optimizer step, counted from 1.
         step: usize,
         /// What happened.
         what: String,
     },
+    /// A run was asked to stop, by `Observer::stops`.
+    #[error("stopped after step {step}")]
+    Stopped {
+        /// The last step that was done, counted from 1.
+        step: usize,
+    },
     /// A check at the end of a run, of a merge or of a save failed: the result is not to be trusted.
-    #[error("check failed: {what}: {detail}")]
+    #[error("check failed: {what}: {}", shown(detail))]
     Check {
         /// What was checked.
         what: &'static str,
@@ -120,5 +151,29 @@ impl Error {
     /// A setting has a value that cannot be.
     pub fn config(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Config { key: key.into(), found: found.to_string(), expected: expected.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped_in_every_error() {
+        let bad = "\u{1b}[31m\r\n\u{9b}2J\u{202e}x\u{7f}";
+        let text = bad.to_string();
+        for error in [
+            Error::io("read", bad)(std::io::Error::other(bad)),
+            Error::file(bad, bad, bad, bad),
+            Error::config(bad, bad, bad),
+            Error::NoSite { pattern: text.clone(), allowed: text.clone() },
+            Error::Training { step: 1, what: text.clone() },
+            Error::Check { what: "a check", detail: text },
+        ] {
+            let told = error.to_string();
+            assert_eq!(shown(&told), told);
+            assert!(told.contains("\\u001b[31m\\u000d\\u000a\\u009b2J\\u202ex\\u007f"), "{told}");
+        }
+        assert_eq!(shown_lines("a\tb\n\u{1b}"), "a\tb\n\\u001b");
     }
 }

@@ -1,14 +1,29 @@
 //! Whole files: read under a size limit, written all or nothing.
 
+mod inputs;
+#[cfg(feature = "load")]
+mod manifest;
+mod write;
+
 use std::fmt;
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
 
-use burn_pack::AtomicFile;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+
+pub use inputs::Inputs;
+#[cfg(feature = "load")]
+pub(crate) use manifest::write_sealed;
+#[cfg(feature = "load")]
+pub use manifest::{MANIFEST, Verified, check_replaceable, replace_directory, verify};
+#[cfg(feature = "train")]
+pub(crate) use write::{LOCK, is_partial, remove_partial};
+pub use write::{
+    check_file, check_new_directory, hold, lock, remove_scratch, remove_unfinished, write_directory, write_file,
+};
 
 use crate::{Error, Result};
 
@@ -154,139 +169,4 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Re
         let place = format!("line {} column {}", error.line(), error.column());
         Error::file(path, place, error, expected)
     })
-}
-
-/// Writes a file all or nothing: until it is complete, what stood at `path` before stays.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    if path.metadata().is_ok_and(|kind| !kind.is_file()) {
-        return Err(Error::file(path, "file type", "a directory or a special file", "a regular file, or none yet"));
-    }
-    let refused = |error: burn_pack::Error| Error::io("write", path)(std::io::Error::other(error.to_string()));
-    let (scratch, mut file) = AtomicFile::create(path).map_err(refused)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
-    drop(file);
-    scratch.commit().map_err(refused)
-}
-
-/// Whether [`write_directory`] will be able to make this directory, asked before the work that fills it.
-pub fn check_new_directory(path: &Path) -> Result<()> {
-    name(path)?;
-    occupied(path)?;
-    let folder = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    let probe = folder.join(format!(".probe-{}", std::process::id()));
-    std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe)).map_err(Error::io("create", path))
-}
-
-/// Whether a file can be made here and nothing is in its place, asked before the work that fills it.
-pub fn check_new_file(path: &Path) -> Result<()> {
-    if path.symlink_metadata().is_ok() {
-        return Err(Error::file(path, "file", "something in its place", "a new file"));
-    }
-    check_new_directory(path)
-}
-
-fn name(path: &Path) -> Result<&std::ffi::OsStr> {
-    path.file_name().ok_or_else(|| Error::config("output", path.display(), "the name of a directory"))
-}
-
-fn occupied(path: &Path) -> Result<()> {
-    let free = match path.read_dir() {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(_) => path.symlink_metadata().is_err(),
-    };
-    if free {
-        Ok(())
-    } else {
-        Err(Error::file(path, "directory", "something in its place", "a new or empty directory"))
-    }
-}
-
-/// Takes a directory for this process, as long as the file that is returned lives.
-pub fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
-    let lock = File::create(&path).map_err(Error::io("create", &path))?;
-    hold(&lock, dir).map(|()| lock)
-}
-
-/// Takes what lies at `path` for this process, as long as the file lives.
-pub fn hold(file: &File, path: &Path) -> Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::file(path, "lock", "another run that writes here", "one run for each output"))
-        }
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
-    }
-}
-
-/// Removes what processes that were killed have left half-written in a directory, which must be locked.
-#[cfg(feature = "train")]
-pub(crate) fn remove_partial(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
-        let path = entry.map_err(Error::io("read", dir))?.path();
-        let partial = path.file_name().is_some_and(|name| name.to_string_lossy().contains(PARTIAL));
-        if partial && path.is_dir() {
-            std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// What the names of half-written directories contain.
-const PARTIAL: &str = ".partial-";
-
-/// A directory that no other process holds, as long as the handle lives; none where the system cannot tell.
-fn held(dir: &Path) -> Option<File> {
-    File::open(dir).ok().filter(|dir| dir.try_lock().is_ok())
-}
-
-/// Removes siblings of a directory whose names start so and which no process holds. What cannot be removed does no harm.
-fn remove_left(path: &Path, start: &str) {
-    let siblings =
-        path.parent().and_then(|parent| if parent == Path::new("") { Path::new(".") } else { parent }.read_dir().ok());
-    for sibling in siblings.into_iter().flatten().flatten() {
-        if sibling.file_name().to_string_lossy().starts_with(start) && held(&sibling.path()).is_some() {
-            let _ = std::fs::remove_dir_all(sibling.path());
-        }
-    }
-}
-
-/// Makes a directory all or nothing: `fill` writes into a sibling, which takes the name when it is complete. A directory that
-/// already holds something is left alone, with an error. A sibling that a process left which was killed is removed.
-pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    occupied(path)?;
-    let start = format!(".{}{PARTIAL}", name(path)?.to_string_lossy());
-    remove_left(path, &start);
-    let aside = path.with_file_name(format!("{start}{}", std::process::id()));
-    let created = std::fs::create_dir_all(&aside).map_err(Error::io("create", path));
-    let _held = held(&aside);
-    let written = created
-        .and_then(|()| fill(&aside))
-        .and_then(|value| std::fs::rename(&aside, path).map(|()| value).map_err(Error::io("create", path)));
-    if written.is_err() {
-        // The first error is the one to report; what cannot be removed is named as partial.
-        let _ = std::fs::remove_dir_all(&aside);
-    }
-    written
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[cfg(unix)]
-    #[test]
-    fn what_a_killed_process_left_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let sibling = |name: &str| folder.path().join(name);
-        for name in [".out.partial-1", ".out.partial-2", ".output.partial-1"] {
-            std::fs::create_dir(sibling(name)).unwrap();
-        }
-        let writing = held(&sibling(".out.partial-2")).unwrap();
-        write_directory(&sibling("out"), |dir| write_file(&dir.join("file"), b"")).unwrap();
-        let mut left: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, [".out.partial-2", ".output.partial-1", "out"]);
-        drop(writing);
-    }
 }

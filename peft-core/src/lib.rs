@@ -40,7 +40,7 @@ mod within;
 pub use adapter::{Adapter, Bare, Tuner};
 pub use batch::{Batch, Example, Label};
 pub use device::{available, device};
-pub use error::{Error, Result};
+pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
 pub use hooks::{Attention, Hooks, Mask, Next, Sequence};
 pub use merge::Merge;

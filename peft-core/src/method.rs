@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{Base, Merge, Place, Procedure, Result, Shape, Site};
+use crate::{Base, Error, Merge, Place, Procedure, Result, Shape, Site};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync {
@@ -32,6 +32,16 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
+
+    /// The same, for a model on which it is to start: what no memory would hold is refused before it is asked for.
+    fn checked_count(&self, shape: &Shape) -> Result<usize> {
+        let (count, most) = (self.count(shape)?, shape.count().saturating_mul(8).max(1 << 26));
+        if count > most {
+            let expected = format!("at most {most} for a model of {}", shape.count());
+            return Err(Error::config(Self::NAME, format!("{count} trainable elements"), expected));
+        }
+        Ok(count)
+    }
 
     /// How many positions of a sequence its virtual tokens take.
     fn virtual_tokens(&self) -> usize {

@@ -135,8 +135,69 @@ fn no_cut_and_no_flipped_bit_panics() {
 
 /// A record of burn with two numbers.
 fn record(name: &str, bytes: &[u8; 8]) -> Vec<u8> {
-    let tensor = burn_pack::Tensor::new(name.into(), DType::F32, [2], None, Bytes::from_bytes_vec(bytes.to_vec()));
-    burn_pack::Writer::new(vec![tensor]).into_bytes().unwrap().to_vec()
+    record_of(&[(name, bytes)])
+}
+
+fn record_of(tensors: &[(&str, &[u8; 8])]) -> Vec<u8> {
+    let tensor = |(name, bytes): &(&str, &[u8; 8])| {
+        burn_pack::Tensor::new(name.to_string(), DType::F32, [2], None, Bytes::from_bytes_vec(bytes.to_vec()))
+    };
+    burn_pack::Writer::new(tensors.iter().map(tensor).collect()).into_bytes().unwrap().to_vec()
+}
+
+/// Bytes that were inserted would move all tensors behind them: wherever they are, the file is refused.
+#[test]
+fn inserted_bytes_are_refused() {
+    let numbers = |a: f32, b: f32| -> [u8; 8] { [a.to_le_bytes(), b.to_le_bytes()].concat().try_into().unwrap() };
+    let good = record_of(&[("v", &numbers(1.0, 2.0)), ("w", &numbers(3.0, 4.0))]);
+    let path = |bytes: &[u8]| written("w.bpk", bytes);
+    let (_dir, file) = path(&good);
+    assert_eq!(Checkpoint::open_file(&file).unwrap().read_f32("w", &[2]).unwrap().as_bytes(), numbers(3.0, 4.0));
+    for place in 0..=good.len() {
+        for inserted in [&[0u8][..], &[7], &[0; 4], &[0; 256], &[1; 256]] {
+            let (_dir, file) = path(&[&good[..place], inserted, &good[place..]].concat());
+            assert_error(Checkpoint::open_file(&file), &["w.bpk"]);
+            // Zeros can pass for those between tensors.
+            if inserted.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            // The same with the size that it had.
+            let (_dir, file) = path(&[&good[..place], inserted, &good[place..]].concat()[..good.len()]);
+            if let Ok(record) = Checkpoint::open_file(&file) {
+                // What stands behind the last byte that is moved is the last tensor's own.
+                assert!(place >= good.len() - 8 && record.read_f32("v", &[2]).is_ok(), "{place} {inserted:?}");
+            }
+        }
+    }
+}
+
+/// Whatever happens to a file while it is open, its tensors are those that it had, or an error.
+#[test]
+fn a_file_that_changes_while_it_is_open_is_an_error() {
+    let gguf = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/blocks.gguf")).unwrap();
+    for (name, tensor, good) in [
+        ("w.safetensors", "w", one("w", "F32", "[2]", [0, 8], 8)),
+        ("w.bpk", "w", record("w", &[0; 8])),
+        ("w.gguf", "F32", gguf),
+    ] {
+        let (_dir, path) = written(name, &good);
+        let open = || Checkpoint::open_file(&path).unwrap();
+        let read = |file: &Checkpoint| file.bytes(tensor);
+        let before = read(&open()).unwrap();
+        let file = open();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(good.len() as u64 / 2).unwrap();
+        assert_error(read(&file), &[name, "changed while it was read"]);
+        fs::write(&path, &good).unwrap();
+        let file = open();
+        fs::write(&path, vec![1; good.len()]).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert_error(read(&file), &[name, "changed while it was read"]);
+        fs::write(&path, &good).unwrap();
+        let file = open();
+        write_file(&path, b"another").unwrap();
+        assert_eq!(read(&file).unwrap(), before, "a file that takes its place is none of its own");
+    }
 }
 
 /// The state dict {"w": tensor([1., 2.])} as torch before 1.6 wrote it.

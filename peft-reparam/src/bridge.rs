@@ -12,10 +12,12 @@
 //! # Ok::<(), peft_core::Error>(())
 //! ```
 //!
-//! `module.apply_reparameterization(..)` of burn takes the same and does the same, but for the error if no matrix has such a name. The
-//! module is frozen but for what its matrices get.
+//! `module.apply_reparameterization(..)` of burn takes the same and does the same, but for the errors: if no matrix has such a name, and
+//! if one has a form already. The module is frozen but for what its matrices get, in this call or an earlier one.
 
-use burn::module::{LoraAdapter, Module, Param, Reparameterization, Reparameterizer};
+use std::collections::BTreeSet;
+
+use burn::module::{LoraAdapter, Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::tensor::{Device, Tensor};
 use peft_core::random::Random;
 use peft_core::view::shapes;
@@ -38,21 +40,32 @@ pub struct Reparameterize<F> {
     form: F,
     paths: Pattern,
     seed: u64,
+    /// The tensors of forms that the module has already.
+    kept: BTreeSet<String>,
 }
 
 impl<F: Form> Reparameterize<F> {
     /// On matrices whose path in the module, such as `layers.0.mha.query.weight`, ends in a match of `pattern`.
     pub fn new(form: F, pattern: &str, seed: u64) -> Result<Self> {
-        Ok(Reparameterize { form, paths: Pattern::end("pattern", pattern)?, seed })
+        Ok(Reparameterize { form, paths: Pattern::end("pattern", pattern)?, seed, kept: BTreeSet::new() })
     }
 
-    /// The module with the form on its matrices; an error if the pattern matches none.
+    /// The module with the form on its matrices; an error if the pattern matches none, or one that has a form already, of which burn
+    /// would keep the first and this would freeze it.
     pub fn apply<M: Module>(self, module: M) -> Result<M> {
+        let mut forms = Forms::default();
+        module.visit(&mut forms);
+        for matrix in &forms.matrices {
+            if self.paths.matches(matrix)? {
+                let expected = format!("matrices without a form; {matrix} has one already");
+                return Err(Error::config("pattern", self.paths.as_str(), expected));
+            }
+        }
         let matrices = shapes(&module).into_iter().filter(|(_, dims)| dims.len() == 2).map(|(name, _)| name);
-        let names: Vec<String> = matrices.collect();
+        let names: Vec<String> = matrices.filter(|name| !forms.tensors.contains(name)).collect();
         let matched = names.iter().map(|name| self.paths.matches(name)).collect::<Result<Vec<bool>>>()?;
         if matched.contains(&true) {
-            return Ok(module.apply_reparameterization(self));
+            return Ok(module.apply_reparameterization(Reparameterize { kept: forms.tensors, ..self }));
         }
         let some = names[..names.len().min(6)].join(", ");
         Err(Error::config(
@@ -60,6 +73,38 @@ impl<F: Form> Reparameterize<F> {
             self.paths.as_str(),
             format!("a match of the end of a matrix's path, such as {some}"),
         ))
+    }
+}
+
+/// What of a module has a form.
+#[derive(Default)]
+struct Forms {
+    path: Vec<String>,
+    /// How deep in the path the form begins that is being visited.
+    within: Option<usize>,
+    matrices: BTreeSet<String>,
+    /// What is trained in the forms.
+    tensors: BTreeSet<String>,
+}
+
+impl ModuleVisitor for Forms {
+    fn enter_module(&mut self, name: &str, kind: &str) {
+        if kind == "Reparameterization" && self.within.is_none() {
+            self.matrices.insert(self.path.join("."));
+            self.within = Some(self.path.len());
+        }
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+        self.within = self.within.filter(|depth| *depth < self.path.len());
+    }
+
+    fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
+        if self.within.is_some() {
+            self.tensors.insert(self.path.join("."));
+        }
     }
 }
 
@@ -71,6 +116,9 @@ impl<F: Form> Reparameterizer for Reparameterize<F> {
         path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<F::Reparam>) {
+        if self.kept.contains(path) {
+            return (param, None);
+        }
         let base = param.set_require_grad(false);
         // What cannot be matched was an error in `apply`.
         if D != 2 || !self.paths.matches(path).unwrap_or(false) {

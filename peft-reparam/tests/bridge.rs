@@ -142,3 +142,20 @@ fn what_cannot_be_is_refused_by_name() {
         assert!(message.contains(word), "{message}");
     }
 }
+
+/// A second form on a matrix would leave nothing that is trained; one on others leaves the first as it is.
+#[test]
+fn a_matrix_takes_one_form() {
+    let twice = |pattern| Reparameterize::new(KronForm::new(2, 3, 1.0).unwrap(), pattern, 6).unwrap();
+    let first = on(LoraForm::new(2, 4.0).unwrap());
+    for pattern in [QUERY, r"mha\.(query|key)\.weight"] {
+        let error = twice(pattern).apply(first.clone()).unwrap_err().to_string();
+        assert!(error.contains("query.weight has one already"), "{error}");
+    }
+    let both = twice(r"mha\.key\.weight").apply(first.clone()).unwrap();
+    let alone = twice(r"mha\.key\.weight").apply(model()).unwrap();
+    assert_eq!(trainable(&both), trainable(&first) + trainable(&alone));
+    assert_eq!(output(&both).into_data(), output(&model()).into_data());
+    // The factors of a form are matrices too, but none of the module's.
+    assert!(twice(r"lora\.a").apply(first).is_err());
+}

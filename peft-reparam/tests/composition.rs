@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
-use peft_core::testing::{assert_close, base, batch, device, randomized, tolerances::SAME_FUNCTION};
+use peft_core::testing::{self, assert_close, base, batch, device, randomized, tolerances::SAME_FUNCTION};
 use peft_core::{
-    Adapter, Bare, Base, Batch, Frame, Hooks, Method, Next, Packed, Part, Sequence, Site, Sites, Tuner, Weight, Within,
+    Adapter, Bare, Base, Batch, Frame, Head, Hooks, Key, Method, Next, Packed, Part, Result, Sequence, Shape, Site,
+    Sites, Trained, Tuner, Weight, Within, io,
 };
 use peft_reparam::{Lora, LoraConfig};
 
@@ -84,4 +85,44 @@ fn hooks_do_not_see_how_a_weight_is_stored() {
     assert_close(states(&lora, &packed, &batch), states(&lora, &base, &batch), SAME_FUNCTION, "a packed base");
     let merged = |base: &Base| states(&Bare {}, &base.merged(&lora.valid()), &batch);
     assert_close(merged(&packed), merged(&base), SAME_FUNCTION, "merged into a packed base");
+}
+
+/// Two LoRAs whose tensors have the same keys: a file would hold one of them.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Twice(LoraConfig);
+
+impl Method for Twice {
+    const NAME: &'static str = "twice";
+    const PEFT_TYPE: &'static str = "TWICE";
+    type Tuner = (Lora, Lora);
+
+    fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner> {
+        Ok((self.0.init(base, seed)?, self.0.init(base, seed + 1)?))
+    }
+
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        Ok(2 * self.0.count(shape)?)
+    }
+
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        self.0.key(name.split_once('.').unwrap().1, shape)
+    }
+}
+
+#[test]
+fn tensors_that_one_key_would_lose_are_named() {
+    let (base, method) = (base("roberta-tiny", &device()), Twice(LoraConfig::new(2)));
+    let trained = Trained::new(method.init(&base, 0).unwrap(), Head::classifier(&base, 2, 0)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let error = io::peft::save(&dir, &method, &trained, base.shape(), &io::peft::Labels::default(), &[]).unwrap_err();
+    let suite = testing::conformance::c4(&method, &base).unwrap_err();
+    for error in [error.to_string(), suite] {
+        for tensor in
+            ["method.0.factors.encoder.0.query.a", "method.1.factors.encoder.0.query.a", "one key, base_model."]
+        {
+            assert!(error.contains(tensor), "{tensor}: {error}");
+        }
+    }
+    assert!(!dir.exists());
 }

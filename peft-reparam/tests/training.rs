@@ -5,11 +5,11 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::data::Dataset;
 use peft_core::io::Pretrained;
-use peft_core::train::{Optim, Run, Schedule, TrainConfig, Trainer};
+use peft_core::train::{Checkpoints, Optim, Run, Schedule, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Part, Procedure, Result, Site, Slot, Trained,
-    testing,
+    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure, Result, Site,
+    Slot, Trained, testing,
 };
 use peft_reparam::{Lora, LoraConfig};
 
@@ -155,6 +155,11 @@ fn the_program_of_the_readme() {
     assert!(metrics.get("accuracy").unwrap() > 0.9, "{metrics}");
     tuned.save(folder.path().join("adapter")).unwrap();
     assert!(tuned.save(folder.path().join("adapter")).unwrap_err().to_string().contains("new or empty"));
+    // The same before the first step, for who says where the result will go.
+    let started = std::time::Instant::now();
+    let again = Trainer::new(TrainConfig::new(1e-2).with_steps(1_000_000)).with_output(folder.path().join("adapter"));
+    let error = again.fit(&model, LoraConfig::new(4), &data).unwrap_err().to_string();
+    assert!(error.contains("new or empty") && started.elapsed().as_secs() < 60, "{error}");
     let merged = tuned.merge(&data.examples, 1e-3).unwrap();
     assert!(merged.difference > 0.0);
     merged.save(folder.path().join("merged")).unwrap();
@@ -216,6 +221,37 @@ fn planted_faults_are_caught_at_the_end() {
     assert!(matches!(unmoved, Error::Check { .. }) && unmoved.to_string().contains("tuner.unused"), "{unmoved}");
     let moved = fault(false, true).unwrap_err();
     assert!(matches!(moved, Error::Check { .. }) && moved.to_string().contains("frozen"), "{moved}");
+}
+
+/// The result is there beside the fault, and so are the checkpoints.
+#[test]
+fn a_finished_run_is_kept_whatever_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("checkpoints");
+    let base = base();
+    let unused = Param::from_tensor(Tensor::ones([3], &base.device().clone().autodiff()));
+    let tuner = Faulty { lora: LoraConfig::new(3).init(&base, 0).unwrap(), unused: Some(unused), touches_base: false };
+    let trained = Trained::new(tuner, Head::classifier(&base, 2, 0)).unwrap();
+    let trainer = Trainer::new(config()).with_checkpoints(Checkpoints { dir: dir.clone(), every: None, resume: false });
+    let error = trainer.run(&base, trained, &data(), None, &mut ()).unwrap_err().to_string();
+    assert!(error.contains("tuner.unused has no gradient"), "{error}");
+    assert!(dir.join("step-6").join("trained.safetensors").exists());
+}
+
+/// A decoder whose texts have one word attends to one word: what its query is makes no difference.
+#[test]
+fn a_gradient_of_zero_is_said_and_no_fault() {
+    let base = testing::base("t5-tiny", &testing::device());
+    let words = |i: usize| Label::Words([5 + (i % 2) as i32].into());
+    let data: Vec<_> =
+        data().into_iter().enumerate().map(|(i, example)| Example { label: Some(words(i)), ..example }).collect();
+    let lora = LoraConfig::new(2).init(&base, 0).unwrap();
+    let trained = Trained::new(lora, Head::LanguageModel(LanguageModel {})).unwrap();
+    let train = || Trainer::new(config()).run(&base, trained, &data, None, &mut ()).unwrap();
+    let (_, told) = testing::warnings(train);
+    let [line] = &told[..] else { panic!("{told:?}") };
+    assert!(line.contains("decoder.0.query") && line.contains("gradient is zero"), "{line}");
+    assert!(!line.contains("encoder") && !line.contains("value"), "{line}");
 }
 
 #[test]

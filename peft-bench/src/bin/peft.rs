@@ -3,11 +3,18 @@
 use std::process::ExitCode;
 
 use peft_bench::cli::Cli;
+use peft_bench::signals;
+use peft_core::Error;
 
 fn main() -> ExitCode {
-    match Cli::run(std::env::args_os()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    signals::watch();
+    match (Cli::run(std::env::args_os()), signals::end()) {
+        (Ok(()), _) => ExitCode::SUCCESS,
+        (Err(Error::Stopped { .. }), Some((line, status))) => {
+            eprintln!("{}", peft_core::shown(line));
+            ExitCode::from(status)
+        }
+        (Err(error), _) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
         }

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use peft_core::generate::{GenerateConfig, Prompt};
 use peft_core::io::{Pretrained, peft};
 use peft_core::random::Random;
+use peft_core::train::micro::check_threads;
 use peft_core::train::{Run, TrainConfig};
 use peft_core::{Bare, Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
 use serde_json::{Value, json};
@@ -106,9 +107,9 @@ impl Generate {
         let trained = Trained::new(Bare {}, model.own_head()?)?;
         let (shape, new) = (model.base.shape(), self.new_tokens as usize);
         let longest = prompt_room(shape, shape.max_length(), new);
-        if !(1..=longest).contains(&self.prompt_tokens) || self.batch == 0 {
+        if !(1..=longest).contains(&self.prompt_tokens) || !fits(self.batch, self.prompt_tokens.saturating_add(new)) {
             let found = format!("{} prompts of {}", self.batch, self.prompt_tokens);
-            let expected = format!("1 or more of 1 to {longest} tokens, before {new} new ones");
+            let expected = format!("1 or more of 1 to {longest} tokens, before {new} new ones, {MOST} in all");
             return Err(Error::config("--batch, --prompt-tokens", found, expected));
         }
         let mut random = Random::new(0, "bench");
@@ -121,6 +122,7 @@ impl Generate {
             Ok(speed)
         };
         let threads = self.threads.unwrap_or_else(threads);
+        check_threads("--threads", threads)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool =
             pool.map_err(|e| Error::config("--threads", threads, format!("threads that the system grants ({e})")))?;
@@ -135,6 +137,14 @@ impl Generate {
             "peak_bytes": peak_bytes(),
         }))
     }
+}
+
+/// The most tokens at a time.
+const MOST: usize = 1 << 22;
+
+/// Whether so many sequences of so many tokens can be held.
+fn fits(sequences: usize, tokens: usize) -> bool {
+    sequences > 0 && sequences.checked_mul(tokens).is_some_and(|all| all <= MOST)
 }
 
 /// Random ids. The first of a vocabulary have meanings of their own.
@@ -157,15 +167,17 @@ impl WithMethod for (&Step, Pretrained) {
         let (step, Pretrained { base, .. }) = self;
         let method: M = peft::from_settings(&step.set)?;
         let room = method.room(base.shape());
-        if !(1..=room).contains(&step.seq) || step.batch == 0 {
+        if !(1..=room).contains(&step.seq) || !fits(step.batch, step.seq) {
             let found = format!("{} sequences of {}", step.batch, step.seq);
-            return Err(Error::config("--batch, --seq", found, format!("1 or more of 1 to {room} tokens")));
+            let expected = format!("1 or more of 1 to {room} tokens, {MOST} in all");
+            return Err(Error::config("--batch, --seq", found, expected));
         }
         // A decoder predicts the words that it reads, or that it answers with.
         let head = match base.shape().pre_norm() {
             true => Head::LanguageModel(LanguageModel {}),
             false => Head::classifier(&base, 2, 0),
         };
+        method.checked_count(base.shape())?;
         let trained = Trained::new(method.init(&base, 0)?, head)?;
         let trainable: usize = peft_core::view::shapes(&trained).iter().map(|(_, d)| d.iter().product::<usize>()).sum();
         let mut random = Random::new(0, "bench");

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use peft_core::files::{check_new_directory, check_new_file, read_json};
+use peft_core::files::read_json;
 use peft_core::io::{Pretrained, adapterhub, gguf, peft, record};
 use peft_core::{Error, Method, Result};
 
-use super::options::{ModelArgs, print};
+use super::options::{ModelArgs, OutputArgs, print};
 use crate::registry::{WithMethod, by_adapterhub, by_name, by_peft_type};
 
 /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub, llama.cpp and burn
@@ -27,9 +27,8 @@ pub struct Convert {
     /// The format to write
     #[arg(long, value_name = "FORMAT")]
     to: Format,
-    /// The directory, or GGUF file, to make
-    #[arg(long)]
-    output: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// The form of an adapter directory.
@@ -99,20 +98,23 @@ impl WithMethod for Conversion<'_> {
         if labels.base.is_empty() {
             labels.base = model.name.clone();
         }
-        match to {
-            Format::Hf => peft::save(output, &config, &trained, shape, &labels, &[]),
-            Format::AdapterHub => adapterhub::save(output, &config, &trained, shape, &labels),
-            Format::Burn => record::save(output, &config, &trained, shape, &labels),
-            Format::Gguf => gguf::save(output, &config, &trained, shape),
+        if *to == Format::Gguf {
+            return gguf::save(&output.output, &config, &trained, shape);
         }
+        output.make(|dir| match to {
+            Format::AdapterHub => adapterhub::save(dir, &config, &trained, shape, &labels),
+            Format::Burn => record::save(dir, &config, &trained, shape, &labels),
+            _ => peft::save(dir, &config, &trained, shape, &labels, &[]),
+        })
     }
 }
 
 impl Convert {
     pub(super) fn run(self) -> Result<()> {
+        let inputs = self.model.inputs(Some(&self.from));
         match self.to {
-            Format::Gguf => check_new_file(&self.output)?,
-            _ => check_new_directory(&self.output)?,
+            Format::Gguf => self.output.check_file(&inputs)?,
+            _ => self.output.check(&inputs)?,
         }
         let format = Format::of(&self.from)?;
         if format == self.to {
@@ -127,6 +129,6 @@ impl Convert {
             // It holds no other method.
             Format::Gguf => by_name("lora", conversion)?,
         }
-        print(self.output.display())
+        print(self.output.output.display())
     }
 }

@@ -9,7 +9,7 @@ use peft_core::train::{Metrics, Tuned, Workers, measure};
 use peft_core::{Bare, Error, Head, Label, Method, Purpose, Result, Trained, Tuner};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, print, tell_classes, warn_of_broken_rows, workers};
+use super::options::{ColumnArgs, ModelArgs, print, tell, tell_classes, warn_of_broken_rows, workers};
 use crate::machine::threads;
 use crate::registry::{WithMethod, by_peft_type};
 use crate::tasks::Task;
@@ -55,8 +55,8 @@ impl WithMethod for (&Pretrained, &Eval, &Path) {
         }
         let several = tuned.trained.tuner.check_tasks(&[usize::MAX]).is_err();
         if several && eval.task_index.is_none() && data.examples.iter().all(|example| example.task == 0) {
-            eprintln!(
-                "all examples are taken for task 0 of the adapter's: there is no other in a column task_id, nor --task-index"
+            tell(
+                "all examples are taken for task 0 of the adapter's: there is no other in a column task_id, nor --task-index",
             );
         }
         let workers = eval.workers(&data)?;

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use burn::tensor::TensorData;
 use clap::Args;
 use peft_core::data::Labelled;
+use peft_core::files::check_file;
 use peft_core::load::write_safetensors;
 use peft_core::train::{Logits, TextStates};
 use peft_core::{Architecture, Error, Label, Result, io::Pretrained};
 
-use super::options::{Computed, ModelArgs, check_output, compute, max_length};
+use super::options::{Computed, ModelArgs, compute, max_length};
 use crate::machine::threads;
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
@@ -38,7 +39,9 @@ pub struct Forward {
 
 impl Forward {
     pub(super) fn run(self) -> Result<()> {
-        check_output("--output", &self.output, &[&self.input])?;
+        let inputs = self.model.inputs(self.adapter.as_deref()).with([&self.input]);
+        inputs.spare("--output", &self.output)?;
+        check_file(&self.output)?;
         let model: Pretrained = self.model.open()?;
         let shape = model.base.shape();
         // The decoder behind an encoder sees the labels, behind by one.

@@ -11,7 +11,7 @@ use peft_core::train::Tuned;
 use peft_core::{Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
 use serde_json::{Value, json};
 
-use super::options::{ModelArgs, lines, max_length, print, print_part, prompt_room};
+use super::options::{ModelArgs, lines, max_length, print, print_part, prompt_room, tell};
 use super::speed::Speed;
 use crate::registry::{WithMethod, by_peft_type};
 
@@ -174,7 +174,7 @@ impl Generate {
             .map(|(key, value)| format!("{key} {value}"))
             .collect();
         if let Some(path) = path.filter(|_| !taken.is_empty()) {
-            eprintln!("settings of {}: {}", path.display(), taken.join(", "));
+            tell(format_args!("settings of {}: {}", path.display(), taken.join(", ")));
         }
         Ok(config)
     }
@@ -235,7 +235,7 @@ impl Generate {
             speed.generate(base, trained, &prompts, &config, |id| stream.push(id))?;
             stream.end()?;
             print("")?;
-            eprintln!("{speed}");
+            tell(speed);
             return Ok(());
         }
         let size = self.batch_size as usize;
@@ -250,7 +250,7 @@ impl Generate {
                 })?;
             }
         }
-        eprintln!("{speed}");
+        tell(speed);
         Ok(())
     }
 }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use peft_core::data::Labelled;
-use peft_core::files::check_new_directory;
 use peft_core::io::Pretrained;
 use peft_core::random::Random;
 use peft_core::train::Tuned;
 use peft_core::{Error, Example, Method, Result};
 
-use super::options::{ModelArgs, print};
+use super::options::{ModelArgs, OutputArgs, print};
 use crate::registry::{WithMethod, by_peft_type};
 
 /// Fold an adapter into its model; writes a directory that transformers loads
@@ -24,9 +23,8 @@ pub struct Merge {
     /// The adapter directory
     #[arg(long)]
     adapter: PathBuf,
-    /// The directory to make
-    #[arg(long)]
-    output: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Refuse when a logit of the probe batch moves by more than this
     #[arg(long, default_value_t = 1e-3)]
     max_difference: f32,
@@ -46,7 +44,7 @@ impl WithMethod for (&Pretrained, &Merge) {
             None => random_probe(shape.vocab, shape.max_length().min(32)),
         };
         let merged = tuned.merge(&probe, merge.max_difference)?;
-        merged.save(&merge.output)?;
+        merge.output.make(|dir| merged.save(dir))?;
         Ok(merged.difference)
     }
 }
@@ -62,7 +60,7 @@ fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
 
 impl Merge {
     pub(super) fn run(self) -> Result<()> {
-        check_new_directory(&self.output)?;
+        self.output.check(&self.model.inputs(Some(&self.adapter)).with(&self.probe))?;
         if !(self.max_difference.is_finite() && self.max_difference >= 0.0) {
             return Err(Error::config("--max-difference", self.max_difference, "a number from 0"));
         }
@@ -70,7 +68,7 @@ impl Merge {
         let difference = by_peft_type(&self.adapter, (&model, &self))?;
         print(format_args!(
             "{}: largest logit difference to the unmerged model {difference:e}",
-            self.output.display()
+            self.output.output.display()
         ))?;
         Ok(())
     }

@@ -2,14 +2,16 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft_core::data::{Builder, Labelled, class_place};
-use peft_core::files::read_text;
+use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, TextStates, Tuned, Workers, encode, predict};
-use peft_core::{Architecture, Bare, Base, Error, Example, Head, Method, Purpose, Result, Shape, Trained, Tuner};
+use peft_core::{
+    Architecture, Bare, Base, Error, Example, Head, Method, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
+};
 
 use super::progress::bar;
 use crate::registry::{WithMethod, by_peft_type};
@@ -26,6 +28,11 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// What is read of it and of an adapter.
+    pub fn inputs(&self, adapter: Option<&Path>) -> Inputs {
+        Inputs::new().with_models([Some(Path::new(&self.model)), adapter].into_iter().flatten())
+    }
+
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         check_model(&self.model)?;
@@ -85,7 +92,7 @@ impl ColumnArgs {
 /// Says on standard error which rows of a file were left out.
 pub fn warn_of_broken_rows(rows: &Labelled) {
     for row in rows.broken_rows() {
-        eprintln!("left out: {row}");
+        tell(format_args!("left out: {row}"));
     }
 }
 
@@ -159,7 +166,12 @@ pub fn lines(path: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Writes a line to standard output.
+/// Writes a line to standard error.
+pub fn tell(line: impl Display) {
+    eprintln!("{}", shown(line));
+}
+
+/// Writes a line, or a text of several, to standard output.
 pub fn print(line: impl Display) -> Result<()> {
     print_part(format_args!("{line}\n"))
 }
@@ -167,7 +179,7 @@ pub fn print(line: impl Display) -> Result<()> {
 /// Writes a part of a line to standard output at once. A reader that has gone away ends the program in silence, as it does any other.
 pub fn print_part(part: impl Display) -> Result<()> {
     let mut output = std::io::stdout();
-    write!(output, "{part}").and_then(|()| output.flush()).map_err(|source| match source.kind() {
+    write!(output, "{}", shown_lines(part)).and_then(|()| output.flush()).map_err(|source| match source.kind() {
         ErrorKind::BrokenPipe => std::process::exit(0),
         _ => Error::io("write", "standard output")(source),
     })
@@ -179,17 +191,41 @@ pub fn tell_classes(labels: &[impl AsRef<str>], head: &[String]) {
     let known = |label: &dyn AsRef<str>| class_place(head, label.as_ref()).is_some();
     if head.iter().enumerate().any(named) && !labels.iter().all(|label| known(label)) {
         let pairs = labels.iter().zip(head).map(|(label, name)| format!("{} for {name}", label.as_ref()));
-        eprintln!("labels are taken by their numbers: {}", pairs.collect::<Vec<_>>().join(", "));
+        tell(format_args!("labels are taken by their numbers: {}", pairs.collect::<Vec<_>>().join(", ")));
     }
 }
 
-/// Refuses an output that is one of the inputs.
-pub fn check_output(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> {
-    let same = |input: &&&Path| matches!((output.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    match inputs.iter().find(same) {
-        None => Ok(()),
-        Some(input) => {
-            Err(Error::config(option, output.display(), format!("another file than the input {}", input.display())))
+/// Where a command makes a directory.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// The directory to make
+    #[arg(long)]
+    pub output: PathBuf,
+    /// Replace an earlier result in its place
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl OutputArgs {
+    /// Refuses before the work what cannot be made at its end, and to replace what the command reads.
+    pub fn check(&self, inputs: &Inputs) -> Result<()> {
+        match self.overwrite {
+            true => inputs.spare_directory("--output", &self.output).and_then(|()| check_replaceable(&self.output)),
+            false => check_new_directory(&self.output),
         }
+    }
+
+    /// The same of a file.
+    pub fn check_file(&self, inputs: &Inputs) -> Result<()> {
+        inputs.spare("--output", &self.output)?;
+        if !self.overwrite && self.output.symlink_metadata().is_ok() {
+            return Err(Error::file(&self.output, "file", "something in its place", "a new file"));
+        }
+        check_file(&self.output)
+    }
+
+    /// Makes the directory.
+    pub fn make<T>(&self, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        if self.overwrite { replace_directory(&self.output, make) } else { make(&self.output) }
     }
 }

@@ -43,7 +43,7 @@ impl WithMethod for Count<'_> {
     fn call<M: Method>(self) -> Result<Self::Output> {
         let Count(shape, settings) = self;
         let method: M = peft::from_settings(settings)?;
-        let count = method.count(&shape)?;
+        let count = method.checked_count(&shape)?;
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
         let tuner = method.init(&Base::hollow(shape, &device), 0)?;
         let mut groups: Vec<Group> = Vec::new();

@@ -1,15 +1,18 @@
 //! What a run shows: a progress bar on a terminal, and a log file of one JSON object a line.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use peft_core::files::{hold, read_text, write_file};
+use peft_core::files::{check_file, hold, read_text, write_file};
 use peft_core::train::{Metrics, Observer, StepReport};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
+
+use super::options::tell;
+use crate::signals;
 
 /// More bytes than the first line of a log has.
 const MAX_LINE: u64 = 1 << 16;
@@ -25,13 +28,15 @@ pub struct Progress {
     tokens: usize,
     log: Option<PathBuf>,
     file: Option<File>,
+    /// Where states are saved.
+    checkpoints: PathBuf,
     #[cfg(feature = "tensorboard")]
     events: super::events::Events,
 }
 
 impl Progress {
     /// For a run of `steps`; the bar is hidden where standard error is no terminal.
-    pub fn new(steps: usize, log: Option<&Path>) -> Self {
+    pub fn new(steps: usize, log: Option<&Path>, checkpoints: PathBuf) -> Self {
         Progress {
             bar: bar(steps),
             since: Instant::now(),
@@ -40,6 +45,7 @@ impl Progress {
             tokens: 0,
             log: log.map(Path::to_path_buf),
             file: None,
+            checkpoints,
             #[cfg(feature = "tensorboard")]
             events: Default::default(),
         }
@@ -88,9 +94,21 @@ fn lines_until(log: &str, step: usize) -> String {
     log.lines().filter(early).map(|line| format!("{line}\n")).collect()
 }
 
-/// Refuses to write over a file that is no log, by its first line.
+/// Refuses to write over a file that is no log, by its first line, and what cannot be written or could wait for a reader.
 pub fn check_log(path: &Path) -> Result<()> {
-    if !path.is_file() {
+    match path.metadata() {
+        Ok(kind) if is_pipe(&kind) => {
+            return Err(Error::file(
+                path,
+                "--log",
+                "a pipe",
+                "a file: nobody may read a pipe, for which a run would wait",
+            ));
+        }
+        Ok(kind) if !kind.is_file() && !kind.is_dir() => return Ok(()),
+        _ => check_file(path)?,
+    }
+    if !path.exists() {
         return Ok(());
     }
     let mut first = Vec::new();
@@ -103,14 +121,39 @@ pub fn check_log(path: &Path) -> Result<()> {
     }
 }
 
+#[cfg(unix)]
+fn is_pipe(kind: &Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    kind.file_type().is_fifo() || kind.file_type().is_socket()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Metadata) -> bool {
+    false
+}
+
 impl Observer for Progress {
+    fn stops(&self) -> bool {
+        signals::caught()
+    }
+
+    fn saved(&mut self, step: usize) {
+        signals::will_say(format!(
+            "the state after step {step} is saved in {}; the same command with --resume goes on from there",
+            self.checkpoints.display()
+        ));
+    }
+
     /// Opens the log: anew, or at the step at which the run is taken up.
     fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
+        if done > 0 {
+            self.saved(done);
+        }
         for note in notes {
-            self.bar.suspend(|| eprintln!("{note}"));
+            self.bar.suspend(|| tell(note));
         }
         if done > 0 {
-            self.bar.suspend(|| eprintln!("taken up after step {done}"));
+            self.bar.suspend(|| tell(format_args!("taken up after step {done}")));
             self.bar.set_position(done as u64);
             self.bar.reset_eta();
         }
@@ -148,7 +191,7 @@ impl Observer for Progress {
     }
 
     fn stopped(&mut self, why: &Error) -> Result<()> {
-        self.bar.suspend(|| eprintln!("{why}; the run ends here, with the state of its best evaluation"));
+        self.bar.suspend(|| tell(format_args!("{why}; the run ends here, with the state of its best evaluation")));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use crate::reproduce::rows::{self, Row};
 use crate::reproduce::sequences::Sizes;
 use crate::reproduce::translation::{self, Stems};
 use crate::reproduce::{Plan, classification, instruction};
+use crate::signals;
 use crate::tasks::{TASKS, Task};
 
 /// Train the rows of a table of the survey and set them beside its figures
@@ -89,6 +90,8 @@ impl Reproduce {
             refuse("--train", &self.train, "Table IV")?;
             refuse("--test", &self.test, "Table IV")?;
         }
+        let (output, _) = self.places();
+        signals::will_say(format!("what is done lies in {}; the same command goes on from there", output.display()));
         if self.table == 3 { self.classification() } else { self.sequences() }
     }
 

@@ -1,21 +1,23 @@
 //! `peft train`
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
-use peft_core::files::{check_new_directory, read_text};
+use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
 use peft_core::{Error, Example, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, check_output, print, tell_classes, warn_of_broken_rows};
+use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
 use crate::machine::{peak_bytes, threads};
 use crate::registry::{WithMethod, by_name, by_peft_type};
+use crate::signals;
 use crate::tasks::Task;
 
 /// Train a method on labelled sentences
@@ -51,9 +53,8 @@ pub struct Train {
     pub(super) eval: Option<PathBuf>,
     #[command(flatten)]
     pub(super) columns: ColumnArgs,
-    /// The directory to make
-    #[arg(long)]
-    output: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Optimizer steps
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<usize>,
@@ -169,31 +170,51 @@ enum ScheduleArg {
 
 impl Train {
     pub(super) fn run(self) -> Result<()> {
-        if !self.is_done() {
-            check_new_directory(&self.output)?;
-        }
-        if let Some(log) = &self.log {
-            let inputs = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
-            check_output("--log", log, &inputs.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
-            check_log(log)?;
-            let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
-            for (name, made) in [("output", &self.output), ("checkpoints", &self.checkpoints().dir)] {
-                if absolute(log)?.starts_with(absolute(made)?) {
-                    let found = format!("{}, in the run's {name}", log.display());
-                    return Err(Error::config(
-                        "--log",
-                        found,
-                        "a file elsewhere: that directory comes and goes as a whole",
-                    ));
-                }
-            }
-        }
+        self.check_outputs()?;
         let model = self.model.open()?;
         match (&self.adapter, &self.method) {
             (Some(dir), _) => by_peft_type(dir, Job { args: &self, model: &model }),
             (_, Some(name)) => by_name(name, Job { args: &self, model: &model }),
             (None, None) => Err(Error::config("start", "nothing", "--adapter or --method")),
         }
+    }
+
+    /// Refuses outputs that cannot be, or that are what is read.
+    fn check_outputs(&self) -> Result<()> {
+        let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
+        let inputs = self.model.inputs(self.adapter.as_deref()).with(read.into_iter().flatten());
+        if !self.is_done() {
+            self.output.check(&inputs)?;
+        }
+        if let Some(log) = &self.log {
+            inputs.spare("--log", log)?;
+            self.check_apart("--log", log)?;
+            check_log(log)?;
+        }
+        #[cfg(feature = "tensorboard")]
+        if let Some(dir) = &self.tensorboard {
+            self.check_apart("--tensorboard", dir)?;
+            if dir.symlink_metadata().is_ok() && !dir.is_dir() {
+                return Err(Error::file(dir, "--tensorboard", "no directory", "a directory, or none yet"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what would lie in a directory that the run makes and removes as a whole.
+    fn check_apart(&self, option: &str, path: &Path) -> Result<()> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
+        for (name, made) in [("output", &self.output.output), ("checkpoints", &self.checkpoints().dir)] {
+            if absolute(path)?.starts_with(absolute(made)?) {
+                let found = format!("{}, in the run's {name}", path.display());
+                return Err(Error::config(
+                    option,
+                    found,
+                    "a place elsewhere: that directory comes and goes as a whole",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The data to train on and to evaluate on.
@@ -206,7 +227,7 @@ impl Train {
             (None, eval) => {
                 let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
                 let train = open(&self.data)?.read()?;
-                eprintln!("columns of {}: {}", self.data.display(), train.columns().join(", "));
+                tell(format_args!("columns of {}: {}", self.data.display(), train.columns().join(", ")));
                 let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
                 (train, eval)
             }
@@ -280,14 +301,15 @@ impl Train {
 
     /// Whether a run that is to be taken up has written its result already: it was stopped at the very end.
     fn is_done(&self) -> bool {
-        self.resume && self.output.join(SETTINGS).exists()
+        self.resume && self.output.output.join(SETTINGS).exists()
     }
 
     /// Where checkpoints lie while the run lasts: beside the output, which appears only when it is done.
     fn checkpoints(&self) -> Checkpoints {
-        let mut name = self.output.file_name().unwrap_or_default().to_os_string();
+        let output = &self.output.output;
+        let mut name = output.file_name().unwrap_or_default().to_os_string();
         name.push(".checkpoints");
-        Checkpoints { dir: self.output.with_file_name(name), every: self.save_every, resume: self.resume }
+        Checkpoints { dir: output.with_file_name(name), every: self.save_every, resume: self.resume }
     }
 }
 
@@ -299,10 +321,33 @@ fn tell_head(model: &Pretrained, own: Option<&Head>, data: &Dataset) -> Result<(
         names => names.join(", "),
     };
     match own {
-        Some(head) => eprintln!("the model's own head is trained on, for {}", names(head.outputs())),
-        None => eprintln!("a new head is trained: that of the model is for {}", names(found.outputs())),
+        Some(head) => tell(format_args!("the model's own head is trained on, for {}", names(head.outputs()))),
+        None => tell(format_args!("a new head is trained: that of the model is for {}", names(found.outputs()))),
     }
     Ok(())
+}
+
+/// Refuses a finished run whose settings are not those that are asked for, which it names.
+fn same_settings(path: &Path, found: &str, asked: &str) -> Result<()> {
+    fn settings(text: &str) -> BTreeMap<&str, &str> {
+        let first = text.lines().next().and_then(|line| line.strip_prefix("# model ")?.split_once(", data "));
+        let told = first.into_iter().flat_map(|(model, data)| [("the model", model), ("the data", data)]);
+        told.chain(text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(": ")))
+            .collect()
+    }
+    let (found, asked) = (settings(found), settings(asked));
+    let other = |key: &&&str| found.get(**key) != asked.get(**key);
+    let keys: BTreeSet<&str> = found.keys().chain(asked.keys()).filter(other).copied().collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let told = |settings: &BTreeMap<&str, &str>| {
+        let one = |key: &&str| format!("{key} {}", settings.get(key).unwrap_or(&"not set"));
+        keys.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let expected =
+        format!("{}, as this call says; a finished run is not gone on with: take another --output", told(&asked));
+    Err(Error::file(path, "settings of the finished run", told(&found), expected))
 }
 
 struct Job<'a> {
@@ -350,7 +395,7 @@ impl WithMethod for Job<'_> {
             None => peft::from_settings(&args.set)?,
         };
         // An impossible configuration is told before anything is read for it.
-        method.count(model.base.shape())?;
+        method.checked_count(model.base.shape())?;
         let (data, eval) = self.data(&method)?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
@@ -360,21 +405,19 @@ impl WithMethod for Job<'_> {
         let hashes = hashes.map(|hash| format!("{hash:016x}")).collect::<Vec<_>>().join(", ");
         let settings = yaml::effective(args, &method, &config)?;
         let settings = format!("# model {:016x}, data {hashes}\n{settings}", model.fingerprint());
+        let output = args.output.output.as_path();
         if args.is_done() {
-            let path = args.output.join(SETTINGS);
-            if read_text(&path, 1 << 20)? != settings {
-                return Err(Error::file(
-                    &path,
-                    "settings",
-                    "those of another run",
-                    "those of the run that is taken up",
-                ));
+            let path = output.join(SETTINGS);
+            same_settings(&path, &read_text(&path, 1 << 20)?, &settings)?;
+            // Results had no hashes once.
+            if output.join(MANIFEST).exists() {
+                verify(output)?;
             }
             args.checkpoints().remove()?;
-            return print(json!({"output": args.output.display().to_string(), "method": M::NAME, "done": "before"}));
+            return print(json!({"output": output.display().to_string(), "method": M::NAME, "done": "before"}));
         }
         if args.resume && !args.checkpoints().dir.exists() {
-            eprintln!("no checkpoints in {}: from the start", args.checkpoints().dir.display());
+            tell(format_args!("no checkpoints in {}: from the start", args.checkpoints().dir.display()));
         }
         if !data.classes.is_empty() {
             let mut counts = vec![0; data.classes.len()];
@@ -388,12 +431,12 @@ impl WithMethod for Job<'_> {
                 }
             }
             let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
-            eprintln!("classes of the training data: {}", told.collect::<Vec<_>>().join(", "));
+            tell(format_args!("classes of the training data: {}", told.collect::<Vec<_>>().join(", ")));
         }
         let values: Vec<f32> = data.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
         if let Some(least) = values.iter().copied().reduce(f32::min) {
             let most = values.iter().copied().fold(least, f32::max);
-            eprintln!("labels of the training data: values from {least} to {most}, so this is a regression");
+            tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trained: Trained<M::Tuner> = match &args.adapter {
@@ -403,11 +446,12 @@ impl WithMethod for Job<'_> {
                 trainer.start(model, &method, &data)?
             }
         };
-        let mut progress = Progress::new(steps, args.log.as_deref());
+        let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir);
         #[cfg(feature = "tensorboard")]
         progress.write_events(args.tensorboard.as_deref());
         let started = std::time::Instant::now();
-        let tuned: Tuned<'_, M> = trainer.train(model, method, trained, &data, eval.as_ref(), &mut progress)?;
+        let mut tuned: Tuned<'_, M> =
+            signals::by_steps(|| trainer.train(model, method, trained, &data, eval.as_ref(), &mut progress))?;
         // Of what is saved: neither the best state nor what a method makes of the last one need be what was evaluated last.
         let metrics = eval.as_ref().map_or(Ok(Metrics::default()), |eval| tuned.evaluate(eval))?;
         let metrics: Map<String, Value> =
@@ -416,10 +460,19 @@ impl WithMethod for Job<'_> {
         let (steps, speed) = (progress.steps(), progress.tokens_per_second());
         drop(progress);
         let card = card::write(&tuned, &config, &metrics, args.task.as_deref());
-        tuned.save_with(&args.output, &[(SETTINGS, settings), ("README.md", card)])?;
+        if let Some(fault) = tuned.fault.take() {
+            // Without its settings it is no finished run.
+            args.output.make(|dir| tuned.save_with(dir, &[("README.md", card)]))?;
+            let [result, state] = [output, &args.checkpoints().dir].map(|path| path.display().to_string());
+            tell(format_args!(
+                "the result, which is not to be trusted, is in {result}, the state of the last step in {state}"
+            ));
+            return Err(fault);
+        }
+        args.output.make(|dir| tuned.save_with(dir, &[(SETTINGS, settings), ("README.md", card)]))?;
         args.checkpoints().remove()?;
         print(json!({
-            "output": args.output.display().to_string(), "method": M::NAME, "steps": steps,
+            "output": output.display().to_string(), "method": M::NAME, "steps": steps,
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
             "tokens_per_second": speed, "peak_bytes": peak_bytes(), "metrics": metrics,
         }))

@@ -6,6 +6,8 @@ use std::sync::Mutex;
 use log::{LevelFilter, Log, Metadata, Record};
 use peft_core::warning::TARGET;
 
+use super::options::tell;
+
 struct Terminal(Mutex<BTreeSet<String>>);
 
 impl Log for Terminal {
@@ -17,16 +19,11 @@ impl Log for Terminal {
         let text = record.args().to_string();
         let mut said = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if self.enabled(record.metadata()) && said.insert(text.clone()) {
-            eprintln!("warning: {}", printable(&text));
+            tell(format_args!("warning: {text}"));
         }
     }
 
     fn flush(&self) {}
-}
-
-/// Names from files may hold codes that a terminal obeys.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// From here on warnings are printed.
@@ -35,13 +32,5 @@ pub fn print() {
     // In a program that has a logger of its own it stays.
     if log::set_logger(&TERMINAL).is_ok() {
         log::set_max_level(LevelFilter::Warn);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn codes_of_a_terminal_are_escaped() {
-        assert_eq!(super::printable("a\u{1b}[31mb\nc"), "a\\u{1b}[31mb\\nc");
     }
 }

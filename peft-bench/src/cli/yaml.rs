@@ -10,11 +10,12 @@ use peft_core::{Error, Method, Result};
 use serde_json::{Map, Value, json};
 
 use super::methods::settings;
+use super::options::tell;
 use super::train::Train;
 use crate::registry::METHODS;
 
 /// The names in files and the options that they stand for.
-const KEYS: [(&str, &str); 42] = [
+const KEYS: [(&str, &str); 43] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("adapter_name_or_path", "--adapter"),
@@ -29,6 +30,7 @@ const KEYS: [(&str, &str); 42] = [
     ("target_column", "--target-column"),
     ("columns", "--columns"),
     ("output_dir", "--output"),
+    ("overwrite_output_dir", "--overwrite"),
     ("max_steps", "--steps"),
     ("num_train_epochs", "--epochs"),
     ("per_device_train_batch_size", "--batch-size"),
@@ -60,13 +62,13 @@ const KEYS: [(&str, &str); 42] = [
 ];
 
 /// Options without a value.
-const SWITCHES: [&str; 3] = ["--no-shuffle", "--group-by-length", "--keep-best"];
+const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
 
 /// What is not done here, and hence may be off.
 const OFF: [&str; 6] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
 
 /// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
-const IDLE: [&str; 20] = [
+const IDLE: [&str; 19] = [
     "task_type",
     "inference_mode",
     "base_model_name_or_path",
@@ -80,7 +82,6 @@ const IDLE: [&str; 20] = [
     "report_to",
     "do_train",
     "do_eval",
-    "overwrite_output_dir",
     "per_device_eval_batch_size",
     "greater_is_better",
     "disable_tqdm",
@@ -181,7 +182,7 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
     }
     let idle: Vec<&str> = IDLE.into_iter().filter(|key| file.contains_key(*key)).collect();
     if !idle.is_empty() {
-        eprintln!("{}: of no effect here: {}", path.display(), idle.join(", "));
+        tell(format_args!("{}: of no effect here: {}", path.display(), idle.join(", ")));
     }
     for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())) {
         if key == "peft_type" {

@@ -20,15 +20,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Device;
-use peft_core::files::{lock, write_file};
+use peft_core::files::{Inputs, check_file, lock, remove_scratch, write_file};
 use peft_core::io::Pretrained;
 use peft_core::train::TrainConfig;
-use peft_core::{Error, Result, Shape};
+use peft_core::{Error, Result, Shape, shown_lines};
 use serde_json::json;
 
 use crate::machine::{peak_bytes, program};
 use report::{Outcome, Report};
 use rows::Row;
+
+/// The files of a report, in the order in which they are written.
+const REPORTS: [&str; 3] = ["REPORT.md", "report.html", "report.json"];
 
 /// What is run.
 #[derive(Clone, Debug)]
@@ -69,7 +72,7 @@ struct Source {
 
 /// Tells how it goes on standard output. Where nobody reads that any more, the work goes on.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(std::io::stdout(), "{}", shown_lines(line));
 }
 
 /// Runs that went wrong by themselves. They do not keep the others from being done.
@@ -106,6 +109,7 @@ impl Plan {
         }
         std::fs::create_dir_all(&self.output).map_err(Error::io("create", &self.output))?;
         let _lock = lock(&self.output)?;
+        self.check_outputs()?;
         let (name, model, data) = match real {
             Some(real) => real,
             None => {
@@ -153,10 +157,23 @@ impl Plan {
         own.iter().chain(&all).map(|(key, value)| (key.to_string(), value.clone())).collect()
     }
 
+    /// Before the first run: what is written can be, and is not what is read. Removes what killed processes left unfinished.
+    fn check_outputs(&self) -> Result<()> {
+        let (model, data) = self.real.as_ref().map(|(model, data)| (model, data)).unzip();
+        let inputs = Inputs::new().with(data).with_models(model);
+        for path in REPORTS.map(|name| self.output.join(name)) {
+            inputs.spare("--output", &path)?;
+            check_file(&path)?;
+        }
+        let runs = self.output.join(outcome::RUNS);
+        std::fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
+        [&self.output, &runs].into_iter().for_each(|dir| remove_scratch(dir, ""));
+        check_file(&runs.join("probe"))
+    }
+
     fn write(&self, report: &Report) -> Result<()> {
-        write_file(&self.output.join("REPORT.md"), report.markdown().as_bytes())?;
-        write_file(&self.output.join("report.html"), report.html().as_bytes())?;
-        write_file(&self.output.join("report.json"), json!(report).to_string().as_bytes())
+        let texts = [report.markdown(), report.html(), json!(report).to_string()];
+        REPORTS.iter().zip(texts).try_for_each(|(name, text)| write_file(&self.output.join(name), text.as_bytes()))
     }
 
     /// Writes the report with the time that it took, and prints the table. An error, if a run failed.

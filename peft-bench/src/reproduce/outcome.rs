@@ -15,6 +15,10 @@ use serde_json::{Value, json};
 use super::report::Outcome;
 use super::say;
 use crate::machine::{digest, program};
+use crate::signals;
+
+/// Where outcomes are, in the output.
+pub(super) const RUNS: &str = "runs";
 
 /// Scores times 100, one a metric, and their standard errors, none where they are not known.
 pub(super) type Scored = (Vec<f64>, Vec<f64>);
@@ -49,7 +53,8 @@ impl Runs<'_> {
             let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
             let start = trainer.start(self.model, &method, train)?;
             let mut losses = Losses::new(name, path);
-            let tuned = trainer.train(self.model, method, start, train, None, &mut losses)?;
+            let train = || trainer.train(self.model, method, start, train, None, &mut losses);
+            let tuned = signals::by_steps(train)?.checked()?;
             let (scores, errors) = score(&tuned)?;
             Ok(Outcome { seed, scores, errors, seconds: losses.seconds(), losses: losses.kept, ..Outcome::default() })
         })
@@ -57,13 +62,12 @@ impl Runs<'_> {
 
     /// The outcome under a key: from its file, if this program wrote it, or from `run`, which may write beside the path that it is given.
     pub fn kept(&self, name: &str, key: &Value, run: impl FnOnce(&Path) -> Result<Outcome>) -> Result<Outcome> {
-        let place = self.output.join("runs");
+        let place = self.output.join(RUNS);
         let hash = digest(&[program().as_bytes(), key.to_string().as_bytes()]);
         let path = place.join(format!("{name}-{hash}.json"));
         if let Some(outcome) = read(&path) {
             return Ok(Outcome { earlier: true, ..outcome });
         }
-        std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
         let outcome = run(&path)?;
         let written = json!(outcome);
         let sealed = json!({"digest": digest(&[written.to_string().as_bytes()]), "outcome": written});
@@ -121,6 +125,10 @@ impl<'a> Losses<'a> {
 }
 
 impl Observer for Losses<'_> {
+    fn stops(&self) -> bool {
+        signals::caught()
+    }
+
     fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
         self.told = (Instant::now(), done);
         notes.iter().for_each(|note| say(format_args!("  {}: {note}", self.name)));

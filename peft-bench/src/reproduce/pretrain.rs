@@ -15,6 +15,7 @@ use peft_partial::FullConfig;
 
 use super::say;
 use crate::machine::{digest, program};
+use crate::signals;
 
 /// How long, and how fast.
 #[derive(Clone, Debug)]
@@ -77,7 +78,7 @@ pub(super) fn pretrain<A: Adapter + Procedure>(
     let mut bar = Bar::new(config.steps(examples.len()));
     let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
     let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
-    let (trained, base) = trainer.run(&base, trained, examples, None, &mut bar)?;
+    let (trained, base) = signals::by_steps(|| trainer.run(&base, trained, examples, None, &mut bar))?;
     let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
     let (config, dir) = (base.shape().to_config(), Some(data.to_path_buf()));
     let model = Pretrained { head: None, config, dir, ..Pretrained::of(base) };
@@ -103,6 +104,10 @@ impl Bar {
 }
 
 impl Observer for Bar {
+    fn stops(&self) -> bool {
+        signals::caught()
+    }
+
     fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
         notes.iter().for_each(|note| say(format_args!("pretraining: {note}")));
         if done > 0 {

@@ -13,7 +13,9 @@ mod damaged;
 mod data;
 mod heads;
 mod messages;
+mod outputs;
 mod refused;
+mod signals;
 mod words;
 
 fn golden(crate_name: &str, case: &str) -> PathBuf {

@@ -2,6 +2,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// The most tokens of a text that may be asked for.
+const MAX_NEW_TOKENS: usize = 1 << 20;
+
 /// How to generate, in the names of transformers' `GenerationConfig`.
 ///
 /// What changes the logits of a next token does so in transformers' order: `sequence_bias`, `encoder_repetition_penalty`,
@@ -151,8 +154,9 @@ impl GenerateConfig {
         let wrong = |key: &str, found: String, expected: &str| Err(Error::config(key, found, expected));
         // A beam needs two candidates, one of which may end.
         let most = (vocab / 2).min(1024);
-        if self.max_new_tokens == 0 {
-            return wrong("max_new_tokens", "0".into(), "at least 1");
+        if !(1..=MAX_NEW_TOKENS).contains(&self.max_new_tokens) {
+            let expected = format!("1 to {MAX_NEW_TOKENS}");
+            return wrong("max_new_tokens", self.max_new_tokens.to_string(), &expected);
         }
         if !(1..=most).contains(&self.num_beams) {
             return wrong("num_beams", self.num_beams.to_string(), &format!("1 to {most}"));

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::Pretrained;
 use super::peft::{Labels, head_key, write_json};
-use super::tensors::{Taker, check_finite, to_files, write_and_verify};
+use super::tensors::{Contents, Taker};
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind, field, wrong};
-use crate::files::{read_json, write_directory};
+use crate::files::{read_json, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Part, Purpose, Result, Shape, Trained};
 
@@ -46,6 +46,7 @@ pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::
     let name = check_whole(&whole, shape).map_err(|error| error.in_file(&path))?;
     let fields = config_of(&whole).map_err(|error| error.in_file(&path))?;
     let config = read(&hub, &fields, shape).map_err(|error| error.in_file(&path))?;
+    config.checked_count(shape).map_err(|error| error.in_file(&path))?;
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, WEIGHTS)?)?);
     let tuner = config.init(base, 0).map_err(|error| error.in_file(&path))?;
     let t5 = matches!(shape.architecture, Architecture::T5(_));
@@ -62,7 +63,7 @@ pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::
         (model.head.clone().ok_or_else(none)?, model.classes())
     };
     let told = whole.get("model_name").and_then(Value::as_str).unwrap_or_default().to_string();
-    Ok((config, Trained::new(tuner, head)?, Labels { base: told, classes }))
+    Ok((config, Trained::new(tuner, head)?, Labels { base: told, classes, fingerprint: None }))
 }
 
 /// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name. What AdapterHub
@@ -102,15 +103,19 @@ pub fn save<M: Method>(
     };
     let mut adapter = common(json!(NAME), Value::Object(fields));
     adapter.sort_all_objects();
-    let tensors = to_files(&tuner, |tensor| (hub.key)(&config, tensor, NAME, shape));
-    let head_tensors =
-        to_files(&trained.head, |tensor| flexible_key(head_key("", tensor, shape).into(), two_layers.then_some(NAME)));
-    check_finite(&tensors)?;
-    check_finite(&head_tensors)?;
-    write_directory(dir, |dir| {
-        let write = |name: &str, files| write_and_verify(&dir.join(name), files, |path| write_safetensors(path, files));
+    let key = |tensor: &str| (hub.key)(&config, tensor, NAME, shape);
+    let head_key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), two_layers.then_some(NAME));
+    // Before anything is written.
+    let tensors = Contents::default().with("method", &tuner, key)?.tensors;
+    let head_tensors = Contents::default().with("head", &trained.head, head_key)?.tensors;
+    write_sealed(dir, |dir| {
+        let write = |name: &str, tensors| {
+            let path = dir.join(name);
+            write_safetensors(&path, tensors)?;
+            Ok::<_, Error>(Taker::new(Checkpoint::open_file(&path)?))
+        };
         write_json(&dir.join(CONFIG), &adapter)?;
-        write(WEIGHTS[0], &tensors)?;
+        write(WEIGHTS[0], &tensors)?.compare(&tuner, key)?;
         let Some(outputs) = trained.head.outputs() else { return Ok(()) };
         let class = |i: usize| labels.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
         let ids: Fields = (0..outputs).map(|i| (class(i), json!(i))).collect();
@@ -123,7 +128,7 @@ pub fn save<M: Method>(
         };
         head.sort_all_objects();
         write_json(&dir.join(HEAD_CONFIG), &head)?;
-        write(HEAD_WEIGHTS[0], &head_tensors)
+        write(HEAD_WEIGHTS[0], &head_tensors)?.compare(&trained.head, head_key)
     })
 }
 

@@ -107,9 +107,27 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<Read<M>> {
     Ok(Read { config: parse(config).map_err(wrong)?, start, told })
 }
 
+/// The largest number of a setting that is no seed. Products of sizes are then far from what a machine counts.
+const MOST: u64 = (1 << 31) - 1;
+
+/// A whole number above that in a value, or in the parts of one.
+fn too_large(value: &Value) -> Option<&Value> {
+    match value {
+        Value::Number(number) => (number.as_u64()? > MOST).then_some(value),
+        Value::Array(list) => list.iter().find_map(too_large),
+        Value::Object(map) => map.values().find_map(too_large),
+        _ => None,
+    }
+}
+
 /// A configuration from fields of its own; the error is the key and what is wrong.
 pub(crate) fn parse<M: Method>(fields: Map<String, Value>) -> Result<M, (String, String)> {
     for (key, value) in &fields {
+        if !key.contains("seed")
+            && let Some(size) = too_large(value)
+        {
+            return Err((key.clone(), format!("{size} (above {MOST})")));
+        }
         let alone = Map::from_iter([(key.clone(), value.clone())]);
         if let Err(error) = serde_json::from_value::<M>(Value::Object(alone)) {
             return Err((key.clone(), format!("{value} ({error})")));

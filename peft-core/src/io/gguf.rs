@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::config;
 use super::peft::file_key;
-use super::tensors::{Taker, check_finite, to_files};
+use super::tensors::{Contents, Taker};
 use crate::load::{Gguf, write_lora};
 use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Result, Shape, Trained};
 
@@ -37,8 +37,8 @@ pub fn save<M: Method>(path: &Path, config: &M, trained: &Trained<M::Tuner>, sha
         return Err(Error::config("task head", "a trained one", "none: GGUF holds no head"));
     }
     let alpha = alpha(config)?;
-    let tensors = to_files(&trained.tuner.clone().valid(), |name| file_key(config, name, shape));
-    check_finite(&tensors)?;
+    let key = |name: &str| file_key(config, name, shape);
+    let tensors = Contents::default().with("method", &trained.tuner.clone().valid(), key)?.tensors;
     write_lora(path, alpha, &tensors, shape)?;
     verify(path, alpha, &tensors, shape).inspect_err(|_| {
         // The check's error is the one to report.

@@ -12,11 +12,12 @@ use super::config;
 pub use super::config::{from_settings, peft_type};
 use super::heads::Told;
 use super::leftovers;
-use super::tensors::{Taker, check_finite, to_files, write_and_verify};
+use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
-use crate::files::{read_json, write_directory, write_file};
+use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
+use crate::warning::warn;
 use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
@@ -26,6 +27,17 @@ pub struct Labels {
     pub base: String,
     /// The classes, in the order of the logits; empty for regression.
     pub classes: Vec<String>,
+    /// The [fingerprint](Base::weights_fingerprint) of the model's tensors as 16 hexadecimal digits; none, where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+impl Labels {
+    /// Of an adapter of this model, which was opened by a name.
+    pub fn of(name: &str, base: &Base, classes: Vec<String>) -> Self {
+        let fingerprint = Some(format!("{:016x}", base.weights_fingerprint()));
+        Labels { base: name.to_string(), classes, fingerprint }
+    }
 }
 
 /// Writes an adapter directory (with other files, names and texts, in it) all or nothing, reads it back, and compares every bit before it takes its name.
@@ -39,13 +51,18 @@ pub fn save<M: Method>(
 ) -> Result<()> {
     let shape = &shape.clone().for_purpose(trained.head.purpose());
     let config = &config.learned(&trained.tuner, shape);
-    let mut files = to_files(&M::to_saved(trained.tuner.clone().valid()), |name| file_key(config, name, shape));
-    files.extend(to_files(&trained.head, |name| head_key(M::HEAD_PREFIX, name, shape)));
-    check_finite(&files)?;
-    write_directory(dir, |dir| {
+    let (tuner, head) = (M::to_saved(trained.tuner.clone().valid()), &trained.head);
+    let (key, head_key) =
+        (|name: &str| file_key(config, name, shape), |name: &str| head_key(M::HEAD_PREFIX, name, shape));
+    let contents = Contents::default().with("method", &tuner, key)?.with("head", head, head_key)?;
+    write_sealed(dir, |dir| {
         write_settings(dir, config, &trained.head, shape, labels)?;
         let path = dir.join("adapter_model.safetensors");
-        write_and_verify(&path, &files, |path| write_safetensors(path, &files))?;
+        write_safetensors(&path, &contents.tensors)?;
+        let mut taker = Taker::new(Checkpoint::open_file(&path)?);
+        taker.compare(&tuner, key)?;
+        taker.compare(head, head_key)?;
+        taker.finish(|_| false)?;
         others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
 }
@@ -141,6 +158,7 @@ pub(super) fn load_from<M: Method>(
             &alone
         }
     };
+    tell_other_base(dir, &model.base)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
     let head = Told::read(dir)?.head(&mut taker, &head_key, model)?;
@@ -195,6 +213,18 @@ fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
         return Err(Error::file(&path, "texts", id, expected));
     }
     Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(&path))
+}
+
+/// Warns if the adapter was trained on another base than this, as far as it tells.
+fn tell_other_base(dir: &Path, base: &Base) -> Result<()> {
+    if let Labels { base: name, fingerprint: Some(then), .. } = labels(dir)? {
+        let now = format!("{:016x}", base.weights_fingerprint());
+        if now != then {
+            let what = format!("is {then}, of the model {name:?}: this model's tensors are others ({now})");
+            warn(dir.join("labels.json"), "fingerprint", what);
+        }
+    }
+    Ok(())
 }
 
 /// The method's configuration in an adapter directory.

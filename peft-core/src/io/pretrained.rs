@@ -1,16 +1,16 @@
 //! A model directory in the layout of Hugging Face transformers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use super::companions;
 use super::heads;
 use super::names::{self, Found};
-use super::tensors::Taker;
-use crate::files::{read_json, write_directory, write_file};
+use super::tensors::{Contents, Taker};
+use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
 use crate::models::fields::Fields;
 use crate::random::fingerprint;
@@ -154,21 +154,18 @@ impl Pretrained {
         }
         let base = base.for_purpose(head.purpose());
         let shape = base.shape();
-        let mut files: BTreeMap<String, TensorData> = BTreeMap::new();
+        let mut contents = Contents::default();
         for place in shape.places() {
-            files.insert(shape.file_name(&place), base.tensor_data(&place));
+            contents.add(place.name.clone(), shape.file_name(&place), base.tensor_data(&place))?;
         }
-        for (name, data) in tensors(head) {
-            let Key { name, transposed } = Head::key(&name, shape.architecture);
-            files.insert(name, if transposed { super::tensors::transpose(data) } else { data });
-        }
+        let mut contents = contents.with("head", head, |name| Head::key(name, shape.architecture))?;
         if let Head::MaskedLm(MaskedLm { decoder: Some(_), bias, .. }) = head {
             // Untied, the copy of the bias beside the table is the one that counts.
             let Key { name, .. } = Head::key("MaskedLm.decoder", shape.architecture);
-            files.insert(name.replace(".weight", ".bias"), bias.val().into_data());
+            contents.add("head.copy".into(), name.replace(".weight", ".bias"), bias.val().into_data())?;
         }
         let config = self.config_with(head, classes);
-        write_directory(output, |dir| {
+        write_sealed(output, |dir| {
             if let Some(from) = &self.dir {
                 companions::copy(from, dir)?;
             }
@@ -178,7 +175,7 @@ impl Pretrained {
                 write_file(&dir.join("tokenizer_config.json"), gguf.tokenizer_config()?.to_string().as_bytes())?;
             }
             write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-            write_safetensors(&dir.join("model.safetensors"), &files)
+            write_safetensors(&dir.join("model.safetensors"), &contents.tensors)
         })
     }
 

@@ -7,9 +7,9 @@ use std::path::Path;
 use burn::module::Module;
 
 use super::peft::{For, Labels, load_from, write_settings};
-use super::tensors::{check_finite, write_and_verify};
-use crate::files::write_directory;
-use crate::view::tensors;
+use super::tensors::{Contents, Taker};
+use crate::files::write_sealed;
+use crate::load::Checkpoint;
 use crate::{Error, Key, Method, Result, Shape, Trained};
 
 /// The file with the record.
@@ -26,14 +26,16 @@ pub fn save<M: Method>(
     let config = &config.learned(&trained.tuner, shape);
     let Trained { tuner, head } = trained.valid();
     let saved = Trained { tuner: M::to_saved(tuner), head };
-    let files = tensors(&saved);
-    check_finite(&files)?;
-    write_directory(dir, |dir| {
+    let key = |name: &str| Key::plain(name);
+    Contents::default().with("record", &saved, key)?;
+    write_sealed(dir, |dir| {
         write_settings(dir, config, &saved.head, shape, labels)?;
-        write_and_verify(&dir.join(FILE), &files, |path| {
-            let refused = |error: burn::store::RecordError| Error::io("write", path)(IoError::other(error.to_string()));
-            saved.clone().save_file(path).map_err(refused)
-        })
+        let path = &dir.join(FILE);
+        let refused = |error: burn::store::RecordError| Error::io("write", path)(IoError::other(error.to_string()));
+        saved.clone().save_file(path).map_err(refused)?;
+        let mut taker = Taker::new(Checkpoint::open_file(path)?);
+        taker.compare(&saved, key)?;
+        taker.finish(|_| false)
     })
 }
 

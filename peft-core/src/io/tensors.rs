@@ -1,10 +1,9 @@
 //! The tensors of a module as files hold them: taken out one by one until none is left, written and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::bits;
 use crate::adapterhub::{HubKey, Layout};
@@ -25,58 +24,51 @@ pub(crate) fn transpose(data: TensorData) -> TensorData {
     TensorData::new(new, [columns, rows])
 }
 
-/// A module's tensors by their names in a file, as the file holds them.
-pub(super) fn to_files<M: Module, K: Into<HubKey>>(
-    module: &M,
-    key: impl Fn(&str) -> K,
-) -> BTreeMap<String, TensorData> {
-    let stored = |(name, data): (String, TensorData)| {
-        let HubKey { name, layout } = key(&name).into();
-        let data = match layout {
-            Layout::Same => data,
-            Layout::Transposed => transpose(data),
-            Layout::Bits => bits::pack(&data),
-            Layout::Flat => {
-                let values: Vec<f32> = data.iter::<f32>().collect();
-                let length = values.len();
-                TensorData::new(values, [length])
-            }
-        };
-        (name, data)
-    };
-    tensors(module).into_iter().map(stored).collect()
+/// What a file is to hold: tensors by their keys there.
+#[derive(Default)]
+pub(super) struct Contents {
+    pub(super) tensors: BTreeMap<String, TensorData>,
+    /// What each is called in the module that it is of.
+    names: BTreeMap<String, String>,
 }
 
-/// Refuses what no file may hold.
-pub(super) fn check_finite(files: &BTreeMap<String, TensorData>) -> Result<()> {
-    match files.iter().find(|(_, data)| data.iter::<f32>().any(|x| !x.is_finite())) {
-        None => Ok(()),
-        Some((name, _)) => Err(Error::Check {
-            what: "saving the adapter",
-            detail: format!("{name} holds a number that is not finite"),
-        }),
-    }
-}
-
-/// Writes the tensors to a file and compares what was written with what was to be.
-pub(super) fn write_and_verify(
-    path: &Path,
-    files: &BTreeMap<String, TensorData>,
-    write: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
-    write(path)?;
-    let read = Checkpoint::open_file(path)?;
-    let names: BTreeSet<&str> = read.names().collect();
-    for (name, data) in files {
-        let same = read.shape(name) == Some(&data.shape()[..]) && read.bytes(name)? == data.as_bytes();
-        if !same {
-            return Err(Error::Check { what: "reading the saved adapter back", detail: format!("{name} differs") });
+impl Contents {
+    /// Adds a module's tensors as the file holds them; `part` is what the module is called in errors.
+    pub(super) fn with<M: Module, K: Into<HubKey>>(
+        mut self,
+        part: &str,
+        module: &M,
+        key: impl Fn(&str) -> K,
+    ) -> Result<Self> {
+        for (name, data) in tensors(module) {
+            let HubKey { name: key, layout } = key(&name).into();
+            let data = match layout {
+                Layout::Same => data,
+                Layout::Transposed => transpose(data),
+                Layout::Bits => bits::pack(&data),
+                Layout::Flat => {
+                    let values: Vec<f32> = data.iter::<f32>().collect();
+                    let length = values.len();
+                    TensorData::new(values, [length])
+                }
+            };
+            self.add(format!("{part}.{name}"), key, data)?;
         }
+        Ok(self)
     }
-    if names.len() == files.len() {
+
+    /// Adds one tensor, of this name elsewhere. A second one of a key is an error, since a file holds one; so is what no file may hold.
+    pub(super) fn add(&mut self, name: String, key: String, data: TensorData) -> Result<()> {
+        let wrong = |detail: String| Err(Error::Check { what: "saving", detail });
+        if let Some(first) = self.names.get(&key) {
+            return wrong(format!("{first} and {name} have one key, {key}, of which a file holds one"));
+        }
+        if data.dtype() == DType::F32 && data.iter::<f32>().any(|x| !x.is_finite()) {
+            return wrong(format!("{key} holds a number that is not finite"));
+        }
+        self.names.insert(key.clone(), name);
+        self.tensors.insert(key, data);
         Ok(())
-    } else {
-        Err(Error::Check { what: "reading the saved adapter back", detail: format!("{} tensors", names.len()) })
     }
 }
 
@@ -145,6 +137,18 @@ impl Taker {
         };
         self.taken.insert(name);
         Ok(data)
+    }
+
+    /// Compares the module that was written with what the file gives back, bit for bit.
+    pub(super) fn compare<M: Module, K: Into<HubKey>>(&mut self, module: &M, key: impl Fn(&str) -> K) -> Result<()> {
+        for (name, data) in tensors(module) {
+            let key = key(&name).into();
+            let place = key.name.clone();
+            if self.take(key, data.shape())?.as_bytes() != data.as_bytes() {
+                return Err(Error::Check { what: "reading back what was saved", detail: format!("{place} differs") });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn fill<M: Module, K: Into<HubKey>>(&mut self, module: M, key: impl Fn(&str) -> K) -> Result<M> {
@@ -239,24 +243,47 @@ impl Taker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
+    use crate::Score;
     use crate::load::write_safetensors;
+
+    fn tensor(values: [f32; 2]) -> TensorData {
+        TensorData::new(values.to_vec(), [1, 2])
+    }
+
+    fn score(values: [f32; 2]) -> Score {
+        let device = crate::testing::device();
+        Score { weight: burn::module::Param::from_tensor(burn::tensor::Tensor::from_data(tensor(values), &device)) }
+    }
 
     #[test]
     fn a_file_that_holds_something_else_is_caught() {
         let folder = tempfile::tempdir().unwrap();
-        let tensor = |values: [f32; 2]| TensorData::new(values.to_vec(), [2]);
-        let written = BTreeMap::from([("a".to_string(), tensor([1.0, 2.0])), ("b".to_string(), tensor([3.0, 4.0]))]);
-        let check = |files: &BTreeMap<String, TensorData>| {
-            let path = folder.path().join("adapter_model.safetensors");
-            write_and_verify(&path, files, |path| write_safetensors(path, &written)).map_err(|e| e.to_string())
+        let path = folder.path().join("adapter_model.safetensors");
+        let key = |name: &str| Key::plain(format!("head.{name}"));
+        let compared = |written: [f32; 2], module: [f32; 2]| {
+            let contents = Contents::default().with("head", &score(written), key).unwrap();
+            write_safetensors(&path, &contents.tensors).unwrap();
+            let mut taker = Taker::new(Checkpoint::open_file(&path).unwrap());
+            taker.compare(&score(module), key).map_err(|error| error.to_string())
         };
-        assert_eq!(check(&written), Ok(()));
-        let mut other = written.clone();
-        other.insert("b".into(), tensor([3.0, f32::from_bits(4f32.to_bits() + 1)]));
-        assert!(check(&other).unwrap_err().contains("b differs"));
-        assert!(check(&BTreeMap::from([("a".to_string(), tensor([1.0, 2.0]))])).unwrap_err().contains("2 tensors"));
+        assert_eq!(compared([1.0, 2.0], [1.0, 2.0]), Ok(()));
+        let next = f32::from_bits(2f32.to_bits() + 1);
+        assert!(compared([1.0, 2.0], [1.0, next]).unwrap_err().contains("head.weight differs"));
+    }
+
+    #[test]
+    fn two_tensors_of_one_key_are_named() {
+        let module = (score([1.0, 2.0]), score([3.0, 4.0]));
+        let saved =
+            |key: &dyn Fn(&str) -> Key| Contents::default().with("method", &module, key).map(|c| c.tensors.len());
+        assert_eq!(saved(&|name| Key::plain(name)).unwrap(), 2);
+        let error = saved(&|_| Key::plain("weight")).unwrap_err().to_string();
+        assert!(
+            ["method.0.weight", "method.1.weight", "one key, weight"].iter().all(|word| error.contains(word)),
+            "{error}"
+        );
     }
 }

@@ -1,17 +1,14 @@
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::TensorData;
 use half::{bf16, f16};
-use memmap2::Mmap;
 
 use super::gguf::{Gguf, blocks};
+use super::source::{Source, halves};
 use super::{guard, index, pack, safetensors, torch};
-use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// The most tensors a checkpoint may hold.
@@ -28,15 +25,6 @@ pub struct Entry {
     pub dtype: String,
 }
 
-/// Where a tensor's bytes are.
-pub(super) enum Source {
-    Mapped(Arc<Mmap>, Range<usize>),
-    /// The same, with the rows of each of so many heads in the order of GGUF, in which the two halves alternate.
-    Interleaved(Arc<Mmap>, Range<usize>, usize),
-    Torch(pytorch_reader::Tensor),
-    Pack(burn_pack::Tensor),
-}
-
 /// A tensor as a file lists it.
 pub(super) struct Stored {
     pub(super) path: Arc<Path>,
@@ -44,10 +32,10 @@ pub(super) struct Stored {
     pub(super) source: Source,
 }
 
-/// Named tensors of a model or adapter directory, memory-mapped, not yet read.
+/// Named tensors of a model or adapter directory, not yet read.
 ///
-/// A mapped file must not be changed in place while the checkpoint is open. Replacing it by renaming another file over
-/// it, as everything here writes, is fine.
+/// A file that is cut or changed in place while the checkpoint is open is an error when one of its tensors is read. Replacing it by
+/// renaming another file over it, as everything here writes, is fine.
 pub struct Checkpoint {
     path: PathBuf,
     tensors: BTreeMap<String, Stored>,
@@ -165,19 +153,21 @@ impl Checkpoint {
             let expected = format!("shape {expected_shape:?}");
             return Err(Error::file(&stored.path, name, format!("shape {shape:?}"), expected));
         }
-        let decode: blocks::Decoder = match dtype.as_str() {
-            "F32" => |bytes| decode(bytes, f32::from_le_bytes),
-            "F16" => |bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()),
-            "BF16" => |bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()),
-            "F64" => |bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32),
+        // The decoder, and the bytes that it takes at least.
+        let (decode, unit): (blocks::Decoder, usize) = match dtype.as_str() {
+            "F32" => (|bytes| decode(bytes, f32::from_le_bytes), 4),
+            "F16" => (|bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()), 2),
+            "BF16" => (|bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()), 2),
+            "F64" => (|bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32), 8),
             _ => match blocks::decoder(dtype) {
-                Some(decode) => decode,
+                Some(decoder) => decoder,
                 None => {
                     return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64"));
                 }
             },
         };
-        let values = decode(&stored.bytes(name)?);
+        let mut values = Vec::with_capacity(shape.iter().product());
+        stored.source.pieces(unit, |bytes| values.extend(decode(bytes)), || stored.bytes(name))?;
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
             let found = format!("{} at element {place}", values[place]);
             return Err(Error::file(&stored.path, name, found, "finite numbers of the range of f32"));
@@ -198,7 +188,7 @@ impl Checkpoint {
     }
 
     /// The bytes of a tensor as its file holds them.
-    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         self.get(name, || "a tensor".to_string())?.bytes(name)
     }
 
@@ -214,20 +204,13 @@ impl Checkpoint {
 }
 
 impl Stored {
-    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         match &self.source {
-            Source::Mapped(map, range) => Ok(Cow::Borrowed(&map[range.clone()])),
-            Source::Interleaved(map, range, heads) => {
-                Ok(Cow::Owned(halves(&map[range.clone()], self.entry.shape[0], *heads)))
-            }
-            Source::Pack(tensor) => {
-                let read = || tensor.to_bytes().map(|bytes| bytes.to_vec());
-                guard(&self.path, name, pack::EXPECTED, read)?
-                    .map(Cow::Owned)
-                    .map_err(|error| Error::file(&self.path, name, error, pack::EXPECTED))
+            Source::File(file, range) => file.read(range.clone()),
+            Source::Interleaved(file, range, heads) => {
+                Ok(halves(&file.read(range.clone())?, self.entry.shape[0], *heads))
             }
             Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
-                .map(Cow::Owned)
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
         }
     }
@@ -240,28 +223,6 @@ const WEIGHTS: [&str; 4] =
 /// The file that holds or lists the weights of a directory. A dangling link counts, so that the error names it.
 pub(super) fn weights(dir: &Path) -> Option<&'static str> {
     WEIGHTS.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok())
-}
-
-/// Maps a file of at least so many bytes.
-pub(super) fn map(path: &Path, least: usize, expected: &str) -> Result<Mmap> {
-    let (file, size) = open_regular(path)?;
-    if size < least as u64 {
-        return Err(Error::file(path, "file size", format!("{size} bytes"), expected));
-    }
-    // SAFETY: the map is only read. Whoever changes a file in place while it is mapped breaks the promise that
-    // `Checkpoint` documents; all that is written here replaces files by a rename instead.
-    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
-}
-
-/// Rows of heads from (first of the first half, first of the second half, second of the first half ..) to (first half,
-/// second half).
-fn halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let (row, head) = (bytes.len() / rows, rows / heads);
-    let from = |to: usize| {
-        let (start, place) = (to - to % head, to % head);
-        start + 2 * (place % (head / 2)) + place / (head / 2)
-    };
-    (0..rows).map(|to| &bytes[from(to) * row..][..row]).collect::<Vec<_>>().concat()
 }
 
 fn open(path: &Path) -> Result<Vec<(String, Stored)>> {

@@ -12,14 +12,18 @@ mod index;
 mod pack;
 #[cfg(feature = "load")]
 mod safetensors;
+#[cfg(feature = "load")]
+mod source;
 #[cfg(feature = "tokenize")]
 mod tokenizer;
 #[cfg(feature = "load")]
 mod torch;
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
+use std::sync::Once;
 
 #[cfg(feature = "load")]
 pub use checkpoint::{Checkpoint, Entry};
@@ -35,12 +39,25 @@ pub use tokenizer::{Class, Encoded, FIELDS, Tokenizer, Use};
 pub use crate::files::{read_json, write_file};
 use crate::{Error, Result};
 
-/// Runs another crate's parser over a file's bytes; a panic in it becomes an error that names the file.
+/// Runs another crate's parser over a file's bytes; a panic in it becomes an error that names the file, and says nothing itself.
 ///
-/// The panic hook is left alone, since it belongs to the program: the panic's message may still appear on the
-/// standard error. In a program built with `panic = "abort"` nothing can be caught.
+/// In a program built with `panic = "abort"` nothing can be caught.
 fn guard<T>(path: &Path, key: &str, expected: &str, parse: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(parse)).map_err(|panic| {
+    thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    // Of other threads, and of this one elsewhere, panics are told as the program wants it.
+    HOOK.call_once(|| {
+        let told = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                told(panic);
+            }
+        }));
+    });
+    let before = QUIET.replace(true);
+    let parsed = catch_unwind(AssertUnwindSafe(parse));
+    QUIET.set(before);
+    parsed.map_err(|panic| {
         let found = format!("content on which its parser panics ({})", panic_message(panic.as_ref()));
         Error::file(path, key, found, expected)
     })

@@ -3,12 +3,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::checkpoint::{Entry, Source, Stored, check_count, check_name, map};
+use super::checkpoint::{Entry, Stored, check_count, check_name};
 use super::index::Unique;
+use super::source::{Opened, Source};
 use crate::files::write_file;
 use crate::{Error, Result};
 
@@ -17,58 +18,41 @@ const LENGTH: usize = 8;
 /// The longest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Maps a safetensors file and lists its tensors.
+/// Lists the tensors of a safetensors file.
 pub(super) fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
-    let map = map(path, LENGTH, "a safetensors file: 8 bytes of header length, the header, the tensors")?;
-    let header = header(path, &map)?;
+    let file = Opened::open(path, LENGTH, "a safetensors file: 8 bytes of header length, the header, the tensors")?;
+    let header = header(&file)?;
     let start = LENGTH + header.len();
-    check_tensors(path, header, map.len() - start)?;
-
-    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|error| match error {
-        SafeTensorError::InvalidOffset(name) => Error::file(
-            path,
-            name,
-            "data_offsets that overlap or leave a hole",
-            "the place where the tensor before ends",
-        ),
-        SafeTensorError::MetadataIncompleteBuffer => Error::file(
-            path,
-            "file size",
-            format!("{} bytes", map.len()),
-            "the end of the file where the last tensor ends",
-        ),
-        error => Error::file(path, "header", error, "a safetensors header"),
-    })?;
-    let map = Arc::new(map);
-    let path: Arc<Path> = path.into();
-    let stored = metadata.tensors().into_iter().map(|(name, info)| {
-        let entry = Entry { shape: info.shape.clone(), dtype: info.dtype.to_string() };
+    let tensors = tensors(path, &header, file.size() - start)?;
+    let file = Arc::new(file);
+    let stored = tensors.into_iter().map(|(name, info)| {
+        let entry = Entry { shape: info.shape, dtype: info.dtype.to_string() };
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
-        (name, Stored { path: path.clone(), entry, source: Source::Mapped(map.clone(), range) })
+        (name, Stored { path: file.path().clone(), entry, source: Source::File(file.clone(), range) })
     });
     Ok(stored.collect())
 }
 
-fn header<'a>(path: &Path, file: &'a [u8]) -> Result<&'a [u8]> {
-    let (length, rest) = file.split_first_chunk::<LENGTH>().unwrap_or((&[0; LENGTH], &[]));
-    let length = u64::from_le_bytes(*length);
-    let allowed = MAX_HEADER.min(rest.len() as u64);
+fn header(file: &Opened) -> Result<Vec<u8>> {
+    let length = file.read(0..LENGTH)?.into_iter().rev().fold(0, |all, byte| all << 8 | u64::from(byte));
+    let allowed = MAX_HEADER.min((file.size() - LENGTH) as u64);
     if length > allowed {
-        let expected = format!("at most {allowed}, for a file of {} bytes; is it truncated?", file.len());
-        return Err(Error::file(path, "header length", length, expected));
+        let expected = format!("at most {allowed}, for a file of {} bytes; is it truncated?", file.size());
+        return Err(Error::file(file.path(), "header length", length, expected));
     }
-    Ok(&rest[..length as usize])
+    file.read(LENGTH..LENGTH + length as usize)
 }
 
-/// Checks what the crate does not, and what it reports without the tensor's name.
-fn check_tensors(path: &Path, header: &[u8], data: usize) -> Result<()> {
-    let tensors: Unique<Value> = serde_json::from_slice(header)
+/// What the header says of each tensor: they fill the bytes of data one behind the other.
+fn tensors(path: &Path, header: &[u8], data: usize) -> Result<Vec<(String, TensorInfo)>> {
+    let entries: Unique<Value> = serde_json::from_slice(header)
         .map_err(|error| Error::file(path, "header", error, "a JSON object with one entry for each tensor"))?;
-    check_count(path, tensors.0.len())?;
-    for (name, value) in tensors.0.iter().filter(|(name, _)| name != "__metadata__") {
-        check_name(path, name)?;
+    check_count(path, entries.0.len())?;
+    let mut tensors = Vec::with_capacity(entries.0.len());
+    for (name, value) in entries.0.into_iter().filter(|(name, _)| name != "__metadata__") {
+        check_name(path, &name)?;
         let info = TensorInfo::deserialize(value)
-            .map_err(|error| Error::file(path, name, error, "a dtype, a shape and data_offsets"))?;
+            .map_err(|error| Error::file(path, &name, error, "a dtype, a shape and data_offsets"))?;
         let (start, end) = info.data_offsets;
         if start > end || end > data {
             let expected = format!("a range within the {data} bytes of data; is the file truncated?");
@@ -80,8 +64,22 @@ fn check_tensors(path: &Path, header: &[u8], data: usize) -> Result<()> {
             let found = format!("{} bytes for {} of shape {:?}", end - start, info.dtype, info.shape);
             return Err(Error::file(path, name, found, expected));
         }
+        tensors.push((name, info));
     }
-    Ok(())
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut filled = 0;
+    for (name, info) in &tensors {
+        if info.data_offsets.0 != filled {
+            let found = "data_offsets that overlap or leave a hole";
+            return Err(Error::file(path, name, found, "the place where the tensor before ends"));
+        }
+        filled = info.data_offsets.1;
+    }
+    if filled != data {
+        let found = format!("{} bytes", LENGTH + header.len() + data);
+        return Err(Error::file(path, "file size", found, "the end of the file where the last tensor ends"));
+    }
+    Ok(tensors)
 }
 
 /// Writes tensors of f32 (or of bytes) with the metadata that the Hugging Face libraries ask for, all or nothing.

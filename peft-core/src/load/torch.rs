@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use pytorch_reader::PytorchReader;
 
-use super::checkpoint::{Entry, Source, Stored};
+use super::checkpoint::{Entry, Stored};
 use super::guard;
+use super::source::Source;
 use crate::files::open_regular;
 use crate::{Error, Result};
 

@@ -192,9 +192,14 @@ impl Base {
 
     /// A hash of every bit of the base, and of what its shape says beside them (heads, activation, positions, dropout ..).
     pub fn fingerprint(&self) -> u64 {
+        fingerprint("shape", format!("{:?}", self.shape).as_bytes()) ^ self.weights_fingerprint()
+    }
+
+    /// A hash of every bit of its tensors as files hold them, in f32, whatever type they had there. It stays the same from version to
+    /// version of this library.
+    pub fn weights_fingerprint(&self) -> u64 {
         let one = |place: &Place| fingerprint(&place.name, self.tensor_data(place).as_bytes());
-        let shape = fingerprint("shape", format!("{:?}", self.shape).as_bytes());
-        self.shape.places().iter().fold(shape, |all, place| all ^ one(place))
+        self.shape.places().iter().fold(0, |all, place| all ^ one(place))
     }
 
     /// Pads examples to a batch on this device, refusing what the model cannot take.

@@ -18,7 +18,7 @@ use crate::{
 /// - C1 the model is unchanged at init
 /// - C2 the number of trainable elements is the closed form's
 /// - C3 merged equals unmerged, on a random state
-/// - C4 what is saved is loaded bit for bit
+/// - C4 what is saved is loaded bit for bit, each tensor under a key of its own
 /// - C5 every tensor of the method gets a gradient, the base none, and the base's bits stay
 /// - C6 composition with the bare base on either side changes nothing
 /// - C7 a sequence's result does not depend on the batch and the padding
@@ -174,6 +174,10 @@ pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
     let path = folder.path().join("adapter");
     io::peft::save(&path, config, &trained, base.shape(), &io::peft::Labels::default(), &[]).map_err(text)?;
     let (loaded_config, loaded) = io::peft::load::<M>(&path, base).map_err(text)?;
+    let (saved, read) = (tensors(&M::to_saved(trained.tuner.clone())), tensors(&loaded.tuner));
+    if let Some((name, _)) = saved.iter().find(|(name, data)| read.get(*name) != Some(data)) {
+        return Err(format!("{name} is loaded with other values"));
+    }
     let batch = batch(base);
     let logits = |t: &Trained<M::Tuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
     let (own, read) = (logits(&trained)?, logits(&loaded)?);

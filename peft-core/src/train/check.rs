@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::Run;
 use crate::random::fingerprint;
 use crate::view::{tensors, trained as trained_tensors};
-use crate::{Base, Error, Procedure, Result, Trained, Tuner};
+use crate::warning::{TARGET, listed};
+use crate::{Base, Error, Example, Procedure, Result, Trained, Tuner};
 
 /// How things were before the first step.
 pub(super) struct Before {
@@ -26,21 +28,17 @@ impl Before {
         format!("{:016x}", fingerprint(&self.base.to_string(), format!("{:?}", self.tensors).as_bytes()))
     }
 
-    /// Every trainable tensor moved. `steps` are those with a learning rate above 0: there must be two, since a factor may wait
-    /// for another to leave 0.
-    pub(super) fn moved<T: Procedure>(&self, trained: &Trained<T>, steps: usize) -> Result<()> {
+    /// The trainable tensors that did not move though they should have. `steps` are those with a learning rate above 0: there must
+    /// be two, since a factor may wait for another to leave 0.
+    pub(super) fn unmoved<T: Procedure>(&self, trained: &Trained<T>, steps: usize) -> Vec<String> {
         // The table that makes logits over words is of no use to a head for classes.
         let vocabulary = |name: &str| trained.head.outputs().is_some() && name.ends_with(".vocabulary");
         let rests = |name: &str| name.strip_prefix("tuner.").is_some_and(|name| trained.tuner.may_rest(name));
         let unused = |name: &str| vocabulary(name) || rests(name);
         let moving: BTreeMap<_, _> = trained_tensors(trained).into_iter().filter(|(name, _)| !unused(name)).collect();
         let still = |(name, now): &(String, u64)| moving.contains_key(name) && self.tensors.get(name) == Some(now);
-        let unmoved: Vec<String> = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name).collect();
-        if steps > 1 && !unmoved.is_empty() {
-            let detail = format!("{} did not move in {steps} steps", unmoved.join(", "));
-            return Err(Error::Check { what: "every trainable tensor moves", detail });
-        }
-        Ok(())
+        let unmoved = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name);
+        if steps > 1 { unmoved.collect() } else { vec![] }
     }
 
     /// The frozen base has the bits that it had.
@@ -51,4 +49,25 @@ impl Before {
         }
         Ok(())
     }
+}
+
+/// What it means that these tensors did not move: a gradient of zero is the data's doing and is said (the attention of a decoder
+/// whose texts have one word looks at one word, whatever its query is); anything else is a fault of the method.
+pub(super) fn judge<T: Procedure>(run: &mut Run<T>, data: &[Example], unmoved: Vec<String>) -> Result<Option<Error>> {
+    if unmoved.is_empty() {
+        return Ok(None);
+    }
+    let gradients = run.last_gradients(data)?;
+    let of = |name: &String| gradients.get(name).copied();
+    let (idle, faulty): (Vec<_>, Vec<_>) = unmoved.into_iter().partition(|name| of(name) == Some(0.0));
+    if !idle.is_empty() {
+        log::warn!(target: TARGET, "{} did not move: the gradient is zero on this data", listed(&idle));
+    }
+    let why = |name: String| match of(&name) {
+        None => format!("{name} has no gradient"),
+        Some(largest) => format!("{name} did not move with a gradient of up to {largest:e}"),
+    };
+    let faults: Vec<String> = faulty.into_iter().map(why).collect();
+    let detail = faults.join(", ");
+    Ok((!faults.is_empty()).then_some(Error::Check { what: "every trainable tensor moves", detail }))
 }

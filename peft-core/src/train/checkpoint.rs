@@ -12,10 +12,9 @@ use burn::tensor::TensorData;
 use burn_pack::Scalar;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{Procedure, Run};
-use crate::files::{lock, read_file, read_json, remove_partial, write_directory, write_file};
+use crate::files::{LOCK, is_partial, lock, read_json, remove_partial, verify, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{tensors, with_values};
 use crate::{Error, Result};
@@ -26,7 +25,6 @@ const STATE: &str = "state.json";
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const BEST: &str = "best.safetensors";
-const MANIFEST: &str = "manifest.json";
 
 /// Where a run saves its state, and how often.
 #[derive(Clone, Debug)]
@@ -41,12 +39,26 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Removes them all.
+    /// Removes them all, with the directory, behind a link too, unless something else is in it.
     pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(Error::io("remove", &self.dir)),
+        let Ok(dir) = self.dir.canonicalize() else { return Ok(()) };
+        for entry in fs::read_dir(&dir).map_err(Error::io("read", &dir))? {
+            let path = entry.map_err(Error::io("read", &dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if step_of(&name).is_some() || is_partial(&name) {
+                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+            }
         }
+        let lock = dir.join(LOCK);
+        match fs::remove_file(&lock) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &lock)(error)),
+            _ => {}
+        }
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => return Ok(()),
+            result => result.map_err(Error::io("remove", &dir))?,
+        }
+        if self.dir.is_symlink() { fs::remove_file(&self.dir).map_err(Error::io("remove", &self.dir)) } else { Ok(()) }
     }
 }
 
@@ -114,7 +126,7 @@ impl Store {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
             let name = entry.map_err(Error::io("read", &self.dir))?.file_name();
-            steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<usize>().ok()));
+            steps.extend(name.to_str().and_then(step_of));
         }
         steps.sort_by_key(|step| std::cmp::Reverse(*step));
         Ok(steps)
@@ -136,12 +148,11 @@ impl Store {
         let state = State { step: run.step, run: self.run.clone(), best: best.clone(), scalars };
         let json = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_else(|e| unreachable!("plain data: {e}"));
         let path = self.path(run.step);
-        write_directory(&path, |dir| {
+        write_sealed(&path, |dir| {
             write_safetensors(&dir.join(TRAINED), &tensors(&run.trained))?;
             write_safetensors(&dir.join(OPTIMIZER), &states.tensors.into_iter().collect())?;
             write_safetensors(&dir.join(BEST), &best.tensors)?;
-            write_file(&dir.join(STATE), &json(serde_json::to_vec_pretty(&state)))?;
-            write_file(&dir.join(MANIFEST), &json(serde_json::to_vec_pretty(&hashes(dir)?)))
+            write_file(&dir.join(STATE), &json(serde_json::to_vec_pretty(&state)))
         })?;
         for old in self.steps()?.into_iter().skip(2) {
             let path = self.path(old);
@@ -163,7 +174,7 @@ impl Store {
         for step in self.steps()? {
             let path = self.path(step);
             match verify(&path) {
-                Ok(()) => {
+                Ok(_) => {
                     self.saved.0 = step;
                     return Ok((self.restore(&path, run)?, skipped));
                 }
@@ -201,10 +212,15 @@ impl Store {
     pub(super) fn abandon(self, hopeless: bool) {
         if hopeless || self.steps().is_ok_and(|steps| steps.is_empty()) {
             // The run's own error is the one to report.
-            let _ = fs::remove_dir_all(&self.dir);
+            let _ = Checkpoints { dir: self.dir, every: None, resume: false }.remove();
         }
         drop(self.lock);
     }
+}
+
+/// The step of the checkpoint of this name.
+fn step_of(name: &str) -> Option<usize> {
+    name.strip_prefix("step-")?.parse().ok()
 }
 
 /// What stands in one of these files is compared with what must.
@@ -242,28 +258,6 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
         Ok((name.to_string(), file.read_f32(name, &dims)?))
     };
     file.names().map(tensor).collect()
-}
-
-/// The SHA-256 of every file of a directory but the manifest.
-fn hashes(dir: &Path) -> Result<BTreeMap<String, String>> {
-    let hash = |name: &str| {
-        let digest = Sha256::digest(read_file(&dir.join(name), u64::MAX - 1)?);
-        Ok((name.to_string(), digest.iter().map(|byte| format!("{byte:02x}")).collect()))
-    };
-    [STATE, TRAINED, OPTIMIZER, BEST].into_iter().map(hash).collect()
-}
-
-fn verify(dir: &Path) -> Result<()> {
-    let path = dir.join(MANIFEST);
-    let expected: BTreeMap<String, String> = parse(&path)?;
-    let found = hashes(dir)?;
-    match found.iter().find(|(name, hash)| expected.get(*name) != Some(hash)) {
-        None => Ok(()),
-        Some((name, hash)) => {
-            let expected = expected.get(name).map_or("no such file", String::as_str);
-            Err(Error::file(dir.join(name), "SHA-256", hash, expected))
-        }
-    }
 }
 
 impl From<Scalar> for Number {

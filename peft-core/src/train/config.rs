@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::micro::check_threads;
 use crate::random::Random;
 use crate::{Error, Result};
+
+/// The most sequences of a step that may be drawn more than once.
+const MAX_DRAWN: usize = 1 << 20;
 
 /// How the learning rate changes over a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,9 +203,7 @@ impl TrainConfig {
         count("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
         count("eval_steps", self.eval_steps.unwrap_or(1))?;
         count("early_stopping_patience", self.early_stopping_patience.unwrap_or(1))?;
-        if !(1..=1024).contains(&self.threads) {
-            return Err(Error::config("threads", self.threads, "1 to 1024"));
-        }
+        check_threads("threads", self.threads)?;
         count("micro_rows", self.micro_rows)?;
         count("max_length", self.max_length)?;
         between("learning_rate", self.learning_rate, 0.0, 1e6)?;
@@ -211,6 +213,12 @@ impl TrainConfig {
         between("adam_epsilon", self.adam_epsilon, 0.0, 1.0)?;
         between("max_grad_norm", self.max_grad_norm, 0.0, 1e12)?;
         between("dropout", self.dropout.unwrap_or(0.0), 0.0, 1.0)?;
+        // Otherwise a step takes at most what there is.
+        if (!self.shuffle || self.task_temperature.is_some()) && self.sequences() > MAX_DRAWN {
+            let found = format!("{} x {}", self.batch_size, self.gradient_accumulation_steps);
+            let expected = format!("at most {MAX_DRAWN} sequences in a step");
+            return Err(Error::config("batch_size, gradient_accumulation_steps", found, expected));
+        }
         let Some(temperature) = self.task_temperature else { return Ok(()) };
         if !(temperature.is_finite() && temperature > 0.0) {
             return Err(Error::config("task_temperature", temperature, "a finite number above 0"));

@@ -48,6 +48,7 @@ pub struct Workers {
 impl Workers {
     /// This many.
     pub fn new(threads: usize) -> Result<Self> {
+        check_threads("threads", threads)?;
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
         let pools = (0..threads).map(pool).collect::<Result<_, _>>();
         pools
@@ -92,6 +93,14 @@ impl Workers {
         });
         let ordered = ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
         ordered.error.map_or(Ok(()), Err)
+    }
+}
+
+/// Refuses more threads than any machine has, each of which takes memory.
+pub fn check_threads(key: &str, threads: usize) -> Result<()> {
+    match threads {
+        1..=1024 => Ok(()),
+        _ => Err(Error::config(key, threads, "1 to 1024")),
     }
 }
 

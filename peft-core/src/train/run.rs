@@ -1,5 +1,6 @@
 //! A run: its state, and one step of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, ParamId};
@@ -64,9 +65,7 @@ impl<T: Procedure> Run<T> {
     /// One optimizer step on the samples that the settings choose for it. The data must be the same in each.
     pub fn step(&mut self, data: &[Example]) -> Result<StepReport> {
         let (step, total) = (self.step, self.config.steps(data.len()));
-        let samples = data.iter().map(|example| (example.ids.len(), example.task));
-        let order = self.order.get_or_insert_with(|| Order::new(&self.config, samples));
-        let batch: Vec<&Example> = order.samples(step).into_iter().map(|i| &data[i]).collect();
+        let batch = self.batch(data, step);
         let mut random = Random::new(self.config.seed, &format!("sample of step {step}"));
         let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };
         let (loss, gradients) = self.gradients(&before, &batch)?;
@@ -85,6 +84,30 @@ impl<T: Procedure> Run<T> {
         self.step += 1;
         let tokens = batch.iter().map(|e| e.ids.len()).sum();
         Ok(StepReport { step: step + 1, total, loss, learning_rate, grad_norm, tokens })
+    }
+
+    /// The samples that the settings choose for a step.
+    fn batch<'a>(&mut self, data: &'a [Example], step: usize) -> Vec<&'a Example> {
+        let samples = data.iter().map(|example| (example.ids.len(), example.task));
+        let order = self.order.get_or_insert_with(|| Order::new(&self.config, samples));
+        order.samples(step).into_iter().map(|i| &data[i]).collect()
+    }
+
+    /// The largest size of a number in each tensor's gradient on the batch of the last step; tensors that have no gradient are not
+    /// among them.
+    pub(super) fn last_gradients(&mut self, data: &[Example]) -> Result<BTreeMap<String, f64>> {
+        struct Largest(GradientsParams, BTreeMap<String, f64>);
+        impl Visit for Largest {
+            fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
+                let largest = |gradient: Tensor<D>| f64::from(gradient.abs().max().into_scalar::<f32>());
+                self.1.extend(self.0.get::<D>(id).map(|gradient| (name.to_string(), largest(gradient))));
+            }
+        }
+        let batch = self.batch(data, self.step.saturating_sub(1));
+        let (_, gradients) = self.gradients(&self.trained, &batch)?;
+        let mut largest = Largest(gradients, BTreeMap::new());
+        visit(&self.trained, &mut largest);
+        Ok(largest.1)
     }
 
     /// The mean loss of a batch and its gradients.

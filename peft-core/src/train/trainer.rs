@@ -1,17 +1,18 @@
 //! From a model, a method's configuration and labelled data to a checked result.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use serde_json::{Value, json};
 
-use super::check::Before;
+use super::check::{Before, judge};
 use super::checkpoint::{Best, Store};
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
 use super::{Checkpoints, Probe, Procedure, TrainConfig};
 use crate::data::Dataset;
+use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
@@ -28,6 +29,15 @@ pub trait Observer {
     fn step(&mut self, _report: &StepReport) -> Result<()> {
         Ok(())
     }
+
+    /// Whether the run is to stop after this step, with its state saved where it has checkpoints: it then ends in
+    /// [`Error::Stopped`].
+    fn stops(&self) -> bool {
+        false
+    }
+
+    /// When the state after a step is saved.
+    fn saved(&mut self, _step: usize) {}
 
     /// When a step fails, but the state of the best evaluation is kept and is the result.
     fn stopped(&mut self, _why: &Error) -> Result<()> {
@@ -47,6 +57,7 @@ impl Observer for () {}
 pub struct Trainer {
     config: TrainConfig,
     checkpoints: Option<Checkpoints>,
+    output: Option<PathBuf>,
 }
 
 /// What a run works on.
@@ -57,6 +68,14 @@ struct Work<'a> {
     classes: &'a [String],
     before: Before,
     store: Option<Store>,
+}
+
+/// What a run gives.
+struct Finished<T: Tuner> {
+    trained: Trained<T>,
+    base: Base,
+    /// What the checks at its end found.
+    fault: Option<Error>,
 }
 
 /// A trained method with its model.
@@ -71,6 +90,8 @@ pub struct Tuned<'a, M: Method> {
     pub trained: Trained<M::Tuner>,
     /// What is saved beside the tensors.
     pub labels: Labels,
+    /// A fault of the method that the checks at the end of the run found: the result is there, but not to be trusted.
+    pub fault: Option<Error>,
     /// Trainable elements before the first step: of the method, and of the head.
     counts: (usize, usize),
     threads: usize,
@@ -83,7 +104,7 @@ fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
 impl Trainer {
     /// With these settings.
     pub fn new(config: TrainConfig) -> Self {
-        Trainer { config, checkpoints: None }
+        Trainer { config, checkpoints: None, output: None }
     }
 
     /// With checkpoints from which a run can be taken up.
@@ -91,14 +112,22 @@ impl Trainer {
         Trainer { checkpoints: Some(checkpoints), ..self }
     }
 
-    /// Trains the method from its start.
+    /// For a result that [`Tuned::save`] is to write into this directory: before the first step it is an error if that will not be
+    /// possible.
+    pub fn with_output(self, dir: impl Into<PathBuf>) -> Self {
+        Trainer { output: Some(dir.into()), ..self }
+    }
+
+    /// Trains the method from its start. A fault that the checks at the end find is an error; [`train`](Self::train) gives the
+    /// result beside it.
     pub fn fit<'a, M: Method>(&self, model: &'a Pretrained, method: M, data: &Dataset) -> Result<Tuned<'a, M>> {
         let trained = self.start(model, &method, data)?;
-        self.train(model, method, trained, data, None, &mut ())
+        self.train(model, method, trained, data, None, &mut ())?.checked()
     }
 
     /// The method's start, with the head of [`own_head`](Self::own_head), else a fresh one.
     pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
+        method.checked_count(model.base.shape())?;
         let writes = matches!(model.base.shape().architecture, Architecture::T5(_));
         let fresh = || match (data.purpose()?, data.outputs()?) {
             (Purpose::Tokens, _) if writes => {
@@ -121,7 +150,8 @@ impl Trainer {
         Ok(model.head_for(purpose).filter(|head| named && head.outputs() == outputs).cloned())
     }
 
-    /// Trains on from a given state, evaluating on other data.
+    /// Trains on from a given state, evaluating on other data. A run that came to its end gives a result, whatever the checks there
+    /// find: see [`Tuned::fault`] and [`Tuned::checked`].
     pub fn train<'a, M: Method>(
         &self,
         model: &'a Pretrained,
@@ -145,12 +175,12 @@ impl Trainer {
         let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
         let base = model.base.for_purpose(trained.head.purpose());
         let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
-        let (trained, base) = self.run_as(settings, &base, trained, data_of, observer)?;
-        let labels = Labels { base: model.name.clone(), classes: data.classes.clone() };
-        Ok(Tuned { model, base, config: method, trained, labels, counts, threads: self.config.threads })
+        let Finished { trained, base, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
+        let labels = Labels::of(&model.name, &model.base, data.classes.clone());
+        Ok(Tuned { model, base, config: method, trained, labels, fault, counts, threads: self.config.threads })
     }
 
-    /// The run itself: prepare, steps, finish, checks.
+    /// The run itself: prepare, steps, finish, checks. Where these find a fault the checkpoints stay.
     pub fn run<T: Procedure>(
         &self,
         base: &Base,
@@ -159,7 +189,10 @@ impl Trainer {
         evaluation: Option<&[Example]>,
         observer: &mut dyn Observer,
     ) -> Result<(Trained<T>, Base)> {
-        self.run_as(Value::Null, base, trained, (data, evaluation, &[]), observer)
+        let none: &[String] = &[];
+        let Finished { trained, base, fault } =
+            self.run_as(Value::Null, base, trained, (data, evaluation, none), observer)?;
+        fault.map_or(Ok((trained, base)), Err)
     }
 
     /// The same of a method with these settings, which tell its checkpoints from those of others.
@@ -170,11 +203,12 @@ impl Trainer {
         trained: Trained<T>,
         (data, evaluation, classes): (&[Example], Option<&[Example]>, &[String]),
         observer: &mut dyn Observer,
-    ) -> Result<(Trained<T>, Base)> {
+    ) -> Result<Finished<T>> {
         if data.is_empty() || evaluation.is_some_and(<[_]>::is_empty) {
             return Err(Error::config("data", "no examples", "at least one"));
         }
         self.config.check()?;
+        self.output.as_deref().map_or(Ok(()), check_new_directory)?;
         if trainable(&trained) == 0 {
             let expected = "something to train: a method with tensors of its own, or labels that need a head";
             return Err(Error::config("method", "nothing that is trained", expected));
@@ -198,8 +232,7 @@ impl Trainer {
         let result = self.steps(&mut work, base, trained, observer);
         if let (Some(store), Err(error)) = (work.store, &result) {
             // To go on from there would end in the same fault.
-            let hopeless = matches!(error, Error::Training { .. } | Error::Check { .. });
-            store.abandon(hopeless);
+            store.abandon(matches!(error, Error::Training { .. }));
         }
         result
     }
@@ -217,7 +250,7 @@ impl Trainer {
         base: &Base,
         trained: Trained<T>,
         observer: &mut dyn Observer,
-    ) -> Result<(Trained<T>, Base)> {
+    ) -> Result<Finished<T>> {
         let Work { data, evaluation, classes, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head } = trained;
@@ -247,12 +280,18 @@ impl Trainer {
                 observer.evaluated(run.step, &metrics)?;
                 self.compare(&mut best, &run, &metrics)?;
             }
-            if let Some(store) = store.as_mut().filter(|store| store.due(run.step)) {
-                store.save(&run, &best)?;
+            let stops = observer.stops() && run.step < total;
+            if let Some(store) = store.as_mut().filter(|store| stops || store.due(run.step)) {
+                store.close(&run, &best)?;
+                observer.saved(run.step);
+            }
+            if stops {
+                return Err(Error::Stopped { step: run.step });
             }
         }
         if let Some(store) = store {
             store.close(&run, &best)?;
+            observer.saved(run.step);
         }
         let mut done = run.step;
         if let Some((step, _)) = best.found.filter(|_| config.load_best_model_at_end) {
@@ -260,13 +299,12 @@ impl Trainer {
             done = step;
         }
         // Of what the steps did, not of what is left after the finish, which may take some of it back.
-        before.moved(&run.trained, config.moving_steps(done, total))?;
+        let unmoved = before.unmoved(&run.trained, config.moving_steps(done, total));
+        let fault = judge(&mut run, data, unmoved)?;
         let Run { trained: Trained { tuner, head }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
-        if !changes_base {
-            before.kept(&base)?;
-        }
-        Ok((Trained { tuner, head }, base))
+        let moved = if changes_base { None } else { before.kept(&base).err() };
+        Ok(Finished { trained: Trained { tuner, head }, base, fault: fault.or(moved) })
     }
 
     /// Whether the metric by which states are judged is one of the evaluation's.
@@ -335,7 +373,15 @@ impl<'a, M: Method> Tuned<'a, M> {
         }
         let counts = counts(&trained);
         let base = model.base.for_purpose(trained.head.purpose());
-        Ok(Tuned { model, base, config, trained, labels, counts, threads })
+        Ok(Tuned { model, base, config, trained, labels, fault: None, counts, threads })
+    }
+
+    /// The fault as an error, if there is one.
+    pub fn checked(self) -> Result<Self> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok(self),
+        }
     }
 
     /// Logits of examples.

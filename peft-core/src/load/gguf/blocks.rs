@@ -41,9 +41,9 @@ pub(super) const KINDS: [Kind; 14] = [
 /// Makes numbers of bytes.
 pub(in crate::load) type Decoder = fn(&[u8]) -> Vec<f32>;
 
-/// The decoder of a quantized type, for whole blocks.
-pub(in crate::load) fn decoder(dtype: &str) -> Option<Decoder> {
-    Some(match dtype {
+/// The decoder of a quantized type, for whole blocks, and the bytes of a block.
+pub(in crate::load) fn decoder(dtype: &str) -> Option<(Decoder, usize)> {
+    let decoder: Decoder = match dtype {
         "Q4_0" => |bytes| decode(bytes, q4_0),
         "Q4_1" => |bytes| decode(bytes, q4_1),
         "Q5_0" => |bytes| decode(bytes, q5_0),
@@ -53,7 +53,9 @@ pub(in crate::load) fn decoder(dtype: &str) -> Option<Decoder> {
         "Q5_K" => |bytes| decode(bytes, q5_k),
         "Q6_K" => |bytes| decode(bytes, q6_k),
         _ => return None,
-    })
+    };
+    let kind = KINDS.iter().find(|kind| kind.name == dtype)?;
+    Some((decoder, kind.bytes))
 }
 
 fn decode<const B: usize, const N: usize>(bytes: &[u8], block: impl Fn(&[u8; B], &mut [f32; N])) -> Vec<f32> {

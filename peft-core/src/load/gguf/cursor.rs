@@ -10,6 +10,10 @@ const MAX_DEPTH: usize = 4;
 pub(super) struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
+    /// The size of the file, of which the bytes may be the beginning.
+    size: usize,
+    /// Whether something was asked for that the file has behind the bytes.
+    pub(super) short: bool,
     /// The place of the next byte.
     pub(super) at: usize,
     /// What is being read, for errors.
@@ -17,9 +21,14 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor at a place in the file, which is an error of `key` if it lies behind the end.
-    pub(super) fn new(path: &'a Path, bytes: &'a [u8], at: usize, key: &str) -> Self {
-        Cursor { path, bytes, at, key: key.to_string() }
+    /// A cursor at a place in the first bytes of a file of this size; a place behind the end is an error of `key`.
+    pub(super) fn new(path: &'a Path, (bytes, size): (&'a [u8], usize), at: usize, key: &str) -> Self {
+        Cursor { path, bytes, size, short: false, at, key: key.to_string() }
+    }
+
+    /// How many bytes the file has from here.
+    fn left(&self) -> usize {
+        self.size.saturating_sub(self.at)
     }
 
     fn rest(&self) -> &'a [u8] {
@@ -32,7 +41,8 @@ impl<'a> Cursor<'a> {
 
     fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8]> {
         let Some(taken) = self.rest().get(..count) else {
-            let found = format!("the end of the file after {} bytes", self.rest().len());
+            self.short |= count <= self.left();
+            let found = format!("the end of the file after {} bytes", self.left());
             return Err(self.refuse(found, format!("{count} bytes of {what}; is the file truncated?")));
         };
         self.at += count;
@@ -55,7 +65,7 @@ impl<'a> Cursor<'a> {
     /// A number of things, each of which takes at least `size` bytes of what follows.
     pub(super) fn count(&mut self, what: &str, size: usize, limit: usize) -> Result<usize> {
         let count = self.u64(what)?;
-        let rest = self.rest().len();
+        let rest = self.left();
         let allowed = limit.min(rest / size);
         match usize::try_from(count) {
             Ok(count) if count <= allowed => Ok(count),

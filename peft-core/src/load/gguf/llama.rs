@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Gguf, blocks};
 use crate::Result;
-use crate::load::checkpoint::{Checkpoint, Entry, Source, Stored};
+use crate::load::checkpoint::{Checkpoint, Entry, Stored};
+use crate::load::source::Source;
 
 /// Divisors of the rotary frequencies, which LLaMA 3.1 and later have.
 const FREQUENCIES: &str = "rope_freqs.weight";
@@ -210,9 +211,9 @@ impl Gguf {
         let source = match heads {
             Some(heads) => {
                 self.check_rows(name, entry, heads)?;
-                Source::Interleaved(self.map.clone(), range.clone(), heads)
+                Source::Interleaved(self.file.clone(), range.clone(), heads)
             }
-            None => Source::Mapped(self.map.clone(), range.clone()),
+            None => Source::File(self.file.clone(), range.clone()),
         };
         Ok(Stored { path: self.path.clone(), entry: entry.clone(), source })
     }

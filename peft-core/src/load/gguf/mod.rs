@@ -14,13 +14,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 pub use self::adapter::write_lora;
 use self::blocks::KINDS;
 use self::cursor::Cursor;
 use self::value::Value;
-use super::checkpoint::{Entry, MAX_TENSORS, Source, Stored, check_name, map, weights};
+use super::checkpoint::{Entry, MAX_TENSORS, Stored, check_name, weights};
+use super::source::{Opened, Source};
 use crate::{Error, Result};
 
 /// The most keys of metadata a file may hold.
@@ -28,21 +27,46 @@ const MAX_KEYS: usize = 100_000;
 /// The most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;
 
-/// A GGUF file: its metadata, and where its tensors lie, memory-mapped and not yet read.
-///
-/// As with [`Checkpoint`](super::Checkpoint), the file must not be changed in place while this is open.
+/// So many bytes are read first; four times as many, if the metadata goes on behind them.
+const HEAD: usize = 1 << 20;
+
+/// A GGUF file: its metadata, and where its tensors lie, which are not yet read.
 pub struct Gguf {
     path: Arc<Path>,
-    map: Arc<Mmap>,
-    metadata: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, (Entry, Range<usize>)>,
+    file: Arc<Opened>,
+    /// What stands in front of the tensors' data.
+    head: Vec<u8>,
+    metadata: Metadata,
+    tensors: Tensors,
 }
+
+type Metadata = BTreeMap<String, Value>;
+type Tensors = BTreeMap<String, (Entry, Range<usize>)>;
 
 impl Gguf {
     /// Opens a file of version 2 or 3 and checks all of it but the values of its tensors.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = map(path, 24, "a GGUF file: the letters GGUF, a version, two counts, metadata, tensors")?;
-        let mut cursor = Cursor::new(path, &map, 0, "header");
+        let file = Opened::open(path, 24, "a GGUF file: the letters GGUF, a version, two counts, metadata, tensors")?;
+        let file = Arc::new(file);
+        let mut size = HEAD.min(file.size());
+        loop {
+            let head = file.read(0..size)?;
+            let mut cursor = Cursor::new(path, (&head[..], file.size()), 0, "header");
+            match Self::parse(path, &mut cursor) {
+                Err(_) if cursor.short => size = (4 * size).min(file.size()),
+                parsed => {
+                    let (metadata, tensors) = parsed?;
+                    let start = cursor.at;
+                    let head = head[..start].to_vec();
+                    let mut gguf = Gguf { path: path.into(), file, head, metadata, tensors };
+                    gguf.place(start)?;
+                    return Ok(gguf);
+                }
+            }
+        }
+    }
+
+    fn parse(path: &Path, cursor: &mut Cursor) -> Result<(Metadata, Tensors)> {
         let magic: [u8; 4] = cursor.array("the letters GGUF")?;
         if magic != *b"GGUF" {
             return Err(cursor.refuse(format!("\"{}\"", magic.escape_ascii()), "the letters GGUF"));
@@ -55,12 +79,8 @@ impl Gguf {
         // least its length, a type and a byte.
         let tensor_count = cursor.count("tensors", 32, MAX_TENSORS)?;
         let key_count = cursor.count("keys", 13, MAX_KEYS)?;
-        let metadata = metadata(&mut cursor, path, key_count)?;
-        let tensors = tensors(&mut cursor, path, tensor_count)?;
-        let start = cursor.at;
-        let mut file = Gguf { path: path.into(), map: Arc::new(map), metadata, tensors };
-        file.place(start)?;
-        Ok(file)
+        let metadata = metadata(cursor, path, key_count)?;
+        Ok((metadata, tensors(cursor, path, tensor_count)?))
     }
 
     /// The GGUF file that `path` is or, as a directory, has as its only weights. Several are an error.
@@ -162,7 +182,7 @@ impl Gguf {
     fn array<T>(&self, key: &str, expected: &str, get: impl Fn(Value) -> Option<T>) -> Result<Vec<T>> {
         let array =
             self.get(key, expected, |value| if let Value::Array(array) = value { Some(array) } else { None })?;
-        let mut cursor = Cursor::new(&self.path, &self.map, array.start, key);
+        let mut cursor = Cursor::new(&self.path, (&self.head[..], self.head.len()), array.start, key);
         let take = |(i, value): (usize, Result<Value>)| {
             let value = value?;
             let found = value.describe();
@@ -182,14 +202,14 @@ impl Gguf {
             return Err(self.refuse("general.alignment", align, "a power of two up to 65536"));
         }
         let start = start.next_multiple_of(align);
-        let data = self.map.len().saturating_sub(start);
+        let data = self.file.size().saturating_sub(start);
         for (name, (_, range)) in &mut self.tensors {
             let bytes = range.len();
             if range.start % align != 0 {
                 let found = format!("the offset {}", range.start);
                 return Err(Error::file(&self.path, name, found, format!("a multiple of {align}, the alignment")));
             }
-            if start.checked_add(range.end).is_none_or(|end| end > self.map.len()) {
+            if start.checked_add(range.end).is_none_or(|end| end > self.file.size()) {
                 let found = format!("{bytes} bytes at the offset {}", range.start);
                 let expected = format!("a place within the {data} bytes of data; is the file truncated?");
                 return Err(Error::file(&self.path, name, found, expected));
@@ -211,14 +231,14 @@ impl Gguf {
     /// All tensors, with names and rows as in the file.
     pub(super) fn tensors(&self) -> Vec<(String, Stored)> {
         let stored = self.tensors.iter().map(|(name, (entry, range))| {
-            let source = Source::Mapped(self.map.clone(), range.clone());
+            let source = Source::File(self.file.clone(), range.clone());
             (name.clone(), Stored { path: self.path.clone(), entry: entry.clone(), source })
         });
         stored.collect()
     }
 }
 
-fn metadata(cursor: &mut Cursor, path: &Path, count: usize) -> Result<BTreeMap<String, Value>> {
+fn metadata(cursor: &mut Cursor, path: &Path, count: usize) -> Result<Metadata> {
     let mut metadata = BTreeMap::new();
     for i in 0..count {
         cursor.key = format!("key {i} of {count}");
@@ -234,7 +254,7 @@ fn metadata(cursor: &mut Cursor, path: &Path, count: usize) -> Result<BTreeMap<S
 }
 
 /// The tensors with their offsets, which are not checked yet.
-fn tensors(cursor: &mut Cursor, path: &Path, count: usize) -> Result<BTreeMap<String, (Entry, Range<usize>)>> {
+fn tensors(cursor: &mut Cursor, path: &Path, count: usize) -> Result<Tensors> {
     let mut tensors = BTreeMap::new();
     for i in 0..count {
         cursor.key = format!("tensor {i} of {count}");

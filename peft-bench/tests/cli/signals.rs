@@ -1,0 +1,99 @@
+//! SIGINT and SIGTERM: one line, the status that shells expect, and nothing lost.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn start(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn wait_for(child: &mut Child, what: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !what() {
+        assert!(child.try_wait().unwrap().is_none(), "the command ended");
+        assert!(started.elapsed().as_secs() < 120, "waited too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The line of a command that a signal ends, with which the status must agree.
+fn interrupted(child: Child, signal: &str, status: i32) -> String {
+    assert!(Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{told}");
+    assert!(!told.contains("error") && !told.contains("panicked"), "{told}");
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("interrupted")).collect();
+    let [line] = lines[..] else { panic!("{told}") };
+    assert_eq!(told.lines().last(), Some(line));
+    line.to_string()
+}
+
+#[test]
+fn a_run_is_saved_and_goes_on() {
+    let folder = Folder::new();
+    let (data, log, output) = (folder.data(), folder.path("log"), folder.path("out"));
+    let args = ["train", "--model", "shape:roberta-tiny", "--method", "lora", "--data", &data, "--steps", "1000000"];
+    let args = [&args[..], &["--log", &log, "--output", &output, "--save-every", "900000"]].concat();
+    let steps = || fs::read_to_string(&log).map_or(0, |log| log.lines().count());
+    let mut child = start(&args);
+    wait_for(&mut child, || steps() >= 3);
+    let line = interrupted(child, "INT", 130);
+    let saved = |line: &str| -> usize {
+        let (_, rest) = line.split_once("interrupted: the state after step ").unwrap();
+        let (step, rest) = rest.split_once(' ').unwrap();
+        assert!(rest.contains("out.checkpoints; the same command with --resume goes on from there"), "{line}");
+        step.parse().unwrap()
+    };
+    let first = saved(&line);
+    assert!(Path::new(&output).with_extension("checkpoints").join(format!("step-{first}")).exists() && first >= 3);
+    assert_eq!(steps(), first, "what the log has is what is saved");
+    let mut child = start(&[&args[..], &["--resume"]].concat());
+    wait_for(&mut child, || steps() >= first + 3);
+    assert!(saved(&interrupted(child, "TERM", 143)) >= first + 3);
+    assert!(!Path::new(&output).exists());
+}
+
+#[test]
+fn what_saves_nothing_says_so() {
+    let step =
+        ["bench", "step", "--model", "shape:roberta-tiny", "--method", "lora", "--seq", "30", "--steps", "900000000"];
+    let text = [
+        "bench",
+        "generate",
+        "--model",
+        "shape:llama-tiny",
+        "--runs",
+        "4000000000",
+        "--new-tokens",
+        "8",
+        "--prompt-tokens",
+        "8",
+    ];
+    for (args, signal, status) in [(&step[..], "INT", 130), (&text, "TERM", 143)] {
+        let child = start(args);
+        std::thread::sleep(Duration::from_millis(500));
+        let line = interrupted(child, signal, status);
+        assert!(line.ends_with("nothing was saved; the same command begins anew"), "{line}");
+    }
+}
+
+/// A table tells where its outcomes are, and removes what killed processes left unfinished.
+#[test]
+fn a_table_goes_on_without_leftovers() {
+    let folder = Folder::new();
+    let runs = Path::new(&folder.path("out")).join("runs");
+    fs::create_dir_all(&runs).unwrap();
+    // No process has this number.
+    let left = runs.join("lora-rte-0-abc.losses.4294967295-3.tmp");
+    fs::write(&left, "[").unwrap();
+    fs::write(runs.join("notes.tmp"), "mine").unwrap();
+    let mut child = start(&["reproduce", "--quick", "--threads", "1", "--output", &folder.path("out")]);
+    wait_for(&mut child, || !left.exists());
+    let line = interrupted(child, "TERM", 143);
+    assert!(line.contains(&folder.path("out")) && line.ends_with("the same command goes on from there"), "{line}");
+    assert!(runs.join("notes.tmp").exists());
+}

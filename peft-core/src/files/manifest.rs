@@ -1,0 +1,208 @@
+//! The hashes of a directory's files, in a file that other programs ignore.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Component, Path};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::write::{aside, held};
+use super::{check_new_directory, open_regular, read_json, write_directory, write_file};
+use crate::{Error, Result};
+
+/// The file with the hashes: an object of names and the SHA-256 of each.
+pub const MANIFEST: &str = "manifest.json";
+
+/// Makes a directory as [`write_directory`] does, with the hashes of all that `fill` writes.
+pub(crate) fn write_sealed<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    write_directory(path, |dir| {
+        let value = fill(dir)?;
+        seal(dir).map(|()| value)
+    })
+}
+
+/// Writes the hashes of all files of a directory into it.
+pub(crate) fn seal(dir: &Path) -> Result<()> {
+    let hashes: BTreeMap<String, String> =
+        names(dir)?.into_iter().map(|name| Ok((name.clone(), hash(&dir.join(&name))?))).collect::<Result<_>>()?;
+    let text = serde_json::to_string_pretty(&hashes).unwrap_or_else(|error| unreachable!("plain data: {error}"));
+    write_file(&dir.join(MANIFEST), text.as_bytes())
+}
+
+/// What a comparison with the hashes found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Files that are as they were written.
+    pub files: Vec<String>,
+    /// Files without a hash, which were added later.
+    pub others: Vec<String>,
+}
+
+/// Compares the files of a directory with the hashes that were written with them. One that is missing or was changed is an error,
+/// which names it.
+pub fn verify(dir: &Path) -> Result<Verified> {
+    let path = dir.join(MANIFEST);
+    if !path.exists() {
+        return Err(Error::file(dir, MANIFEST, "no such file", "the hashes that are written with a result"));
+    }
+    let is_hash = |value: &Value| {
+        value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let expected = match read_json(&path)? {
+        Value::Object(hashes) if hashes.values().all(is_hash) => hashes,
+        _ => return Err(Error::file(path, "content", "other things", "the SHA-256 of each file by its name")),
+    };
+    for (name, hash_then) in &expected {
+        let file = dir.join(name);
+        let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside || !file.exists() {
+            return Err(Error::file(dir, name, "no such file", format!("the file that {MANIFEST} lists")));
+        }
+        let now = hash(&file)?;
+        if hash_then.as_str() != Some(now.as_str()) {
+            let expected =
+                format!("{}, as it was written: the file was changed", hash_then.as_str().unwrap_or_default());
+            return Err(Error::file(file, "SHA-256", now, expected));
+        }
+    }
+    let others = names(dir)?.into_iter().filter(|name| !expected.contains_key(name)).collect();
+    Ok(Verified { files: expected.keys().cloned().collect(), others })
+}
+
+/// Whether [`replace_directory`] will be able to make this directory: what is there is nothing, or a result with its hashes and nothing
+/// that was put beside it.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    if path.is_symlink() || path.read_dir().map_or(true, |mut entries| entries.next().is_none()) {
+        return check_new_directory(path);
+    }
+    let expected = |what: &str| format!("{what}, or a new directory: only an earlier result is replaced");
+    let listed = match read_json(&path.join(MANIFEST)) {
+        Ok(Value::Object(hashes)) => hashes,
+        _ => {
+            return Err(Error::file(
+                path,
+                MANIFEST,
+                "no hashes of a result",
+                expected("those that are written with one"),
+            ));
+        }
+    };
+    for name in names(path)? {
+        if !listed.contains_key(&name) {
+            return Err(Error::file(path, name, "what is no part of the result", expected("nothing beside its files")));
+        }
+    }
+    Ok(())
+}
+
+/// Makes a directory by `make`, which makes it all or nothing under the path that it is given. A result that is there already is put
+/// aside first, removed in the end, and back in its place if `make` fails.
+pub fn replace_directory<T>(path: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    check_replaceable(path)?;
+    if !path.exists() {
+        return make(path);
+    }
+    let aside = path.with_file_name(format!("{}-old", aside(path)?.file_name().unwrap_or_default().to_string_lossy()));
+    let _held = held(path);
+    std::fs::rename(path, &aside).map_err(Error::io("replace", path))?;
+    let made = make(path);
+    match &made {
+        Ok(_) => std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?,
+        Err(_) => std::fs::rename(&aside, path).map_err(Error::io("bring back", path))?,
+    }
+    made
+}
+
+/// The files of a directory but the one with the hashes, sorted; those of folders in it with their names in front.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    fn add(dir: &Path, front: &str, all: &mut Vec<String>) -> std::io::Result<()> {
+        for entry in dir.read_dir()? {
+            let entry = entry?;
+            let name = format!("{front}{}", entry.file_name().to_string_lossy());
+            match entry.file_type()?.is_dir() {
+                true => add(&entry.path(), &format!("{name}/"), all)?,
+                false => all.push(name),
+            }
+        }
+        Ok(())
+    }
+    let mut all = Vec::new();
+    add(dir, "", &mut all).map_err(Error::io("read", dir))?;
+    all.retain(|name| name != MANIFEST);
+    all.sort();
+    Ok(all)
+}
+
+/// The SHA-256 of a file.
+fn hash(path: &Path) -> Result<String> {
+    let (mut file, _) = open_regular(path)?;
+    let (mut sum, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece).map_err(Error::io("read", path))? {
+            0 => return Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            read => sum.update(&piece[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn result(path: &Path, text: &str) -> Result<()> {
+        write_sealed(path, |dir| {
+            fs::create_dir(dir.join("folder")).unwrap();
+            write_file(&dir.join("folder/file"), b"")?;
+            write_file(&dir.join("weights"), text.as_bytes())
+        })
+    }
+
+    #[test]
+    fn every_bit_of_a_result_is_under_its_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("out");
+        result(&dir, "weights").unwrap();
+        let found = verify(&dir).unwrap();
+        assert_eq!((found.files, found.others), (vec!["folder/file".to_string(), "weights".to_string()], vec![]));
+        fs::write(dir.join("notes.txt"), "mine").unwrap();
+        assert_eq!(verify(&dir).unwrap().others, ["notes.txt"]);
+        let good = fs::read(dir.join("weights")).unwrap();
+        for bit in 0..8 * good.len() {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(dir.join("weights"), bytes).unwrap();
+            assert!(verify(&dir).unwrap_err().to_string().contains("weights: SHA-256"));
+        }
+        fs::remove_file(dir.join("weights")).unwrap();
+        assert!(verify(&dir).unwrap_err().to_string().contains("weights: found no such file"));
+        for wrong in ["{", "[]", r#"{"weights": 1}"#, r#"{"weights": "abc"}"#] {
+            fs::write(dir.join(MANIFEST), wrong).unwrap();
+            assert!(verify(&dir).unwrap_err().to_string().contains(MANIFEST), "{wrong}");
+        }
+        fs::remove_file(dir.join(MANIFEST)).unwrap();
+        assert!(verify(&dir).unwrap_err().to_string().contains("manifest.json: found no such file"));
+    }
+
+    #[test]
+    fn only_a_result_is_replaced_and_only_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("out");
+        let read = || fs::read_to_string(dir.join("weights")).unwrap();
+        replace_directory(&dir, |dir| result(dir, "first")).unwrap();
+        replace_directory(&dir, |dir| result(dir, "second")).unwrap();
+        assert_eq!(read(), "second");
+        let failed = replace_directory(&dir, |dir| Err::<(), _>(Error::config("save", dir.display(), "a disk")));
+        assert!(failed.is_err() && read() == "second");
+        fs::write(dir.join("notes.txt"), "mine").unwrap();
+        let error = replace_directory(&dir, |dir| result(dir, "third")).unwrap_err().to_string();
+        assert!(error.contains("notes.txt") && read() == "second", "{error}");
+        fs::remove_file(dir.join("notes.txt")).unwrap();
+        fs::remove_file(dir.join(MANIFEST)).unwrap();
+        assert!(replace_directory(&dir, |dir| result(dir, "third")).is_err() && read() == "second");
+        let left = folder.path().read_dir().unwrap().count();
+        assert_eq!(left, 1, "something was left");
+    }
+}
