@@ -82,6 +82,43 @@ fn every_folder_gives_the_tokens_of_transformers() {
     assert!(count > 1000, "only {count} texts");
 }
 
+/// A run that goes on takes another tokenizer for another, whatever of its folder makes it one; a limit that nothing is cut to does not.
+#[test]
+fn the_fingerprint_tells_whatever_decides_tokens() {
+    let golden = read("tokenizer_folders.json");
+    let case = |name: &str| golden["cases"].as_array().unwrap().iter().find(|case| case["name"] == name).unwrap();
+    // What the model is told where nothing is said, and something else.
+    let (told, untold) = (json!(["input_ids", "token_type_ids"]), json!(["input_ids"]));
+    for (name, names) in [("bert vocab.txt", untold), ("plain bert.json", told)] {
+        let dir = fill(&golden, case(name));
+        let print = |config: &Value| {
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            warnings(|| Tokenizer::from_dir(dir.path(), 100_000)).0.unwrap().fingerprint()
+        };
+        let plain = case(name)["tokenizer_config"].as_object().cloned().unwrap_or_default();
+        let with = |key: &str, value: Value| {
+            let mut config = plain.clone();
+            config.insert(key.into(), value);
+            print(&config.into())
+        };
+        let first = print(&plain.clone().into());
+        assert_eq!(print(&plain.clone().into()), first, "{name}");
+        let mut all = vec![first];
+        for (key, value) in [
+            ("truncation_side", json!("left")),
+            ("model_input_names", names),
+            ("split_special_tokens", json!(true)),
+            ("clean_up_tokenization_spaces", json!(true)),
+            ("additional_special_tokens", json!(["<new>"])),
+        ] {
+            let other = with(key, value);
+            assert!(!all.contains(&other), "{name}: {key}");
+            all.push(other);
+        }
+        assert_eq!(with("model_max_length", json!(77)), first, "{name}");
+    }
+}
+
 /// A value that is not the one that changes nothing.
 fn telling(neutral: &[&str]) -> Value {
     [json!("x"), json!(true), json!(7)].into_iter().find(|value| !neutral.contains(&&*value.to_string())).unwrap()

@@ -96,7 +96,8 @@ impl Tokenizer {
         };
         let mut tokenizer = Self::parse(path, file, vocab, print)?;
         tokenizer.add(&folder)?;
-        tokenizer.inner.set_encode_special_tokens(folder.flag("split_special_tokens", false)?);
+        let splits = folder.flag("split_special_tokens", false)?;
+        tokenizer.inner.set_encode_special_tokens(splits);
         let explicit =
             !folder.has_file && ["add_bos_token", "add_eos_token"].iter().any(|key| folder.config.contains_key(*key));
         let id = |text: &str| tokenizer.inner.token_to_id(text);
@@ -104,6 +105,10 @@ impl Tokenizer {
             tokenizer.finish = Some(finish);
         }
         tokenizer.settings = Settings::of(&folder, declared, truncation, tokenizer.is_bpe())?;
+        // Whatever else of the folder decides the tokens of a text.
+        let Settings { from_left, types, clean, max_length: _ } = tokenizer.settings;
+        let settings = serde_json::json!([from_left, types, clean, splits, tokenizer.finish]).to_string();
+        tokenizer.fingerprint ^= fingerprint("settings", settings.as_bytes());
         tokenizer.tell_around(&folder)?;
         #[cfg(feature = "chat")]
         {
