@@ -16,6 +16,10 @@ pub fn shown_lines(text: impl Display) -> String {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
+fn lines(errors: &[Error]) -> String {
+    errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
+}
+
 fn escaped(text: impl Display, keeps: impl Fn(char) -> bool) -> String {
     // Beside the control characters those that turn the direction of writing.
     let obeyed = |c: char| {
@@ -98,6 +102,9 @@ pub enum Error {
         /// The last step that was done, counted from 1.
         step: usize,
     },
+    /// Several things are wrong with one input: all of them, each on a line.
+    #[error("{}", lines(.0))]
+    Several(Vec<Error>),
     /// A check at the end of a run, of a merge or of a save failed: the result is not to be trusted.
     #[error("check failed: {what}: {}", shown(detail))]
     Check {
@@ -151,6 +158,15 @@ impl Error {
     /// A setting has a value that cannot be.
     pub fn config(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Config { key: key.into(), found: found.to_string(), expected: expected.into() }
+    }
+
+    /// Nothing if there are none, the only one, or all together.
+    pub fn all(mut errors: Vec<Error>) -> Result<()> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Error::Several(errors)),
+        }
     }
 }
 

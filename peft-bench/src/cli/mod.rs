@@ -72,12 +72,19 @@ impl Cli {
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         warnings::print();
         let (args, config) = yaml::expand(args.into_iter().collect())?;
-        let cli = match (Cli::try_parse_from(args), config) {
-            (Ok(cli), _) => cli,
-            (Err(error), Some(config)) => return Err(config.explain(error)),
-            (Err(error), None) => error.exit(),
-        };
-        match cli.command {
+        match config {
+            None => Cli::try_parse_from(args).unwrap_or_else(|error| error.exit()).command.run(),
+            Some(mut config) => {
+                let cli = config.parse(args)?;
+                cli.command.run().map_err(|error| config.place(error))
+            }
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
             Command::Methods(command) => command.run(),
             Command::Params(command) => command.run(),
             Command::Train(command) => command.run(),

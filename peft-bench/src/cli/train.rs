@@ -23,7 +23,7 @@ use crate::tasks::Task;
 /// Train a method on labelled sentences
 #[derive(Debug, Args)]
 #[command(
-    group = ArgGroup::new("start").required(true).args(["adapter", "method"]),
+    group = ArgGroup::new("start").required(true).multiple(true).args(["adapter", "method"]),
     after_help = "Examples:\n  peft train --model DIR --method lora --set r=8 --data train.tsv --epochs 3 --output out/lora\n  \
     peft train --model DIR --method bitfit --task sst2 --data GLUE/SST-2 --steps 500 --lr 1e-3 --output out/bitfit\n  \
     peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
@@ -35,7 +35,7 @@ pub struct Train {
     /// Train on from this adapter directory
     #[arg(long, conflicts_with = "set")]
     pub(super) adapter: Option<PathBuf>,
-    /// Start this method (see `peft methods`)
+    /// Start this method (see `peft methods`); with --adapter, the method that it must be of
     #[arg(long)]
     method: Option<String>,
     /// A setting of the method, KEY=VALUE
@@ -391,6 +391,11 @@ impl WithMethod for Job<'_> {
     fn call<M: Method>(self) -> Result<()> {
         let Job { args, model } = self;
         let method: M = match &args.adapter {
+            Some(dir) if args.method.as_deref().is_some_and(|method| method != M::NAME) => {
+                let found = args.method.as_deref().unwrap_or_default();
+                let expected = format!("{}, the method of {}", M::NAME, dir.display());
+                return Err(Error::config("--method", found, expected));
+            }
             Some(dir) => peft::config(dir, model.base.shape())?,
             None => peft::from_settings(&args.set)?,
         };

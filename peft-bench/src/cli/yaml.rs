@@ -1,112 +1,73 @@
 //! Settings of a run as YAML, in the names of transformers' `TrainingArguments` and of the method's own settings.
 
+mod keys;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use peft_core::files::read_text;
+use peft_core::io::peft;
 use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{Error, Method, Result};
 use serde_json::{Map, Value, json};
 
+use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, is_neutral, unknown};
+use super::Cli;
 use super::methods::settings;
 use super::options::tell;
 use super::train::Train;
-use crate::registry::METHODS;
+use crate::registry::{METHODS, WithMethod, by_name};
 
-/// The names in files and the options that they stand for.
-const KEYS: [(&str, &str); 43] = [
-    ("model_name_or_path", "--model"),
-    ("device", "--device"),
-    ("adapter_name_or_path", "--adapter"),
-    ("method", "--method"),
-    ("task_name", "--task"),
-    ("data", "--data"),
-    ("train_file", "--data"),
-    ("validation_file", "--eval"),
-    ("text_column", "--text-column"),
-    ("pair_column", "--pair-column"),
-    ("label_column", "--label-column"),
-    ("target_column", "--target-column"),
-    ("columns", "--columns"),
-    ("output_dir", "--output"),
-    ("overwrite_output_dir", "--overwrite"),
-    ("max_steps", "--steps"),
-    ("num_train_epochs", "--epochs"),
-    ("per_device_train_batch_size", "--batch-size"),
-    ("gradient_accumulation_steps", "--accumulate"),
-    ("learning_rate", "--lr"),
-    ("optim", "--optimizer"),
-    ("weight_decay", "--weight-decay"),
-    ("adam_beta1", "--adam-beta1"),
-    ("adam_beta2", "--adam-beta2"),
-    ("adam_epsilon", "--adam-epsilon"),
-    ("lr_scheduler_type", "--schedule"),
-    ("warmup_steps", "--warmup"),
-    ("warmup_ratio", "--warmup"),
-    ("max_grad_norm", "--max-grad-norm"),
-    ("dropout", "--dropout"),
-    ("seed", "--seed"),
-    ("no_shuffle", "--no-shuffle"),
-    ("group_by_length", "--group-by-length"),
-    ("task_temperature", "--task-temperature"),
-    ("eval_steps", "--eval-every"),
-    ("load_best_model_at_end", "--keep-best"),
-    ("metric_for_best_model", "--metric"),
-    ("early_stopping_patience", "--early-stop"),
-    ("save_steps", "--save-every"),
-    ("max_seq_length", "--max-length"),
-    ("threads", "--threads"),
-    ("micro_rows", "--micro-rows"),
-    ("logging_file", "--log"),
-];
-
-/// Options without a value.
-const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
-
-/// What is not done here, and hence may be off.
-const OFF: [&str; 6] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
-
-/// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
-const IDLE: [&str; 19] = [
-    "task_type",
-    "inference_mode",
-    "base_model_name_or_path",
-    "logging_steps",
-    "logging_strategy",
-    "logging_dir",
-    "eval_strategy",
-    "evaluation_strategy",
-    "save_strategy",
-    "save_total_limit",
-    "report_to",
-    "do_train",
-    "do_eval",
-    "per_device_eval_batch_size",
-    "greater_is_better",
-    "disable_tqdm",
-    "run_name",
-    "dataloader_num_workers",
-    "remove_unused_columns",
-];
-
-/// Keys of which a file has one.
-const TWICE: [[&str; 2]; 2] = [["data", "train_file"], ["method", "peft_type"]];
-
-/// Options of which only one may be given.
-const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
+/// An option and the key that it is from.
+type Origin = (String, String);
 
 /// A file of settings, and the options that stand for its keys.
 pub struct Config {
     path: PathBuf,
-    /// An option and the key that it is from.
-    from: Vec<(String, String)>,
+    from: Vec<Origin>,
+    wrong: Vec<Error>,
 }
 
 impl Config {
-    /// An error of the command line in the words of the file, if it is about a value that stands there; else the program ends with
-    /// it.
-    pub fn explain(&self, error: clap::Error) -> Error {
+    /// The command of arguments that [`expand`] has put the file's into, or all that is wrong with the file.
+    pub fn parse(&mut self, mut args: Vec<OsString>) -> Result<Cli> {
+        let mut wrong = std::mem::take(&mut self.wrong);
+        loop {
+            let error = match Cli::try_parse_from(&args) {
+                Ok(cli) => return Error::all(wrong).map(|()| cli),
+                Err(error) => error,
+            };
+            // What else is wrong shows without the option.
+            match self.explain(&error) {
+                Some((i, told)) => {
+                    wrong.push(told);
+                    self.from.remove(i);
+                    args.remove(FIRST + i);
+                }
+                None if wrong.is_empty() => error.exit(),
+                // What is missing may be what was wrong.
+                None => Error::all(std::mem::take(&mut wrong))?,
+            }
+        }
+    }
+
+    /// An error of the command in the words of the file, if it is about a setting that stands there.
+    pub fn place(&self, error: Error) -> Error {
+        let Error::Config { key, found, expected } = &error else { return error };
+        let name = key.strip_prefix("--set ").unwrap_or(key);
+        // A setting may be wrong at a site, which its first word is followed by.
+        let word = name.split(' ').next().unwrap_or_default();
+        match self.from.iter().find(|(option, key)| option == name || key == word) {
+            Some((option, key)) if option == name => Error::file(&self.path, key, found, expected),
+            Some(_) => Error::file(&self.path, name, found, expected),
+            None => error,
+        }
+    }
+
+    /// An error of the command line in the words of the file, and of which option, if it is about a value that stands there.
+    fn explain(&self, error: &clap::Error) -> Option<(usize, Error)> {
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => text.clone(),
             Some(ContextValue::Strings(texts)) => texts.join(", "),
@@ -114,10 +75,11 @@ impl Config {
         };
         let argument = text(ContextKind::InvalidArg);
         let option = argument.split(' ').next().unwrap_or_default();
-        let Some((_, key)) = self.from.iter().find(|(known, _)| known == option) else { error.exit() };
-        let why = std::error::Error::source(&error).map_or_else(|| text(ContextKind::ValidValue), ToString::to_string);
+        let i = self.from.iter().position(|(known, _)| known == option)?;
+        let key = &self.from[i].1;
+        let why = std::error::Error::source(error).map_or_else(|| text(ContextKind::ValidValue), ToString::to_string);
         let (found, beside) = (text(ContextKind::InvalidValue), text(ContextKind::PriorArg));
-        match error.kind() {
+        let told = match error.kind() {
             ErrorKind::ArgumentConflict => Error::file(&self.path, key, format!("beside {beside}"), "one of the two"),
             _ if why.is_empty() => {
                 // Its first line says it, without the program's help.
@@ -126,9 +88,13 @@ impl Config {
                 Error::file(&self.path, key, message, format!("what {option} takes"))
             }
             _ => Error::file(&self.path, key, found, format!("what {option} takes ({why})")),
-        }
+        };
+        Some((i, told))
     }
 }
+
+/// Where the file's options stand among the arguments.
+const FIRST: usize = 2;
 
 /// Puts the settings of the file after `--config` in front of a command's own options, which then win.
 pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
@@ -146,16 +112,16 @@ pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
         return Err(Error::config("--config", found, "one file"));
     }
     let given: Vec<&str> = (2..args.len()).map(text).collect();
-    let options = options(&path, &given)?;
-    let (start, rest) = args.split_at(2);
+    let (options, wrong) = options(&path, &given)?;
+    let (start, rest) = args.split_at(FIRST);
     let all = options.iter().map(|(option, _)| OsString::from(option));
     let all = start.iter().cloned().chain(all).chain(rest.iter().cloned()).collect();
-    let name = |(option, key): (String, String)| (option.split('=').next().unwrap_or_default().to_string(), key);
-    Ok((all, Some(Config { path, from: options.into_iter().map(name).collect() })))
+    let name = |(option, key): Origin| (option.split('=').next().unwrap_or_default().to_string(), key);
+    Ok((all, Some(Config { path, from: options.into_iter().map(name).collect(), wrong })))
 }
 
-/// The options that a file stands for, each with its key, without those that the command line gives or excludes.
-fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
+/// The options that a file stands for, without those that the command line gives or excludes, and all that is wrong with it.
+fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
     let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?).map_err(|error| {
         // Behind it stand a picture of the place and what a program could configure.
         let text = error.to_string();
@@ -174,9 +140,9 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
     let peft_type = file.get("peft_type").and_then(Value::as_str);
     let typed = METHODS.iter().find(|entry| Some(entry.peft_type) == peft_type).map(|entry| entry.name);
     let method = method.or_else(|| file.get("method").and_then(Value::as_str)).or(typed);
-    let own = method.map_or(Ok(Map::new()), settings)?;
-    let mut options = Vec::new();
-    let mut add = |key: &str, option: String| options.push((option, key.to_string()));
+    let from_file = file.get("method").and_then(Value::as_str).is_some_and(|name| method == Some(name));
+    let own = method.map_or(Ok(Map::new()), settings);
+    let own = own.map_err(|error| if from_file { in_file(path, "method", error) } else { error })?;
     if let Some([one, other]) = TWICE.into_iter().find(|pair| pair.iter().all(|key| file.contains_key(*key))) {
         return Err(Error::file(path, one, format!("{other} beside it"), "one of them"));
     }
@@ -184,21 +150,18 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
     if !idle.is_empty() {
         tell(format_args!("{}: of no effect here: {}", path.display(), idle.join(", ")));
     }
-    for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())) {
+    let option = |key: &String, value: &Value| -> Result<Option<String>> {
         if key == "peft_type" {
             let method = typed.ok_or_else(|| {
                 let known = METHODS.iter().map(|entry| entry.peft_type).collect::<Vec<_>>().join(", ");
                 Error::file(path, key, value, format!("one of {known}"))
             })?;
-            if !is_given("--method") && !excluded("--method") {
-                add(key, format!("--method={method}"));
-            }
-            continue;
+            return Ok((!is_given("--method") && !excluded("--method")).then(|| format!("--method={method}")));
         }
         let Some((_, option)) = KEYS.iter().find(|(name, _)| name == key) else {
             if OFF.contains(&key.as_str()) {
                 match value {
-                    Value::Null | Value::Bool(false) => continue,
+                    Value::Null | Value::Bool(false) => return Ok(None),
                     _ => return Err(Error::file(path, key, value, "false: it is not done here")),
                 }
             }
@@ -206,16 +169,19 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
             let is_head = key == "modules_to_save" && value.as_array().is_some_and(|names| names.iter().all(head));
             match own.contains_key(key) {
                 // transformers and PEFT write all that they know, most of it as null. The head is trained and saved anyway.
-                false if value.is_null() || is_head => continue,
+                false if value.is_null() || is_head || is_neutral(key, value) => return Ok(None),
                 false => return Err(unknown(path, key, value, &own)),
                 true => {}
             }
             let set = given.iter().any(|arg| arg.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('=')));
-            if !value.is_null() && !set && !is_given("--adapter") {
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-                add(key, format!("--set={key}={text}"));
+            if value.is_null() || set || is_given("--adapter") {
+                return Ok(None);
             }
-            continue;
+            let setting = format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_string));
+            if let Some(method) = method {
+                by_name(method, Takes(&setting)).map_err(|error| in_file(path, key, error))?;
+            }
+            return Ok(Some(format!("--set={setting}")));
         };
         // A file with all of transformers' defaults says -1 steps, and then counts epochs.
         let positive = |value: Option<&Value>| value.and_then(Value::as_f64).is_some_and(|steps| steps > 0.0);
@@ -232,38 +198,50 @@ fn options(path: &Path, given: &[&str]) -> Result<Vec<(String, String)>> {
             return Err(Error::file(path, key, value, "a share from 0 to below 1"));
         }
         if unused || is_given(option) || excluded(option) {
-            continue;
+            return Ok(None);
         }
-        match value {
-            Value::Null | Value::Bool(false) => {}
-            Value::Bool(true) if SWITCHES.contains(option) => add(key, option.to_string()),
+        Ok(match value {
+            Value::Null | Value::Bool(false) => None,
+            Value::Bool(true) if SWITCHES.contains(option) => Some(option.to_string()),
             Value::String(_) if SWITCHES.contains(option) => {
                 return Err(Error::file(path, key, value, "true or false"));
             }
             Value::Bool(true) => return Err(Error::file(path, key, value, format!("a value, as {option} takes"))),
-            Value::String(text) => add(key, format!("{option}={text}")),
+            Value::String(text) => Some(format!("{option}={text}")),
             Value::Number(number) => {
                 let whole = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 1e15);
                 let text = whole.map_or_else(|| number.to_string(), |x| format!("{x:.0}"));
-                add(key, format!("{option}={text}"));
+                Some(format!("{option}={text}"))
             }
             _ => return Err(Error::file(path, key, value, "a single value")),
+        })
+    };
+    let (mut options, mut wrong) = (vec![], vec![]);
+    for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())) {
+        match option(key, value) {
+            Ok(option) => options.extend(option.map(|option| (option, key.clone()))),
+            Err(error) => wrong.push(error),
         }
     }
-    Ok(options)
+    Ok((options, wrong))
 }
 
-fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {
-    // The options of the command line are near to what they stand for.
-    let names = KEYS
-        .iter()
-        .flat_map(|(name, option)| [(name.replace('-', "_"), *name), (option[2..].replace('-', "_"), *name)]);
-    let own = own.keys().map(|name| (name.clone(), name.as_str()));
-    let nearest = names.chain(own).map(|(known, name)| (strsim::damerau_levenshtein(key, &known), name)).min();
-    // What shares less than half of its letters is no help.
-    let nearest = nearest.filter(|(distance, _)| 2 * distance <= key.len());
-    let nearest = nearest.map_or_else(String::new, |(_, name)| format!("; the nearest is `{name}`"));
-    Error::file(path, key, value, format!("a setting that is known{nearest}"))
+/// Whether a method takes a setting.
+struct Takes<'a>(&'a str);
+
+impl WithMethod for Takes<'_> {
+    type Output = ();
+    fn call<M: Method>(self) -> Result<()> {
+        peft::from_settings::<M>(&[self.0.to_string()]).map(drop)
+    }
+}
+
+/// An error of a setting as one of the file that it is from.
+fn in_file(path: &Path, key: &str, error: Error) -> Error {
+    match error {
+        Error::Config { found, expected, .. } => Error::file(path, key, found, expected),
+        error => error,
+    }
 }
 
 /// A number, without a point where it is whole.
@@ -336,13 +314,15 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
 
 #[cfg(test)]
 mod tests {
+    use super::keys::{OTHERS, PEFT};
     use super::*;
 
     fn expanded(yaml: &str, rest: &[&str]) -> Result<Vec<String>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.yaml");
         std::fs::write(&path, yaml).unwrap();
-        Ok(options(&path, rest)?.into_iter().map(|(option, _)| option).collect())
+        let (options, wrong) = options(&path, rest)?;
+        Error::all(wrong).map(|()| options.into_iter().map(|(option, _)| option).collect())
     }
 
     #[test]
@@ -399,6 +379,37 @@ mod tests {
         }
         let far = expanded("quantization_config: 1\n", &[]).unwrap_err().to_string();
         assert!(!far.contains("nearest"), "{far}");
+    }
+
+    /// PEFT writes its defaults; what asks for nothing is passed over, and what asks for something is refused by its own name.
+    #[test]
+    fn peft_s_defaults_ask_for_nothing() {
+        let yaml = "method: lora\nfan_in_fan_out: false\ninit_lora_weights: true\nuse_dora: false\nbias: none\n\
+            rank_pattern: {}\nlayers_to_transform: []\nlora_bias: false\nqalora_group_size: 16\nloftq_config: {}\n\
+            megatron_core: megatron.core\nlayer_replication: null\nrevision: ''\n";
+        let all = expanded(yaml, &[]).unwrap();
+        let own = settings("lora").unwrap();
+        let foreign = |option: &&String| PEFT.iter().any(|(name, _)| !own.contains_key(*name) && option.contains(name));
+        assert_eq!(all.iter().find(foreign), None);
+        for (name, _) in PEFT.iter().filter(|(name, _)| !own.contains_key(*name)) {
+            assert!(expanded(&format!("method: lora\n{name}: false\n"), &[]).is_ok(), "{name}");
+            let message = expanded(&format!("method: lora\n{name}: [7]\n"), &[]).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("run.yaml: {name}: found [7]")) && !message.contains("nearest"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_others_are_translated() {
+        for (name, ours) in OTHERS {
+            let known = KEYS.iter().any(|(key, _)| *key == ours) || PEFT.iter().any(|(key, _)| *key == ours);
+            assert!(known || settings("lora").unwrap().contains_key(ours), "{ours}");
+            assert!(!KEYS.iter().any(|(key, _)| *key == name), "{name} is one of ours");
+            let message = expanded(&format!("method: lora\n{name}: 7\n"), &[]).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains(&format!("`{ours}`")), "{message}");
+        }
     }
 
     #[test]

@@ -98,6 +98,35 @@ fn the_settings_that_a_run_saves_repeat_it() {
         let wrong = folder.write("wrong.yaml", line);
         names(&fail(&["train", "--config", &wrong]), &[&["wrong.yaml"], &words[..]].concat());
     }
+    // All at once: names, settings and values, none of them by an option that the file does not have.
+    let text = format!(
+        "model_name_or_path: shape:bert-tiny\nmethod: lora\ndata: {data}\noutput_dir: {second}-2\nmax_steps: 1\nlora_r: 4\n\
+        use_dora: [1]\nr: many\nseed: x\nlearning_rate: fast\n"
+    );
+    let error = fail(&["train", "--config", &folder.write("wrong.yaml", &text)]);
+    names(
+        &error,
+        &["lora_r: found 4", "`r`", "use_dora: found [1]", "r: found \"many\"", "seed: found x", "learning_rate"],
+    );
+    assert_eq!(error.matches("wrong.yaml: ").count(), 5, "{error}");
+    assert!(!error.contains("--set"), "{error}");
+    // What only the method can tell names the file, too.
+    let text = text.replace("lora_r: 4\nuse_dora: [1]\nr: many\nseed: x\nlearning_rate: fast", "r: 0");
+    let error = fail(&["train", "--config", &folder.write("wrong.yaml", &text)]);
+    names(&error, &["wrong.yaml: r at bert.encoder.layer.0", "found 0"]);
+}
+
+/// With an adapter a method is what it must be of.
+#[test]
+fn a_method_beside_an_adapter_is_checked() {
+    let (folder, lora) = (Folder::new(), golden("peft-reparam", "lora/adapter"));
+    let (model, lora) = (golden("peft-core", "roberta-classify"), lora.to_string_lossy().into_owned());
+    let (model, data, output) = (model.to_string_lossy().into_owned(), folder.data(), folder.path("out"));
+    let args = ["train", "--model", &model, "--data", &data, "--steps", "1", "--output", &output, "--adapter", &lora];
+    names(&fail(&[&args[..], &["--method", "prefix"]].concat()), &["--method", "prefix", "expected lora", &lora]);
+    succeed(&[&args[..], &["--method", "lora"]].concat());
+    // Two methods are an error.
+    names(&fail(&["train", "--method", "lora", "--method", "prefix"]), &["--method", "multiple times"]);
 }
 
 #[test]
