@@ -4,6 +4,7 @@ pub mod activation;
 mod adapter;
 pub mod adapterhub;
 mod batch;
+mod copies;
 #[cfg(feature = "train")]
 pub mod data;
 mod device;
@@ -39,6 +40,7 @@ mod within;
 
 pub use adapter::{Adapter, Bare, Tuner};
 pub use batch::{Batch, Example, Label};
+pub use copies::Copies;
 pub use device::{available, device};
 pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};

@@ -294,7 +294,8 @@ impl Shape {
 
     /// The module path of a site, with the model's prefix.
     pub fn module_path(&self, site: Site) -> Option<String> {
-        self.places().iter().find(|p| p.site == site).map(|p| format!("{}{}", self.prefix, p.module()))
+        let place = self.places().into_iter().find(|place| place.site == site)?;
+        Some(Place { name: self.file_name(&place), ..place }.module().to_string())
     }
 
     /// Input and output width of a linear map.

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::random::Noise;
-use crate::{Bare, Base, Batch, Error, Head, Label, Result, Text, Tuner, loss};
+use crate::{Bare, Base, Batch, Copies, Error, Head, Hidden, Label, Result, Text, Tuner, loss};
 
 /// What is trained and saved: a way to run the base, and a head.
 #[derive(Module, Debug)]
@@ -16,25 +16,40 @@ pub struct Trained<T: Module> {
     pub tuner: T,
     /// The head.
     pub head: Head,
+    /// Copies of tensors of the base, beside the method.
+    pub copies: Copies,
 }
 
 impl<T: Tuner> Trained<T> {
     /// The two together, with parameter ids derived from names.
     pub fn new(tuner: T, head: Head) -> Result<Self> {
-        crate::view::with_ids_from_names(Trained { tuner, head })
+        crate::view::with_ids_from_names(Trained { tuner, head, copies: Copies::default() })
+    }
+
+    /// With these copies of tensors of the base.
+    pub fn with_copies(self, copies: Copies) -> Result<Self> {
+        crate::view::with_ids_from_names(Trained { copies, ..self })
+    }
+
+    /// What the base gives with the method and the copies.
+    pub fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        match self.copies.is_empty() {
+            true => self.tuner.run(base, batch),
+            false => self.tuner.run(&self.copies.onto(base), batch),
+        }
     }
 
     /// The same function on a base of its own, where the method only rewrites tensors, see [`Tuner::rewritten`].
     pub fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<(Base, Trained<Bare>)>> {
-        let bare = |base| (base, Trained { tuner: Bare {}, head: self.head.clone() });
-        Ok(self.tuner.rewritten(base, noise)?.map(bare))
+        let bare = |base| (base, Trained { tuner: Bare {}, head: self.head.clone(), copies: Copies::default() });
+        Ok(self.tuner.rewritten(&self.copies.onto(base), noise)?.map(bare))
     }
 
     /// Logits of a batch, see [`Head::logits`]. Those of classes that are texts are the texts' log-likelihoods; of values that are
     /// texts there is one, the likeliest.
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
         let Head::Verbalizer(verbalizer) = &self.head else {
-            return self.head.logits(self.tuner.run(base, batch)?, base.shape(), batch);
+            return self.head.logits(self.run(base, batch)?, base.shape(), batch);
         };
         let size = batch.dims()[0];
         let likelihood = |text: &Text| {
@@ -79,7 +94,7 @@ impl<T: Tuner> Trained<T> {
 
     /// The loss of each word that counts.
     fn word_losses(&self, base: &Base, batch: &Batch, labels: &[impl Borrow<Label>]) -> Result<Tensor<1>> {
-        let hidden = self.tuner.run(base, batch)?;
+        let hidden = self.run(base, batch)?;
         let states = hidden.tokens();
         let [size, tokens, width] = states.dims();
         let (rows, words) = loss::words(labels, tokens, base.shape().vocab, self.head.ahead(base.shape()))?;

@@ -22,3 +22,4 @@ pub mod low_rank;
 pub use low_rank::adalora::{AdaLora, AdaLoraConfig, Triplets};
 pub use low_rank::intrinsic_said::{IntrinsicSaid, IntrinsicSaidConfig};
 pub use low_rank::lora::{BiasMode, Factors, Lora, LoraConfig};
+pub use low_rank::tokens::{Rows, TokenIndices};

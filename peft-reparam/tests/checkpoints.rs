@@ -228,7 +228,7 @@ fn the_best_outlives_a_step_that_fails() {
     }
     let settings = TrainConfig { load_best_model_at_end: true, ..settings() };
     let start = |base: &Base| {
-        let Trained { tuner: inner, head } = start(base);
+        let Trained { tuner: inner, head, .. } = start(base);
         let extra = Param::from_tensor(Tensor::ones([2], &base.device().clone().autodiff()));
         Trained::new(Fragile { inner, extra, steps: 0 }, head).unwrap()
     };

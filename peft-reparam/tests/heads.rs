@@ -419,7 +419,7 @@ fn heads_give_what_the_reference_gives() {
         };
         if let Head::States(_) = tuned.trained.head {
             let workers = Workers::new(1).unwrap();
-            let all = encode(&tuned.base, &tuned.trained.tuner, &examples, &workers).unwrap();
+            let all = encode(&tuned.base, &tuned.trained, &examples, &workers).unwrap();
             assert_eq!(all[0].pooled.is_some(), expected.shape("pooled").is_some(), "{case}");
             for (i, it) in all.into_iter().enumerate() {
                 check("states", i, it.states.values, &it.states.dims);

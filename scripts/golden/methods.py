@@ -37,7 +37,7 @@ REPARAM = REPO / "peft-reparam" / "tests" / "golden"
 ADDITIVE = REPO / "peft-additive" / "tests" / "golden"
 TASK, SEQ2SEQ, CAUSAL = TaskType.SEQ_CLS, TaskType.SEQ_2_SEQ_LM, TaskType.CAUSAL_LM
 ROBERTA, BERT, T5, LLAMA = "roberta-classify", "bert-classify", "t5", "llama"
-T5_EVEN = "t5-even"
+T5_EVEN, LLAMA_TIED = "t5-even", "llama-llama3"
 LENGTHS = [11, 8, 7, 3]
 LABEL_LENGTHS = [6, 4, 5, 2]  # T5
 UNLABELLED = [4, 3, 2, 1]  # LLaMA: tokens at the start of a row that have no label
@@ -119,6 +119,67 @@ CASES = {
     ),
     REPARAM / "dora-t5": (T5, LoraConfig(task_type=SEQ2SEQ, r=3, lora_alpha=5, use_dora=True)),
     REPARAM / "dora-llama": (LLAMA, LoraConfig(task_type=CAUSAL, r=3, lora_alpha=5, use_dora=True)),
+    REPARAM / "saved": (
+        ROBERTA,
+        LoraConfig(
+            task_type=TASK,
+            r=2,
+            lora_alpha=5,
+            target_modules=["value"],
+            modules_to_save=["word_embeddings", "position_embeddings", "layer.1.output"],
+        ),
+    ),
+    REPARAM / "saved-bert": (
+        BERT,
+        LoraConfig(
+            task_type=TASK, r=2, lora_alpha=5, target_modules=["value"], modules_to_save=["pooler", "LayerNorm"]
+        ),
+    ),
+    REPARAM / "saved-t5": (
+        T5,
+        LoraConfig(task_type=SEQ2SEQ, r=2, lora_alpha=5, modules_to_save=["embed_tokens", "final_layer_norm"]),
+    ),
+    REPARAM / "saved-llama": (
+        LLAMA,
+        LoraConfig(task_type=CAUSAL, r=2, lora_alpha=5, modules_to_save=["embed_tokens", "norm", "lm_head"]),
+    ),
+    REPARAM / "saved-llama-tied": (
+        LLAMA_TIED,
+        LoraConfig(task_type=CAUSAL, r=2, lora_alpha=5, modules_to_save=["embed_tokens"]),
+    ),
+    REPARAM / "tokens": (
+        ROBERTA,
+        LoraConfig(
+            task_type=TASK, r=2, lora_alpha=5, target_modules=["value"], trainable_token_indices=[2, 0, 40, 11]
+        ),
+    ),
+    REPARAM / "tokens-t5": (
+        T5,
+        LoraConfig(task_type=SEQ2SEQ, r=2, lora_alpha=5, trainable_token_indices={"shared": [30, 4, 55]}),
+    ),
+    REPARAM / "tokens-llama": (
+        LLAMA,
+        LoraConfig(
+            task_type=CAUSAL,
+            r=2,
+            lora_alpha=5,
+            trainable_token_indices={"embed_tokens": [2, 1, 20], "lm_head": [7, 6]},
+        ),
+    ),
+    REPARAM / "tokens-llama-tied": (
+        LLAMA_TIED,
+        LoraConfig(task_type=CAUSAL, r=2, lora_alpha=5, use_dora=True, trainable_token_indices=[9, 4, 60]),
+    ),
+    # Its texts hold the padding token, whose row PEFT gives no gradient.
+    REPARAM / "tokens-llama-pad": (
+        LLAMA,
+        LoraConfig(task_type=CAUSAL, r=2, lora_alpha=5, trainable_token_indices={"embed_tokens": [0, 20, 5]}),
+    ),
+    ADDITIVE / "ia3-saved": (T5, IA3Config(task_type=SEQ2SEQ, modules_to_save=["lm_head"])),
+    ADDITIVE / "prompt-saved": (
+        BERT,
+        PromptTuningConfig(task_type=TASK, num_virtual_tokens=4, modules_to_save=["classifier", "pooler"]),
+    ),
     # Without the penalty, which PEFT adds to the loss; see adalora.py for a run that takes ranks away.
     REPARAM / "adalora": (
         ROBERTA,
@@ -162,7 +223,7 @@ CASES = {
 }
 
 ADAFACTOR = {"lora"}
-MERGED = {"dora", "dora-bert", "dora-t5", "dora-llama"}
+MERGED = {"dora", "dora-bert", "dora-t5", "dora-llama", "saved", "saved-bert", "saved-t5", "saved-llama", "saved-llama-tied", "ia3-saved", "tokens", "tokens-t5", "tokens-llama", "tokens-llama-pad", "tokens-llama-tied"}
 
 # AdamW turns a gradient element that is almost zero into a step of full size, whatever its rounding
 # error. The seeds below were picked so that no case has such elements (see the README).
@@ -187,6 +248,18 @@ SEEDS = {
     "dora-bert": 6,
     "dora-t5": 8,
     "dora-llama": 7,
+    "tokens": 6,
+    "tokens-t5": 6,
+    "tokens-llama": 9,
+    "tokens-llama-pad": 3,
+    "tokens-llama-tied": 5,
+    "saved": 9,
+    "saved-bert": 3,
+    "saved-t5": 6,
+    "saved-llama": 4,
+    "saved-llama-tied": 9,
+    "ia3-saved": 7,
+    "prompt-saved": 2,
     "adalora": 1,
     "adalora-t5": 0,
     "adalora-llama": 3,
@@ -274,8 +347,7 @@ def randomize_adapter(tensors, gen):
             value = normal(gen, parameter.shape, 0.2 if key.endswith("bias") else 0.3)
         elif "mlp_head" in key or "lstm_head" in key:
             value = normal(gen, parameter.shape, 0.2 if "bias" in key else 0.4)
-        else:  # a bias of the base model (bias="all" or "lora_only"): different from the base file
-            assert key.endswith("bias"), key
+        else:  # a tensor of the base model, by `bias` or `modules_to_save`: different from the base file
             value = parameter + normal(gen, parameter.shape, 0.1)
         parameter.copy_(value)
 
@@ -336,6 +408,8 @@ def start(name, base, config, seed):
     """The batch, the model with its adapter at random, and what is trained."""
     gen = generator(f"{name}/{seed}")
     inputs = inputs_for(gen, base)
+    if name.endswith("-pad"):
+        inputs["input_ids"][:, [0, 2]] = torch.tensor([5, 0])
     model = get_peft_model(base_model(base, attn_implementation="eager"), copy.deepcopy(config))
     tensors = trainable(model)
     randomize_adapter(tensors, gen)
@@ -373,7 +447,8 @@ def write_case(folder, base, config):
 
     # PEFT reads the adapter back to the same logits, with the default attention kernel.
     # (AdaLoRA computes no loss where it is not trainable.)
-    again = PeftModel.from_pretrained(base_model(base), folder / "adapter", is_trainable=True).eval()
+    trains = not config.is_prompt_learning
+    again = PeftModel.from_pretrained(base_model(base), folder / "adapter", is_trainable=trains).eval()
     with torch.no_grad():
         logits = again(**inputs).logits
     assert torch.allclose(logits, expected["logits"], atol=1e-5), "reload"

@@ -213,9 +213,13 @@ mod tests {
 
     #[test]
     fn equals_the_reference() {
-        for (case, base) in
-            [("ia3", "roberta-classify"), ("ia3-bert", "bert-classify"), ("ia3-t5", "t5"), ("ia3-llama", "llama")]
-        {
+        for (case, base) in [
+            ("ia3", "roberta-classify"),
+            ("ia3-bert", "bert-classify"),
+            ("ia3-t5", "t5"),
+            ("ia3-llama", "llama"),
+            ("ia3-saved", "t5"),
+        ] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<Ia3Config>();
         }

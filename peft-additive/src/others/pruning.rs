@@ -127,7 +127,7 @@ mod tests {
     use peft_core::testing::tolerances::FINITE_DIFFERENCE;
     use peft_core::testing::{base, device, examples};
     use peft_core::train::TrainConfig;
-    use peft_core::{Bare, Example, Head, Trained};
+    use peft_core::{Bare, Copies, Example, Head, Trained};
 
     use super::*;
     use crate::others::lst::side_shape;
@@ -231,7 +231,7 @@ mod tests {
         let (squares, drawn) = (fisher(&base, probe, 3).unwrap(), probe.draw(3));
         assert!(drawn != [0, 1, 2] && drawn != Probe::new(&head, &examples).draw(3), "{drawn:?}");
         let loss = |base: &Base, example: &Example| {
-            let trained = Trained { tuner: Bare {}, head: head.clone() };
+            let trained = Trained { tuner: Bare {}, head: head.clone(), copies: Copies::default() };
             let loss =
                 trained.loss(base, &base.batch(&[example]).unwrap(), &[example.label.as_ref().unwrap()]).unwrap();
             f64::from(loss.into_scalar::<f32>())

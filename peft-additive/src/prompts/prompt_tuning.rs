@@ -151,6 +151,7 @@ mod tests {
             ("prompt-bert", "bert-classify"),
             ("prompt-t5", "t5"),
             ("prompt-llama", "llama"),
+            ("prompt-saved", "bert-classify"),
         ] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<PromptTuningConfig>();

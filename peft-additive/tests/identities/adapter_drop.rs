@@ -149,7 +149,7 @@ fn a_robust_run_is_that_of_the_derivation() {
     case.check_logits_of(&trained);
     let dropped = |step: usize, trained: Trained<AdapterDrop>| {
         let drop = *drops.get(step).unwrap_or(&config.drop);
-        Trained { tuner: trained.tuner.dropping(drop), head: trained.head }
+        Trained { tuner: trained.tuner.dropping(drop), head: trained.head, copies: trained.copies }
     };
     case.check_run(trained, |name| case.key(&config, name), dropped);
 }

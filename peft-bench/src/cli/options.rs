@@ -116,7 +116,7 @@ pub fn compute(model: &Pretrained, adapter: Option<&Path>, examples: &[Example],
     }
     fn run<T: Tuner>(base: &Base, trained: &Trained<T>, examples: &[Example], workers: &Workers) -> Result<Computed> {
         Ok(match trained.head {
-            Head::States(_) => Computed::States(encode(base, &trained.tuner, examples, workers)?),
+            Head::States(_) => Computed::States(encode(base, trained, examples, workers)?),
             ref head => Computed::Logits(predict(base, trained, examples, workers)?, head.purpose()),
         })
     }

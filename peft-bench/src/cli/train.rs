@@ -9,7 +9,7 @@ use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Example, Head, Label, Method, Result, Trained};
+use peft_core::{Copies, Error, Example, Head, Label, Method, Result, Trained};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
@@ -390,6 +390,7 @@ impl WithMethod for Job<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
         let Job { args, model } = self;
+        let (modules, settings) = peft::split_modules(&args.set)?;
         let method: M = match &args.adapter {
             Some(dir) if args.method.as_deref().is_some_and(|method| method != M::NAME) => {
                 let found = args.method.as_deref().unwrap_or_default();
@@ -397,7 +398,7 @@ impl WithMethod for Job<'_> {
                 return Err(Error::config("--method", found, expected));
             }
             Some(dir) => peft::config(dir, model.base.shape())?,
-            None => peft::from_settings(&args.set)?,
+            None => peft::from_settings(&settings)?,
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
@@ -408,7 +409,7 @@ impl WithMethod for Job<'_> {
         let hashes =
             [Some(&data), eval.as_ref()].into_iter().flatten().map(|data| Example::fingerprint(&data.examples));
         let hashes = hashes.map(|hash| format!("{hash:016x}")).collect::<Vec<_>>().join(", ");
-        let settings = yaml::effective(args, &method, &config)?;
+        let settings = yaml::effective(args, &method, &modules, &config)?;
         let settings = format!("# model {:016x}, data {hashes}\n{settings}", model.fingerprint());
         let output = args.output.output.as_path();
         if args.is_done() {
@@ -448,7 +449,9 @@ impl WithMethod for Job<'_> {
             Some(dir) => peft::load::<M>(dir, model)?.1,
             None => {
                 tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
-                trainer.start(model, &method, &data)?
+                let trained = trainer.start(model, &method, &data)?;
+                let base = model.base.for_purpose(trained.head.purpose());
+                trained.with_copies(Copies::new(&base, &modules)?)?
             }
         };
         let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir);

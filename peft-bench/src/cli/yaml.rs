@@ -167,9 +167,11 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
             }
             let head = |name: &Value| ["classifier", "score"].map(Value::from).contains(name);
             let is_head = key == "modules_to_save" && value.as_array().is_some_and(|names| names.iter().all(head));
-            match own.contains_key(key) {
-                // transformers and PEFT write all that they know, most of it as null. The head is trained and saved anyway.
-                false if value.is_null() || is_head || is_neutral(key, value) => return Ok(None),
+            match own.contains_key(key) || key == "modules_to_save" {
+                // The head is trained and saved anyway.
+                _ if is_head => return Ok(None),
+                // transformers and PEFT write all that they know, most of it as null.
+                false if value.is_null() || is_neutral(key, value) => return Ok(None),
                 false => return Err(unknown(path, key, value, &own)),
                 true => {}
             }
@@ -232,7 +234,8 @@ struct Takes<'a>(&'a str);
 impl WithMethod for Takes<'_> {
     type Output = ();
     fn call<M: Method>(self) -> Result<()> {
-        peft::from_settings::<M>(&[self.0.to_string()]).map(drop)
+        let (_, settings) = peft::split_modules(&[self.0.to_string()])?;
+        peft::from_settings::<M>(&settings).map(drop)
     }
 }
 
@@ -255,7 +258,7 @@ fn shown(path: &Path) -> Value {
 }
 
 /// A file that repeats a run.
-pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> Result<String> {
+pub fn effective<M: Method>(args: &Train, method: &M, modules: &[String], config: &TrainConfig) -> Result<String> {
     let mut all = Map::new();
     let mut put = |key: &str, value: Value| {
         debug_assert!(KEYS.iter().any(|(name, _)| *name == key), "{key}");
@@ -307,6 +310,9 @@ pub fn effective<M: Method>(args: &Train, method: &M, config: &TrainConfig) -> R
     put("micro_rows", json!(config.micro_rows));
     if args.adapter.is_none() {
         all.extend(json!(method).as_object().cloned().unwrap_or_default());
+        if !modules.is_empty() {
+            all.insert("modules_to_save".into(), json!(modules));
+        }
     }
     // JSON values are YAML values.
     Ok(all.iter().map(|(key, value)| format!("{key}: {value}\n")).collect())
@@ -372,7 +378,8 @@ mod tests {
         // Files with all that a library knows, most of it null.
         assert!(expanded("lr_scheduler_kwargs: null\nauto_mapping: null\n", &[]).unwrap().is_empty());
         assert!(expanded("modules_to_save: [classifier, score]\n", &[]).unwrap().is_empty());
-        assert!(expanded("modules_to_save: [classifier, embeddings]\n", &[]).is_err());
+        let modules = "modules_to_save: [classifier, embeddings]\n";
+        assert_eq!(expanded(modules, &[]).unwrap(), [r#"--set=modules_to_save=["classifier","embeddings"]"#]);
         for (yaml, word) in [("seed: true\n", "--seed"), ("group_by_length: \"yes\"\n", "true or false")] {
             let message = expanded(yaml, &[]).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

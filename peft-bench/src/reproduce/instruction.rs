@@ -183,6 +183,7 @@ fn prepare(made: &Path, plan: &Plan) -> Result<(PathBuf, PathBuf)> {
             scaling: Scaling::None,
             attention_bias: false,
             mlp_bias: false,
+            padding: Some(0),
         }),
         layers: 4,
         hidden: 128,

@@ -93,7 +93,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
             false => Batch::new(&self.sources, shape.pad, device)?.with_decoder(texts, device)?,
         };
         (batch.cache, batch.tasks) = (self.cache.clone(), self.tasks.clone());
-        let hidden = self.trained.tuner.run(self.base, &batch)?;
+        let hidden = self.trained.run(self.base, &batch)?;
         let [size, rows, _] = hidden.states.dims();
         let last = hidden.states.narrow(1, rows - 1, 1);
         let logits = self.trained.head.words(last, hidden.words, shape).into_data();

@@ -76,6 +76,9 @@ pub fn save<M: Method>(
     labels: &Labels,
 ) -> Result<()> {
     let hub = form::<M>()?;
+    if let Some(module) = trained.copies.modules().first() {
+        return Err(Error::config("modules_to_save", module, "none: AdapterHub's files hold no tensors of the model"));
+    }
     let fields = (hub.fields)(&config.learned(&trained.tuner, shape), shape)?;
     // What a reader gets, which may have another form: of a prefix the files hold what its projection gives.
     let config = read(&hub, &fields, shape)?;

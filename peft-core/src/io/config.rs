@@ -9,7 +9,7 @@ use super::sites;
 use crate::files::{Distinct, read_json};
 use crate::load::Gguf;
 use crate::warning::warn;
-use crate::{Error, Method, Result, Shape, Start};
+use crate::{Error, Few, Method, Result, Shape, Start};
 
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str =
@@ -120,6 +120,15 @@ fn too_large(value: &Value) -> Option<&Value> {
     }
 }
 
+/// The modules that an adapter's settings say are saved beside it.
+pub(super) fn modules_to_save(dir: &Path) -> Result<Vec<String>> {
+    let path = dir.join("adapter_config.json");
+    let value = read_json(&path)?.get("modules_to_save").cloned().unwrap_or_default();
+    let names: Option<Few<String>> = serde_json::from_value(value.clone())
+        .map_err(|_| Error::file(&path, "modules_to_save", value, "null, or a list of names of modules"))?;
+    Ok(names.map_or(vec![], |names| names.all().to_vec()))
+}
+
 /// A configuration from fields of its own; the error is the key and what is wrong.
 pub(crate) fn parse<M: Method>(fields: Map<String, Value>) -> Result<M, (String, String)> {
     for (key, value) in &fields {
@@ -150,6 +159,7 @@ pub(super) fn write<M: Method>(
     base: &str,
     task: Option<&str>,
     head: &[&str],
+    copies: &[String],
 ) -> Result<Value> {
     let mut fields = object(&config.for_files(shape)?);
     let default = object(&M::default());
@@ -159,9 +169,34 @@ pub(super) fn write<M: Method>(
     fields.insert("task_type".into(), json!(task));
     fields.insert("base_model_name_or_path".into(), json!(base));
     fields.insert("inference_mode".into(), json!(true));
-    fields.insert("modules_to_save".into(), if head.is_empty() { Value::Null } else { json!(head) });
+    let modules: Vec<&str> = head.iter().copied().chain(copies.iter().map(String::as_str)).collect();
+    fields.insert("modules_to_save".into(), if modules.is_empty() { Value::Null } else { json!(modules) });
     fields.sort_keys();
     Ok(Value::Object(fields))
+}
+
+/// Takes `modules_to_save=..`, which every method has, out of `key=value` words.
+pub fn split_modules(settings: &[String]) -> Result<(Vec<String>, Vec<String>)> {
+    let key = |setting: &&String| setting.split_once('=').is_some_and(|(key, _)| key == "modules_to_save");
+    let (own, others): (Vec<&String>, Vec<&String>) = settings.iter().partition(key);
+    let wrong =
+        |found: &str| Error::config("--set modules_to_save", found, "names of modules, once, such as embed_tokens");
+    let modules = match own[..] {
+        [] => vec![],
+        [setting] => {
+            let text = setting.split_once('=').map_or("", |(_, text)| text);
+            match serde_json::from_str::<Value>(text) {
+                Ok(Value::Null) => vec![],
+                Ok(list) => serde_json::from_value(list).map_err(|_| wrong(text))?,
+                Err(_) => text.split(',').map(|word| word.trim().to_string()).collect(),
+            }
+        }
+        _ => return Err(wrong("given twice")),
+    };
+    match modules.iter().any(String::is_empty) {
+        true => Err(wrong("an empty name")),
+        false => Ok((modules, others.into_iter().cloned().collect())),
+    }
 }
 
 /// A configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`.

@@ -36,6 +36,9 @@ pub fn save<M: Method>(path: &Path, config: &M, trained: &Trained<M::Tuner>, sha
     if !matches!(trained.head, Head::LanguageModel(_)) {
         return Err(Error::config("task head", "a trained one", "none: GGUF holds no head"));
     }
+    if let Some(module) = trained.copies.modules().first() {
+        return Err(Error::config("modules_to_save", module, "none: GGUF holds no tensors of the model beside a LoRA"));
+    }
     let alpha = alpha(config)?;
     let key = |name: &str| file_key(config, name, shape);
     let tensors = Contents::default().with("method", &trained.tuner.clone().valid(), key)?.tensors;

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::Pretrained;
+use super::config::modules_to_save;
 use super::peft::{Labels, head_key};
 use super::tensors::Taker;
 use crate::adapterhub::HubKey;
@@ -40,9 +41,6 @@ pub(super) struct Told {
     modules: Vec<String>,
 }
 
-/// The modules that are heads in one of the families.
-pub(super) const HEADS: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
-
 impl Told {
     /// Reads it from `adapter_config.json`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
@@ -55,8 +53,8 @@ impl Told {
             Some(other) => return Err(Error::file(&path, "task_type", other, "a text or null")),
         };
         let class = text(config.get("auto_mapping").and_then(|told| told.get("base_model_class")));
-        let saved = config.get("modules_to_save").and_then(Value::as_array).into_iter().flatten();
-        let modules = saved.filter_map(Value::as_str).filter(|name| HEADS.contains(name)).map(str::to_string).collect();
+        let mut modules = modules_to_save(dir)?;
+        modules.retain(|name| Head::MODULES.contains(&name.as_str()));
         Ok(Told { path, task, class, modules })
     }
 

@@ -1,18 +1,24 @@
 //! What an adapter's file holds beside what was taken from it.
 
-use super::heads::HEADS;
 use super::tensors::Taker;
 use crate::warning::{listed, warn};
-use crate::{Base, Error, Place, Result};
+use crate::{Architecture, Base, Error, Head, Place, Result};
 
 /// Refuses what PEFT would compute with; of the rest, warns.
 pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
     let (shape, file) = (base.shape(), &taker.file);
     let places = shape.places();
     let (mut empty, mut unused) = (vec![], vec![]);
+    // In a T5 of transformers nothing reads the shared table: encoder, decoder and head have their own references to it.
+    let shared =
+        |name: &str| matches!(shape.architecture, Architecture::T5(_)) && name.ends_with("model.shared.weight");
     for name in taker.left() {
         // PEFT itself writes copies of the head's biases under these names when all biases are trained.
         if name.contains(".original_module.") || name.contains(".modules_to_save.") || taker.is_twin(name) {
+            continue;
+        }
+        if shared(name) {
+            warn(file.path(), name, "has no effect, as in PEFT: encoder, decoder and head keep their tables");
             continue;
         }
         let refused = |found: &str, expected: String| Err(Error::file(file.path_of(name), name, found, expected));
@@ -61,5 +67,5 @@ fn own<'a>(name: &str, places: &'a [Place], file_name: impl Fn(&Place) -> String
 /// Whether PEFT takes it for a part of a head.
 fn is_of_head(name: &str) -> bool {
     let module = name.strip_prefix("base_model.model.").and_then(|name| name.split('.').next());
-    module.is_some_and(|module| HEADS.contains(&module))
+    module.is_some_and(|module| Head::MODULES.contains(&module))
 }

@@ -9,16 +9,17 @@ use serde_json::Value;
 
 use super::Pretrained;
 use super::config;
-pub use super::config::{from_settings, peft_type};
+pub use super::config::{from_settings, peft_type, split_modules};
 use super::heads::Told;
 use super::leftovers;
 use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
+use crate::copies::is_in;
 use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
-use crate::warning::warn;
-use crate::{Architecture, Base, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
+use crate::warning::{listed, warn};
+use crate::{Architecture, Base, Copies, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,18 +51,22 @@ pub fn save<M: Method>(
     others: &[(&str, String)],
 ) -> Result<()> {
     let shape = &shape.clone().for_purpose(trained.head.purpose());
+    check_copies(config, trained, shape)?;
     let config = &config.learned(&trained.tuner, shape);
-    let (tuner, head) = (M::to_saved(trained.tuner.clone().valid()), &trained.head);
+    let (tuner, head, copies) = (M::to_saved(trained.tuner.clone().valid()), &trained.head, &trained.copies);
     let (key, head_key) =
         (|name: &str| file_key(config, name, shape), |name: &str| head_key(M::HEAD_PREFIX, name, shape));
+    let copy_key = |name: &str| copy_key(M::HEAD_PREFIX, name, shape);
     let contents = Contents::default().with("method", &tuner, key)?.with("head", head, head_key)?;
+    let contents = contents.with("copies", copies, copy_key)?;
     write_sealed(dir, |dir| {
-        write_settings(dir, config, &trained.head, shape, labels)?;
+        write_settings(dir, config, trained, shape, labels)?;
         let path = dir.join("adapter_model.safetensors");
         write_safetensors(&path, &contents.tensors)?;
         let mut taker = Taker::new(Checkpoint::open_file(&path)?);
         taker.compare(&tuner, key)?;
         taker.compare(head, head_key)?;
+        taker.compare(copies, copy_key)?;
         taker.finish(|_| false)?;
         others.iter().try_for_each(|(name, text)| write_file(&dir.join(name), text.as_bytes()))
     })
@@ -71,10 +76,11 @@ pub fn save<M: Method>(
 pub(super) fn write_settings<M: Method>(
     dir: &Path,
     config: &M,
-    head: &Head,
+    trained: &Trained<M::Tuner>,
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
+    let Trained { head, copies, .. } = trained;
     let modules: &[&str] = match head {
         Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) => &["classifier", "score"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
@@ -89,7 +95,8 @@ pub(super) fn write_settings<M: Method>(
     if let Head::Verbalizer(head) = head {
         told["texts"] = serde_json::json!(head.texts());
     }
-    write_json(&dir.join("adapter_config.json"), &config::write(config, shape, &labels.base, task, modules)?)?;
+    let settings = config::write(config, shape, &labels.base, task, modules, copies.modules())?;
+    write_json(&dir.join("adapter_config.json"), &settings)?;
     write_json(&dir.join("labels.json"), &told)
 }
 
@@ -106,6 +113,26 @@ pub(super) fn file_key<M: Method>(config: &M, name: &str, shape: &Shape) -> HubK
 /// What an adapter file calls a head's tensor.
 pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
     let Key { name, transposed } = Head::key(name, shape.architecture);
+    Key { name: format!("{prefix}{name}"), transposed }
+}
+
+/// Refuses copies of tensors of modules in which the method has tensors too: PEFT has one or the other.
+pub(crate) fn check_copies<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> Result<()> {
+    let own: Vec<String> = shapes(&trained.tuner).iter().map(|(name, _)| config.key(name, shape).name).collect();
+    for (name, _) in shapes(&trained.copies) {
+        let key = copy_key(M::HEAD_PREFIX, &name, shape).name;
+        let module = key.rsplit_once('.').map_or(key.as_str(), |(module, _)| module);
+        if own.iter().any(|own| own.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))) {
+            let expected = format!("modules in which {} has no tensors", M::NAME);
+            return Err(Error::config("modules_to_save", module.trim_start_matches(M::HEAD_PREFIX), expected));
+        }
+    }
+    Ok(())
+}
+
+/// What an adapter file calls a copy of a tensor of the base.
+pub(crate) fn copy_key(prefix: &str, name: &str, shape: &Shape) -> Key {
+    let Key { name, transposed } = Copies::key(name, shape);
     Key { name: format!("{prefix}{name}"), transposed }
 }
 
@@ -139,7 +166,8 @@ pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, 
         return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
     let head = |name: &str, shape: &Shape| head_key(M::HEAD_PREFIX, name, shape);
-    load_from(dir, &file, model.into(), file_key::<M>, head)
+    let copy = |name: &str, shape: &Shape| copy_key(M::HEAD_PREFIX, name, shape);
+    load_from(dir, &file, model.into(), file_key::<M>, head, copy)
 }
 
 /// Reads settings from a directory, and tensors from a file in it that calls them so.
@@ -149,6 +177,7 @@ pub(super) fn load_from<M: Method>(
     model: For<'_>,
     key: impl Fn(&M, &str, &Shape) -> HubKey,
     head_key: impl Fn(&str, &Shape) -> Key,
+    copy_key: impl Fn(&str, &Shape) -> Key,
 ) -> Result<(M, Trained<M::Tuner>)> {
     let alone;
     let model = match model {
@@ -192,13 +221,24 @@ pub(super) fn load_from<M: Method>(
             return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
         }
     }
+    let modules = config::modules_to_save(dir)?;
+    let copies = taker.copies(|name| copy_key(name, shape), &base, &modules)?;
     leftovers::tell(&taker, &base)?;
+    let module = |tensor: &str, name: &str| tensor.rsplit_once('.').is_some_and(|(module, _)| is_in(module, name));
+    let held =
+        |name: &&str| copies.modules().iter().any(|it| it == name) || taker.file.names().any(|it| module(it, name));
+    let absent: Vec<&str> = modules.iter().map(String::as_str).filter(|name| !Head::MODULES.contains(name)).collect();
+    let absent: Vec<&str> = absent.into_iter().filter(|name| !held(name)).collect();
+    if !absent.is_empty() {
+        let what = format!("lists {}: the file holds none of it, so that the model's own stays", listed(&absent));
+        warn(dir.join("adapter_config.json"), "modules_to_save", what);
+    }
     let (config, tuner) = match given {
         None => (config, tuner),
         Some(start) => (config.started(start), config.taken_out(tuner, start, &base)?),
     };
     let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
-    Ok((config, Trained::new(tuner, head)?))
+    Ok((config, Trained::new(tuner, head)?.with_copies(copies)?))
 }
 
 /// The texts that stand for labels, if there are any.

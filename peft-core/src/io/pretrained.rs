@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use burn::module::Param;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ use crate::models::fields::Fields;
 use crate::random::fingerprint;
 use crate::view::tensors;
 use crate::warning::{listed, warn};
-use crate::{Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Purpose, Result, Shape};
+use crate::{Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Purpose, Result, Shape};
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -154,6 +155,19 @@ impl Pretrained {
         }
         let base = base.for_purpose(head.purpose());
         let shape = base.shape();
+        if base.has_two_word_tables() {
+            let expected = "one table: the checkpoint of a T5 has no other for its decoder";
+            return Err(Error::config("modules_to_save", "embed_tokens", expected));
+        }
+        // What makes logits beside a saved word table is the head's own.
+        let untied = match head {
+            Head::MaskedLm(head @ MaskedLm { decoder: None, .. }) if !shape.tied => {
+                let decoder = Param::from_tensor(base.vocabulary().dense());
+                Some(Head::MaskedLm(MaskedLm { decoder: Some(decoder), ..head.clone() }))
+            }
+            _ => None,
+        };
+        let head = untied.as_ref().unwrap_or(head);
         let mut contents = Contents::default();
         for place in shape.places() {
             contents.add(place.name.clone(), shape.file_name(&place), base.tensor_data(&place))?;
@@ -164,7 +178,7 @@ impl Pretrained {
             let Key { name, .. } = Head::key("MaskedLm.decoder", shape.architecture);
             contents.add("head.copy".into(), name.replace(".weight", ".bias"), bias.val().into_data())?;
         }
-        let config = self.config_with(head, classes);
+        let config = self.config_with(shape, head, classes);
         write_sealed(output, |dir| {
             if let Some(from) = &self.dir {
                 companions::copy(from, dir)?;
@@ -179,7 +193,7 @@ impl Pretrained {
         })
     }
 
-    fn config_with(&self, head: &Head, classes: &[String]) -> Value {
+    fn config_with(&self, shape: &Shape, head: &Head, classes: &[String]) -> Value {
         let (architecture, purpose) = (self.base.shape().architecture, head.purpose());
         let mut config = self.config.clone();
         // Weights are written as f32, whatever they were.
@@ -190,6 +204,12 @@ impl Pretrained {
         }
         if let Head::MaskedLm(MaskedLm { decoder: Some(_), .. }) = head {
             config["tie_word_embeddings"] = json!(false);
+        }
+        if self.base.shape().tied && !shape.tied && shape.pre_norm() {
+            config["tie_word_embeddings"] = json!(false);
+            if let Architecture::T5(t5) = shape.architecture {
+                config["scale_decoder_outputs"] = json!(t5.scaled);
+            }
         }
         // A class for the same purpose stays, unless it has one head more.
         let said = heads::said(&config, Path::new("config.json"), architecture);

@@ -24,12 +24,12 @@ pub fn save<M: Method>(
     labels: &Labels,
 ) -> Result<()> {
     let config = &config.learned(&trained.tuner, shape);
-    let Trained { tuner, head } = trained.valid();
-    let saved = Trained { tuner: M::to_saved(tuner), head };
+    let Trained { tuner, head, copies } = trained.valid();
+    let saved = Trained { tuner: M::to_saved(tuner), head, copies };
     let key = |name: &str| Key::plain(name);
     Contents::default().with("record", &saved, key)?;
     write_sealed(dir, |dir| {
-        write_settings(dir, config, &saved.head, shape, labels)?;
+        write_settings(dir, config, &saved, shape, labels)?;
         let path = &dir.join(FILE);
         let refused = |error: burn::store::RecordError| Error::io("write", path)(IoError::other(error.to_string()));
         saved.clone().save_file(path).map_err(refused)?;
@@ -43,5 +43,6 @@ pub fn save<M: Method>(
 pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, Trained<M::Tuner>)> {
     let key = |part: &str, name: &str| Key::plain(format!("{part}.{name}"));
     let tuner = |_: &M, name: &str, _: &Shape| key("tuner", name).into();
-    load_from(dir, &dir.join(FILE), model.into(), tuner, |name, _| key("head", name))
+    let (head, copy) = (|name: &str, _: &Shape| key("head", name), |name: &str, _: &Shape| key("copies", name));
+    load_from(dir, &dir.join(FILE), model.into(), tuner, head, copy)
 }

@@ -9,7 +9,7 @@ use super::bits;
 use crate::adapterhub::{HubKey, Layout};
 use crate::load::Checkpoint;
 use crate::view::{tensors, with_values};
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, Purpose, Result, States};
+use crate::{Architecture, Base, Copies, Error, Head, Key, LanguageModel, Purpose, Result, States};
 
 impl From<Key> for HubKey {
     fn from(Key { name, transposed }: Key) -> Self {
@@ -225,6 +225,21 @@ impl Taker {
         let Some(head) = name.strip_suffix(".bias") else { return false };
         let (bytes, twin) = (|name: &str| self.file.bytes(name).ok(), format!("{head}.decoder.bias"));
         self.taken.contains(&twin) && bytes(name) == bytes(&twin)
+    }
+
+    /// Copies of those tensors of modules of the base that the file holds under these names, but for what has been taken already and
+    /// what has no elements.
+    pub(super) fn copies<K: Into<HubKey>>(
+        &mut self,
+        key: impl Fn(&str) -> K,
+        base: &Base,
+        modules: &[String],
+    ) -> Result<Copies> {
+        let held = |name: &str| {
+            let HubKey { name, .. } = key(name).into();
+            self.file.shape(&name).is_some_and(|dims| !dims.contains(&0)) && !self.taken.contains(&name)
+        };
+        self.fill(Copies::held(base, modules, held), key)
     }
 
     /// The names that were not taken.

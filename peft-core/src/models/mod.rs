@@ -9,15 +9,20 @@ pub(crate) mod t5;
 
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
-use burn::tensor::{Device, Tensor, TensorData, activation, module};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
 pub use cache::Cache;
 
 use crate::{
     Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Purpose, Result, Sequence, Shape,
-    Site, Slot, Weight,
+    Site, Slot, Stack, Weight,
     random::{Random, fingerprint},
 };
+
+/// The table that makes logits over words, where it is not the word table.
+const VOCABULARY: Site = Site { stack: Stack::Decoder, layer: 0, part: Part::Vocabulary };
+/// The word table of a decoder.
+const DECODER_WORDS: Site = Site { stack: Stack::Decoder, layer: 0, part: Part::Words };
 
 /// A frozen backbone. Its tensors are plain (they never carry gradients), lie on one device and are shared by all clones.
 #[derive(Clone, Debug)]
@@ -151,6 +156,38 @@ impl Base {
             Slot::Weight => base.with_weight(*site, hooks.weight(*site, self.weight(*site).clone())),
             slot => base.with_vector(*site, *slot, hooks.vector(*site, *slot, self.vector(*site, *slot))),
         })
+    }
+
+    /// The same base with a table of its own, as yet the same, for each use of the word table.
+    pub(crate) fn untied(mut self) -> Self {
+        let words = self.weight(self.shape.words()).clone();
+        if let Architecture::T5(_) = self.shape.architecture {
+            self.weights.entry(DECODER_WORDS).or_insert(words.clone());
+        }
+        if self.shape.tied {
+            self.shape = Arc::new(Shape { tied: false, ..(*self.shape).clone() });
+            self.weights.insert(VOCABULARY, words);
+        }
+        self
+    }
+
+    /// What makes logits over words.
+    pub(crate) fn vocabulary(&self) -> &Weight {
+        self.weight(if self.shape.tied { self.shape.words() } else { VOCABULARY })
+    }
+
+    /// The places of its tensors.
+    #[cfg(feature = "train")]
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (Site, Slot)> {
+        self.weights.keys().map(|site| (*site, Slot::Weight)).chain(self.vectors.keys().copied())
+    }
+
+    /// Whether the decoder behind an encoder has another word table than that.
+    pub(crate) fn has_two_word_tables(&self) -> bool {
+        let data = |w: &Weight| w.dense().into_data();
+        self.weights
+            .get(&DECODER_WORDS)
+            .is_some_and(|w| self.shape.words() != DECODER_WORDS && data(w) != data(self.weight(self.shape.words())))
     }
 
     /// The same base with other dropout probabilities, all `p`.
@@ -332,7 +369,23 @@ impl Frame<'_> {
 
     /// What makes logits over words.
     pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
-        if self.base.shape.tied { words } else { self.weight(Site::decoder(0, Part::Vocabulary)).dense() }
+        if self.base.shape.tied { words } else { self.weight(VOCABULARY).dense() }
+    }
+
+    /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
+    pub(crate) fn decoder_words(&self, words: &Tensor<2>) -> Tensor<2> {
+        match self.base.weights.get(&DECODER_WORDS) {
+            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()).dense(),
+            None => words.clone(),
+        }
+    }
+
+    /// Rows of a table. Those of the padding token take no part in its gradient, as in PyTorch.
+    pub(crate) fn rows(&self, table: Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+        let rows = module::embedding(table, ids.clone());
+        let Some(padding) = padding.filter(|_| rows.is_autodiff()) else { return rows };
+        let held = ids.equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
+        rows.clone().mask_where(held, rows.detach())
     }
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.

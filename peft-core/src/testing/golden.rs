@@ -13,7 +13,7 @@ use crate::load::Checkpoint;
 use crate::loss::targets;
 use crate::train::{Optim, Procedure, Rule, TrainConfig};
 use crate::view::{Visit, tensors, visit, with_values};
-use crate::{Base, Batch, Example, Key, Label, Method, Trained, io};
+use crate::{Base, Batch, Copies, Example, Key, Label, Method, Trained, io};
 
 /// The directory of a golden model.
 pub fn model_dir(name: &str) -> PathBuf {
@@ -272,8 +272,9 @@ impl Case {
         let (_, trained) = self.load::<M>();
         let trained = trained.valid();
         let merge = M::merge(&trained.tuner).unwrap_or_else(|| panic!("{} does not merge", M::NAME));
-        let bare = Trained { tuner: crate::Bare {}, head: trained.head.clone() };
-        self.compare_logits("logits_merged", &bare, &self.base.merged(merge), REFERENCE);
+        let bare = Trained { tuner: crate::Bare {}, head: trained.head.clone(), copies: Copies::default() };
+        let base = trained.copies.onto(&self.base).merged(merge);
+        self.compare_logits("logits_merged", &bare, &base, REFERENCE);
     }
 
     /// The same for ten steps of Adafactor.
@@ -288,9 +289,10 @@ impl Case {
     /// What adapter files call a trained tensor.
     pub fn key<M: Method>(&self, config: &M, name: &str) -> Key {
         let shape = self.base.shape();
-        match name.strip_prefix("head.") {
-            Some(head) => io::peft::head_key(M::HEAD_PREFIX, head, shape),
-            None => config.key(name.trim_start_matches("tuner."), shape),
+        match name.split_once('.') {
+            Some(("head", name)) => io::peft::head_key(M::HEAD_PREFIX, name, shape),
+            Some(("copies", name)) => io::peft::copy_key(M::HEAD_PREFIX, name, shape),
+            _ => config.key(name.trim_start_matches("tuner."), shape),
         }
     }
 }

@@ -63,10 +63,15 @@ pub struct TextStates {
 }
 
 /// The states of each example, in order, each run alone as by [`predict`].
-pub fn encode<T: Tuner>(base: &Base, tuner: &T, examples: &[Example], workers: &Workers) -> Result<Vec<TextStates>> {
-    let tuner = tuner.valid();
+pub fn encode<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    examples: &[Example],
+    workers: &Workers,
+) -> Result<Vec<TextStates>> {
+    let trained = trained.valid();
     let one = |i: usize| {
-        let hidden = tuner.run(base, &base.batch(&[&examples[i]])?)?;
+        let hidden = trained.run(base, &base.batch(&[&examples[i]])?)?;
         let states = hidden.tokens();
         let [_, rows, width] = states.dims();
         let pooled = hidden.pooled.map(|pooled| finite(i, pooled.into_data(), vec![width])).transpose()?;

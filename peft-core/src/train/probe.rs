@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use super::TrainConfig;
 use crate::loss::targets;
 use crate::random::Random;
-use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
+use crate::{Base, Copies, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The training data, the loss that the head gives on it, and the settings of the run.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ impl<'a> Probe<'a> {
         if count == 0 {
             return Err(Error::config("labels", "none that counts", "one in each batch of the data"));
         }
-        let trained = Trained { tuner: tuner.clone(), head: self.head.clone() };
+        let trained = Trained { tuner: tuner.clone(), head: self.head.clone(), copies: Copies::default() };
         let loss = trained.loss(base, &base.batch(&batch)?, &labels)? / count as f32;
         Ok(GradientsParams::from_grads(loss.backward(), tuner))
     }

@@ -60,7 +60,7 @@ pub(super) fn with_leaves(base: &Base) -> Base {
 }
 
 fn places(base: &Base) -> Vec<(Site, Slot)> {
-    base.shape().places().iter().map(|place| (place.site, place.slot)).collect()
+    base.tensors().collect()
 }
 
 fn matrix(base: &Base, site: Site) -> Option<Tensor<2>> {

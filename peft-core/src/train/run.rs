@@ -79,7 +79,7 @@ impl<T: Procedure> Run<T> {
         };
         let trained = self.optim.update(trained, gradients, of);
         let (tuner, base) = trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
-        self.trained = Trained { tuner, head: trained.head };
+        self.trained = Trained { tuner, head: trained.head, copies: trained.copies };
         self.base = base;
         self.step += 1;
         let tokens = batch.iter().map(|e| e.ids.len()).sum();

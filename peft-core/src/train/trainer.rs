@@ -98,7 +98,7 @@ pub struct Tuned<'a, M: Method> {
 }
 
 fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
-    (trainable(&trained.tuner), trainable(&trained.head))
+    (trainable(&trained.tuner) + trainable(&trained.copies), trainable(&trained.head))
 }
 
 impl Trainer {
@@ -171,9 +171,10 @@ impl Trainer {
             };
             return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(wanted))));
         }
+        let base = model.base.for_purpose(trained.head.purpose());
+        peft::check_copies(&method, &trained, base.shape())?;
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
-        let base = model.base.for_purpose(trained.head.purpose());
         let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
         let Finished { trained, base, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
         let labels = Labels::of(&model.name, &model.base, data.classes.clone());
@@ -253,7 +254,7 @@ impl Trainer {
     ) -> Result<Finished<T>> {
         let Work { data, evaluation, classes, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
-        let Trained { tuner, head } = trained;
+        let Trained { tuner, head, copies } = trained;
         let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_run(config))?;
         let changes_base = tuner.changes_base();
         if changes_base && store.is_some() {
@@ -261,7 +262,7 @@ impl Trainer {
             return Err(Error::config("checkpoints", "a directory", expected));
         }
         let own_dropout = base.shape().clone();
-        let mut run = Run::new(config, base, Trained { tuner, head })?;
+        let mut run = Run::new(config, base, Trained { tuner, head, copies })?;
         let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
         observer.start(run.step, &notes)?;
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
@@ -301,10 +302,10 @@ impl Trainer {
         // Of what the steps did, not of what is left after the finish, which may take some of it back.
         let unmoved = before.unmoved(&run.trained, config.moving_steps(done, total));
         let fault = judge(&mut run, data, unmoved)?;
-        let Run { trained: Trained { tuner, head }, base, .. } = run;
+        let Run { trained: Trained { tuner, head, copies }, base, .. } = run;
         let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
         let moved = if changes_base { None } else { before.kept(&base).err() };
-        Ok(Finished { trained: Trained { tuner, head }, base, fault: fault.or(moved) })
+        Ok(Finished { trained: Trained { tuner, head, copies }, base, fault: fault.or(moved) })
     }
 
     /// Whether the metric by which states are judged is one of the evaluation's.
@@ -415,7 +416,7 @@ impl<'a, M: Method> Tuned<'a, M> {
         let tuner = self.trained.tuner.clone().valid();
         let merge = M::merge(&tuner)
             .ok_or_else(|| Error::config("merge", M::NAME, "a method with a weight-space form (see `peft methods`)"))?;
-        let base = self.base.merged(merge);
+        let base = self.trained.copies.valid().onto(&self.base).merged(merge);
         let head = self.trained.head.clone();
         let workers = Workers::new(self.threads)?;
         let bare = Trained::new(crate::Bare {}, head.clone())?;

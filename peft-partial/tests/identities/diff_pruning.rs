@@ -302,14 +302,14 @@ fn a_run_is_that_of_the_reference() {
     }
     golden.compare("losses", &TensorData::new(losses, [10]), REFERENCE);
     golden.compare("closed", &TensorData::new(closed, [10]), SAME_FUNCTION);
-    let Trained { tuner, head } = run.trained;
+    let Trained { tuner, head, copies } = run.trained;
     let (after, key) = (tensors(&tuner), |name: &str| key(name, &golden.base));
     for kind in ["differences", "gates", "groups"] {
         golden.compare_all(kind, &under(&after, &format!("{kind}.")), key, REFERENCE_TRAJECTORY);
     }
     let (tuner, base) = tuner.finish(run.base).unwrap();
     golden.compare_all("left", &under(&tensors(&tuner), "differences."), key, REFERENCE_TRAJECTORY);
-    golden.compare_logits("logits", &base, &Trained { tuner, head }, REFERENCE_TRAJECTORY);
+    golden.compare_logits("logits", &base, &Trained { tuner, head, copies }, REFERENCE_TRAJECTORY);
 }
 
 #[test]

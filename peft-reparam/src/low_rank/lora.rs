@@ -2,7 +2,7 @@
 //! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
 //! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
 //! Oracle: package peft 0.21.2: `equals_the_reference`
-//! Trains: r (d_in + d_out) per site, and biases by `bias`.      Merges: yes.
+//! Trains: r (d_in + d_out) per site, biases by `bias`, and d per row by `trainable_token_indices`.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
 //! - merged == unmerged: `C3`, `merging_is_the_same_function_and_leaves_the_original`
@@ -14,6 +14,7 @@
 //! - rsLoRA at alpha is LoRA at alpha sqrt(r): `the_scale_is_alpha_over_r_and_with_rslora_over_its_root`
 //! - with G the gradient of W, that of A is s G B^T and that of B is s A^T G: `gradients_of_the_factors_are_tied`
 //! - at init only B has a gradient: `only_b_has_a_gradient_at_the_start`
+//! - rows of word tables by `trainable_token_indices` leave all others: `other_rows_stay`, `tokens_equal_the_reference`
 //! - equals burn's own LoRA: `equals_the_lora_of_burn`
 //! - dropout on x is a mask of the sample, and x on average: `masks_follow_the_sample`, `dropout_is_right_on_average`
 //!
@@ -34,6 +35,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::tokens::{Rows, TokenIndices};
 use super::{dora, start};
 
 /// The largest rank.
@@ -74,6 +76,8 @@ pub struct LoraConfig {
     pub rank_pattern: IndexMap<String, usize>,
     /// Alphas of modules whose path ends in a match of the key; of several keys the first counts.
     pub alpha_pattern: IndexMap<String, f64>,
+    /// Rows of word tables that are trained as a whole.
+    pub trainable_token_indices: Option<TokenIndices>,
 }
 
 impl Default for LoraConfig {
@@ -89,6 +93,7 @@ impl Default for LoraConfig {
             bias: BiasMode::None,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
+            trainable_token_indices: None,
         }
     }
 }
@@ -160,6 +165,11 @@ impl LoraConfig {
         adapted.into_iter().zip(&paths).map(plan).collect()
     }
 
+    /// The trained rows of word tables.
+    fn rows(&self, shape: &Shape) -> Result<Vec<(Site, Vec<usize>)>> {
+        self.trainable_token_indices.as_ref().map_or(Ok(vec![]), |tokens| tokens.plan(shape))
+    }
+
     /// The trained biases of the base.
     fn biases(&self, shape: &Shape) -> Result<Vec<Site>> {
         let adapted = self.target_modules.resolve(shape)?;
@@ -186,6 +196,10 @@ impl LoraConfig {
         }
         if self.use_dora {
             return Err(Error::config("use_dora", true, "false: AdapterHub's LoRA has no magnitudes"));
+        }
+        if self.trainable_token_indices.is_some() {
+            let expected = "none: AdapterHub's files hold no rows of word tables";
+            return Err(Error::config("trainable_token_indices", "some", expected));
         }
         if self.bias != BiasMode::None {
             let found = format!("{:?}", self.bias);
@@ -225,6 +239,7 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
 pub struct Lora {
     factors: SiteMap<Factors>,
     biases: SiteMap<Param<Tensor<1>>>,
+    tokens: SiteMap<Rows>,
     #[module(skip)]
     dropout: f64,
 }
@@ -282,7 +297,10 @@ impl Method for LoraConfig {
             .biases(shape)?
             .into_iter()
             .map(|site| (site, Param::from_tensor(Tensor::from_inner(base.vector(site, Slot::Bias)))));
-        Ok(Lora { factors: factors.collect(), biases: biases.collect(), dropout: self.lora_dropout })
+        let tokens = self.rows(shape)?.into_iter();
+        let tokens = tokens.map(|(site, indices)| (site, Rows::of(base.weight(site).dense(), indices)));
+        let (factors, biases, tokens) = (factors.collect(), biases.collect(), tokens.collect());
+        Ok(Lora { factors, biases, tokens, dropout: self.lora_dropout })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -291,7 +309,8 @@ impl Method for LoraConfig {
             r * (rows + columns) + if self.use_dora { columns } else { 0 }
         });
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
-        Ok(factors.sum::<usize>() + biases.sum::<usize>())
+        let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
+        Ok(factors.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -299,6 +318,9 @@ impl Method for LoraConfig {
             ("factors", site, "a") => Key::transposed(format!("{}.lora_A.weight", file_path(shape, site))),
             ("factors", site, "magnitude") => Key::plain(format!("{}.lora_magnitude_vector", file_path(shape, site))),
             ("factors", site, _) => Key::transposed(format!("{}.lora_B.weight", file_path(shape, site))),
+            ("tokens", site, _) => {
+                Key::plain(format!("{}.token_adapter.trainable_tokens_delta", file_path(shape, site)))
+            }
             (_, site, _) => {
                 let adapted = self.target_modules.resolve(shape).is_ok_and(|sites| sites.contains(&site));
                 let base_layer = if adapted { ".base_layer" } else { "" };
@@ -388,6 +410,9 @@ impl Hooks for Opened<'_> {
     }
 
     fn weight(&self, site: Site, w: Weight) -> Weight {
+        if let Some(rows) = self.lora.tokens.get(site) {
+            return Weight::Dense(rows.onto(w.dense()));
+        }
         let Some((factors, m)) = self.lora.factors.get(site).and_then(|f| Some((f, f.magnitude.as_ref()?))) else {
             return w;
         };
@@ -420,6 +445,9 @@ impl Adapter for Lora {
 
 impl Merge for Lora {
     fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        if let Some(rows) = self.tokens.get(site) {
+            return Some(rows.onto(w.dense()));
+        }
         let (factors, w) = (self.factors.get(site)?, w.dense());
         let sum = factors.update().to_device(&w.device()) + w;
         Some(factors.directed(sum))

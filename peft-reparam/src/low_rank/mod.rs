@@ -5,3 +5,4 @@ mod dora;
 pub mod intrinsic_said;
 pub mod lora;
 mod start;
+pub mod tokens;

@@ -209,10 +209,10 @@ fn train(config: &AdaLoraConfig, base: &Base) -> Trained<AdaLora> {
 
 /// A run step by step, as the trainer makes it.
 fn begin(settings: &TrainConfig, base: &Base, trained: Trained<AdaLora>, data: &[Example]) -> Run<AdaLora> {
-    let Trained { tuner, head } = trained;
+    let Trained { tuner, head, copies } = trained;
     let probe = Probe::new(&head, data).with_run(settings);
     let (tuner, base) = tuner.prepare(base.clone(), probe).unwrap();
-    Run::new(settings, base, Trained { tuner, head }).unwrap()
+    Run::new(settings, base, Trained { tuner, head, copies }).unwrap()
 }
 
 /// The values of the tensors whose names start and end so, one after the other.

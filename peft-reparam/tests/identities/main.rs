@@ -1,6 +1,7 @@
 //! What the methods are equal to, on random states, all architectures and a padded batch.
 
 mod adalora;
+mod copies;
 mod dora;
 mod intrinsic_said;
 

@@ -320,7 +320,7 @@ fn snip_is_the_derivative_by_the_mask() {
         let batch = base.batch(&refs).unwrap();
         let loss = |name: &str, place: usize, factor: f32| {
             let tuner = scaled(&dense, name, place, factor);
-            let trained = Trained { tuner: tuner.valid(), head: head.clone().valid() };
+            let trained = Trained::new(tuner.valid(), head.clone().valid()).unwrap();
             f64::from(trained.loss(&base, &batch, &labels).unwrap().into_scalar::<f32>())
         };
         let h = 0.1;

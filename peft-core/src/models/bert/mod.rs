@@ -21,7 +21,7 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
         let first = x.hidden.clone().narrow(1, 0, 1);
         activation::tanh(frame.linear(Site::encoder(0, Part::Pooler), first)).squeeze_dim::<2>(1)
     });
-    Ok(Hidden { states: x.hidden, prompt: x.prompt, pooled, words })
+    Ok(Hidden { states: x.hidden, prompt: x.prompt, pooled, words: frame.vocabulary(words) })
 }
 
 /// x = LN(word + position + type).

@@ -4,7 +4,7 @@
 mod rotary;
 mod shape;
 
-use burn::tensor::{Tensor, activation, module};
+use burn::tensor::{Tensor, activation};
 
 use rotary::Rotary;
 pub use shape::{Llama, Scaling};
@@ -17,7 +17,7 @@ use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
     let shape = &*frame.base.shape;
     let words = frame.weight(shape.words()).dense();
-    let hidden = module::embedding(words.clone(), frame.batch.ids.clone());
+    let hidden = frame.rows(words.clone(), frame.batch.ids.clone(), llama.padding);
     let mask = Mask { causal: Some(0), ..frame.batch.mask() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
     let x = frame.hooks.embed(Stack::Decoder, x);

@@ -19,6 +19,8 @@ pub struct Llama {
     pub attention_bias: bool,
     /// Whether the maps of the feed-forward network have biases.
     pub mlp_bias: bool,
+    /// The row of the word table that gets no gradient as the embedding of a token: that of `pad_token_id`, as in transformers.
+    pub padding: Option<usize>,
 }
 
 /// A scaling of rotary frequencies.
@@ -95,6 +97,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
             scaling: Scaling::None,
             attention_bias: false,
             mlp_bias: false,
+            padding: Some(0),
         }),
         layers,
         hidden,
@@ -136,6 +139,11 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
     let vocab = fields.number("vocab_size", None, 1..=4_000_000)?;
     let stop = fields.ids("eos_token_id", vocab)?.unwrap_or_default();
     let pad = fields.pad(vocab, stop.first().copied().unwrap_or(0))?.unwrap_or(0);
+    let padding = match fields.get("pad_token_id").and_then(Value::as_i64) {
+        // As torch counts rows.
+        Some(id) if id < 0 => usize::try_from(vocab as i64 + id).ok(),
+        id => id.map(|id| id as usize),
+    };
     let positions = fields.number("max_position_embeddings", Some(2048), 1..=100_000_000)?;
     let (theta, scaling) = rotary(fields, positions)?;
     Ok(Shape {
@@ -145,6 +153,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>) -> Result<Shape> {
             scaling,
             attention_bias: fields.flag("attention_bias", false)?,
             mlp_bias: fields.flag("mlp_bias", false)?,
+            padding,
         }),
         layers: fields.number("num_hidden_layers", None, 1..=1_000)?,
         hidden,
@@ -234,7 +243,7 @@ pub(crate) fn to_config(shape: &Shape, llama: &Llama) -> Value {
         "mlp_bias": llama.mlp_bias,
         "attention_dropout": shape.attention_dropout,
         "classifier_dropout": shape.classifier_dropout,
-        "pad_token_id": shape.pad,
+        "pad_token_id": llama.padding,
         "eos_token_id": shape.stop,
         "tie_word_embeddings": shape.tied,
     })

@@ -29,7 +29,7 @@ pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
         .decoder
         .clone()
         .ok_or_else(|| Error::config("labels", "none", "a text to predict, as an encoder-decoder needs"))?;
-    let hidden = module::embedding(words.clone(), ids);
+    let hidden = module::embedding(frame.decoder_words(&words), ids);
     let mask = Mask { causal: Some(0), ..Mask::default() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
     let x = stack(frame, t5, Stack::Decoder, x, Some(&encoded))?;
