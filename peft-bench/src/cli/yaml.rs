@@ -167,11 +167,10 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
             }
             let head = |name: &Value| ["classifier", "score"].map(Value::from).contains(name);
             let is_head = key == "modules_to_save" && value.as_array().is_some_and(|names| names.iter().all(head));
-            match own.contains_key(key) || key == "modules_to_save" {
-                // The head is trained and saved anyway.
-                _ if is_head => return Ok(None),
-                // transformers and PEFT write all that they know, most of it as null.
-                false if value.is_null() || is_neutral(key, value) => return Ok(None),
+            match own.contains_key(key) {
+                // transformers and PEFT write all that they know, most of it as null. The head is trained and saved anyway.
+                false if value.is_null() || is_head || is_neutral(key, value) => return Ok(None),
+                false if key == "modules_to_save" => {}
                 false => return Err(unknown(path, key, value, &own)),
                 true => {}
             }
