@@ -95,7 +95,8 @@ fn what_methods_keep_between_steps_is_taken_up() {
         let method = settings[0];
         let (whole, stopped) = (format!("{method}-whole"), format!("{method}-stopped"));
         let run = |name: &str, resume| train_with(settings, folder, name, resume, "20");
-        assert!(run(&whole, false).wait().unwrap().success(), "{method}");
+        let output = run(&whole, false).wait_with_output().unwrap();
+        assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
         let mut child = run(&stopped, false);
         let reached = folder.join(format!("{stopped}.checkpoints/step-9"));
         while !reached.exists() && child.try_wait().unwrap().is_none() {}

@@ -93,7 +93,7 @@ fn what_cannot_be_generated_is_refused() {
     refused("t5", &[vec![]], new(3), ["prompt 0", "no token"]);
     refused("llama", &[vec![97]], new(3), ["input_ids", "97"]);
     refused("llama", &[vec![5; 63]], new(3), ["65", "64"]);
-    refused("llama", &[vec![5]], new(0), ["max_new_tokens", "at least 1"]);
+    refused("llama", &[vec![5]], new(0), ["max_new_tokens", "1 to"]);
     refused("t5", &[vec![5]], new(3).with_beams(49), ["num_beams", "1 to 48"]);
     refused("llama", &[vec![5]], GenerateConfig { top_p: 0.0, ..new(3) }, ["top_p", "above 0"]);
     refused("llama", &[vec![5]], GenerateConfig { temperature: f64::NAN, ..new(3) }, ["temperature", "NaN"]);

@@ -160,7 +160,9 @@ impl Plan {
     /// Before the first run: what is written can be, and is not what is read. Removes what killed processes left unfinished.
     fn check_outputs(&self) -> Result<()> {
         let (model, data) = self.real.as_ref().map(|(model, data)| (model, data)).unzip();
-        let inputs = Inputs::new().with(data).with_models(model);
+        // Reports of an earlier call are replaced, in a folder of data too.
+        let earlier = self.output.join(outcome::RUNS).is_dir();
+        let inputs = Inputs::new().with(data.filter(|_| !earlier)).with_models(model);
         for path in REPORTS.map(|name| self.output.join(name)) {
             inputs.spare("--output", &path)?;
             check_file(&path)?;
