@@ -1,20 +1,13 @@
-//! Every method by name: how a program that learns the method from its user gets at the types.
+//! Every method by name.
 
 use std::path::Path;
 
-use peft_core::io::{adapterhub, peft};
-use peft_core::{Error, Method, Result};
-
-/// Something done with a method whose type is known only when the program runs.
-pub trait WithMethod {
-    /// What it gives.
-    type Output;
-    /// Does it.
-    fn call<M: Method>(self) -> Result<Self::Output>;
-}
+use peft_core::io::{Pretrained, adapterhub, peft};
+use peft_core::train::Tuned;
+use peft_core::{AnyMethod, Error, Method, Result};
 
 /// What the registry says of a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// Its name in commands.
     pub name: &'static str,
@@ -22,35 +15,48 @@ pub struct Entry {
     pub peft_type: &'static str,
     /// Its family, which is also the crate it is in.
     pub family: &'static str,
+    /// The method with its default settings.
+    pub method: fn() -> AnyMethod,
+}
+
+/// The method of this name.
+pub fn by_name(name: &str) -> Result<AnyMethod> {
+    let found = METHODS.iter().find(|entry| entry.name == name);
+    found.map(|entry| (entry.method)()).ok_or_else(|| Error::config("method", name, one_of(|entry| entry.name)))
+}
+
+/// The method of an adapter directory.
+pub fn by_peft_type(adapter: &Path) -> Result<AnyMethod> {
+    let peft_type = peft::peft_type(adapter)?;
+    let found = METHODS.iter().find(|entry| entry.peft_type == peft_type);
+    let unknown =
+        || Error::file(adapter.join("adapter_config.json"), "peft_type", &peft_type, one_of(|entry| entry.peft_type));
+    found.map(|entry| (entry.method)()).ok_or_else(unknown)
+}
+
+/// The method of an adapter directory of AdapterHub.
+pub fn by_adapterhub(adapter: &Path) -> Result<AnyMethod> {
+    let kind = adapterhub::kind(adapter)?;
+    let found = METHODS
+        .iter()
+        .map(|entry| (entry.method)())
+        .find(|method| method.adapterhub().is_some_and(|hub| hub.kind == kind));
+    found.ok_or_else(|| {
+        Error::file(adapter.join("adapter_config.json"), "config", format!("{kind:?}"), "a method that is known here")
+    })
+}
+
+/// An adapter directory on its model.
+pub fn load<'a>(adapter: &Path, model: &'a Pretrained) -> Result<Tuned<'a>> {
+    Tuned::load_as(&by_peft_type(adapter)?, adapter, model)
 }
 
 macro_rules! methods {
     ($($config:ty: $family:literal,)*) => {
         /// All of them.
         pub const METHODS: &[Entry] = &[$(
-            Entry { name: <$config>::NAME, peft_type: <$config>::PEFT_TYPE, family: $family },
+            Entry { name: <$config>::NAME, peft_type: <$config>::PEFT_TYPE, family: $family, method: AnyMethod::of::<$config> },
         )*];
-
-        /// Calls `f` with the method of this name.
-        pub fn by_name<F: WithMethod>(name: &str, f: F) -> Result<F::Output> {
-            $(if name == <$config>::NAME { return f.call::<$config>(); })*
-            Err(Error::config("method", name, one_of(|entry| entry.name)))
-        }
-
-        /// Calls `f` with the method of an adapter directory.
-        pub fn by_peft_type<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
-            let peft_type = peft::peft_type(adapter)?;
-            $(if peft_type == <$config>::PEFT_TYPE { return f.call::<$config>(); })*
-            let known = one_of(|entry| entry.peft_type);
-            Err(Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, known))
-        }
-
-        /// Calls `f` with the method of an adapter directory of AdapterHub.
-        pub fn by_adapterhub<F: WithMethod>(adapter: &Path, f: F) -> Result<F::Output> {
-            let kind = adapterhub::kind(adapter)?;
-            $(if <$config>::adapterhub().is_some_and(|hub| hub.kind == kind) { return f.call::<$config>(); })*
-            Err(Error::file(adapter.join("adapter_config.json"), "config", format!("{kind:?}"), "a method that is known here"))
-        }
     };
 }
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
-use peft_bench::registry::{WithMethod, by_peft_type};
+use peft_bench::registry::by_peft_type;
 use peft_core::io::{Pretrained, peft};
 use peft_core::load::{Checkpoint, write_safetensors};
 use peft_core::testing::tolerances::REFERENCE;
 use peft_core::testing::{difference, golden, warnings};
 use peft_core::train::{Workers, predict};
-use peft_core::{Example, Label, Method, Result};
+use peft_core::{AnyMethod, Example, Label, Result};
 use serde_json::{Map, Value, json};
 
 fn folder() -> PathBuf {
@@ -19,15 +19,15 @@ fn folder() -> PathBuf {
 }
 
 /// The logits of an adapter on some examples, in one tensor.
-struct Logits<'a>(&'a Path, &'a Pretrained, &'a [Example]);
+fn logits(adapter: &Path, model: &Pretrained, examples: &[Example]) -> Result<Vec<f32>> {
+    loaded(adapter, model, examples).map(|(_, logits)| logits)
+}
 
-impl WithMethod for Logits<'_> {
-    type Output = Vec<f32>;
-    fn call<M: Method>(self) -> Result<Vec<f32>> {
-        let (_, trained) = peft::load::<M>(self.0, &self.1.base)?;
-        let logits = predict(&self.1.base, &trained, self.2, &Workers::new(1)?)?;
-        Ok(logits.into_iter().flat_map(|logits| logits.values).collect())
-    }
+/// The same, with the configuration.
+fn loaded(adapter: &Path, model: &Pretrained, examples: &[Example]) -> Result<(AnyMethod, Vec<f32>)> {
+    let (config, trained) = peft::load_as(&by_peft_type(adapter)?, adapter, &model.base)?;
+    let logits = predict(&model.base, &trained, examples, &Workers::new(1)?)?;
+    Ok((config, logits.into_iter().flat_map(|logits| logits.values).collect()))
 }
 
 /// The directory of an adapter with these settings and the tensors of a case.
@@ -68,7 +68,7 @@ fn what_peft_loads_gives_its_logits_and_what_has_no_effect_is_told() {
         let dir = written(&file, name, &case["config"]);
         let base = models.entry(model.into()).or_insert_with(|| golden::model(model));
         let examples = examples(&file, model);
-        let (found, told) = warnings(|| by_peft_type(dir.path(), Logits(dir.path(), base, &examples)));
+        let (found, told) = warnings(|| logits(dir.path(), base, &examples));
         let expected = format!("{name}/logits");
         let expected = file.read_f32(&expected, file.shape(&expected).unwrap()).unwrap();
         match found {
@@ -111,7 +111,7 @@ fn what_cannot_be_computed_is_refused_by_name_and_what_nothing_uses_is_told() {
             tensors.insert(name.to_string(), TensorData::new(vec![0.5f32; dims.iter().product()], dims.to_vec()));
         }
         write_safetensors(&path, &tensors).unwrap();
-        warnings(|| by_peft_type(dir.path(), Logits(dir.path(), &model, &examples)))
+        warnings(|| logits(dir.path(), &model, &examples))
     };
     let refused = |case, field: (&'static str, Value), more: &[(&str, &[usize])], words: &[&str]| {
         let message = load(case, field, more).0.unwrap_err().to_string();
@@ -274,17 +274,6 @@ fn outcomes() -> Vec<(&'static str, &'static str, Value, Outcome)> {
     ]
 }
 
-/// The configuration and the logits of an adapter.
-struct Loaded<'a>(Logits<'a>);
-
-impl WithMethod for Loaded<'_> {
-    type Output = (Value, Vec<f32>);
-    fn call<M: Method>(self) -> Result<(Value, Vec<f32>)> {
-        let (config, _) = peft::load::<M>(self.0.0, &self.0.1.base)?;
-        Ok((serde_json::to_value(config).unwrap(), self.0.call::<M>()?))
-    }
-}
-
 #[test]
 fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
     let table: Map<String, Value> =
@@ -311,7 +300,7 @@ fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
             let mut config = good.clone();
             config[key] = value.clone();
             fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
-            warnings(|| by_peft_type(dir.path(), Loaded(Logits(dir.path(), &model, &examples))))
+            warnings(|| loaded(dir.path(), &model, &examples))
         };
         let (first, told) = load("peft_type", &json!(kind));
         let logits = first.unwrap().1;
@@ -334,13 +323,13 @@ fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
                     *found == logits && !told.is_empty() && told.iter().all(|told| told.contains(key.as_str()))
                 }
                 (Outcome::Refused, Err(error)) => named(error),
-                (Outcome::Setting, Ok((config, _))) => config[key] == *value,
+                (Outcome::Setting, Ok((config, _))) => config.settings()[key] == *value,
                 (Outcome::Sites, Ok((_, found))) => *found != logits,
                 (Outcome::Setting | Outcome::Sites, Err(_)) => true,
                 _ => false,
             };
             if !right {
-                let found = found.map(|(config, found)| (config[key].clone(), found == logits));
+                let found = found.map(|(config, found)| (config.settings().get(key).cloned(), found == logits));
                 wrong.push(format!("{kind} {key} {value}: not {outcome:?}, but {found:?}, {told:?}"));
             }
             // PEFT itself wants these.
@@ -348,7 +337,10 @@ fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
             match load(key, &Value::Null).0 {
                 Ok((_, found)) if found == logits => {}
                 Err(error) if (wanted || field["null"] == false) && named(&error) => {}
-                found => wrong.push(format!("{kind} {key} null: {:?}", found.map(|(config, _)| config[key].clone()))),
+                found => wrong.push(format!(
+                    "{kind} {key} null: {:?}",
+                    found.map(|(config, _)| config.settings().get(key).cloned())
+                )),
             }
         }
     }

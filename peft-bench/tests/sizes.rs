@@ -3,33 +3,18 @@
 use std::ffi::OsString;
 
 use peft_bench::cli::Cli;
-use peft_bench::registry::{METHODS, WithMethod, by_name};
-use peft_core::io::peft::from_settings;
+use peft_bench::registry::{METHODS, by_name};
+use peft_core::io::peft::with_words;
 use peft_core::testing::{base, device};
-use peft_core::{Base, Method, Result};
-use serde_json::{Value, json};
+use peft_core::{Base, Result};
+use serde_json::json;
 
 const EXTREMES: [u64; 6] = [0, 1, 1 << 31, 1 << 32, 1 << 63, u64::MAX];
 
-struct Start<'a>(&'a Base, &'a [String]);
-
-impl WithMethod for Start<'_> {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
-        let Start(base, settings) = self;
-        let method: M = from_settings(settings)?;
-        method.checked_count(base.shape())?;
-        method.init(base, 0).map(drop)
-    }
-}
-
-struct Defaults;
-
-impl WithMethod for Defaults {
-    type Output = Value;
-    fn call<M: Method>(self) -> Result<Value> {
-        Ok(json!(M::default()))
-    }
+fn start(method: &str, base: &Base, settings: &[String]) -> Result<()> {
+    let method = with_words(&by_name(method)?, settings)?;
+    method.checked_count(base.shape())?;
+    method.init(base, 0).map(drop)
 }
 
 /// Every setting of every method that is a number, or may be one.
@@ -38,11 +23,11 @@ fn settings_of_methods() {
     for shape in ["roberta-tiny", "t5-tiny", "llama-tiny"] {
         let base = base(shape, &device());
         for entry in METHODS {
-            let defaults = by_name(entry.name, Defaults).unwrap();
-            for (key, _) in defaults.as_object().unwrap().iter().filter(|(_, v)| v.is_number() || v.is_null()) {
+            let defaults = (entry.method)().settings();
+            for (key, _) in defaults.iter().filter(|(_, v)| v.is_number() || v.is_null()) {
                 for size in EXTREMES {
                     // Either is well: what ends the process is not.
-                    if let Err(error) = by_name(entry.name, Start(&base, &[format!("{key}={size}")])) {
+                    if let Err(error) = start(entry.name, &base, &[format!("{key}={size}")]) {
                         assert!(!error.to_string().is_empty());
                     } else {
                         assert!(size < 1 << 31 || key.contains("seed"), "{} takes {key} = {size}", entry.name);

@@ -99,6 +99,23 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
     fn check_tasks(&self, _tasks: &[usize]) -> Result<()> {
         Ok(())
     }
+
+    /// The tuner as an adapter, if it is one.
+    fn as_adapter(&self) -> Option<&dyn AnyAdapter> {
+        None
+    }
+}
+
+/// An [`Adapter`] of any type.
+pub trait AnyAdapter {
+    /// Computes what this batch needs, then lends the hooks for one run.
+    fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks));
+}
+
+impl<A: Adapter> AnyAdapter for A {
+    fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks)) {
+        self.open(batch, |hooks| f(hooks));
+    }
 }
 
 impl<A: Adapter> Tuner for A {
@@ -122,5 +139,9 @@ impl<A: Adapter> Tuner for A {
             None => Ok(()),
             Some(task) => Err(Error::config("task", task, format!("a number below {count}, the method's tasks"))),
         }
+    }
+
+    fn as_adapter(&self) -> Option<&dyn AnyAdapter> {
+        Some(self)
     }
 }

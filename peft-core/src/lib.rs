@@ -3,6 +3,7 @@
 pub mod activation;
 mod adapter;
 pub mod adapterhub;
+mod any;
 mod batch;
 mod copies;
 #[cfg(feature = "train")]
@@ -38,7 +39,8 @@ pub mod warning;
 mod weight;
 mod within;
 
-pub use adapter::{Adapter, Bare, Tuner};
+pub use adapter::{Adapter, AnyAdapter, Bare, Tuner};
+pub use any::{AnyMethod, AnyTuner, HubForm};
 pub use batch::{Batch, Example, Label};
 pub use copies::Copies;
 pub use device::{available, device};

@@ -9,7 +9,7 @@ use crate::adapterhub::AdapterHub;
 use crate::{Base, Error, Merge, Place, Procedure, Result, Shape, Site};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
-pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync {
+pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name in commands and tables.
     const NAME: &'static str;
     /// The `peft_type` in files.
@@ -25,7 +25,7 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     const HEAD_PREFIX: &'static str = "base_model.model.";
 
     /// What is trained.
-    type Tuner: Procedure;
+    type Tuner: Procedure + 'static;
 
     /// A fresh one for this model, on its device with autodiff. The seed decides every random number.
     fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner>;

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::random::Noise;
-use crate::{Bare, Base, Batch, Copies, Error, Head, Hidden, Label, Result, Text, Tuner, loss};
+use crate::{AnyTuner, Bare, Base, Batch, Copies, Error, Head, Hidden, Label, Procedure, Result, Text, Tuner, loss};
 
 /// What is trained and saved: a way to run the base, and a head.
 #[derive(Module, Debug)]
@@ -24,6 +24,14 @@ impl<T: Tuner> Trained<T> {
     /// The two together, with parameter ids derived from names.
     pub fn new(tuner: T, head: Head) -> Result<Self> {
         crate::view::with_ids_from_names(Trained { tuner, head, copies: Copies::default() })
+    }
+
+    /// The same of a type that is known only when the program runs.
+    pub fn erased(self) -> Trained<AnyTuner>
+    where
+        T: Procedure + 'static,
+    {
+        Trained { tuner: AnyTuner::new(self.tuner), head: self.head, copies: self.copies }
     }
 
     /// With these copies of tensors of the base.

@@ -107,7 +107,7 @@ fn adapter(folder: &Path, name: &str, task: Value, mapping: Value, saved: &str) 
 
 /// What the adapter is for and whose head it has, or the error.
 fn found(model: &Pretrained, adapter: &Path) -> String {
-    match Tuned::<LoraConfig>::load(adapter, model) {
+    match Tuned::load::<LoraConfig>(adapter, model) {
         Ok(tuned) => {
             let head = &tuned.trained.head;
             let value = tensors(head).values().next().and_then(|data| data.iter::<f32>().next());
@@ -399,7 +399,7 @@ fn heads_give_what_the_reference_gives() {
     ] {
         let model = model(base);
         let examples = examples(&model_dir(base).join("inputs.safetensors"));
-        let tuned = Tuned::<LoraConfig>::load(&golden.join(case).join("adapter"), &model).unwrap();
+        let tuned = Tuned::load::<LoraConfig>(&golden.join(case).join("adapter"), &model).unwrap();
         assert_eq!(tuned.trained.head.purpose(), purpose, "{case}");
         let expected = Checkpoint::open_file(&golden.join(case).join("expected.safetensors")).unwrap();
         let check = |name: &str, i: usize, values: Vec<f32>, dims: &[usize]| {
@@ -444,7 +444,7 @@ fn where_an_adapter_of_a_bare_model_is_put_is_told_by_its_paths() {
         let mut settings = settings.clone();
         fields.iter().for_each(|(key, value)| settings[*key] = value.clone());
         fs::write(dir.path().join("adapter_config.json"), settings.to_string()).unwrap();
-        let (found, told) = warnings(|| Tuned::<LoraConfig>::load(dir.path(), &model));
+        let (found, told) = warnings(|| Tuned::load::<LoraConfig>(dir.path(), &model));
         (found.map(|found| tensors(&found.trained)), told)
     };
     let whole = load(&[]).0.unwrap();

@@ -2,16 +2,17 @@
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
+use burn::store::ModuleRecord;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::data::Dataset;
 use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Optim, Run, Schedule, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure, Result, Site,
-    Slot, Trained, testing,
+    Adapter, AnyMethod, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure,
+    Result, Site, Slot, Trained, testing,
 };
-use peft_reparam::{Lora, LoraConfig};
+use peft_reparam::{AdaLora, AdaLoraConfig, Lora, LoraConfig};
 
 fn base() -> Base {
     testing::base("roberta-tiny", &testing::device())
@@ -54,6 +55,27 @@ fn the_adapter_has_the_same_bits_at_any_number_of_threads() {
     }
     let other_seed = run(TrainConfig { seed: 1, ..config() }, &base, start(&base)).unwrap().0;
     assert!(one != other_seed.into_record().into_bytes().unwrap().to_vec(), "the seed does nothing");
+}
+
+/// AdaLoRA has a penalty and takes ranks away after steps.
+#[test]
+fn a_forgotten_type_changes_no_bit_and_no_name() {
+    let base = base();
+    let config = TrainConfig { threads: 2, ..config() };
+    let method = AdaLoraConfig::new(4, 2).with_schedule(1, 1, 1).with_penalty(0.5).with_dropout(0.1);
+    let head = Head::classifier(&base, 2, 0);
+    let known = Trained::new(method.init(&base, 0).unwrap(), head.clone()).unwrap();
+    let forgotten = Trained::new(AnyMethod::from(method.clone()).init(&base, 0).unwrap(), head).unwrap();
+    assert_eq!(forgotten.tuner.downcast_ref::<AdaLora>().map(tensors), Some(tensors(&known.tuner)));
+    assert!(forgotten.tuner.downcast_ref::<Lora>().is_none());
+    let known = run(config.clone(), &base, known).unwrap().0;
+    let forgotten = run(config, &base, forgotten).unwrap().0;
+    assert_eq!(tensors(&known), tensors(&forgotten));
+    let bytes = |record: ModuleRecord| record.into_bytes().unwrap().to_vec();
+    let learned = method.learned(&known.tuner, base.shape());
+    assert_ne!(learned, method, "no rank was taken away");
+    assert_eq!(AnyMethod::from(method).learned(&forgotten.tuner, base.shape()), learned.into());
+    assert!(bytes(known.into_record()) == bytes(forgotten.into_record()));
 }
 
 #[test]

@@ -16,8 +16,8 @@ fn main() -> Result<()> {
     tuned.merge(&data.1.examples, 1e-3)?.save(output.join("merged"))
 }
 
-fn compare<'a, M: Method>(model: &'a Pretrained, method: M, data: &(Dataset, Dataset)) -> Result<Tuned<'a, M>> {
+fn compare<'a>(model: &'a Pretrained, method: impl Method, data: &(Dataset, Dataset)) -> Result<Tuned<'a>> {
     let tuned = Trainer::new(TrainConfig::new(3e-3).with_epochs(8).with_batch_size(8)).fit(model, method, &data.0)?;
-    println!("{}: {:?} trainable elements: {}", M::NAME, tuned.trainable(), tuned.evaluate(&data.1)?);
+    println!("{}: {:?} trainable elements: {}", tuned.config.name(), tuned.trainable(), tuned.evaluate(&data.1)?);
     Ok(tuned)
 }

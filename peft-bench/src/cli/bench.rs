@@ -8,13 +8,13 @@ use peft_core::io::{Pretrained, peft};
 use peft_core::random::Random;
 use peft_core::train::micro::check_threads;
 use peft_core::train::{Run, TrainConfig};
-use peft_core::{Bare, Error, Example, Head, Label, LanguageModel, Method, Result, Trained};
+use peft_core::{Bare, Base, Error, Example, Head, Label, LanguageModel, Result, Trained};
 use serde_json::{Value, json};
 
 use super::options::{ModelArgs, print, prompt_room};
 use super::speed::Speed;
 use crate::machine::{peak_bytes, threads};
-use crate::registry::{WithMethod, by_name};
+use crate::registry::by_name;
 
 /// Measure speed and memory
 #[derive(Debug, Args)]
@@ -93,8 +93,8 @@ impl Bench {
     pub(super) fn run(self) -> Result<()> {
         match self.what {
             What::Step(step) => {
-                let model = step.model.open()?;
-                by_name(&step.method, (&step, model))
+                let Pretrained { base, .. } = step.model.open()?;
+                step.run(base)
             }
             What::Generate(generate) => generate.run(),
         }
@@ -161,14 +161,12 @@ fn seconds(values: Vec<f64>) -> Value {
     json!({"best": values.iter().copied().fold(f64::INFINITY, f64::min), "median": median(values)})
 }
 
-impl WithMethod for (&Step, Pretrained) {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
-        let (step, Pretrained { base, .. }) = self;
-        let method: M = peft::from_settings(&step.set)?;
+impl Step {
+    fn run(&self, base: Base) -> Result<()> {
+        let method = peft::with_words(&by_name(&self.method)?, &self.set)?;
         let room = method.room(base.shape());
-        if !(1..=room).contains(&step.seq) || !fits(step.batch, step.seq) {
-            let found = format!("{} sequences of {}", step.batch, step.seq);
+        if !(1..=room).contains(&self.seq) || !fits(self.batch, self.seq) {
+            let found = format!("{} sequences of {}", self.batch, self.seq);
             let expected = format!("1 or more of 1 to {room} tokens, {MOST} in all");
             return Err(Error::config("--batch, --seq", found, expected));
         }
@@ -183,30 +181,30 @@ impl WithMethod for (&Step, Pretrained) {
         let mut random = Random::new(0, "bench");
         let vocab = base.shape().vocab;
         let example = |i: usize| {
-            let ids = tokens(&mut random, vocab, step.seq);
+            let ids = tokens(&mut random, vocab, self.seq);
             let label = match base.shape().pre_norm() {
                 true => Label::Words(ids.iter().map(|id| *id as i32).collect()),
                 false => Label::Class(i % 2),
             };
             Example { ids, label: Some(label), ..Default::default() }
         };
-        let data: Vec<Example> = (0..step.batch).map(example).collect();
+        let data: Vec<Example> = (0..self.batch).map(example).collect();
         let settings = TrainConfig {
-            threads: step.threads.unwrap_or_else(threads),
-            micro_rows: step.micro_rows,
-            ..TrainConfig::new(1e-4).with_batch_size(step.batch).with_steps(step.steps as usize + 1)
+            threads: self.threads.unwrap_or_else(threads),
+            micro_rows: self.micro_rows,
+            ..TrainConfig::new(1e-4).with_batch_size(self.batch).with_steps(self.steps as usize + 1)
         };
         let mut run = Run::new(&settings, base, trained)?;
         run.step(&data)?;
         let mut times = Vec::new();
-        for _ in 0..step.steps {
+        for _ in 0..self.steps {
             let start = Instant::now();
             run.step(&data)?;
             times.push(start.elapsed().as_secs_f64());
         }
         print(json!({
             "seconds": seconds(times.clone()),
-            "tokens_per_second": (step.batch * step.seq) as f64 / median(times),
+            "tokens_per_second": (self.batch * self.seq) as f64 / median(times),
             "peak_bytes": peak_bytes(), "trainable": trainable,
         }))
     }

@@ -1,16 +1,10 @@
 //! The model card of a saved adapter, `README.md` in the form that model hubs read.
 
-use peft_core::Method;
 use peft_core::train::{TrainConfig, Tuned};
 use serde_json::{Map, Value, json};
 
 /// The card's text.
-pub fn write<M: Method>(
-    tuned: &Tuned<'_, M>,
-    config: &TrainConfig,
-    metrics: &Map<String, Value>,
-    task: Option<&str>,
-) -> String {
+pub fn write(tuned: &Tuned<'_>, config: &TrainConfig, metrics: &Map<String, Value>, task: Option<&str>) -> String {
     let (method, head) = tuned.trainable();
     let results: String = metrics.iter().map(|(name, value)| format!("| {name} | {value:.4} |\n")).collect();
     let results = match results.is_empty() {
@@ -24,7 +18,7 @@ pub fn write<M: Method>(
         On the data that the run evaluated on:\n\n{results}\n## Settings\n\n`train.yaml` beside this file repeats the \
         run: `peft train --config train.yaml --output DIR`.\n",
         base = json!(tuned.labels.base),
-        name = M::NAME,
+        name = tuned.config.name(),
         seed = config.seed,
     )
 }

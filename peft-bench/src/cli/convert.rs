@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use peft_core::files::read_json;
-use peft_core::io::{Pretrained, adapterhub, gguf, peft, record};
-use peft_core::{Error, Method, Result};
+use peft_core::io::{adapterhub, gguf, peft, record};
+use peft_core::{Error, Result};
 
 use super::options::{ModelArgs, OutputArgs, print};
-use crate::registry::{WithMethod, by_adapterhub, by_name, by_peft_type};
+use crate::registry::{by_adapterhub, by_name, by_peft_type};
 
 /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub, llama.cpp and burn
 #[derive(Debug, Args)]
@@ -72,43 +72,6 @@ impl Format {
     }
 }
 
-/// What is to be done with an adapter of the first format.
-struct Conversion<'a>(Format, &'a Convert, &'a Pretrained);
-
-impl WithMethod for Conversion<'_> {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
-        let Conversion(format, Convert { from, to, output, .. }, model) = self;
-        let shape = model.base.shape();
-        let (config, trained, mut labels) = match format {
-            Format::AdapterHub => adapterhub::load::<M>(from, model)?,
-            Format::Gguf => {
-                let (config, trained) = gguf::load::<M>(from, &model.base)?;
-                (config, trained, peft::Labels::default())
-            }
-            format => {
-                let (config, trained) = match format {
-                    Format::Burn => record::load::<M>(from, model)?,
-                    _ => peft::load::<M>(from, model)?,
-                };
-                let labels = model.name_classes(peft::labels(from)?, &trained.head);
-                (config, trained, labels)
-            }
-        };
-        if labels.base.is_empty() {
-            labels.base = model.name.clone();
-        }
-        if *to == Format::Gguf {
-            return gguf::save(&output.output, &config, &trained, shape);
-        }
-        output.make(|dir| match to {
-            Format::AdapterHub => adapterhub::save(dir, &config, &trained, shape, &labels),
-            Format::Burn => record::save(dir, &config, &trained, shape, &labels),
-            _ => peft::save(dir, &config, &trained, shape, &labels, &[]),
-        })
-    }
-}
-
 impl Convert {
     pub(super) fn run(self) -> Result<()> {
         let inputs = self.model.inputs(Some(&self.from));
@@ -122,12 +85,36 @@ impl Convert {
             return Err(Error::config("--to", found, "another format than that of --from"));
         }
         let model = self.model.open()?;
-        let conversion = Conversion(format, &self, &model);
-        match format {
-            Format::AdapterHub => by_adapterhub(&self.from, conversion)?,
-            Format::Hf | Format::Burn => by_peft_type(&self.from, conversion)?,
-            // It holds no other method.
-            Format::Gguf => by_name("lora", conversion)?,
+        let Convert { from, to, output, .. } = &self;
+        let shape = model.base.shape();
+        let (config, trained, mut labels) = match format {
+            Format::AdapterHub => adapterhub::load_as(&by_adapterhub(from)?, from, &model)?,
+            Format::Gguf => {
+                // It holds no other method.
+                let (config, trained) = gguf::load_as(&by_name("lora")?, from, &model.base)?;
+                (config, trained, peft::Labels::default())
+            }
+            format => {
+                let method = by_peft_type(from)?;
+                let (config, trained) = match format {
+                    Format::Burn => record::load_as(&method, from, &model)?,
+                    _ => peft::load_as(&method, from, &model)?,
+                };
+                let labels = model.name_classes(peft::labels(from)?, &trained.head);
+                (config, trained, labels)
+            }
+        };
+        if labels.base.is_empty() {
+            labels.base = model.name.clone();
+        }
+        if *to == Format::Gguf {
+            gguf::save(&output.output, &config, &trained, shape)?;
+        } else {
+            output.make(|dir| match to {
+                Format::AdapterHub => adapterhub::save(dir, &config, &trained, shape, &labels),
+                Format::Burn => record::save(dir, &config, &trained, shape, &labels),
+                _ => peft::save(dir, &config, &trained, shape, &labels, &[]),
+            })?;
         }
         print(self.output.output.display())
     }

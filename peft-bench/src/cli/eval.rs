@@ -1,17 +1,17 @@
 //! `peft eval`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
 use peft_core::train::{Metrics, Tuned, Workers, measure};
-use peft_core::{Bare, Error, Head, Label, Method, Purpose, Result, Trained, Tuner};
+use peft_core::{Bare, Error, Head, Label, Purpose, Result, Trained, Tuner};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, print, tell, tell_classes, warn_of_broken_rows, workers};
 use crate::machine::threads;
-use crate::registry::{WithMethod, by_peft_type};
+use crate::registry::load;
 use crate::tasks::Task;
 
 /// Measure a model or an adapter on labelled data; prints one JSON object
@@ -43,34 +43,12 @@ pub struct Eval {
     threads: Option<u16>,
 }
 
-impl WithMethod for (&Pretrained, &Eval, &Path) {
-    type Output = (usize, Metrics);
-    fn call<M: Method>(self) -> Result<Self::Output> {
-        let (model, eval, adapter) = self;
-        let tuned = Tuned::<M>::load(adapter, model)?;
-        let room = tuned.config.room(model.base.shape());
-        let mut data = eval.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
-        if let Some(task) = eval.task_index {
-            data.examples.iter_mut().for_each(|example| example.task = task);
-        }
-        let several = tuned.trained.tuner.check_tasks(&[usize::MAX]).is_err();
-        if several && eval.task_index.is_none() && data.examples.iter().all(|example| example.task == 0) {
-            tell(
-                "all examples are taken for task 0 of the adapter's: there is no other in a column task_id, nor --task-index",
-            );
-        }
-        let workers = eval.workers(&data)?;
-        let data_of = (data.examples.as_slice(), data.classes.as_slice());
-        Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, data_of, &workers)?))
-    }
-}
-
 impl Eval {
     pub(super) fn run(self) -> Result<()> {
         let task = self.task.as_deref().map(Task::named).transpose()?;
         let model = self.model.open()?;
         let (examples, metrics) = match &self.adapter {
-            Some(dir) => by_peft_type(dir, (&model, &self, dir.as_path()))?,
+            Some(dir) => self.measure(&load(dir, &model)?, &model)?,
             None => {
                 let trained = Trained::new(Bare {}, model.own_head()?)?;
                 let base = model.base.for_purpose(trained.head.purpose());
@@ -85,6 +63,24 @@ impl Eval {
         object.insert("examples".into(), json!(examples));
         object.extend(metrics.0.iter().filter(|(name, _)| wanted(name)).map(|(name, x)| (name.to_string(), json!(x))));
         print(Value::Object(object))
+    }
+
+    /// The number of examples, and the metrics of an adapter on them.
+    fn measure(&self, tuned: &Tuned<'_>, model: &Pretrained) -> Result<(usize, Metrics)> {
+        let room = tuned.config.room(model.base.shape());
+        let mut data = self.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
+        if let Some(task) = self.task_index {
+            data.examples.iter_mut().for_each(|example| example.task = task);
+        }
+        let several = tuned.trained.tuner.check_tasks(&[usize::MAX]).is_err();
+        if several && self.task_index.is_none() && data.examples.iter().all(|example| example.task == 0) {
+            tell(
+                "all examples are taken for task 0 of the adapter's: there is no other in a column task_id, nor --task-index",
+            );
+        }
+        let workers = self.workers(&data)?;
+        let data_of = (data.examples.as_slice(), data.classes.as_slice());
+        Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, data_of, &workers)?))
     }
 
     fn workers(&self, data: &Dataset) -> Result<Workers> {

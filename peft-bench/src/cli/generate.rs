@@ -7,13 +7,12 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use peft_core::files::read_jsonl;
 use peft_core::generate::{EarlyStopping, FolderSettings, GenerateConfig, Prompt};
 use peft_core::load::Tokenizer;
-use peft_core::train::Tuned;
-use peft_core::{Bare, Base, Error, Method, Result, Trained, Tuner, io::Pretrained};
+use peft_core::{Bare, Base, Error, Result, Trained, Tuner, io::Pretrained};
 use serde_json::{Value, json};
 
 use super::options::{ModelArgs, lines, max_length, print, print_part, prompt_room, tell};
 use super::speed::Speed;
-use crate::registry::{WithMethod, by_peft_type};
+use crate::registry::load;
 
 /// Settings that matter only to drawing.
 const DRAWING: [&str; 7] = ["temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"];
@@ -104,15 +103,6 @@ enum Asked {
     Chat(Vec<Value>),
 }
 
-impl WithMethod for (&Generate, &Pretrained, &Path) {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
-        let (args, model, adapter) = self;
-        let tuned = Tuned::<M>::load(adapter, model)?;
-        args.write(model, &tuned.base, &tuned.trained)
-    }
-}
-
 impl Generate {
     pub(super) fn run(self) -> Result<()> {
         if self.model.model.starts_with("shape:") {
@@ -121,7 +111,10 @@ impl Generate {
         }
         let model = self.model.open()?;
         match &self.adapter {
-            Some(dir) => by_peft_type(dir, (&self, &model, dir.as_path())),
+            Some(dir) => {
+                let tuned = load(dir, &model)?;
+                self.write(&model, &tuned.base, &tuned.trained)
+            }
             None => self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?),
         }
     }

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use peft_core::data::Labelled;
-use peft_core::io::Pretrained;
 use peft_core::random::Random;
-use peft_core::train::Tuned;
-use peft_core::{Error, Example, Method, Result};
+use peft_core::{Error, Example, Result};
 
 use super::options::{ModelArgs, OutputArgs, print};
-use crate::registry::{WithMethod, by_peft_type};
+use crate::registry::load;
 
 /// Fold an adapter into its model; writes a directory that transformers loads
 #[derive(Debug, Args)]
@@ -33,22 +31,6 @@ pub struct Merge {
     probe: Option<PathBuf>,
 }
 
-impl WithMethod for (&Pretrained, &Merge) {
-    type Output = f32;
-    fn call<M: Method>(self) -> Result<f32> {
-        let (model, merge) = self;
-        let shape = model.base.shape();
-        let tuned = Tuned::<M>::load(&merge.adapter, model)?;
-        let probe = match &merge.probe {
-            Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?,
-            None => random_probe(shape.vocab, shape.max_length().min(32)),
-        };
-        let merged = tuned.merge(&probe, merge.max_difference)?;
-        merge.output.make(|dir| merged.save(dir))?;
-        Ok(merged.difference)
-    }
-}
-
 fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
     let mut random = Random::new(0, "probe");
     let sequence = |i: usize| {
@@ -65,7 +47,18 @@ impl Merge {
             return Err(Error::config("--max-difference", self.max_difference, "a number from 0"));
         }
         let model = self.model.open()?;
-        let difference = by_peft_type(&self.adapter, (&model, &self))?;
+        let difference = {
+            let (shape, tuned) = (model.base.shape(), load(&self.adapter, &model)?);
+            let probe = match &self.probe {
+                Some(path) => {
+                    Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?
+                }
+                None => random_probe(shape.vocab, shape.max_length().min(32)),
+            };
+            let merged = tuned.merge(&probe, self.max_difference)?;
+            self.output.make(|dir| merged.save(dir))?;
+            merged.difference
+        };
         print(format_args!(
             "{}: largest logit difference to the unmerged model {difference:e}",
             self.output.output.display()

@@ -1,11 +1,11 @@
 //! `peft methods`
 
 use clap::Args;
-use peft_core::{Method, Result};
+use peft_core::Result;
 use serde_json::{Map, Value, json};
 
 use super::options::print;
-use crate::registry::{METHODS, WithMethod, by_name};
+use crate::registry::{METHODS, by_name};
 
 /// List the methods and their settings
 #[derive(Debug, Args)]
@@ -16,18 +16,9 @@ pub struct Methods {
     json: bool,
 }
 
-struct Defaults;
-
-impl WithMethod for Defaults {
-    type Output = Map<String, Value>;
-    fn call<M: Method>(self) -> Result<Self::Output> {
-        Ok(json!(M::default()).as_object().cloned().unwrap_or_default())
-    }
-}
-
 /// The settings of the method of this name, with their defaults.
 pub fn settings(method: &str) -> Result<Map<String, Value>> {
-    by_name(method, Defaults)
+    Ok(by_name(method)?.settings())
 }
 
 impl Methods {

@@ -8,13 +8,13 @@ use clap::Args;
 use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, peft};
-use peft_core::train::{Logits, TextStates, Tuned, Workers, encode, predict};
+use peft_core::train::{Logits, TextStates, Workers, encode, predict};
 use peft_core::{
-    Architecture, Bare, Base, Error, Example, Head, Method, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
+    Architecture, Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
 };
 
 use super::progress::bar;
-use crate::registry::{WithMethod, by_peft_type};
+use crate::registry::{by_peft_type, load};
 
 /// Which model, where.
 #[derive(Debug, Args)]
@@ -106,14 +106,6 @@ pub enum Computed {
 
 /// What a model with the head of its checkpoint, or with an adapter, computes of examples.
 pub fn compute(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Computed> {
-    struct WithAdapter<'a>(&'a Pretrained, &'a Path, &'a [Example], Workers);
-    impl WithMethod for WithAdapter<'_> {
-        type Output = Computed;
-        fn call<M: Method>(self) -> Result<Computed> {
-            let tuned = Tuned::<M>::load(self.1, self.0)?;
-            run(&tuned.base, &tuned.trained, self.2, &self.3)
-        }
-    }
     fn run<T: Tuner>(base: &Base, trained: &Trained<T>, examples: &[Example], workers: &Workers) -> Result<Computed> {
         Ok(match trained.head {
             Head::States(_) => Computed::States(encode(base, trained, examples, workers)?),
@@ -122,7 +114,10 @@ pub fn compute(model: &Pretrained, adapter: Option<&Path>, examples: &[Example],
     }
     let workers = workers(threads, examples.len())?;
     match adapter {
-        Some(dir) => by_peft_type(dir, WithAdapter(model, dir, examples, workers)),
+        Some(dir) => {
+            let tuned = load(dir, model)?;
+            run(&tuned.base, &tuned.trained, examples, &workers)
+        }
         None => {
             let head = model.own_head()?;
             run(&model.base.for_purpose(head.purpose()), &Trained::new(Bare {}, head)?, examples, &workers)
@@ -138,14 +133,10 @@ pub fn workers(threads: usize, examples: usize) -> Result<Workers> {
 
 /// The longest sequence of tokens that a model takes beside an adapter's virtual tokens.
 pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
-    struct Room<'a>(&'a Path, &'a Shape);
-    impl WithMethod for Room<'_> {
-        type Output = usize;
-        fn call<M: Method>(self) -> Result<usize> {
-            Ok(peft::config::<M>(self.0, self.1)?.room(self.1))
-        }
+    match adapter {
+        Some(dir) => Ok(peft::config(&by_peft_type(dir)?, dir, shape)?.room(shape)),
+        None => Ok(shape.max_length()),
     }
-    adapter.map_or(Ok(shape.max_length()), |dir| by_peft_type(dir, Room(dir, shape)))
 }
 
 /// The longest prompt, of `room` tokens in all, on which so many new tokens can follow; the last of them is not read. Behind an

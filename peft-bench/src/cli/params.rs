@@ -2,11 +2,11 @@
 
 use clap::Args;
 use peft_core::io::{Pretrained, peft};
-use peft_core::{Base, Error, Head, Method, Result, Shape};
+use peft_core::{Base, Error, Head, Result, Shape};
 use serde_json::json;
 
 use super::options::{check_model, print};
-use crate::registry::{WithMethod, by_name};
+use crate::registry::by_name;
 use crate::reproduce::report::grouped;
 
 /// Count trainable and total parameters, and say where they sit; allocates nothing of the model
@@ -35,14 +35,10 @@ pub struct Params {
 /// Tensors of one kind: name with `*` for the layer, shape, how many.
 type Group = (String, Vec<usize>, usize);
 
-struct Count<'a>(Shape, &'a [String]);
-
-impl WithMethod for Count<'_> {
+impl Params {
     /// Elements, whether they come on top of the model's, and where they sit.
-    type Output = (usize, bool, Vec<Group>);
-    fn call<M: Method>(self) -> Result<Self::Output> {
-        let Count(shape, settings) = self;
-        let method: M = peft::from_settings(settings)?;
+    fn count(&self, shape: Shape) -> Result<(usize, bool, Vec<Group>)> {
+        let method = peft::with_words(&by_name(&self.method)?, &self.set)?;
         let count = method.checked_count(&shape)?;
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
         let tuner = method.init(&Base::hollow(shape, &device), 0)?;
@@ -58,21 +54,19 @@ impl WithMethod for Count<'_> {
         }
         let found: usize = groups.iter().map(|(_, dims, n)| n * dims.iter().product::<usize>()).sum();
         if found == count {
-            Ok((count, M::ADDS, groups))
+            Ok((count, method.adds(), groups))
         } else {
             let detail = format!("{found} elements, the closed form says {count}");
             Err(Error::Check { what: "the closed form of the count", detail })
         }
     }
-}
 
-impl Params {
     pub(super) fn run(self) -> Result<()> {
         check_model(&self.model)?;
         let shape = Pretrained::shape(&self.model)?;
         let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels as usize) };
         let base = shape.count();
-        let (count, adds, groups) = by_name(&self.method, Count(shape, &self.set))?;
+        let (count, adds, groups) = self.count(shape)?;
         let (trainable, total) = (count + head, base + head + if adds { count } else { 0 });
         let percent = 100.0 * trainable as f64 / total as f64;
         if self.json {

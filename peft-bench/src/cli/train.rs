@@ -8,15 +8,15 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
-use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer, Tuned};
-use peft_core::{Copies, Error, Example, Head, Label, Method, Result, Trained};
+use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer};
+use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
 use crate::machine::{peak_bytes, threads};
-use crate::registry::{WithMethod, by_name, by_peft_type};
+use crate::registry::{by_name, by_peft_type};
 use crate::signals;
 use crate::tasks::Task;
 
@@ -173,8 +173,8 @@ impl Train {
         self.check_outputs()?;
         let model = self.model.open()?;
         match (&self.adapter, &self.method) {
-            (Some(dir), _) => by_peft_type(dir, Job { args: &self, model: &model }),
-            (_, Some(name)) => by_name(name, Job { args: &self, model: &model }),
+            (Some(dir), _) => Job { args: &self, model: &model }.run(by_peft_type(dir)?),
+            (_, Some(name)) => Job { args: &self, model: &model }.run(by_name(name)?),
             (None, None) => Err(Error::config("start", "nothing", "--adapter or --method")),
         }
     }
@@ -358,13 +358,13 @@ struct Job<'a> {
 impl Job<'_> {
     /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
     /// that may be trained on.
-    fn data<M: Method>(&self, method: &M) -> Result<(Dataset, Option<Dataset>)> {
+    fn data(&self, method: &AnyMethod) -> Result<(Dataset, Option<Dataset>)> {
         let Job { args, model } = self;
         let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
         let (data, eval) = args.read()?;
         let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
         let classes = match &args.adapter {
-            Some(dir) => model.name_classes(peft::labels(dir)?, &peft::load::<M>(dir, *model)?.1.head).classes,
+            Some(dir) => model.name_classes(peft::labels(dir)?, &peft::load_as(method, dir, *model)?.1.head).classes,
             None => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
         };
         if let Some(task) = &args.task {
@@ -384,21 +384,18 @@ impl Job<'_> {
             _ => Ok((data, eval)),
         }
     }
-}
 
-impl WithMethod for Job<'_> {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
+    fn run(self, method: AnyMethod) -> Result<()> {
         let Job { args, model } = self;
         let (modules, settings) = peft::split_modules(&args.set)?;
-        let method: M = match &args.adapter {
-            Some(dir) if args.method.as_deref().is_some_and(|method| method != M::NAME) => {
+        let method = match &args.adapter {
+            Some(dir) if args.method.as_deref().is_some_and(|name| name != method.name()) => {
                 let found = args.method.as_deref().unwrap_or_default();
-                let expected = format!("{}, the method of {}", M::NAME, dir.display());
+                let expected = format!("{}, the method of {}", method.name(), dir.display());
                 return Err(Error::config("--method", found, expected));
             }
-            Some(dir) => peft::config(dir, model.base.shape())?,
-            None => peft::from_settings(&settings)?,
+            Some(dir) => peft::config(&method, dir, model.base.shape())?,
+            None => peft::with_words(&method, &settings)?,
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
@@ -420,7 +417,7 @@ impl WithMethod for Job<'_> {
                 verify(output)?;
             }
             args.checkpoints().remove()?;
-            return print(json!({"output": output.display().to_string(), "method": M::NAME, "done": "before"}));
+            return print(json!({"output": output.display().to_string(), "method": method.name(), "done": "before"}));
         }
         if args.resume && !args.checkpoints().dir.exists() {
             tell(format_args!("no checkpoints in {}: from the start", args.checkpoints().dir.display()));
@@ -445,8 +442,8 @@ impl WithMethod for Job<'_> {
             tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
-        let trained: Trained<M::Tuner> = match &args.adapter {
-            Some(dir) => peft::load::<M>(dir, model)?.1,
+        let trained = match &args.adapter {
+            Some(dir) => peft::load_as(&method, dir, model)?.1,
             None => {
                 tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
                 let trained = trainer.start(model, &method, &data)?;
@@ -458,7 +455,7 @@ impl WithMethod for Job<'_> {
         #[cfg(feature = "tensorboard")]
         progress.write_events(args.tensorboard.as_deref());
         let started = std::time::Instant::now();
-        let mut tuned: Tuned<'_, M> =
+        let mut tuned =
             signals::by_steps(|| trainer.train(model, method, trained, &data, eval.as_ref(), &mut progress))?;
         // Of what is saved: neither the best state nor what a method makes of the last one need be what was evaluated last.
         let metrics = eval.as_ref().map_or(Ok(Metrics::default()), |eval| tuned.evaluate(eval))?;
@@ -480,7 +477,7 @@ impl WithMethod for Job<'_> {
         args.output.make(|dir| tuned.save_with(dir, &[(SETTINGS, settings), ("README.md", card)]))?;
         args.checkpoints().remove()?;
         print(json!({
-            "output": output.display().to_string(), "method": M::NAME, "steps": steps,
+            "output": output.display().to_string(), "method": tuned.config.name(), "steps": steps,
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
             "tokens_per_second": speed, "peak_bytes": peak_bytes(), "metrics": metrics,
         }))

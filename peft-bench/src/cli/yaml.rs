@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use peft_core::files::read_text;
 use peft_core::io::peft;
 use peft_core::train::{Length, Schedule, TrainConfig};
-use peft_core::{Error, Method, Result};
+use peft_core::{AnyMethod, Error, Result};
 use serde_json::{Map, Value, json};
 
 use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, is_neutral, unknown};
@@ -18,7 +18,7 @@ use super::Cli;
 use super::methods::settings;
 use super::options::tell;
 use super::train::Train;
-use crate::registry::{METHODS, WithMethod, by_name};
+use crate::registry::{METHODS, by_name};
 
 /// An option and the key that it is from.
 type Origin = (String, String);
@@ -180,7 +180,7 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
             }
             let setting = format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_string));
             if let Some(method) = method {
-                by_name(method, Takes(&setting)).map_err(|error| in_file(path, key, error))?;
+                check_setting(method, &setting).map_err(|error| in_file(path, key, error))?;
             }
             return Ok(Some(format!("--set={setting}")));
         };
@@ -227,15 +227,10 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
     Ok((options, wrong))
 }
 
-/// Whether a method takes a setting.
-struct Takes<'a>(&'a str);
-
-impl WithMethod for Takes<'_> {
-    type Output = ();
-    fn call<M: Method>(self) -> Result<()> {
-        let (_, settings) = peft::split_modules(&[self.0.to_string()])?;
-        peft::from_settings::<M>(&settings).map(drop)
-    }
+/// Checks that a method takes a setting.
+fn check_setting(method: &str, setting: &str) -> Result<()> {
+    let (_, settings) = peft::split_modules(&[setting.to_string()])?;
+    peft::with_words(&by_name(method)?, &settings).map(drop)
 }
 
 /// An error of a setting as one of the file that it is from.
@@ -257,7 +252,7 @@ fn shown(path: &Path) -> Value {
 }
 
 /// A file that repeats a run.
-pub fn effective<M: Method>(args: &Train, method: &M, modules: &[String], config: &TrainConfig) -> Result<String> {
+pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &TrainConfig) -> Result<String> {
     let mut all = Map::new();
     let mut put = |key: &str, value: Value| {
         debug_assert!(KEYS.iter().any(|(name, _)| *name == key), "{key}");
@@ -269,7 +264,7 @@ pub fn effective<M: Method>(args: &Train, method: &M, modules: &[String], config
     put("device", json!(args.model.device));
     match &args.adapter {
         Some(adapter) => put("adapter_name_or_path", shown(adapter)),
-        None => put("method", json!(M::NAME)),
+        None => put("method", json!(method.name())),
     }
     put("task_name", json!(args.task));
     put("data", shown(&args.data));
@@ -308,7 +303,7 @@ pub fn effective<M: Method>(args: &Train, method: &M, modules: &[String], config
     put("max_seq_length", json!(config.max_length));
     put("micro_rows", json!(config.micro_rows));
     if args.adapter.is_none() {
-        all.extend(json!(method).as_object().cloned().unwrap_or_default());
+        all.extend(method.settings());
         if !modules.is_empty() {
             all.insert("modules_to_save".into(), json!(modules));
         }

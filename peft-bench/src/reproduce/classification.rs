@@ -7,14 +7,14 @@ use std::time::Instant;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::TrainConfig;
-use peft_core::{Example, Head, Method, Result, Shape};
+use peft_core::{Example, Head, Result, Shape};
 use serde_json::json;
 
 use super::outcome::Runs;
 use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
 use super::{Failures, Plan, masked, say, survey};
-use crate::registry::{WithMethod, by_name};
+use crate::registry::by_name;
 use crate::tasks::Task;
 
 /// One run: a row on a task with a seed.
@@ -86,7 +86,7 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
                 scope.spawn(move || {
                     while let Some((row, seed)) = next() {
                         let job = Job { plan, model, weights, row: plan.rows[row], task: *task, seed, data, threads };
-                        let outcome = by_name(job.row.method, job);
+                        let outcome = job.run();
                         let stop = outcome.as_ref().is_err_and(|error| !Failures::of_one(error));
                         if results.send((row, seed, outcome)).is_err() || stop {
                             break;
@@ -177,12 +177,12 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
     })
 }
 
-impl WithMethod for Job<'_> {
-    type Output = Outcome;
+impl Job<'_> {
     /// Reads the outcome if it is there, else trains.
-    fn call<M: Method>(self) -> Result<Outcome> {
+    fn run(self) -> Result<Outcome> {
         let Job { plan, model, weights, row, task, seed, data, threads } = self;
-        let method: M = peft::from_settings(&row.settings(model.base.shape(), plan.real.is_none()))?;
+        let settings = row.settings(model.base.shape(), plan.real.is_none());
+        let method = peft::with_words(&by_name(row.method)?, &settings)?;
         let tokens = data.tokens(model, method.room(model.base.shape()).min(128))?;
         let Tokens { train, dev, hashes } = &*tokens;
         let config = plan.config((&row, seed), model.base.shape(), train.examples.len());

@@ -9,7 +9,7 @@ use peft_core::data::Dataset;
 use peft_core::files::{read_json, write_file};
 use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer, Tuned};
-use peft_core::{Error, Method, Result};
+use peft_core::{AnyMethod, Error, Result};
 use serde_json::{Value, json};
 
 use super::report::Outcome;
@@ -37,17 +37,18 @@ pub(super) struct Runs<'a> {
 impl Runs<'_> {
     /// Trains a method and scores it, unless the outcome is there. `data` tells by fingerprints and settings what is trained on and
     /// how it is scored.
-    pub fn outcome<M: Method>(
+    pub fn outcome(
         &self,
         name: &str,
-        (method, config): (M, TrainConfig),
+        (method, config): (AnyMethod, TrainConfig),
         train: &Dataset,
         data: &[Value],
-        score: impl FnOnce(&Tuned<'_, M>) -> Result<Scored>,
+        score: impl FnOnce(&Tuned<'_>) -> Result<Scored>,
     ) -> Result<Outcome> {
         let settings = TrainConfig { threads: 1, ..config.clone() };
         let device = json!(format!("{:?}", self.device));
-        let key = [vec![json!(method), json!(settings), json!(self.weights), device], data.to_vec()].concat();
+        let key =
+            [vec![json!(method.settings()), json!(settings), json!(self.weights), device], data.to_vec()].concat();
         self.kept(name, &json!(key), |path| {
             let seed = config.seed;
             let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));

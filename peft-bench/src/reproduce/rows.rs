@@ -1,8 +1,8 @@
 //! The rows of Table III that can be run, with their settings.
 
-use peft_core::{Error, Head, Method, Result, Shape, io::peft};
+use peft_core::{Error, Head, Result, Shape, io::peft};
 
-use crate::registry::{WithMethod, by_name};
+use crate::registry::by_name;
 
 /// A row of the table: a method with the survey's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -249,13 +249,8 @@ pub const ROWS_VI: [Row; 3] = [
 /// From this width on a model is the larger of the survey's two.
 const LARGE: usize = 1024;
 
-struct Count<'a>(&'a Shape, Vec<String>);
-
-impl WithMethod for Count<'_> {
-    type Output = usize;
-    fn call<M: Method>(self) -> Result<usize> {
-        peft::from_settings::<M>(&self.1)?.count(self.0)
-    }
+fn count(method: &str, settings: &[String], shape: &Shape) -> Result<usize> {
+    peft::with_words(&by_name(method)?, settings)?.count(shape)
 }
 
 impl Row {
@@ -294,7 +289,7 @@ impl Row {
 
     /// The trainable parameters of the method, without the head.
     pub fn count(&self, shape: &Shape, small: bool) -> Result<usize> {
-        by_name(self.method, Count(shape, self.settings(shape, small)))
+        count(self.method, &self.settings(shape, small), shape)
     }
 
     /// The number that the survey gives for a model of this shape, derived from what it counts.
@@ -302,7 +297,7 @@ impl Row {
         let parts = self
             .counted
             .iter()
-            .map(|(method, settings, times)| by_name(method, Count(shape, words(settings))).map(|count| times * count));
+            .map(|(method, settings, times)| count(method, &words(settings), shape).map(|count| times * count));
         let own = if self.counted.is_empty() { self.count(shape, false)? } else { parts.sum::<Result<usize>>()? };
         Ok(own + if self.counts_head { Head::count(shape, 2) } else { 0 })
     }

@@ -6,9 +6,7 @@ use std::time::Instant;
 use peft_core::data::Dataset;
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::TrainConfig;
-use peft_core::{
-    Architecture, Bare, Base, Error, Example, Head, LanguageModel, Method, Part, Result, Shape, Trained, Tuner,
-};
+use peft_core::{Architecture, Bare, Base, Error, Example, Head, LanguageModel, Part, Result, Shape, Trained, Tuner};
 use serde_json::{Value, json};
 
 use super::outcome::{Runs, Scored};
@@ -17,7 +15,7 @@ use super::report::{self, Cell, Column, Outcome, Report};
 use super::rows::Row;
 use super::survey::Printed;
 use super::{Failures, Plan, say};
-use crate::registry::{WithMethod, by_name};
+use crate::registry::by_name;
 
 /// How much is trained on and scored.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +77,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
         plan.write(&report)?;
         for (i, row) in plan.rows.iter().enumerate() {
             for seed in &plan.seeds {
-                let outcome = by_name(row.method, Job { experiment: self, runs: &runs, row, seed: *seed });
+                let outcome = self.one(&runs, row, *seed);
                 let run = format!("{}, seed {seed}", row.name);
                 let Some(outcome) = failures.sort(&run, outcome)? else { continue };
                 say(report.progress(i + 1, 0, &outcome));
@@ -88,6 +86,17 @@ impl<S: Score + Sync> Experiment<'_, S> {
             }
         }
         plan.finish(started, report, failures)
+    }
+
+    /// One run.
+    fn one(&self, runs: &Runs<'_>, row: &Row, seed: u64) -> Result<Outcome> {
+        let (plan, shape) = (self.plan, self.model.base.shape());
+        let settings = row.settings(shape, plan.real.is_none());
+        let method = peft::with_words(&by_name(row.method)?, &settings)?;
+        let config = plan.config((row, seed), shape, self.train.examples.len());
+        let data = [json!(Example::fingerprint(&self.train.examples)), self.scored.clone()];
+        let name = format!("{}-{seed}", row.name.replace([' ', ','], ""));
+        runs.outcome(&name, (method, config), self.train, &data, |tuned| self.score.score(&tuned.base, &tuned.trained))
     }
 
     fn untuned(&self, runs: &Runs<'_>) -> Result<Outcome> {
@@ -151,29 +160,6 @@ impl<S: Score + Sync> Experiment<'_, S> {
             columns: vec![column],
             rows: [vec![untuned], rows].concat(),
             notes,
-        })
-    }
-}
-
-/// One run.
-struct Job<'a, S> {
-    experiment: &'a Experiment<'a, S>,
-    runs: &'a Runs<'a>,
-    row: &'a Row,
-    seed: u64,
-}
-
-impl<S: Score + Sync> WithMethod for Job<'_, S> {
-    type Output = Outcome;
-    fn call<M: Method>(self) -> Result<Outcome> {
-        let Job { experiment, runs, row, seed } = self;
-        let plan = experiment.plan;
-        let method: M = peft::from_settings(&row.settings(experiment.model.base.shape(), plan.real.is_none()))?;
-        let config = plan.config((row, seed), experiment.model.base.shape(), experiment.train.examples.len());
-        let data = [json!(Example::fingerprint(&experiment.train.examples)), experiment.scored.clone()];
-        let name = format!("{}-{seed}", row.name.replace([' ', ','], ""));
-        runs.outcome(&name, (method, config), experiment.train, &data, |tuned| {
-            experiment.score.score(&tuned.base, &tuned.trained)
         })
     }
 }

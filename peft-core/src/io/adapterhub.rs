@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 use super::Pretrained;
 use super::peft::{Labels, head_key, write_json};
 use super::tensors::{Contents, Taker};
-use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind, field, wrong};
+use crate::adapterhub::{Fields, HubKey, Kind, field, wrong};
 use crate::files::{read_json, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
-use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Part, Purpose, Result, Shape, Trained};
+use crate::{
+    AnyMethod, AnyTuner, Architecture, Base, Error, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose,
+    Result, Shape, Trained,
+};
 
 const CONFIG: &str = "adapter_config.json";
 const HEAD_CONFIG: &str = "head_config.json";
@@ -39,9 +42,16 @@ pub fn kind(dir: &Path) -> Result<Kind> {
 
 /// Reads an adapter directory. Where it holds no head, it is the model's own, as in the package.
 pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::Tuner>, Labels)> {
+    let (config, trained, labels) = load_as(&AnyMethod::of::<M>(), dir, model)?;
+    let (config, trained) = config.typed(trained);
+    Ok((config, trained, labels))
+}
+
+/// [`load`] of a method that is known only when the program runs, whatever the settings of the one given.
+pub fn load_as(method: &AnyMethod, dir: &Path, model: &Pretrained) -> Result<(AnyMethod, Trained<AnyTuner>, Labels)> {
     let (path, base) = (dir.join(CONFIG), &model.base);
     let shape = base.shape();
-    let hub = form::<M>()?;
+    let hub = form(method)?;
     let whole = object(&path)?;
     let name = check_whole(&whole, shape).map_err(|error| error.in_file(&path))?;
     let fields = config_of(&whole).map_err(|error| error.in_file(&path))?;
@@ -51,8 +61,9 @@ pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::
     let tuner = config.init(base, 0).map_err(|error| error.in_file(&path))?;
     let t5 = matches!(shape.architecture, Architecture::T5(_));
     let front = if t5 && taker.file.names().any(|name| name.starts_with(T5_MODEL)) { T5_MODEL } else { "" };
+    let hub = form(&config)?;
     let tuner = taker.fill(tuner, |tensor| {
-        let HubKey { name, layout } = (hub.key)(&config, tensor, &name, shape);
+        let HubKey { name, layout } = hub.key(tensor, &name, shape);
         HubKey { name: format!("{front}{name}"), layout }
     })?;
     check_copies(&taker)?;
@@ -68,21 +79,24 @@ pub fn load<M: Method>(dir: &Path, model: &Pretrained) -> Result<(M, Trained<M::
 
 /// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name. What AdapterHub
 /// cannot express is an error that names the setting.
-pub fn save<M: Method>(
+pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     dir: &Path,
     config: &M,
-    trained: &Trained<M::Tuner>,
+    trained: &Trained<T>,
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
-    let hub = form::<M>()?;
+    let (config, trained) = (config.clone().into(), trained.clone().erased());
+    let learned = config.learned(&trained.tuner, shape);
+    let hub = form(&learned)?;
     if let Some(module) = trained.copies.modules().first() {
         return Err(Error::config("modules_to_save", module, "none: AdapterHub's files hold no tensors of the model"));
     }
-    let fields = (hub.fields)(&config.learned(&trained.tuner, shape), shape)?;
+    let fields = hub.fields(shape)?;
     // What a reader gets, which may have another form: of a prefix the files hold what its projection gives.
     let config = read(&hub, &fields, shape)?;
-    let tuner = M::to_saved(trained.tuner.clone().valid());
+    let hub = form(&config)?;
+    let tuner = config.to_saved(trained.tuner.clone().valid());
     let [classes, words] = model_classes(shape);
     let two_layers = matches!(trained.head, Head::TwoLayers(_));
     let model_class = match &trained.head {
@@ -106,7 +120,7 @@ pub fn save<M: Method>(
     };
     let mut adapter = common(json!(NAME), Value::Object(fields));
     adapter.sort_all_objects();
-    let key = |tensor: &str| (hub.key)(&config, tensor, NAME, shape);
+    let key = |tensor: &str| hub.key(tensor, NAME, shape);
     let head_key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), two_layers.then_some(NAME));
     // Before anything is written.
     let tensors = Contents::default().with("method", &tuner, key)?.tensors;
@@ -136,16 +150,20 @@ pub fn save<M: Method>(
 }
 
 /// The method's form.
-fn form<M: Method>() -> Result<AdapterHub<M>> {
-    M::adapterhub().ok_or_else(|| {
-        Error::config("method", M::NAME, "adapter, parallel, lora, ia3 or prefix: AdapterHub's files have no other")
+fn form(method: &AnyMethod) -> Result<HubForm<'_>> {
+    method.adapterhub().ok_or_else(|| {
+        Error::config(
+            "method",
+            method.name(),
+            "adapter, parallel, lora, ia3 or prefix: AdapterHub's files have no other",
+        )
     })
 }
 
 /// A configuration whose fields are these again, but for what says nothing.
-fn read<M: Method>(hub: &AdapterHub<M>, fields: &Fields, shape: &Shape) -> Result<M> {
-    let config = (hub.config)(fields, shape)?;
-    check_same(fields, &(hub.fields)(&config, shape)?, hub.free)?;
+fn read(hub: &HubForm<'_>, fields: &Fields, shape: &Shape) -> Result<AnyMethod> {
+    let config = hub.config(fields, shape)?;
+    check_same(fields, &form(&config)?.fields(shape)?, hub.free)?;
     Ok(config)
 }
 

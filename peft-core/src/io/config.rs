@@ -9,7 +9,7 @@ use super::sites;
 use crate::files::{Distinct, read_json};
 use crate::load::Gguf;
 use crate::warning::warn;
-use crate::{Error, Few, Method, Result, Shape, Start};
+use crate::{AnyMethod, Error, Few, Method, Result, Shape, Start};
 
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str =
@@ -37,9 +37,9 @@ pub fn peft_type(dir: &Path) -> Result<String> {
 }
 
 /// What `adapter_config.json` says.
-pub(super) struct Read<M> {
+pub(super) struct Read {
     /// A method's configuration as its tensors lie in the file.
-    pub(super) config: M,
+    pub(super) config: AnyMethod,
     /// How it started, if that is no part of them.
     pub(super) start: Option<Start>,
     told: Notes,
@@ -48,28 +48,28 @@ pub(super) struct Read<M> {
 /// Fields that do not enter the result, and why.
 pub(super) type Notes = Vec<(String, String)>;
 
-impl<M: Method> Read<M> {
+impl Read {
     /// The configuration, once a warning has named what does not enter it.
-    pub(super) fn tell(&self, dir: &Path) -> M {
+    pub(super) fn tell(&self, dir: &Path) -> AnyMethod {
         self.told.iter().for_each(|(key, what)| warn(dir.join("adapter_config.json"), key, what));
         self.config.clone()
     }
 }
 
 /// Reads the settings of a method. Every field that would change the computation and is not understood is refused.
-pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<Read<M>> {
+pub(super) fn read(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<Read> {
     let path = &dir.join("adapter_config.json");
     let kind = peft_type(dir)?;
-    if kind != M::PEFT_TYPE {
-        return Err(Error::file(path, "peft_type", kind, M::PEFT_TYPE));
+    if kind != method.peft_type() {
+        return Err(Error::file(path, "peft_type", kind, method.peft_type()));
     }
     let Value::Object(fields) = read_json(path)? else {
         return Err(Error::file(path, "content", "no object", "a JSON object"));
     };
-    let own = object(&M::default());
-    let derived = M::default().derived(shape);
+    let default = method.with_defaults();
+    let (own, derived) = (default.settings(), default.derived(shape));
     let (mut config, mut start, mut told) = (Map::new(), None, vec![]);
-    for (key, value) in sites::settled::<M>(fields, shape, path, &mut told)? {
+    for (key, value) in sites::settled(&own, fields, shape, path, &mut told)? {
         if derived.get(&key).is_some_and(|expected| value.is_null() || value == *expected) {
             continue;
         }
@@ -99,12 +99,12 @@ pub(super) fn read<M: Method>(dir: &Path, shape: &Shape) -> Result<Read<M>> {
             }
         }
     }
-    if let Some((key, older)) = M::STATED.iter().find(|(key, _)| !config.contains_key(*key)) {
+    if let Some((key, older)) = method.stated().iter().find(|(key, _)| !config.contains_key(*key)) {
         let expected = format!("a value; if the adapter is of a version that did not write one, {older}");
         return Err(Error::file(path, *key, "nothing", expected));
     }
-    let wrong = |(key, found)| Error::file(path, key, found, format!("a value that {} takes", M::NAME));
-    Ok(Read { config: parse(config).map_err(wrong)?, start, told })
+    let wrong = |(key, found)| Error::file(path, key, found, format!("a value that {} takes", method.name()));
+    Ok(Read { config: parse(method, config).map_err(wrong)?, start, told })
 }
 
 /// The largest number of a setting that is no seed. Products of sizes are then far from what a machine counts.
@@ -130,42 +130,28 @@ pub(super) fn modules_to_save(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// A configuration from fields of its own; the error is the key and what is wrong.
-pub(crate) fn parse<M: Method>(fields: Map<String, Value>) -> Result<M, (String, String)> {
-    for (key, value) in &fields {
-        if !key.contains("seed")
-            && let Some(size) = too_large(value)
-        {
-            return Err((key.clone(), format!("{size} (above {MOST})")));
-        }
-        let alone = Map::from_iter([(key.clone(), value.clone())]);
-        if let Err(error) = serde_json::from_value::<M>(Value::Object(alone)) {
-            return Err((key.clone(), format!("{value} ({error})")));
-        }
-    }
-    serde_json::from_value(Value::Object(fields)).map_err(|e| ("content".into(), e.to_string()))
-}
-
-pub(crate) fn object<M: Method>(config: &M) -> Map<String, Value> {
-    match serde_json::to_value(config) {
-        Ok(Value::Object(fields)) => fields,
-        other => unreachable!("a configuration is an object of plain values: {other:?}"),
+pub(crate) fn parse(method: &AnyMethod, fields: Map<String, Value>) -> Result<AnyMethod, (String, String)> {
+    let sizes = || fields.iter().filter(|(key, _)| !key.contains("seed"));
+    match sizes().find_map(|(key, value)| Some((key, too_large(value)?))) {
+        Some((key, size)) => Err((key.clone(), format!("{size} (above {MOST})"))),
+        None => method.with_settings(fields),
     }
 }
 
 /// The whole of `adapter_config.json`.
-pub(super) fn write<M: Method>(
-    config: &M,
+pub(super) fn write(
+    config: &AnyMethod,
     shape: &Shape,
     base: &str,
     task: Option<&str>,
     head: &[&str],
     copies: &[String],
 ) -> Result<Value> {
-    let mut fields = object(&config.for_files(shape)?);
-    let default = object(&M::default());
-    fields.retain(|key, value| !M::OWN_SETTINGS.contains(&key.as_str()) || default.get(key) != Some(value));
+    let mut fields = config.for_files(shape)?.settings();
+    let default = config.with_defaults().settings();
+    fields.retain(|key, value| !config.own_settings().contains(&key.as_str()) || default.get(key) != Some(value));
     fields.extend(config.derived(shape));
-    fields.insert("peft_type".into(), json!(M::PEFT_TYPE));
+    fields.insert("peft_type".into(), json!(config.peft_type()));
     fields.insert("task_type".into(), json!(task));
     fields.insert("base_model_name_or_path".into(), json!(base));
     fields.insert("inference_mode".into(), json!(true));
@@ -199,9 +185,15 @@ pub fn split_modules(settings: &[String]) -> Result<(Vec<String>, Vec<String>)> 
     }
 }
 
-/// A configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`.
+/// [`with_words`] of a method that is known.
 pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
-    let own = object(&M::default());
+    let method = with_words(&AnyMethod::of::<M>(), settings)?;
+    Ok(method.downcast_ref().cloned().unwrap_or_else(|| unreachable!("settings change no type")))
+}
+
+/// A method's configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`.
+pub fn with_words(method: &AnyMethod, settings: &[String]) -> Result<AnyMethod> {
+    let own = method.with_defaults().settings();
     let mut fields = Map::new();
     for setting in settings {
         let (key, text) =
@@ -211,14 +203,14 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
             return Err(Error::config(
                 format!("--set {key}"),
                 text,
-                format!("one of the keys of {}: {known}", M::NAME),
+                format!("one of the keys of {}: {known}", method.name()),
             ));
         };
         // Names are a list where there are several, a list is the default, or there is no default and a list is taken.
         // Anything else, such as a pattern, is a text.
         let words: Vec<&str> = text.split(',').map(str::trim).collect();
         let plain = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
-        let list_taken = || parse::<M>(Map::from_iter([(key.to_string(), json!(words))])).is_ok();
+        let list_taken = || parse(method, Map::from_iter([(key.to_string(), json!(words))])).is_ok();
         let list =
             words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && list_taken());
         let value = match serde_json::from_str::<Value>(text) {
@@ -232,6 +224,6 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
             return Err(Error::config(format!("--set {key}"), "given twice", "each key once"));
         }
     }
-    parse(fields)
+    parse(method, fields)
         .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
 }

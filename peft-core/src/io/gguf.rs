@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::TensorData;
 use serde_json::Value;
 
@@ -11,15 +10,22 @@ use super::config;
 use super::peft::file_key;
 use super::tensors::{Contents, Taker};
 use crate::load::{Gguf, write_lora};
-use crate::{Architecture, Base, Error, Head, LanguageModel, Method, Result, Shape, Trained};
+use crate::{
+    AnyMethod, AnyTuner, Architecture, Base, Error, Head, LanguageModel, Method, Procedure, Result, Shape, Trained,
+};
 
 /// Reads a file of llama.cpp's or ours; the method is LoRA.
 pub fn load<M: Method>(path: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
+    load_as(&AnyMethod::of::<M>(), path, base).map(|(config, trained)| config.typed(trained))
+}
+
+/// [`load`] where the type of LoRA's settings is known only when the program runs.
+pub fn load_as(lora: &AnyMethod, path: &Path, base: &Base) -> Result<(AnyMethod, Trained<AnyTuner>)> {
     let shape = base.shape();
     check_model(shape)?;
     let (fields, tensors) = Gguf::open(path)?.lora(shape)?;
-    let method = config::parse(fields);
-    let method: M = method.map_err(|(key, found)| Error::file(path, key, found, format!("a {}", M::NAME)))?;
+    let wrong = |(key, found)| Error::file(path, key, found, format!("a {}", lora.name()));
+    let method = config::parse(lora, fields).map_err(wrong)?;
     let mut taker = Taker::new(tensors);
     let tuner = method.for_loading(base).map_err(|error| error.in_file(path))?;
     let tuner = taker.fill(tuner, |name| file_key(&method, name, shape))?;
@@ -28,10 +34,16 @@ pub fn load<M: Method>(path: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>
 }
 
 /// Writes one, and reads it back. What GGUF cannot hold is refused by its name.
-pub fn save<M: Method>(path: &Path, config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> Result<()> {
+pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
+    path: &Path,
+    config: &M,
+    trained: &Trained<T>,
+    shape: &Shape,
+) -> Result<()> {
+    let config = &config.clone().into();
     check_model(shape)?;
-    if M::PEFT_TYPE != "LORA" {
-        return Err(Error::config("method", M::NAME, "lora: GGUF holds no other adapter"));
+    if config.peft_type() != "LORA" {
+        return Err(Error::config("method", config.name(), "lora: GGUF holds no other adapter"));
     }
     if !matches!(trained.head, Head::LanguageModel(_)) {
         return Err(Error::config("task head", "a trained one", "none: GGUF holds no head"));
@@ -57,8 +69,8 @@ fn check_model(shape: &Shape) -> Result<()> {
 }
 
 /// The one alpha of a file, which is over each factor's own rank.
-fn alpha<M: Method>(config: &M) -> Result<f64> {
-    let fields = config::object(config);
+fn alpha(config: &AnyMethod) -> Result<f64> {
+    let fields = config.settings();
     let has = |key: &str| fields.get(key).and_then(Value::as_object).is_some_and(|pattern| !pattern.is_empty());
     if has("alpha_pattern") {
         return Err(Error::config("alpha_pattern", &fields["alpha_pattern"], "none: GGUF holds one alpha"));

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Pretrained;
 use super::config;
-pub use super::config::{from_settings, peft_type, split_modules};
+pub use super::config::{from_settings, peft_type, split_modules, with_words};
 use super::heads::Told;
 use super::leftovers;
 use super::tensors::{Contents, Taker};
@@ -19,7 +19,10 @@ use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
 use crate::warning::{listed, warn};
-use crate::{Architecture, Base, Copies, Error, Head, Key, Method, Result, Shape, Text, Trained, Verbalizer};
+use crate::{
+    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, Method, Procedure, Result, Shape, Text, Trained,
+    Verbalizer,
+};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,10 +45,21 @@ impl Labels {
 }
 
 /// Writes an adapter directory (with other files, names and texts, in it) all or nothing, reads it back, and compares every bit before it takes its name.
-pub fn save<M: Method>(
+pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     dir: &Path,
     config: &M,
-    trained: &Trained<M::Tuner>,
+    trained: &Trained<T>,
+    shape: &Shape,
+    labels: &Labels,
+    others: &[(&str, String)],
+) -> Result<()> {
+    save_any(dir, &config.clone().into(), &trained.clone().erased(), shape, labels, others)
+}
+
+fn save_any(
+    dir: &Path,
+    config: &AnyMethod,
+    trained: &Trained<AnyTuner>,
     shape: &Shape,
     labels: &Labels,
     others: &[(&str, String)],
@@ -53,10 +67,10 @@ pub fn save<M: Method>(
     let shape = &shape.clone().for_purpose(trained.head.purpose());
     check_copies(config, trained, shape)?;
     let config = &config.learned(&trained.tuner, shape);
-    let (tuner, head, copies) = (M::to_saved(trained.tuner.clone().valid()), &trained.head, &trained.copies);
-    let (key, head_key) =
-        (|name: &str| file_key(config, name, shape), |name: &str| head_key(M::HEAD_PREFIX, name, shape));
-    let copy_key = |name: &str| copy_key(M::HEAD_PREFIX, name, shape);
+    let (tuner, head, copies) = (config.to_saved(trained.tuner.clone().valid()), &trained.head, &trained.copies);
+    let prefix = config.head_prefix();
+    let (key, head_key) = (|name: &str| file_key(config, name, shape), |name: &str| head_key(prefix, name, shape));
+    let copy_key = |name: &str| copy_key(prefix, name, shape);
     let contents = Contents::default().with("method", &tuner, key)?.with("head", head, head_key)?;
     let contents = contents.with("copies", copies, copy_key)?;
     write_sealed(dir, |dir| {
@@ -73,10 +87,10 @@ pub fn save<M: Method>(
 }
 
 /// Writes what is told beside the tensors.
-pub(super) fn write_settings<M: Method>(
+pub(super) fn write_settings(
     dir: &Path,
-    config: &M,
-    trained: &Trained<M::Tuner>,
+    config: &AnyMethod,
+    trained: &Trained<AnyTuner>,
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
@@ -105,7 +119,7 @@ pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// What an adapter file calls the tensor that records call `name`, and how it holds it.
-pub(super) fn file_key<M: Method>(config: &M, name: &str, shape: &Shape) -> HubKey {
+pub(super) fn file_key(config: &AnyMethod, name: &str, shape: &Shape) -> HubKey {
     let key = config.key(name, shape);
     if config.is_mask(name) { HubKey::new(key.name, Layout::Bits) } else { key.into() }
 }
@@ -117,19 +131,19 @@ pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
 }
 
 /// Refuses copies of tensors of modules in which the method has tensors too: PEFT has one or the other.
-pub(crate) fn check_copies<M: Method>(config: &M, trained: &Trained<M::Tuner>, shape: &Shape) -> Result<()> {
+pub(crate) fn check_copies(config: &AnyMethod, trained: &Trained<AnyTuner>, shape: &Shape) -> Result<()> {
     if trained.copies.is_empty() {
         return Ok(());
     }
     // What files do not hold has no name in them.
-    let saved = shapes(&M::to_saved(trained.tuner.clone()));
+    let saved = shapes(&config.to_saved(trained.tuner.clone()));
     let own: Vec<String> = saved.iter().map(|(name, _)| config.key(name, shape).name).collect();
     for (name, _) in shapes(&trained.copies) {
-        let key = copy_key(M::HEAD_PREFIX, &name, shape).name;
+        let key = copy_key(config.head_prefix(), &name, shape).name;
         let module = key.rsplit_once('.').map_or(key.as_str(), |(module, _)| module);
         if own.iter().any(|own| own.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))) {
-            let expected = format!("modules in which {} has no tensors", M::NAME);
-            return Err(Error::config("modules_to_save", module.trim_start_matches(M::HEAD_PREFIX), expected));
+            let expected = format!("modules in which {} has no tensors", config.name());
+            return Err(Error::config("modules_to_save", module.trim_start_matches(config.head_prefix()), expected));
         }
     }
     Ok(())
@@ -165,25 +179,34 @@ impl<'a> From<&'a Pretrained> for For<'a> {
 /// Reads an adapter directory that this library or Hugging Face PEFT wrote, with its head or the model's: which, says the rule at the
 /// head of `io/heads.rs`.
 pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, Trained<M::Tuner>)> {
+    load_as(&AnyMethod::of::<M>(), dir, model).map(|(config, trained)| config.typed(trained))
+}
+
+/// [`load`] of a method that is known only when the program runs, whatever the settings of the one given.
+pub fn load_as<'a>(
+    method: &AnyMethod,
+    dir: &Path,
+    model: impl Into<For<'a>>,
+) -> Result<(AnyMethod, Trained<AnyTuner>)> {
     let [file, pickle] = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
     let file = if pickle.exists() && !file.exists() { pickle } else { file };
     if !file.exists() && dir.join(super::record::FILE).exists() {
         return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
-    let head = |name: &str, shape: &Shape| head_key(M::HEAD_PREFIX, name, shape);
-    let copy = |name: &str, shape: &Shape| copy_key(M::HEAD_PREFIX, name, shape);
-    load_from(dir, &file, model.into(), file_key::<M>, head, copy)
+    let head = |name: &str, shape: &Shape| head_key(method.head_prefix(), name, shape);
+    let copy = |name: &str, shape: &Shape| copy_key(method.head_prefix(), name, shape);
+    load_from(method, (dir, &file), model.into(), file_key, head, copy)
 }
 
 /// Reads settings from a directory, and tensors from a file in it that calls them so.
-pub(super) fn load_from<M: Method>(
-    dir: &Path,
-    file: &Path,
+pub(super) fn load_from(
+    method: &AnyMethod,
+    (dir, file): (&Path, &Path),
     model: For<'_>,
-    key: impl Fn(&M, &str, &Shape) -> HubKey,
+    key: impl Fn(&AnyMethod, &str, &Shape) -> HubKey,
     head_key: impl Fn(&str, &Shape) -> Key,
     copy_key: impl Fn(&str, &Shape) -> Key,
-) -> Result<(M, Trained<M::Tuner>)> {
+) -> Result<(AnyMethod, Trained<AnyTuner>)> {
     let alone;
     let model = match model {
         For::Model(model) => model,
@@ -200,7 +223,7 @@ pub(super) fn load_from<M: Method>(
     let base = model.base.for_purpose(head.purpose());
     let attempt = |prefix: &'static str| {
         let base = base.clone().with_shape(Shape { prefix, ..base.shape().clone() });
-        let read = config::read::<M>(dir, base.shape())?;
+        let read = config::read(method, dir, base.shape())?;
         let tuner = read.config.for_loading(&base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
         let held = |name: &str| taker.file.shape(&key(&read.config, name, base.shape()).name).is_some();
         let fits = shapes(&tuner).iter().all(|(name, _)| held(name));
@@ -220,7 +243,7 @@ pub(super) fn load_from<M: Method>(
     let tuner = taker.fill(tuner, |name| key(&config, name, shape))?;
     // What is saved of a mask is the mask: were it another then, the settings are not those that it was made by.
     if shapes(&tuner).iter().any(|(name, _)| config.is_mask(name)) {
-        let (found, again) = (tensors(&tuner), tensors(&M::to_saved(tuner.clone())));
+        let (found, again) = (tensors(&tuner), tensors(&config.to_saved(tuner.clone())));
         if let Some(name) = found.keys().find(|name| config.is_mask(name) && again.get(*name) != found.get(*name)) {
             let expected = "a mask with as many ones as the settings say";
             return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
@@ -273,10 +296,10 @@ fn tell_other_base(dir: &Path, base: &Base) -> Result<()> {
 }
 
 /// The method's configuration in an adapter directory.
-pub fn config<M: Method>(dir: &Path, shape: &Shape) -> Result<M> {
+pub fn config(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<AnyMethod> {
     // Its expressions may be for the paths of a bare model.
     let bare = Shape { prefix: "", ..shape.clone() };
-    let read = config::read::<M>(dir, shape).or_else(|error| config::read(dir, &bare).map_err(|_| error))?;
+    let read = config::read(method, dir, shape).or_else(|error| config::read(method, dir, &bare).map_err(|_| error))?;
     let config = read.tell(dir);
     Ok(read.start.map_or(config.clone(), |start| config.started(start)))
 }

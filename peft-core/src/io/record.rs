@@ -10,22 +10,23 @@ use super::peft::{For, Labels, load_from, write_settings};
 use super::tensors::{Contents, Taker};
 use crate::files::write_sealed;
 use crate::load::Checkpoint;
-use crate::{Error, Key, Method, Result, Shape, Trained};
+use crate::{AnyMethod, AnyTuner, Error, Key, Method, Procedure, Result, Shape, Trained};
 
 /// The file with the record.
 pub const FILE: &str = "trained.bpk";
 
 /// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name.
-pub fn save<M: Method>(
+pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     dir: &Path,
     config: &M,
-    trained: &Trained<M::Tuner>,
+    trained: &Trained<T>,
     shape: &Shape,
     labels: &Labels,
 ) -> Result<()> {
+    let (config, trained) = (config.clone().into(), trained.clone().erased());
     let config = &config.learned(&trained.tuner, shape);
     let Trained { tuner, head, copies } = trained.valid();
-    let saved = Trained { tuner: M::to_saved(tuner), head, copies };
+    let saved = Trained { tuner: config.to_saved(tuner), head, copies };
     let key = |name: &str| Key::plain(name);
     Contents::default().with("record", &saved, key)?;
     write_sealed(dir, |dir| {
@@ -41,8 +42,17 @@ pub fn save<M: Method>(
 
 /// Reads an adapter directory that [`save`] wrote.
 pub fn load<'a, M: Method>(dir: &Path, model: impl Into<For<'a>>) -> Result<(M, Trained<M::Tuner>)> {
+    load_as(&AnyMethod::of::<M>(), dir, model).map(|(config, trained)| config.typed(trained))
+}
+
+/// [`load`] of a method that is known only when the program runs, whatever the settings of the one given.
+pub fn load_as<'a>(
+    method: &AnyMethod,
+    dir: &Path,
+    model: impl Into<For<'a>>,
+) -> Result<(AnyMethod, Trained<AnyTuner>)> {
     let key = |part: &str, name: &str| Key::plain(format!("{part}.{name}"));
-    let tuner = |_: &M, name: &str, _: &Shape| key("tuner", name).into();
+    let tuner = |_: &AnyMethod, name: &str, _: &Shape| key("tuner", name).into();
     let (head, copy) = (|name: &str, _: &Shape| key("head", name), |name: &str, _: &Shape| key("copies", name));
-    load_from(dir, &dir.join(FILE), model.into(), tuner, head, copy)
+    load_from(method, (dir, &dir.join(FILE)), model.into(), tuner, head, copy)
 }

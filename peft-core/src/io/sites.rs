@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Notes, object};
+use super::config::Notes;
 use super::fields::is_off;
 use crate::site::is_end;
 use crate::targets::Chosen;
-use crate::{Error, Few, Method, Pattern, Result, Shape, Site, Sites, Targets};
+use crate::{Error, Few, Pattern, Result, Shape, Site, Sites, Targets};
 
 /// The modules that PEFT saves whole for its tasks, beside those that are listed.
 const HEADS: [(&str, &[&str]); 3] =
@@ -18,15 +18,15 @@ const HEADS: [(&str, &[&str]); 3] =
 /// The linear maps of heads for classes.
 const HEAD_MODULES: [&str; 5] = ["classifier", "classifier.dense", "classifier.out_proj", "score", "qa_outputs"];
 
-/// The fields of a file, with those that say where the method is put as our own settings have them.
-pub(super) fn settled<M: Method>(
+/// The fields of a file for a method of these default settings, with those that say where the method is put as our own settings have them.
+pub(super) fn settled(
+    own: &Map<String, Value>,
     mut fields: Map<String, Value>,
     shape: &Shape,
     path: &Path,
     told: &mut Notes,
 ) -> Result<Map<String, Value>> {
     target_parameters(&mut fields, shape, path, told)?;
-    let own = object(&M::default());
     let narrowing = ["exclude_modules", "layers_to_transform", "layers_pattern"];
     let is_set = |key: &str| fields.get(key).is_some_and(|value| !is_off(value));
     if !own.contains_key("target_modules") || !is_set("target_modules") && !narrowing.iter().any(|key| is_set(key)) {

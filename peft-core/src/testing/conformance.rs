@@ -10,7 +10,7 @@ use crate::generate::{GenerateConfig, Prompt, generate};
 use crate::random::Random;
 use crate::view::{Visit, tensors, trainable, visit};
 use crate::{
-    Adapter, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Method, Trained, Tuner, io, train::Optim,
+    AnyMethod, AnyTuner, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Trained, Tuner, io, train::Optim,
 };
 
 /// Generates one test for each property, on every architecture:
@@ -29,13 +29,9 @@ use crate::{
 ///
 /// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
 /// fail. A method that some architectures cannot have is put to the test on others with
-/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere. One whose tuner is no adapter, `conformance!(config,
-/// no_adapter)`, is spared C6, which would not compile.
+/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere.
 #[macro_export]
 macro_rules! conformance {
-    ($config:expr, no_adapter $(, skip($($check:ident: $reason:literal),*))?) => {
-        $crate::conformance!(@tests $config, [], [$($((stringify!($check), $reason)),*)?], c1 c2 c3 c4 c5 c7 c8 c9 c10 c11);
-    };
     ($config:expr $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
         $crate::conformance!(@tests $config, [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
             c1 c2 c3 c4 c5 c6 c7 c8 c9 c10 c11);
@@ -47,7 +43,7 @@ macro_rules! conformance {
                 #[test]
                 fn $check() {
                     $crate::testing::conformance::check(
-                        stringify!($check), $crate::testing::conformance::$check, &$config, &$only, &$skips);
+                        stringify!($check), $crate::testing::conformance::$check, &$crate::AnyMethod::new($config), &$only, &$skips);
                 }
             )*
         }
@@ -61,10 +57,10 @@ pub type Finding = Result<(), String>;
 ///
 /// # Panics
 /// If a check fails, or passes though it is skipped, or if the method starts where it cannot be.
-pub fn check<M: Method>(
+pub fn check(
     name: &str,
-    check: fn(&M, &Base) -> Finding,
-    config: &M,
+    check: fn(&AnyMethod, &Base) -> Finding,
+    config: &AnyMethod,
     only: &[(&[&str], &str)],
     skips: &[(&str, &str)],
 ) {
@@ -73,7 +69,9 @@ pub fn check<M: Method>(
     for shape in SHAPES {
         let base = base(shape, &device());
         match only.iter().find(|(shapes, _)| !shapes.contains(&shape)) {
-            Some((_, reason)) => assert!(config.init(&base, 0).is_err(), "{} starts on {shape} ({reason})", M::NAME),
+            Some((_, reason)) => {
+                assert!(config.init(&base, 0).is_err(), "{} starts on {shape} ({reason})", config.name())
+            }
             None => findings.push((shape, check(config, &base))),
         }
     }
@@ -83,7 +81,7 @@ pub fn check<M: Method>(
         }
         None => {
             for (shape, finding) in findings {
-                finding.unwrap_or_else(|fault| panic!("{name} of {} on {shape}: {fault}", M::NAME));
+                finding.unwrap_or_else(|fault| panic!("{name} of {} on {shape}: {fault}", config.name()));
             }
         }
     }
@@ -112,11 +110,11 @@ fn run(tuner: &impl Tuner, base: &Base, batch: &Batch) -> Result<TensorData, Str
     tuner.run(base, batch).map(states).map_err(|e| e.to_string())
 }
 
-fn init<M: Method>(config: &M, base: &Base) -> Result<M::Tuner, String> {
+fn init(config: &AnyMethod, base: &Base) -> Result<AnyTuner, String> {
     config.init(base, 3).map_err(|e| e.to_string())
 }
 
-fn random<M: Method>(config: &M, base: &Base) -> Result<M::Tuner, String> {
+fn random(config: &AnyMethod, base: &Base) -> Result<AnyTuner, String> {
     Ok(randomized(&init(config, base)?, 5))
 }
 
@@ -139,7 +137,7 @@ fn gradients<T: Tuner>(loss: Tensor<1>, tuner: &T) -> Result<GradientsParams, St
 }
 
 /// C1: the model is unchanged at init.
-pub fn c1<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c1(config: &AnyMethod, base: &Base) -> Finding {
     let (tuner, batch) = (init(config, base)?, batch(base));
     let bare = run(&Bare {}, base, &batch)?;
     equal(&run(&tuner.valid(), base, &batch)?, &bare, "plain")?;
@@ -147,15 +145,15 @@ pub fn c1<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C2: the number of trainable elements is the closed form's.
-pub fn c2<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c2(config: &AnyMethod, base: &Base) -> Finding {
     let (found, expected) = (trainable(&init(config, base)?), config.count(base.shape()).map_err(|e| e.to_string())?);
     if found == expected { Ok(()) } else { Err(format!("{found} elements, the closed form says {expected}")) }
 }
 
 /// C3: merged equals unmerged, on a random state; the base itself keeps its bits.
-pub fn c3<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c3(config: &AnyMethod, base: &Base) -> Finding {
     let (tuner, batch) = (random(config, base)?.valid(), batch(base));
-    let merge = M::merge(&tuner).ok_or("the method has no weight-space form")?;
+    let merge = config.merge(&tuner).ok_or("the method has no weight-space form")?;
     let (before, bare) = (base.fingerprint(), run(&Bare {}, base, &batch)?);
     let unmerged = run(&tuner, base, &batch)?;
     let merged = base.merged(merge);
@@ -167,19 +165,19 @@ pub fn c3<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C4: what is saved is loaded bit for bit, as an adapter directory and as a record of burn's.
-pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c4(config: &AnyMethod, base: &Base) -> Finding {
     let text = |e: crate::Error| e.to_string();
     let trained = Trained::new(random(config, base)?, Head::classifier(base, 3, 3)).map_err(text)?;
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let path = folder.path().join("adapter");
     io::peft::save(&path, config, &trained, base.shape(), &io::peft::Labels::default(), &[]).map_err(text)?;
-    let (loaded_config, loaded) = io::peft::load::<M>(&path, base).map_err(text)?;
-    let (saved, read) = (tensors(&M::to_saved(trained.tuner.clone())), tensors(&loaded.tuner));
+    let (loaded_config, loaded) = io::peft::load_as(config, &path, base).map_err(text)?;
+    let (saved, read) = (tensors(&config.to_saved(trained.tuner.clone())), tensors(&loaded.tuner));
     if let Some((name, _)) = saved.iter().find(|(name, data)| read.get(*name) != Some(data)) {
         return Err(format!("{name} is loaded with other values"));
     }
     let batch = batch(base);
-    let logits = |t: &Trained<M::Tuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
+    let logits = |t: &Trained<AnyTuner>| t.valid().logits(base, &batch).map(Tensor::into_data).map_err(text);
     let (own, read) = (logits(&trained)?, logits(&loaded)?);
     // libtorch rounds a sigmoid by the place of a number in a thread's share. Of the files every bit is compared below.
     match std::env::var("PEFT_DEVICE").as_deref() {
@@ -209,7 +207,7 @@ pub fn c4<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C5: every trained tensor of the method gets a gradient, the base none, and the base's bits stay.
-pub fn c5<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c5(config: &AnyMethod, base: &Base) -> Finding {
     struct Gradients(GradientsParams, Vec<String>, usize);
     impl Visit for Gradients {
         fn tensor<const D: usize>(&mut self, name: &str, id: burn::module::ParamId, tensor: Tensor<D>) {
@@ -243,18 +241,28 @@ pub fn c5<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C6: composition with the bare base on either side changes nothing.
-pub fn c6<M: Method>(config: &M, base: &Base) -> Finding
-where
-    M::Tuner: Adapter,
-{
+pub fn c6(config: &AnyMethod, base: &Base) -> Finding {
     let (tuner, batch) = (random(config, base)?.valid(), batch(base));
+    let adapter = tuner.as_adapter().ok_or("the method's tuner is no adapter")?;
     let alone = run(&tuner, base, &batch)?;
-    equal(&run(&(tuner.clone(), Bare {}), base, &batch)?, &alone, "(A, bare)")?;
-    equal(&run(&(Bare {}, tuner), base, &batch)?, &alone, "(bare, A)")
+    let beside = |bare_outside: bool| {
+        let mut found = Err(String::new());
+        adapter.open_any(&batch, &mut |hooks| {
+            let hidden = if bare_outside {
+                base.forward(&batch, &(Bare {}, hooks))
+            } else {
+                base.forward(&batch, &(hooks, Bare {}))
+            };
+            found = hidden.map(states).map_err(|e| e.to_string());
+        });
+        found
+    };
+    equal(&beside(false)?, &alone, "(A, bare)")?;
+    equal(&beside(true)?, &alone, "(bare, A)")
 }
 
 /// C7: a sequence's result does not depend on the batch and the padding.
-pub fn c7<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c7(config: &AnyMethod, base: &Base) -> Finding {
     let (tuner, examples) = (random(config, base)?.valid(), examples(base));
     let whole = tuner.run(base, &batch(base)).map_err(|e| e.to_string())?;
     for (i, example) in examples.iter().enumerate() {
@@ -268,7 +276,7 @@ pub fn c7<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C8: a seed decides every bit.
-pub fn c8<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c8(config: &AnyMethod, base: &Base) -> Finding {
     let trained = || -> Result<_, String> {
         let trained = Trained::new(init(config, base)?, Head::classifier(base, 2, 3)).map_err(|e| e.to_string())?;
         Ok(trained.into_record().into_bytes().map_err(|e| format!("{e:?}"))?.to_vec())
@@ -277,7 +285,7 @@ pub fn c8<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C9: a few AdamW steps lower the loss.
-pub fn c9<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c9(config: &AnyMethod, base: &Base) -> Finding {
     let (mut tuner, batch) = (random(config, base)?, batch(base));
     let mut optim = Optim::new(AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0).build());
     let mut losses = vec![];
@@ -291,7 +299,7 @@ pub fn c9<M: Method>(config: &M, base: &Base) -> Finding {
 }
 
 /// C10: the device under test agrees with flex.
-pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
+pub fn c10(config: &AnyMethod, here: &Base) -> Finding {
     #[cfg(feature = "flex")]
     {
         let shape = SHAPES.iter().find(|s| crate::Shape::named(s).is_ok_and(|s| s == *here.shape()));
@@ -306,7 +314,7 @@ pub fn c10<M: Method>(config: &M, here: &Base) -> Finding {
 }
 
 /// C11: a text is generated alike with and without what is kept of earlier tokens, greedily and by beams.
-pub fn c11<M: Method>(config: &M, base: &Base) -> Finding {
+pub fn c11(config: &AnyMethod, base: &Base) -> Finding {
     let text = |e: crate::Error| e.to_string();
     if !base.shape().pre_norm() {
         return Ok(());

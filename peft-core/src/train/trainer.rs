@@ -16,7 +16,9 @@ use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_values};
-use crate::{Architecture, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner};
+use crate::{
+    AnyMethod, AnyTuner, Architecture, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner,
+};
 
 /// Follows a run.
 pub trait Observer {
@@ -80,14 +82,14 @@ struct Finished<T: Tuner> {
 
 /// A trained method with its model.
 #[derive(Debug)]
-pub struct Tuned<'a, M: Method> {
+pub struct Tuned<'a> {
     model: &'a Pretrained,
     /// The base as the run left it: the model's own, unless the method changes it.
     pub base: Base,
     /// The method's configuration.
-    pub config: M,
+    pub config: AnyMethod,
     /// The method and head.
-    pub trained: Trained<M::Tuner>,
+    pub trained: Trained<AnyTuner>,
     /// What is saved beside the tensors.
     pub labels: Labels,
     /// A fault of the method that the checks at the end of the run found: the result is there, but not to be trusted.
@@ -120,13 +122,20 @@ impl Trainer {
 
     /// Trains the method from its start. A fault that the checks at the end find is an error; [`train`](Self::train) gives the
     /// result beside it.
-    pub fn fit<'a, M: Method>(&self, model: &'a Pretrained, method: M, data: &Dataset) -> Result<Tuned<'a, M>> {
+    pub fn fit<'a>(&self, model: &'a Pretrained, method: impl Into<AnyMethod>, data: &Dataset) -> Result<Tuned<'a>> {
+        let method = method.into();
         let trained = self.start(model, &method, data)?;
         self.train(model, method, trained, data, None, &mut ())?.checked()
     }
 
     /// The method's start, with the head of [`own_head`](Self::own_head), else a fresh one.
-    pub fn start<M: Method>(&self, model: &Pretrained, method: &M, data: &Dataset) -> Result<Trained<M::Tuner>> {
+    pub fn start<M: Clone + Into<AnyMethod>>(
+        &self,
+        model: &Pretrained,
+        method: &M,
+        data: &Dataset,
+    ) -> Result<Trained<AnyTuner>> {
+        let method = method.clone().into();
         method.checked_count(model.base.shape())?;
         let writes = matches!(model.base.shape().architecture, Architecture::T5(_));
         let fresh = || match (data.purpose()?, data.outputs()?) {
@@ -152,15 +161,16 @@ impl Trainer {
 
     /// Trains on from a given state, evaluating on other data. A run that came to its end gives a result, whatever the checks there
     /// find: see [`Tuned::fault`] and [`Tuned::checked`].
-    pub fn train<'a, M: Method>(
+    pub fn train<'a, T: Procedure + 'static>(
         &self,
         model: &'a Pretrained,
-        method: M,
-        trained: Trained<M::Tuner>,
+        method: impl Into<AnyMethod>,
+        trained: Trained<T>,
         data: &Dataset,
         evaluation: Option<&Dataset>,
         observer: &mut dyn Observer,
-    ) -> Result<Tuned<'a, M>> {
+    ) -> Result<Tuned<'a>> {
+        let (method, trained) = (method.into(), trained.erased());
         let found = (trained.head.is_of_texts(), trained.head.outputs());
         let wanted = (data.purpose()? == Purpose::Texts, data.outputs()?);
         if found != wanted {
@@ -174,7 +184,7 @@ impl Trainer {
         let base = model.base.for_purpose(trained.head.purpose());
         peft::check_copies(&method, &trained, base.shape())?;
         let evaluation = evaluation.map(|data| data.examples.as_slice());
-        let (settings, counts) = (json!([M::NAME, method]), counts(&trained));
+        let (settings, counts) = (json!([method.name(), method.settings()]), counts(&trained));
         let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
         let Finished { trained, base, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
         let labels = Labels::of(&model.name, &model.base, data.classes.clone());
@@ -362,10 +372,15 @@ impl<T: Procedure> Run<T> {
     }
 }
 
-impl<'a, M: Method> Tuned<'a, M> {
+impl<'a> Tuned<'a> {
     /// An adapter directory on its model.
-    pub fn load(dir: &Path, model: &'a Pretrained) -> Result<Self> {
-        let (config, trained) = peft::load::<M>(dir, model)?;
+    pub fn load<M: Method>(dir: &Path, model: &'a Pretrained) -> Result<Self> {
+        Self::load_as(&AnyMethod::of::<M>(), dir, model)
+    }
+
+    /// [`load`](Self::load) of a method that is known only when the program runs, whatever the settings of the one given.
+    pub fn load_as(method: &AnyMethod, dir: &Path, model: &'a Pretrained) -> Result<Self> {
+        let (config, trained) = peft::load_as(method, dir, model)?;
         let (threads, labels) = (TrainConfig::default().threads, model.name_classes(peft::labels(dir)?, &trained.head));
         let outputs = trained.head.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
         if !labels.classes.is_empty() && labels.classes.len() != outputs {
@@ -414,8 +429,9 @@ impl<'a, M: Method> Tuned<'a, M> {
     /// Folds the method into the base, and measures on `probe` how far the logits moved: an error above `max_difference`.
     pub fn merge(&self, probe: &[Example], max_difference: f32) -> Result<Merged<'_>> {
         let tuner = self.trained.tuner.clone().valid();
-        let merge = M::merge(&tuner)
-            .ok_or_else(|| Error::config("merge", M::NAME, "a method with a weight-space form (see `peft methods`)"))?;
+        let merge = self.config.merge(&tuner).ok_or_else(|| {
+            Error::config("merge", self.config.name(), "a method with a weight-space form (see `peft methods`)")
+        })?;
         let base = self.trained.copies.valid().onto(&self.base).merged(merge);
         let head = self.trained.head.clone();
         let workers = Workers::new(self.threads)?;

@@ -1,0 +1,302 @@
+//! A method whose type is known only when the program runs.
+
+use std::any::Any;
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::AnyTuner;
+use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
+use crate::{Base, Key, Merge, Method, Result, Shape, Start, Trained};
+
+/// A configuration of any method.
+#[derive(Clone)]
+pub struct AnyMethod(Arc<dyn Erased>);
+
+/// The form of a method in AdapterHub's files, see [`AdapterHub`].
+pub struct HubForm<'a> {
+    /// Which of AdapterHub's methods it is.
+    pub kind: Kind,
+    /// Fields that need not be those of the configuration.
+    pub free: &'static [&'static str],
+    method: &'a dyn Erased,
+}
+
+impl HubForm<'_> {
+    /// The fields of `config` that compute what this configuration does.
+    pub fn fields(&self, shape: &Shape) -> Result<Fields> {
+        self.method.hub_fields(shape)
+    }
+
+    /// The configuration that computes what such fields do.
+    pub fn config(&self, fields: &Fields, shape: &Shape) -> Result<AnyMethod> {
+        self.method.hub_config(fields, shape)
+    }
+
+    /// What files call the tensor that records call `name`, in an adapter called `adapter`.
+    pub fn key(&self, name: &str, adapter: &str, shape: &Shape) -> HubKey {
+        self.method.hub_key(name, adapter, shape)
+    }
+}
+
+macro_rules! forwarded {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        impl AnyMethod {
+            $($(#[$doc])* pub fn $name(&self, $($arg: $type),*) -> $result {
+                self.0.$name($($arg),*)
+            })*
+        }
+    };
+}
+
+forwarded! {
+    /// [`Method::NAME`].
+    name() -> &'static str;
+    /// [`Method::PEFT_TYPE`].
+    peft_type() -> &'static str;
+    /// [`Method::ADDS`].
+    adds() -> bool;
+    /// [`Method::OWN_SETTINGS`].
+    own_settings() -> &'static [&'static str];
+    /// [`Method::STATED`].
+    stated() -> &'static [(&'static str, &'static str)];
+    /// [`Method::HEAD_PREFIX`].
+    head_prefix() -> &'static str;
+    /// Its settings by name.
+    settings() -> Map<String, Value>;
+    /// The method with its default settings but for these. The error is the key and what is wrong.
+    with_settings(settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
+    /// See [`Method::init`].
+    init(base: &Base, seed: u64) -> Result<AnyTuner>;
+    /// See [`Method::count`].
+    count(shape: &Shape) -> Result<usize>;
+    /// See [`Method::checked_count`].
+    checked_count(shape: &Shape) -> Result<usize>;
+    /// See [`Method::virtual_tokens`].
+    virtual_tokens() -> usize;
+    /// See [`Method::room`].
+    room(shape: &Shape) -> usize;
+    /// See [`Method::key`].
+    key(name: &str, shape: &Shape) -> Key;
+    /// See [`Method::is_mask`].
+    is_mask(name: &str) -> bool;
+    /// See [`Method::for_files`].
+    for_files(shape: &Shape) -> Result<AnyMethod>;
+    /// See [`Method::derived`].
+    derived(shape: &Shape) -> Map<String, Value>;
+    /// See [`Method::learned`].
+    learned(tuner: &AnyTuner, shape: &Shape) -> AnyMethod;
+    /// See [`Method::to_saved`].
+    to_saved(tuner: AnyTuner) -> AnyTuner;
+    /// See [`Method::for_loading`].
+    for_loading(base: &Base) -> Result<AnyTuner>;
+    /// See [`Method::started`].
+    started(start: Start) -> AnyMethod;
+    /// See [`Method::taken_out`].
+    taken_out(tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner>;
+    /// The method with its default settings.
+    with_defaults() -> AnyMethod;
+}
+
+impl AnyMethod {
+    /// Forgets the type.
+    pub fn new<M: Method>(method: M) -> Self {
+        AnyMethod(Arc::new(method))
+    }
+
+    /// A method with its default settings.
+    pub fn of<M: Method>() -> Self {
+        AnyMethod::new(M::default())
+    }
+
+    /// The configuration, if it is of this type.
+    pub fn downcast_ref<M: Method>(&self) -> Option<&M> {
+        self.0.as_any().downcast_ref()
+    }
+
+    /// The configuration and the tuner of a method of this type.
+    ///
+    /// # Panics
+    /// If they are of another.
+    pub fn typed<M: Method>(&self, trained: Trained<AnyTuner>) -> (M, Trained<M::Tuner>) {
+        let config = self.downcast_ref::<M>().unwrap_or_else(|| panic!("{} is asked for, not {self:?}", M::NAME));
+        let Trained { tuner, head, copies } = trained;
+        (config.clone(), Trained { tuner: taken::<M>(tuner), head, copies })
+    }
+
+    /// See [`Method::merge`].
+    pub fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge> {
+        self.0.merge(tuner)
+    }
+
+    /// See [`Method::adapterhub`].
+    pub fn adapterhub(&self) -> Option<HubForm<'_>> {
+        let (kind, free) = self.0.hub()?;
+        Some(HubForm { kind, free, method: &*self.0 })
+    }
+}
+
+impl<M: Method> From<M> for AnyMethod {
+    fn from(method: M) -> Self {
+        AnyMethod::new(method)
+    }
+}
+
+impl Debug for AnyMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl PartialEq for AnyMethod {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name() && self.settings() == other.settings()
+    }
+}
+
+/// [`Method`] without its types.
+trait Erased: Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn name(&self) -> &'static str;
+    fn peft_type(&self) -> &'static str;
+    fn adds(&self) -> bool;
+    fn own_settings(&self) -> &'static [&'static str];
+    fn stated(&self) -> &'static [(&'static str, &'static str)];
+    fn head_prefix(&self) -> &'static str;
+    fn settings(&self) -> Map<String, Value>;
+    fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
+    fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner>;
+    fn count(&self, shape: &Shape) -> Result<usize>;
+    fn checked_count(&self, shape: &Shape) -> Result<usize>;
+    fn virtual_tokens(&self) -> usize;
+    fn room(&self, shape: &Shape) -> usize;
+    fn key(&self, name: &str, shape: &Shape) -> Key;
+    fn is_mask(&self, name: &str) -> bool;
+    fn for_files(&self, shape: &Shape) -> Result<AnyMethod>;
+    fn derived(&self, shape: &Shape) -> Map<String, Value>;
+    fn learned(&self, tuner: &AnyTuner, shape: &Shape) -> AnyMethod;
+    fn to_saved(&self, tuner: AnyTuner) -> AnyTuner;
+    fn for_loading(&self, base: &Base) -> Result<AnyTuner>;
+    fn started(&self, start: Start) -> AnyMethod;
+    fn taken_out(&self, tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner>;
+    fn with_defaults(&self) -> AnyMethod;
+    fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge>;
+    fn hub(&self) -> Option<(Kind, &'static [&'static str])>;
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields>;
+    fn hub_config(&self, fields: &Fields, shape: &Shape) -> Result<AnyMethod>;
+    fn hub_key(&self, name: &str, adapter: &str, shape: &Shape) -> HubKey;
+}
+
+/// The tuner of this method.
+fn own<M: Method>(tuner: &AnyTuner) -> &M::Tuner {
+    tuner.downcast_ref().unwrap_or_else(|| panic!("a tuner of {} is asked for, not {tuner:?}", M::NAME))
+}
+
+fn taken<M: Method>(tuner: AnyTuner) -> M::Tuner {
+    tuner.downcast().unwrap_or_else(|| panic!("a tuner of {} is asked for", M::NAME))
+}
+
+fn form<M: Method>() -> AdapterHub<M> {
+    M::adapterhub().unwrap_or_else(|| unreachable!("a `HubForm` is made of a method that has one"))
+}
+
+impl<M: Method> Erased for M {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+    fn peft_type(&self) -> &'static str {
+        M::PEFT_TYPE
+    }
+    fn adds(&self) -> bool {
+        M::ADDS
+    }
+    fn own_settings(&self) -> &'static [&'static str] {
+        M::OWN_SETTINGS
+    }
+    fn stated(&self) -> &'static [(&'static str, &'static str)] {
+        M::STATED
+    }
+    fn head_prefix(&self) -> &'static str {
+        M::HEAD_PREFIX
+    }
+    fn settings(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(settings)) => settings,
+            other => unreachable!("a configuration is an object of plain values: {other:?}"),
+        }
+    }
+    fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)> {
+        for (key, value) in &settings {
+            let alone = Map::from_iter([(key.clone(), value.clone())]);
+            if let Err(error) = serde_json::from_value::<M>(Value::Object(alone)) {
+                return Err((key.clone(), format!("{value} ({error})")));
+            }
+        }
+        let whole = serde_json::from_value::<M>(Value::Object(settings));
+        whole.map(AnyMethod::new).map_err(|error| ("content".into(), error.to_string()))
+    }
+    fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner> {
+        Method::init(self, base, seed).map(AnyTuner::new)
+    }
+    fn count(&self, shape: &Shape) -> Result<usize> {
+        Method::count(self, shape)
+    }
+    fn checked_count(&self, shape: &Shape) -> Result<usize> {
+        Method::checked_count(self, shape)
+    }
+    fn virtual_tokens(&self) -> usize {
+        Method::virtual_tokens(self)
+    }
+    fn room(&self, shape: &Shape) -> usize {
+        Method::room(self, shape)
+    }
+    fn key(&self, name: &str, shape: &Shape) -> Key {
+        Method::key(self, name, shape)
+    }
+    fn is_mask(&self, name: &str) -> bool {
+        Method::is_mask(self, name)
+    }
+    fn for_files(&self, shape: &Shape) -> Result<AnyMethod> {
+        Method::for_files(self, shape).map(AnyMethod::new)
+    }
+    fn derived(&self, shape: &Shape) -> Map<String, Value> {
+        Method::derived(self, shape)
+    }
+    fn learned(&self, tuner: &AnyTuner, shape: &Shape) -> AnyMethod {
+        AnyMethod::new(Method::learned(self, own::<M>(tuner), shape))
+    }
+    fn to_saved(&self, tuner: AnyTuner) -> AnyTuner {
+        AnyTuner::new(M::to_saved(taken::<M>(tuner)))
+    }
+    fn for_loading(&self, base: &Base) -> Result<AnyTuner> {
+        Method::for_loading(self, base).map(AnyTuner::new)
+    }
+    fn started(&self, start: Start) -> AnyMethod {
+        AnyMethod::new(Method::started(self, start))
+    }
+    fn taken_out(&self, tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner> {
+        Method::taken_out(self, taken::<M>(tuner), start, base).map(AnyTuner::new)
+    }
+    fn with_defaults(&self) -> AnyMethod {
+        AnyMethod::of::<M>()
+    }
+    fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge> {
+        M::merge(own::<M>(tuner))
+    }
+    fn hub(&self) -> Option<(Kind, &'static [&'static str])> {
+        M::adapterhub().map(|form| (form.kind, form.free))
+    }
+    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
+        (form::<M>().fields)(self, shape)
+    }
+    fn hub_config(&self, fields: &Fields, shape: &Shape) -> Result<AnyMethod> {
+        (form::<M>().config)(fields, shape).map(AnyMethod::new)
+    }
+    fn hub_key(&self, name: &str, adapter: &str, shape: &Shape) -> HubKey {
+        (form::<M>().key)(self, name, adapter, shape)
+    }
+}
