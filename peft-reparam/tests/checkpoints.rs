@@ -11,7 +11,8 @@ use peft_core::testing::golden;
 use peft_core::train::{Checkpoints, Metrics, Observer, Optim, Procedure, Rule, StepReport, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Result, Shape, Trained, random::Random, testing,
+    Adapter, Bare, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Result, Shape, Trained,
+    random::Random, testing,
 };
 use peft_reparam::{Lora, LoraConfig};
 
@@ -145,6 +146,10 @@ fn only_the_same_run_is_taken_up() {
     let mut other = mine.clone();
     other[23].label = Some(Label::Class(0));
     refused(settings(), &other, &["state.json", "data"]);
+    let evaluated = Checkpoints { dir: dir.clone(), every: Some(1), resume: true };
+    let trainer = Trainer::new(settings()).with_checkpoints(evaluated);
+    let message = trainer.run(&base(), start(&base()), &mine, Some(&mine[..7]), &mut ()).unwrap_err().to_string();
+    assert!(["state.json", "evaluation"].iter().all(|word| message.contains(word)), "{message}");
     // The same tensors to start from, but another function of them.
     let model = golden::model("roberta-classify");
     let labelled = Dataset { examples: mine.clone(), classes: ["a", "b"].map(String::from).to_vec() };
@@ -186,9 +191,38 @@ fn a_run_that_gets_no_better_stops_and_the_best_is_kept() {
     run(&stop(2), None, &data, &mut witness).unwrap();
     // The first evaluation is the best there is, and two more are no better.
     assert_eq!(witness.evaluated, [1, 2, 3]);
+    // Without `load_best_model_at_end` it only stops: the result is the last state.
+    let end = |settings: TrainConfig| tensors(&run(&settings, None, &data, &mut Witness::default()).unwrap());
+    assert_eq!(end(stop(100)), end(TrainConfig { early_stopping_patience: None, ..stop(1) }));
     let unknown = TrainConfig { metric_for_best_model: "bleu".into(), ..stop(2) };
     let message = run(&unknown, None, &data, &mut Witness::default()).unwrap_err().to_string();
     assert!(["metric_for_best_model", "bleu", "accuracy"].iter().all(|word| message.contains(word)), "{message}");
+}
+
+#[test]
+fn the_last_step_is_evaluated_too() {
+    let mut witness = Witness::default();
+    run(&TrainConfig { eval_steps: Some(3), ..settings() }, None, &data(1), &mut witness).unwrap();
+    assert_eq!(witness.evaluated, [3, 6, 8]);
+}
+
+#[test]
+fn what_no_run_can_be_is_refused_by_name() {
+    let (base, data) = (base(), data(1));
+    let refused = |settings: TrainConfig, evaluation: &[Example], words: [&str; 2]| {
+        let run = Trainer::new(settings).run(&base, start(&base), &data, Some(evaluation), &mut ());
+        let message = run.unwrap_err().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
+    };
+    refused(settings(), &[], ["data", "no examples"]);
+    refused(TrainConfig { learning_rate: 0.0, ..settings() }, &data, ["learning_rate", "above 0 in some step"]);
+    let drawn = TrainConfig { task_temperature: Some(10.0), group_by_length: false, ..settings() };
+    refused(drawn, &data, ["task_temperature", "one task"]);
+    let three = [Example { label: Some(Label::Class(2)), ..data[0].clone() }];
+    refused(TrainConfig { metric_for_best_model: "f1".into(), ..settings() }, &three, ["metric_for_best_model", "f1"]);
+    let nothing = Trained::new(Bare {}, Head::LanguageModel(LanguageModel {})).unwrap();
+    let message = Trainer::new(settings()).run(&base, nothing, &data, None, &mut ()).unwrap_err().to_string();
+    assert!(message.contains("nothing that is trained"), "{message}");
 }
 
 /// LoRA whose fourth step has no loss.
@@ -243,6 +277,8 @@ fn the_best_outlives_a_step_that_fails() {
         kept.err(),
         witness.0
     );
+    let unevaluated = TrainConfig { eval_steps: Some(7), ..settings.clone() };
+    assert!(Trainer::new(unevaluated).run(&base, start(&base), &data, Some(&data[..6]), &mut ()).is_err());
     let last = TrainConfig { load_best_model_at_end: false, ..settings };
     assert!(Trainer::new(last).run(&base, start(&base), &data, Some(&data[..6]), &mut ()).is_err());
 }

@@ -466,3 +466,28 @@ impl Merged<'_> {
         self.model.save(dir.as_ref(), &self.base, &self.head, &self.classes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bare;
+    use crate::testing::{base, device};
+
+    /// Which step is the best so far, and how many evaluations since were no better.
+    #[test]
+    fn only_a_better_value_is_kept() {
+        let base = base("roberta-tiny", &device());
+        for (metric, values) in [("loss", [3.0, 2.0, 2.0, 4.0, 1.0]), ("accuracy", [0.1, 0.2, 0.2, 0.0, 0.3])] {
+            let metric_for_best_model = metric.to_string();
+            let config = TrainConfig { metric_for_best_model, load_best_model_at_end: true, ..Default::default() };
+            let trained = Trained::new(Bare {}, Head::classifier(&base, 2, 3)).unwrap();
+            let mut run = Run::new(&config, base.clone(), trained).unwrap();
+            let (trainer, mut best) = (Trainer::new(config), Best::default());
+            for (value, expected) in values.into_iter().zip([(1, 0), (2, 0), (2, 1), (2, 2), (5, 0)]) {
+                run.step += 1;
+                trainer.compare(&mut best, &run, &Metrics(vec![(metric, value)])).unwrap();
+                assert_eq!((best.found.unwrap().0, best.stale), expected, "{metric}, step {}", run.step);
+            }
+        }
+    }
+}
