@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::{Architecture, Base, Error, Head, Key, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
+use crate::{Architecture, Base, Error, Head, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
 
 /// Copies of tensors of a base, each in the place of its own. As transformers has its modules: a word table that several uses
 /// share is a table for each of them, so that a copy for one leaves the others.
@@ -43,6 +43,7 @@ impl Copies {
     }
 
     /// Copies of those tensors of the modules of these names that `holds` says a file holds.
+    #[cfg(feature = "load")]
     pub(crate) fn held(base: &Base, names: &[String], holds: impl Fn(&str) -> bool) -> Self {
         let named = |place: &Place| names.iter().any(|name| is_in(place.module(), name));
         let held = |place: &Place| named(place) && holds(&record_name(place));
@@ -89,10 +90,11 @@ impl Copies {
     }
 
     /// What a checkpoint calls the tensor that records call `name`.
-    pub(crate) fn key(name: &str, shape: &Shape) -> Key {
+    #[cfg(feature = "load")]
+    pub(crate) fn key(name: &str, shape: &Shape) -> crate::Key {
         let place = places(shape).into_iter().find(|place| record_name(place) == name);
         let place = place.unwrap_or_else(|| panic!("{name} is not the name of a copy"));
-        Key { name: place.name, transposed: place.transposed }
+        crate::Key { name: place.name, transposed: place.transposed }
     }
 }
 
@@ -122,6 +124,7 @@ fn untied(base: &Base, mut sites: impl Iterator<Item = Site>) -> Base {
 }
 
 /// What records call the copy at a place.
+#[cfg(feature = "load")]
 fn record_name(place: &Place) -> String {
     let field = match place.slot {
         Slot::Weight => "weights",

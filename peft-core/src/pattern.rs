@@ -33,6 +33,7 @@ impl Pattern {
     }
 
     /// One that matches a module or what is in it, as PEFT looks for `modules_to_save`.
+    #[cfg(feature = "load")]
     pub(crate) fn module(setting: &str, pattern: &str) -> Result<Self> {
         Self::new(setting, pattern, &format!(r"^(?:(^|.*\.){pattern}($|\..*))"))
     }

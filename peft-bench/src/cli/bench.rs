@@ -6,8 +6,7 @@ use clap::{Args, Subcommand};
 use peft_core::generate::{GenerateConfig, Prompt};
 use peft_core::io::{Pretrained, peft};
 use peft_core::random::Random;
-use peft_core::train::micro::check_threads;
-use peft_core::train::{Run, TrainConfig};
+use peft_core::train::{Run, TrainConfig, check_threads};
 use peft_core::{Bare, Base, Error, Example, Head, Label, LanguageModel, Result, Trained};
 use serde_json::{Value, json};
 

@@ -172,6 +172,7 @@ impl Base {
     }
 
     /// What makes logits over words.
+    #[cfg(feature = "load")]
     pub(crate) fn vocabulary(&self) -> &Weight {
         self.weight(if self.shape.tied { self.shape.words() } else { VOCABULARY })
     }
@@ -183,6 +184,7 @@ impl Base {
     }
 
     /// Whether the decoder behind an encoder has another word table than that.
+    #[cfg(feature = "load")]
     pub(crate) fn has_two_word_tables(&self) -> bool {
         let data = |w: &Weight| w.dense().into_data();
         self.weights

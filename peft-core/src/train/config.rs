@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::micro::check_threads;
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -332,6 +331,14 @@ impl Order {
             }
         }
         order
+    }
+}
+
+/// Refuses more threads than any machine has, each of which takes memory.
+pub fn check_threads(key: &str, threads: usize) -> Result<()> {
+    match threads {
+        1..=1024 => Ok(()),
+        _ => Err(Error::config(key, threads, "1 to 1024")),
     }
 }
 

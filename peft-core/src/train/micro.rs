@@ -11,6 +11,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::config::check_threads;
 use crate::view::{Visit, visit};
 use crate::{Error, Example, Label, Result};
 
@@ -93,14 +94,6 @@ impl Workers {
         });
         let ordered = ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
         ordered.error.map_or(Ok(()), Err)
-    }
-}
-
-/// Refuses more threads than any machine has, each of which takes memory.
-pub fn check_threads(key: &str, threads: usize) -> Result<()> {
-    match threads {
-        1..=1024 => Ok(()),
-        _ => Err(Error::config(key, threads, "1 to 1024")),
     }
 }
 

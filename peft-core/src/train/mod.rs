@@ -29,7 +29,7 @@ mod trainer;
 
 #[cfg(feature = "train")]
 pub use checkpoint::Checkpoints;
-pub use config::{Length, Rule, Schedule, TrainConfig};
+pub use config::{Length, Rule, Schedule, TrainConfig, check_threads};
 #[cfg(feature = "train")]
 pub use entities::entity_scores;
 pub use importance::largest;
