@@ -46,7 +46,7 @@ impl Copies {
     #[cfg(feature = "load")]
     pub(crate) fn held(base: &Base, names: &[String], holds: impl Fn(&str) -> bool) -> Self {
         let named = |place: &Place| names.iter().any(|name| is_in(place.module(), name));
-        let held = |place: &Place| named(place) && holds(&record_name(place));
+        let held = |place: &Place| named(place) && holds(&crate::slot_name(place.site, place.slot));
         let held: Vec<Place> = places(base.shape()).into_iter().filter(held).collect();
         let modules = names.iter().filter(|name| held.iter().any(|place| is_in(place.module(), name)));
         let modules: Vec<String> = modules.cloned().collect();
@@ -92,7 +92,7 @@ impl Copies {
     /// What a checkpoint calls the tensor that records call `name`.
     #[cfg(feature = "load")]
     pub(crate) fn key(name: &str, shape: &Shape) -> crate::Key {
-        let place = places(shape).into_iter().find(|place| record_name(place) == name);
+        let place = places(shape).into_iter().find(|place| crate::slot_name(place.site, place.slot) == name);
         let place = place.unwrap_or_else(|| panic!("{name} is not the name of a copy"));
         crate::Key { name: place.name, transposed: place.transposed }
     }
@@ -121,17 +121,6 @@ fn places(shape: &Shape) -> Vec<Place> {
 fn untied(base: &Base, mut sites: impl Iterator<Item = Site>) -> Base {
     let base = base.clone();
     if sites.any(|site| matches!(site.part, Part::Words | Part::Vocabulary)) { base.untied() } else { base }
-}
-
-/// What records call the copy at a place.
-#[cfg(feature = "load")]
-fn record_name(place: &Place) -> String {
-    let field = match place.slot {
-        Slot::Weight => "weights",
-        Slot::Gain => "gains",
-        Slot::Bias => "biases",
-    };
-    format!("{field}.{}", place.site)
 }
 
 /// Whether a module's path, or that of one around it, ends so. As in PEFT the end need not begin behind a dot.

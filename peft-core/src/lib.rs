@@ -48,7 +48,7 @@ pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
 pub use hooks::{Attention, Hooks, Mask, Next, Sequence};
 pub use merge::Merge;
-pub use method::{Key, Method, Start, file_path, place_key, split_name};
+pub use method::{Key, Method, Start, file_path, place_key, slot_name, split_name};
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
 pub use models::{Base, Cache, Frame, Hidden};

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{Base, Error, Merge, Place, Procedure, Result, Shape, Site};
+use crate::{Base, Error, Merge, Place, Procedure, Result, Shape, Site, Slot};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -158,6 +158,16 @@ pub fn split_name(name: &str) -> (&str, Site, &str) {
         ([field, _, _, _], Some(site)) => (field, site, ""),
         _ => panic!("{name} is not the name of a tensor at a site"),
     }
+}
+
+/// The record name of a tensor in a module that has those of each slot by their sites, as `weights`, `gains` and `biases`.
+pub fn slot_name(site: Site, slot: Slot) -> String {
+    let field = match slot {
+        Slot::Weight => "weights",
+        Slot::Gain => "gains",
+        Slot::Bias => "biases",
+    };
+    format!("{field}.{site}")
 }
 
 /// What the file calls a place of the backbone itself.

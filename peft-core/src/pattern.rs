@@ -74,6 +74,12 @@ impl Pattern {
         self.regex.is_match(path).map_err(|error| self.too_slow(path, error))
     }
 
+    /// Whether it matches one of these. All are tried: an expression that is too slow for one of them is an error.
+    pub fn matches_any(&self, paths: &[String]) -> Result<bool> {
+        let matched = paths.iter().map(|path| self.matches(path)).collect::<Result<Vec<bool>>>()?;
+        Ok(matched.contains(&true))
+    }
+
     /// The number that it finds, if it matches.
     pub(crate) fn number(&self, path: &str) -> Result<Option<usize>> {
         let found = self.regex.captures(path).map_err(|error| self.too_slow(path, error))?;

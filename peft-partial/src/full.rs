@@ -14,7 +14,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
     Base, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, Site, SiteMap, Slot, Weight, adapter, place_key,
-    split_name,
+    slot_name, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,23 +55,13 @@ impl Method for FullConfig {
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
         let mut places = shape.places().into_iter();
-        let place = places.find(|place| name_of(place.site, place.slot) == name);
+        let place = places.find(|place| slot_name(place.site, place.slot) == name);
         place_key(shape, &place.expect("every tensor is a copy of the base's at its place"))
     }
 
     fn merge(tuner: &Full) -> Option<&dyn Merge> {
         Some(tuner)
     }
-}
-
-/// What records call the tensor of a place.
-pub(crate) fn name_of(site: Site, slot: Slot) -> String {
-    let field = match slot {
-        Slot::Weight => "weights",
-        Slot::Gain => "gains",
-        Slot::Bias => "biases",
-    };
-    format!("{field}.{site}")
 }
 
 impl Full {

@@ -63,8 +63,7 @@ impl<F: Form> Reparameterize<F> {
         }
         let matrices = shapes(&module).into_iter().filter(|(_, dims)| dims.len() == 2).map(|(name, _)| name);
         let names: Vec<String> = matrices.filter(|name| !forms.tensors.contains(name)).collect();
-        let matched = names.iter().map(|name| self.paths.matches(name)).collect::<Result<Vec<bool>>>()?;
-        if matched.contains(&true) {
+        if self.paths.matches_any(&names)? {
             return Ok(module.apply_reparameterization(Reparameterize { kept: forms.tensors, ..self }));
         }
         let some = names[..names.len().min(6)].join(", ");

@@ -25,7 +25,7 @@ use peft_core::{
     Affine, Architecture, Base, Batch, Cache, Error, Frame, Hidden, Hooks, Key, Method, Next, Part, Place, Procedure,
     Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, Weight,
     random::{Noise, Random},
-    split_name,
+    slot_name, split_name,
     train::Probe,
     view::with_values,
 };
@@ -364,14 +364,7 @@ impl Procedure for Lst {
         let (side, places) = self.config.plan(base.shape())?;
         let fisher = fisher(&base, data, self.config.samples_for_fisher)?;
         let mut values = pruned(&base, &side, |site| fisher[&site].clone());
-        let named = |place: Place| {
-            let field = match place.slot {
-                Slot::Weight => "weights",
-                Slot::Gain => "gains",
-                Slot::Bias => "biases",
-            };
-            Some((format!("{field}.{}", place.site), values.remove(&(place.site, place.slot))?))
-        };
+        let named = |Place { site, slot, .. }: Place| Some((slot_name(site, slot), values.remove(&(site, slot))?));
         let values = places.into_iter().filter_map(named).collect();
         Ok((with_values(self, &values)?, base))
     }

@@ -10,7 +10,7 @@ use peft_core::load::Tokenizer;
 use peft_core::{Bare, Base, Error, Result, Trained, Tuner, io::Pretrained};
 use serde_json::{Value, json};
 
-use super::options::{ModelArgs, lines, max_length, print, print_part, prompt_room, tell};
+use super::options::{ModelArgs, lines, print, print_part, prompt_room, tell};
 use super::speed::Speed;
 use crate::registry::load;
 
@@ -113,9 +113,13 @@ impl Generate {
         match &self.adapter {
             Some(dir) => {
                 let tuned = load(dir, &model)?;
-                self.write(&model, &tuned.base, &tuned.trained)
+                let room = tuned.config.room(tuned.base.shape());
+                self.write(&model, &tuned.base, &tuned.trained, room)
             }
-            None => self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?),
+            None => {
+                let room = model.base.shape().max_length();
+                self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?, room)
+            }
         }
     }
 
@@ -200,10 +204,10 @@ impl Generate {
         }
     }
 
-    fn write<T: Tuner>(&self, model: &Pretrained, base: &Base, trained: &Trained<T>) -> Result<()> {
+    /// Writes with `room` for so many tokens.
+    fn write<T: Tuner>(&self, model: &Pretrained, base: &Base, trained: &Trained<T>, room: usize) -> Result<()> {
         let (tokenizer, config) = (model.tokenizer()?, self.config(model)?);
         let asked = self.asked()?;
-        let room = max_length(base.shape(), self.adapter.as_deref())?;
         let new = match config.max_length {
             // The limit is then of both together.
             Some(_) => 1,

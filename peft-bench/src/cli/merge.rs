@@ -47,22 +47,17 @@ impl Merge {
             return Err(Error::config("--max-difference", self.max_difference, "a number from 0"));
         }
         let model = self.model.open()?;
-        let difference = {
-            let (shape, tuned) = (model.base.shape(), load(&self.adapter, &model)?);
-            let probe = match &self.probe {
-                Some(path) => {
-                    Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?
-                }
-                None => random_probe(shape.vocab, shape.max_length().min(32)),
-            };
-            let merged = tuned.merge(&probe, self.max_difference)?;
-            self.output.make(|dir| merged.save(dir))?;
-            merged.difference
+        let (shape, tuned) = (model.base.shape(), load(&self.adapter, &model)?);
+        let probe = match &self.probe {
+            Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?,
+            None => random_probe(shape.vocab, shape.max_length().min(32)),
         };
+        let merged = tuned.merge(&probe, self.max_difference)?;
+        self.output.make(|dir| merged.save(dir))?;
         print(format_args!(
-            "{}: largest logit difference to the unmerged model {difference:e}",
-            self.output.output.display()
-        ))?;
-        Ok(())
+            "{}: largest logit difference to the unmerged model {:e}",
+            self.output.output.display(),
+            merged.difference
+        ))
     }
 }

@@ -357,15 +357,15 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
-    /// that may be trained on.
-    fn data(&self, method: &AnyMethod) -> Result<(Dataset, Option<Dataset>)> {
+    /// that may be trained on: of the adapter, if there is one.
+    fn data(&self, method: &AnyMethod, head: Option<&Head>) -> Result<(Dataset, Option<Dataset>)> {
         let Job { args, model } = self;
         let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
         let (data, eval) = args.read()?;
         let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
-        let classes = match &args.adapter {
-            Some(dir) => model.name_classes(peft::labels(dir)?, &peft::load_as(method, dir, *model)?.1.head).classes,
-            None => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
+        let classes = match (&args.adapter, head) {
+            (Some(dir), Some(head)) => model.name_classes(peft::labels(dir)?, head).classes,
+            _ => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
         };
         if let Some(task) = &args.task {
             Task::named(task)?.check_order(&classes)?;
@@ -388,18 +388,21 @@ impl Job<'_> {
     fn run(self, method: AnyMethod) -> Result<()> {
         let Job { args, model } = self;
         let (modules, settings) = peft::split_modules(&args.set)?;
-        let method = match &args.adapter {
+        let (method, adapter) = match &args.adapter {
             Some(dir) if args.method.as_deref().is_some_and(|name| name != method.name()) => {
                 let found = args.method.as_deref().unwrap_or_default();
                 let expected = format!("{}, the method of {}", method.name(), dir.display());
                 return Err(Error::config("--method", found, expected));
             }
-            Some(dir) => peft::config(&method, dir, model.base.shape())?,
-            None => peft::with_words(&method, &settings)?,
+            Some(dir) => {
+                let (method, trained) = peft::load_as(&method, dir, model)?;
+                (method, Some(trained))
+            }
+            None => (peft::with_words(&method, &settings)?, None),
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
-        let (data, eval) = self.data(&method)?;
+        let (data, eval) = self.data(&method, adapter.as_ref().map(|trained| &trained.head))?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         // What is not a setting decides a run as well: a finished one is told apart from one on another model or other data.
@@ -442,8 +445,8 @@ impl Job<'_> {
             tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
-        let trained = match &args.adapter {
-            Some(dir) => peft::load_as(&method, dir, model)?.1,
+        let trained = match adapter {
+            Some(trained) => trained,
             None => {
                 tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
                 let trained = trainer.start(model, &method, &data)?;

@@ -224,7 +224,9 @@ pub(super) fn load_from(
     let attempt = |prefix: &'static str| {
         let base = base.clone().with_shape(Shape { prefix, ..base.shape().clone() });
         let read = config::read(method, dir, base.shape())?;
-        let tuner = read.config.for_loading(&base).map_err(|error| error.in_file(&dir.join("adapter_config.json")))?;
+        let in_file = |error: Error| error.in_file(&dir.join("adapter_config.json"));
+        read.config.checked_count(base.shape()).map_err(in_file)?;
+        let tuner = read.config.for_loading(&base).map_err(in_file)?;
         let held = |name: &str| taker.file.shape(&key(&read.config, name, base.shape()).name).is_some();
         let fits = shapes(&tuner).iter().all(|(name, _)| held(name));
         Ok::<_, Error>((read, tuner, base, fits))

@@ -93,8 +93,7 @@ pub(super) fn settled(
         let mut idle = vec![];
         for key in patterns.iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key) {
             let pattern = Pattern::end(setting, key).map_err(in_file)?;
-            let met = paths.iter().map(|path| pattern.matches(path)).collect::<Result<Vec<bool>>>().map_err(in_file)?;
-            if !met.contains(&true) {
+            if !pattern.matches_any(&paths).map_err(in_file)? {
                 idle.push(key.clone());
             }
         }

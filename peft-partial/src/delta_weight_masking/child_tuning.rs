@@ -25,10 +25,9 @@ use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
 use peft_core::train::{Optim, Probe, largest};
 use peft_core::view::{Visit, visit};
-use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape};
+use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, slot_name};
 use serde::{Deserialize, Serialize};
 
-use crate::full::name_of;
 use crate::masking::{hold, mask_gradients};
 use crate::{Full, FullConfig};
 
@@ -153,7 +152,7 @@ impl Procedure for ChildTuning {
         let examples = data.draw(self.config.fisher_samples.unwrap_or(usize::MAX));
         let settings = data.settings();
         let layers = layers(base.shape());
-        let name = |place: &Place| name_of(place.site, place.slot);
+        let name = |place: &Place| slot_name(place.site, place.slot);
         let squared = |norm, gradient: f32| (settings.clip(norm) as f32 * gradient).powi(2);
         let mut scores = data.summed(&self.full, &base, examples.chunks(settings.batch_size), squared)?;
         scores.retain(|scored, _| layers.iter().any(|place| name(place) == *scored));

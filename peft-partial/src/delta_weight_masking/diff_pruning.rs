@@ -29,10 +29,11 @@ use burn::tensor::{Tensor, TensorData, activation::sigmoid};
 use peft_core::random::{Noise, Random};
 use peft_core::train::{Probe, largest};
 use peft_core::view::{Rewrite, Visit, tensors, view, visit, with_values};
-use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight};
+use peft_core::{
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight, slot_name,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::full::name_of;
 use crate::masking::{mask_gradients, train_only};
 use crate::{Full, FullConfig};
 
@@ -225,14 +226,14 @@ struct Opened<'a> {
 
 impl Hooks for Opened<'_> {
     fn weight(&self, site: Site, w: Weight) -> Weight {
-        match self.pruning.difference(&name_of(site, Slot::Weight), self.noise) {
+        match self.pruning.difference(&slot_name(site, Slot::Weight), self.noise) {
             Some(difference) => Weight::Dense(w.dense() + difference),
             None => w,
         }
     }
 
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
-        match self.pruning.difference(&name_of(site, slot), self.noise) {
+        match self.pruning.difference(&slot_name(site, slot), self.noise) {
             Some(difference) => v + difference,
             None => v,
         }
@@ -251,11 +252,11 @@ impl Adapter for DiffPruning {
 
 impl Merge for DiffPruning {
     fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        Some(w.dense() + self.difference(&name_of(site, Slot::Weight), None)?)
+        Some(w.dense() + self.difference(&slot_name(site, Slot::Weight), None)?)
     }
 
     fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
-        Some(v.clone() + self.difference(&name_of(site, slot), None)?)
+        Some(v.clone() + self.difference(&slot_name(site, slot), None)?)
     }
 }
 

@@ -220,7 +220,7 @@ impl LoraConfig {
 fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Pattern, T)>> {
     let compile = |(key, value): (&String, &T)| {
         let pattern = Pattern::end(setting, key)?;
-        if paths.iter().map(|path| pattern.matches(path)).collect::<Result<Vec<bool>>>()?.contains(&true) {
+        if pattern.matches_any(paths)? {
             return Ok((pattern, *value));
         }
         let some = paths[..paths.len().min(6)].join(", ");
