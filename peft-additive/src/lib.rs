@@ -26,3 +26,4 @@ pub use others::lst::{Importance, Lst, LstConfig};
 pub use prompts::p_tuning::{PTuning, PTuningConfig, Reparameterization};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};
+pub use prompts::spot::{Similarity, SpotConfig};

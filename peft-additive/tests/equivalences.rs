@@ -11,7 +11,8 @@ use peft_additive::{
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{
-    Bare, Base, Example, Frame, Hooks, Method, Next, Part, Sequence, Site, Sites, Tuner, adapter, equivalences,
+    Bare, Base, Example, Frame, Hooks, Method, Next, Part, Procedure, Sequence, Site, Sites, Tuner, adapter,
+    equivalences,
 };
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
@@ -79,6 +80,7 @@ impl Hooks for Beside {
 }
 
 adapter!(Beside);
+impl Procedure for Beside {}
 
 fn hyperformer() -> HyperformerConfig {
     HyperformerConfig::new(3).with_bottleneck(5).with_dims(4, 6, 7)

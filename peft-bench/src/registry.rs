@@ -19,19 +19,29 @@ pub struct Entry {
     pub method: fn() -> AnyMethod,
 }
 
-/// The method of this name.
+/// The method of this name, or those of several names with `+` between them, at once.
 pub fn by_name(name: &str) -> Result<AnyMethod> {
+    if name.contains('+') {
+        return name.split('+').map(by_name).collect::<Result<_>>().map(AnyMethod::composed);
+    }
     let found = METHODS.iter().find(|entry| entry.name == name);
     found.map(|entry| (entry.method)()).ok_or_else(|| Error::config("method", name, one_of(|entry| entry.name)))
 }
 
 /// The method of an adapter directory.
 pub fn by_peft_type(adapter: &Path) -> Result<AnyMethod> {
+    let of_type = |peft_type: &String| {
+        let found = METHODS.iter().find(|entry| entry.peft_type == *peft_type);
+        let unknown = || {
+            Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, one_of(|entry| entry.peft_type))
+        };
+        found.map(|entry| (entry.method)()).ok_or_else(unknown)
+    };
     let peft_type = peft::peft_type(adapter)?;
-    let found = METHODS.iter().find(|entry| entry.peft_type == peft_type);
-    let unknown =
-        || Error::file(adapter.join("adapter_config.json"), "peft_type", &peft_type, one_of(|entry| entry.peft_type));
-    found.map(|entry| (entry.method)()).ok_or_else(unknown)
+    if peft_type == AnyMethod::COMPOSED {
+        return peft::part_types(adapter)?.iter().map(of_type).collect::<Result<_>>().map(AnyMethod::composed);
+    }
+    of_type(&peft_type)
 }
 
 /// The method of an adapter directory of AdapterHub.
@@ -73,6 +83,7 @@ methods! {
     peft_additive::HyperformerConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",
     peft_additive::PTuningConfig: "additive",
+    peft_additive::SpotConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
     peft_additive::LstConfig: "additive",

@@ -1,21 +1,20 @@
 //! What a method is to the rest: an [`Adapter`] opens, for one batch, into [`Hooks`]; a [`Tuner`] owns how the base is run.
 
-use std::sync::Arc;
-
 use burn::module::{Module, ModuleDisplay};
+use burn::tensor::Tensor;
 
 use crate::random::Noise;
-use crate::{Base, Batch, Error, Example, Hidden, Hooks, Merge, Procedure, Result};
+use crate::{AnyTuner, Base, Batch, Error, Hidden, Hooks, Many, Merge, Procedure, Readout, Result};
 
 /// A module of trainable tensors that acts through hooks.
-pub trait Adapter: Module + ModuleDisplay + Sync {
+pub trait Adapter: Procedure + 'static {
     /// Computes what this batch needs (nothing, for a method that is its own hooks), then lends the hooks for one run.
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R;
 
-    /// Whether it only rewrites weights and vectors, by nothing but its own tensors and the noise of the step. Then it does so once
-    /// for all pieces of a step, all examples of a prediction, all tokens of a text: see [`Tuner::rewritten`].
-    fn only_rewrites(&self) -> bool {
-        false
+    /// What it computes from its tensors alone, as an adapter that holds the results: it then does so once for all pieces of a step,
+    /// all examples of a prediction, all tokens of a text. See [`Tuner::viewed`].
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(None)
     }
 
     /// How many tasks it tells apart; if it does, sequences of others are refused before it opens.
@@ -51,8 +50,9 @@ impl<A: Adapter, B: Adapter> Adapter for (A, B) {
         self.0.open(batch, |outer| self.1.open(batch, |inner| f(&(outer, inner))))
     }
 
-    fn only_rewrites(&self) -> bool {
-        self.0.only_rewrites() && self.1.only_rewrites()
+    fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let parts = Many::new(vec![AnyTuner::new(self.0.clone()), AnyTuner::new(self.1.clone())])?;
+        Adapter::view(&parts, base, noise)
     }
 
     fn tasks(&self) -> Option<usize> {
@@ -90,8 +90,14 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
     /// Final hidden states of a batch.
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
 
-    /// If all that it does is to rewrite the base's tensors: the base that, run bare, is the same function under this noise.
-    fn rewritten(&self, _base: &Base, _noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
+    /// Logits of a batch: those of one run, unless it predicts otherwise (an ensemble, averaged routes, a posterior).
+    fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
+        readout.logits(self.run(readout.base, &readout.batch)?)
+    }
+
+    /// What it computes from its tensors under this noise, whatever the batch, as a tuner that holds the results. Gradients flow
+    /// through these into its own tensors.
+    fn viewed(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         Ok(None)
     }
 
@@ -110,11 +116,25 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
 pub trait AnyAdapter {
     /// Computes what this batch needs, then lends the hooks for one run.
     fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks));
+
+    /// See [`Adapter::tasks`].
+    fn tasks(&self) -> Option<usize>;
+}
+
+/// Opens an adapter of any type for one run, as [`Adapter::open`] does.
+pub(crate) fn opened<R>(adapter: &dyn AnyAdapter, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+    let (mut f, mut result) = (Some(f), None);
+    adapter.open_any(batch, &mut |hooks| result = f.take().map(|f| f(hooks)));
+    result.unwrap_or_else(|| unreachable!("an adapter opens once"))
 }
 
 impl<A: Adapter> AnyAdapter for A {
     fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks)) {
         self.open(batch, |hooks| f(hooks));
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        Adapter::tasks(self)
     }
 }
 
@@ -124,13 +144,8 @@ impl<A: Adapter> Tuner for A {
         self.open(batch, |hooks| base.forward(batch, hooks))
     }
 
-    fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
-        if !self.only_rewrites() {
-            return Ok(None);
-        }
-        // Of any batch: the tokens make no difference.
-        let batch = base.batch(&[&Example { ids: vec![base.shape().pad as u32], ..Default::default() }])?;
-        Ok(Some(self.open(&Batch { noise, ..batch }, |hooks| base.rewritten(hooks))))
+    fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Adapter::view(self, base, noise)
     }
 
     fn check_tasks(&self, tasks: &[usize]) -> Result<()> {

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{Base, Error, Merge, Place, Procedure, Result, Shape, Site, Slot};
+use crate::{AnyMethod, AnyTuner, Base, Error, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -29,6 +29,16 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// A fresh one for this model, on its device with autodiff. The seed decides every random number.
     fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner>;
+
+    /// The same from finished adapters, for a method that starts from such.
+    fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<Self::Tuner> {
+        match sources {
+            [] => self.init(base, seed),
+            [source, ..] => {
+                Err(Error::config("sources", &source.name, format!("none: {} starts from the base alone", Self::NAME)))
+            }
+        }
+    }
 
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
@@ -104,6 +114,31 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// Its weight-space form, if it has one.
     fn merge(_tuner: &Self::Tuner) -> Option<&dyn Merge> {
         None
+    }
+}
+
+/// A finished adapter from which another method starts.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// What it is called in settings and errors: its directory, or a name of its task.
+    pub name: String,
+    /// Its method.
+    pub config: AnyMethod,
+    /// Its tensors and its head.
+    pub trained: Trained<AnyTuner>,
+}
+
+impl Source {
+    /// The adapter's tuner, if it is of this method; otherwise an error that names the source.
+    pub fn tuner<M: Method>(&self) -> Result<&M::Tuner> {
+        let wrong = || {
+            Error::config(
+                "sources",
+                format!("{}, of {}", self.name, self.config.name()),
+                format!("adapters of {}", M::NAME),
+            )
+        };
+        self.trained.tuner.downcast_ref().ok_or_else(wrong)
     }
 }
 

@@ -1,13 +1,10 @@
 //! A way to run the base with a head: what is trained and saved.
 
-use std::borrow::Borrow;
-use std::sync::Arc;
-
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::random::Noise;
-use crate::{AnyTuner, Bare, Base, Batch, Copies, Error, Head, Hidden, Label, Procedure, Result, Text, Tuner, loss};
+use crate::{AnyTuner, Base, Batch, Copies, Head, Hidden, Label, Procedure, Readout, Result, Text, Tuner};
 
 /// What is trained and saved: a way to run the base, and a head.
 #[derive(Module, Debug)]
@@ -47,22 +44,26 @@ impl<T: Tuner> Trained<T> {
         }
     }
 
-    /// The same function on a base of its own, where the method only rewrites tensors, see [`Tuner::rewritten`].
-    pub fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<(Base, Trained<Bare>)>> {
-        let bare = |base| (base, Trained { tuner: Bare {}, head: self.head.clone(), copies: Copies::default() });
-        Ok(self.tuner.rewritten(&self.copies.onto(base), noise)?.map(bare))
+    /// The same function with what the method computes from its tensors computed, see [`Tuner::viewed`]; `None` if that is nothing.
+    pub fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<Trained<AnyTuner>>> {
+        let base = self.copies.onto(base);
+        let Some(mut tuner) = self.tuner.viewed(&base, noise)? else { return Ok(None) };
+        while let Some(inner) = tuner.viewed(&base, noise)? {
+            tuner = inner;
+        }
+        Ok(Some(Trained { tuner, head: self.head.clone(), copies: self.copies.clone() }))
     }
 
     /// Logits of a batch, see [`Head::logits`]. Those of classes that are texts are the texts' log-likelihoods; of values that are
     /// texts there is one, the likeliest.
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
-        let Head::Verbalizer(verbalizer) = &self.head else {
-            return self.head.logits(self.run(base, batch)?, base.shape(), batch);
-        };
+        let base = self.copies.onto(base);
+        let readout = Readout::new(&base, batch, &self.head);
+        let Head::Verbalizer(verbalizer) = &self.head else { return self.tuner.logits(&readout) };
         let size = batch.dims()[0];
         let likelihood = |text: &Text| {
-            let words = vec![text.words(); size];
-            let losses = self.answer_losses(base, batch, &words)?;
+            let readout = readout.clone().answered(vec![text.words(); size])?;
+            let losses = readout.word_losses(self.tuner.logits(&readout)?)?;
             Ok(losses.reshape([size, text.ids.len()]).sum_dim(1).neg())
         };
         let all = Tensor::cat(verbalizer.texts().iter().map(likelihood).collect::<Result<_>>()?, 1);
@@ -76,42 +77,18 @@ impl<T: Tuner> Trained<T> {
         Ok(outputs.unsqueeze_dim(1))
     }
 
-    /// The summed loss of a batch with its labels. Of a head for words only the rows that have a label are computed.
+    /// The head's summed loss of a batch with its labels, by which results are judged.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
-        match &self.head {
-            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => {
-                loss::task_loss(self.logits(base, batch)?, labels)
-            }
-            Head::Tokens(_) => loss::token_loss(self.logits(base, batch)?, labels),
-            Head::States(_) => {
-                let expected = "a head for the labels: states alone are not trained on any";
-                Err(Error::config("head", "none", expected))
-            }
-            Head::MaskedLm(_) | Head::LanguageModel(_) => Ok(self.word_losses(base, batch, labels)?.sum()),
-            Head::Verbalizer(head) => {
-                let words = labels.iter().map(|label| head.words(label)).collect::<Result<Vec<_>>>()?;
-                Ok(self.answer_losses(base, batch, &words)?.sum())
-            }
-        }
+        let base = self.copies.onto(base);
+        let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
+        readout.loss(self.tuner.logits(&readout)?)
     }
+}
 
-    /// The loss of each word of these answers to the batch.
-    fn answer_losses(&self, base: &Base, batch: &Batch, words: &[Label]) -> Result<Tensor<1>> {
-        self.word_losses(base, &base.answering(batch.clone(), words.iter().map(Some))?, words)
-    }
-
-    /// The loss of each word that counts.
-    fn word_losses(&self, base: &Base, batch: &Batch, labels: &[impl Borrow<Label>]) -> Result<Tensor<1>> {
-        let hidden = self.run(base, batch)?;
-        let states = hidden.tokens();
-        let [size, tokens, width] = states.dims();
-        let (rows, words) = loss::words(labels, tokens, base.shape().vocab, self.head.ahead(base.shape()))?;
-        if rows.is_empty() {
-            return Ok(states.sum() * 0.0);
-        }
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [words.len()]), base.device());
-        let states = states.reshape([size * tokens, width]).select(0, rows);
-        let logits = self.head.words(states.unsqueeze(), hidden.words, base.shape());
-        Ok(loss::cross_entropy(logits.squeeze_dim(0), words))
+impl<T: Procedure> Trained<T> {
+    /// The summed loss that is trained, see [`Procedure::loss`].
+    pub fn objective(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
+        let base = self.copies.onto(base);
+        self.tuner.loss(&Readout::new(&base, batch, &self.head).with_labels(labels)?)
     }
 }

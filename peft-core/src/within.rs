@@ -5,21 +5,26 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::{Adapter, Attention, Batch, Frame, Hooks, Next, Sequence, Site, Slot, Stack, Weight};
+use crate::random::Noise;
+use crate::{
+    Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Next, Procedure, Result, Sequence, Site, Slot,
+    Stack, Tuner, Weight, adapter::opened,
+};
 
-/// An adapter that acts in some layers only. Below the lowest of them nothing is differentiated. What it holds for other layers
-/// gets no gradient, which the trainer would refuse: start it with sites of these layers only.
+/// An adapter that acts in some layers only, with the steps that it has anyway. Below the lowest of the layers nothing is
+/// differentiated. What it holds for other layers gets no gradient, which the trainer would refuse: start it with sites of these layers
+/// only.
 #[derive(Module, Debug)]
-pub struct Within<A: Module> {
-    inner: A,
+pub struct Within {
+    inner: AnyTuner,
     #[module(skip)]
     layers: Range<usize>,
 }
 
-impl<A: Module> Within<A> {
+impl Within {
     /// `inner` in these layers.
-    pub fn new(inner: A, layers: Range<usize>) -> Self {
-        Within { inner, layers }
+    pub fn new(inner: impl Adapter, layers: Range<usize>) -> Self {
+        Within { inner: AnyTuner::new(inner), layers }
     }
 
     /// The same adapter in other layers.
@@ -27,19 +32,34 @@ impl<A: Module> Within<A> {
         self.layers = layers;
         self
     }
+
+    fn adapter(&self) -> &dyn AnyAdapter {
+        self.inner.as_adapter().unwrap_or_else(|| unreachable!("`new` takes adapters, whose views are adapters"))
+    }
 }
 
-impl<A: Adapter> Adapter for Within<A> {
+impl Adapter for Within {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        self.inner.open(batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
+        opened(self.adapter(), batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
     }
 
-    fn only_rewrites(&self) -> bool {
-        self.inner.only_rewrites()
+    fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let view = |inner| AnyTuner::new(Within { inner, layers: self.layers.clone() });
+        Ok(self.inner.viewed(base, noise)?.map(view))
     }
 
     fn tasks(&self) -> Option<usize> {
-        self.inner.tasks()
+        self.adapter().tasks()
+    }
+}
+
+impl Procedure for Within {
+    fn parts(&self) -> Vec<(String, &AnyTuner)> {
+        vec![("inner.".into(), &self.inner)]
+    }
+
+    fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
+        vec![&mut self.inner]
     }
 }
 

@@ -10,12 +10,8 @@
 //!
 //! Differs from the paper: nothing.
 
-use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use peft_core::{
-    Base, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, Site, SiteMap, Slot, Weight, adapter, place_key,
-    slot_name, split_name,
-};
+use peft_core::{Base, Key, Merge, Method, Replaced, Result, Shape, place_key, slot_name};
 use serde::{Deserialize, Serialize};
 
 /// The configuration of full fine-tuning: there is nothing to configure.
@@ -23,27 +19,15 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct FullConfig {}
 
-/// A trainable copy of every tensor of a base. It takes the place of the base's own, so that in a tuple it belongs to the
-/// inside: `(Lora, Full)`.
-#[derive(Module, Debug)]
-pub struct Full {
-    /// Matrices `[in, out]` and tables `[rows, hidden]`.
-    weights: SiteMap<Param<Tensor<2>>>,
-    /// Of the normalizations, `[hidden]`.
-    gains: SiteMap<Param<Tensor<1>>>,
-    /// Of the linear maps and the normalizations, `[out]`.
-    biases: SiteMap<Param<Tensor<1>>>,
-}
-
 impl Method for FullConfig {
     const NAME: &'static str = "full";
     const PEFT_TYPE: &'static str = "FULL";
     const ADDS: bool = false;
-    type Tuner = Full;
+    type Tuner = Replaced;
 
-    fn init(&self, base: &Base, _seed: u64) -> Result<Full> {
-        Ok(Full::new(
-            base.shape().places(),
+    fn init(&self, base: &Base, _seed: u64) -> Result<Replaced> {
+        Ok(Replaced::new(
+            &base.shape().places(),
             |place| Tensor::from_inner(base.weight(place.site).dense()),
             |place| Tensor::from_inner(base.vector(place.site, place.slot)),
         ))
@@ -59,69 +43,14 @@ impl Method for FullConfig {
         place_key(shape, &place.expect("every tensor is a copy of the base's at its place"))
     }
 
-    fn merge(tuner: &Full) -> Option<&dyn Merge> {
+    fn merge(tuner: &Replaced) -> Option<&dyn Merge> {
         Some(tuner)
     }
 }
 
-impl Full {
-    /// A trainable tensor at each of these places.
-    pub(crate) fn new(
-        places: Vec<Place>,
-        weight: impl Fn(&Place) -> Tensor<2>,
-        vector: impl Fn(&Place) -> Tensor<1>,
-    ) -> Self {
-        let at = |slot| places.iter().filter(move |place| place.slot == slot);
-        let vectors = |slot| at(slot).map(|place| (place.site, Param::from_tensor(vector(place)))).collect();
-        Full {
-            weights: at(Slot::Weight).map(|place| (place.site, Param::from_tensor(weight(place)))).collect(),
-            gains: vectors(Slot::Gain),
-            biases: vectors(Slot::Bias),
-        }
-    }
-
-    /// The tensor that records call so, if there is one. `D` is its rank.
-    pub(crate) fn get<const D: usize>(&self, name: &str) -> Option<Tensor<D>> {
-        let (field, site, _) = split_name(name);
-        let tensor = match field {
-            "weights" => self.weights.get(site)?.val().into_bridge(),
-            "gains" => self.gains.get(site)?.val().into_bridge(),
-            _ => self.biases.get(site)?.val().into_bridge(),
-        };
-        Some(Tensor::from_bridge(tensor))
-    }
-
-    fn vectors(&self, slot: Slot) -> &SiteMap<Param<Tensor<1>>> {
-        if slot == Slot::Gain { &self.gains } else { &self.biases }
-    }
-}
-
-impl Hooks for Full {
-    fn weight(&self, site: Site, w: Weight) -> Weight {
-        Merge::weight(self, site, &w).map_or(w, Weight::Dense)
-    }
-
-    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
-        Merge::vector(self, site, slot, &v).unwrap_or(v)
-    }
-}
-
-adapter!(Full);
-
-impl Merge for Full {
-    fn weight(&self, site: Site, _w: &Weight) -> Option<Tensor<2>> {
-        self.weights.get(site).map(Param::val)
-    }
-
-    fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
-        self.vectors(slot).get(site).map(Param::val)
-    }
-}
-
-impl Procedure for Full {}
-
 #[cfg(test)]
 mod tests {
+    use burn::module::Module;
     use burn::optim::GradientsParams;
     use burn::tensor::TensorData;
     use peft_core::random::Random;

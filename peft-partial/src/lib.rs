@@ -26,7 +26,7 @@ mod masking;
 pub use bias_update::bitfit::{BitFit, BitFitConfig};
 pub use delta_weight_masking::child_tuning::{ChildMode, ChildTuning, ChildTuningConfig};
 pub use delta_weight_masking::diff_pruning::{DiffPruning, DiffPruningConfig};
-pub use full::{Full, FullConfig};
+pub use full::FullConfig;
 pub use linear_probe::LinearProbeConfig;
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use peft_core::Replaced;
 use peft_core::view::{Rewrite, Visit, view, visit};
 
-use crate::Full;
-
 /// Trains only those tensors whose names `moves` takes.
-pub fn train_only(full: &Full, moves: impl Fn(&str) -> bool) -> Full {
+pub fn train_only(full: &Replaced, moves: impl Fn(&str) -> bool) -> Replaced {
     struct Freeze<F>(F);
     impl<F: Fn(&str) -> bool> Rewrite for Freeze<F> {
         fn tensor<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
@@ -19,8 +18,8 @@ pub fn train_only(full: &Full, moves: impl Fn(&str) -> bool) -> Full {
 }
 
 /// The gradients with zeros where a mask has them. What has no mask is trained as a whole.
-pub fn mask_gradients(full: &Full, masks: &Full, gradients: GradientsParams) -> GradientsParams {
-    struct Mask<'a>(&'a Full, GradientsParams);
+pub fn mask_gradients(full: &Replaced, masks: &Replaced, gradients: GradientsParams) -> GradientsParams {
+    struct Mask<'a>(&'a Replaced, GradientsParams);
     impl Visit for Mask<'_> {
         fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
             let Some(mask) = self.0.get::<D>(name) else { return };
@@ -35,8 +34,8 @@ pub fn mask_gradients(full: &Full, masks: &Full, gradients: GradientsParams) -> 
 }
 
 /// What was before where a mask has zeros: weight decay and what an optimizer remembers move numbers without a gradient too.
-pub fn hold(now: &Full, before: &Full, masks: &Full) -> Full {
-    struct Hold<'a>(&'a Full, &'a Full);
+pub fn hold(now: &Replaced, before: &Replaced, masks: &Replaced) -> Replaced {
+    struct Hold<'a>(&'a Replaced, &'a Replaced);
     impl Rewrite for Hold<'_> {
         fn tensor<const D: usize>(&mut self, name: &str, now: Tensor<D>) -> Tensor<D> {
             match (self.0.get::<D>(name), self.1.get::<D>(name)) {

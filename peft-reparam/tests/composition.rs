@@ -48,7 +48,7 @@ fn below_the_lowest_layer_nothing_is_differentiated() {
 fn in_all_layers_it_is_the_adapter_and_in_none_the_base() {
     let base = base("bert-tiny", &device());
     let (lora, batch) = (lora(&base, Part::Query | Part::Down, 1).valid(), batch(&base));
-    let bits = |tuner: &Within<Lora>| states(tuner, &base, &batch).into_data();
+    let bits = |tuner: &Within| states(tuner, &base, &batch).into_data();
     assert_eq!(bits(&Within::new(lora.clone(), 0..2)), states(&lora, &base, &batch).into_data());
     assert_eq!(bits(&Within::new(lora.clone(), 0..0)), states(&Bare {}, &base, &batch).into_data());
     assert_ne!(bits(&Within::new(lora.clone(), 1..2)), states(&lora, &base, &batch).into_data());

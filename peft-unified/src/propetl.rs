@@ -25,8 +25,9 @@ use burn::tensor::Tensor;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
-    Adapter, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
-    random::Random,
+    Adapter, AnyTuner, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site,
+    Slot, Weight,
+    random::{Noise, Random},
 };
 use peft_reparam::{BiasMode, LoraConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -396,6 +397,10 @@ impl Rewrite for Expand<'_> {
 impl<A: Adapter> Adapter for ProPetl<A> {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         self.expanded().open(batch, f)
+    }
+
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(Some(AnyTuner::new(self.expanded())))
     }
 }
 

@@ -24,14 +24,15 @@
 //! of the sub-layer's own dropout, and the epsilon of its normalizations 1e-5, here the model's. In the code `sparsity` is the share that is
 //! kept, here as in the paper that which is not.
 
-use burn::module::{Module, ModuleDisplay, Param};
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::SequentialConfig;
 use peft_core::train::Probe;
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, Slot, Weight,
-    random::Random,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, Slot,
+    Weight,
+    random::{Noise, Random},
 };
 use peft_reparam::LoraConfig;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -306,6 +307,10 @@ impl<A: Adapter> Adapter for Sparse<A> {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         self.masked().open(batch, f)
     }
+
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(Some(AnyTuner::new(self.masked())))
+    }
 }
 
 impl<A: Module + Merge> Merge for Sparse<A> {
@@ -318,20 +323,20 @@ impl<A: Module + Merge> Merge for Sparse<A> {
     }
 }
 
-impl<A: Adapter + ModuleDisplay> Procedure for Sparse<A> {
-    fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+impl<A: Adapter> Procedure for Sparse<A> {
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         let Pruning { sparsity, scorer, samples } = self.pruning;
         // The run's batches; for GraSP, which needs more memory in the official code, half as large.
         let size = match scorer {
             Scorer::Snip => data.settings().batch_size,
             Scorer::Grasp => data.settings().batch_size.div_ceil(2),
-            _ => return Ok((self, base)),
+            _ => return Ok(self),
         };
         let examples = data.draw(samples);
         let weights = weights(&self.adapter);
         let gradient = |weights: &Numbers| {
             let moved = view(&self.adapter, &mut With(weights));
-            data.summed(&moved, &base, examples.chunks(size), |_, gradient| gradient)
+            data.summed(&moved, base, examples.chunks(size), |_, gradient| gradient)
         };
         let scores = match scorer {
             Scorer::Grasp => {
@@ -344,7 +349,7 @@ impl<A: Adapter + ModuleDisplay> Procedure for Sparse<A> {
             }
         };
         let kept = best(&scores, sparsity)?;
-        Ok((Sparse::new(self.adapter, &kept, self.pruning), base))
+        Ok(Sparse::new(self.adapter, &kept, self.pruning))
     }
 }
 

@@ -18,12 +18,13 @@
 
 use burn::module::Module;
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Method, Procedure, Result, Shape, Within, random::Random, train::Optim,
+    Adapter, Base, Batch, Error, Hooks, Key, Method, Procedure, Result, Shape, Within, random::Random, split_name,
+    train::Optim,
 };
 use serde::{Deserialize, Serialize};
 
 use super::bottleneck::Activation;
-use super::sequential::{Init, Sequential, SequentialConfig};
+use super::sequential::{Init, SequentialConfig};
 
 /// The configuration of AdapterDrop: that of Pfeiffer's adapters, and how many layers have none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,7 +99,7 @@ impl AdapterDropConfig {
 /// Adapters in upper layers.
 #[derive(Module, Debug)]
 pub struct AdapterDrop {
-    adapters: Within<Sequential>,
+    adapters: Within,
     /// Without adapters outside of training.
     #[module(skip)]
     drop: usize,
@@ -155,9 +156,15 @@ impl Procedure for AdapterDrop {
         self.dropping(drop)
     }
 
-    fn after_step(self, base: Base, _optim: &mut Optim, _before: &Self, _step: usize) -> Result<(Self, Base)> {
+    /// In a short run a lower layer may be left out of every step.
+    fn may_rest(&self, name: &str) -> bool {
+        let (_, site, _) = split_name(name.trim_start_matches("adapters.inner."));
+        self.robust && site.layer + 1 < self.layers
+    }
+
+    fn after_step(self, _base: &Base, _optim: &mut Optim, _before: &Self, _step: usize) -> Result<Self> {
         let drop = self.drop;
-        Ok((self.dropping(drop), base))
+        Ok(self.dropping(drop))
     }
 }
 

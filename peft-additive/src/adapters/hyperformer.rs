@@ -25,8 +25,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 use peft_core::{
-    Adapter, Affine, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Norm, Part, Place, Procedure, Result,
-    Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, adapter, random::Random, split_name, view,
+    Adapter, Affine, AnyTuner, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Norm, Part, Place, Procedure,
+    Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, adapter,
+    random::{Noise, Random},
+    split_name, view,
 };
 use serde::{Deserialize, Serialize};
 
@@ -345,7 +347,8 @@ fn name(stack: Stack) -> &'static str {
 
 /// The adapters of the tasks of one batch.
 struct Opened<'a> {
-    of: &'a Hyperformer,
+    norms: &'a Norms,
+    activation: Activation,
     /// For each task one.
     adapters: BTreeMap<Site, Vec<Generated>>,
     /// The sequences of each task.
@@ -354,34 +357,16 @@ struct Opened<'a> {
     places: Tensor<1, Int>,
 }
 
-impl Hooks for Opened<'_> {
-    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        let Some(adapters) = self.adapters.get(&site) else { return next(x) };
-        let (output, act) = (next(x), self.of.activation);
-        let added = match &adapters[..] {
-            [adapter] => adapter.forward(output.clone(), act),
-            _ => {
-                let of = |(adapter, sequences): (&Generated, &Tensor<1, Int>)| {
-                    adapter.forward(output.clone().select(0, sequences.clone()), act)
-                };
-                Tensor::cat(adapters.iter().zip(&self.sequences).map(of).collect(), 0).select(0, self.places.clone())
-            }
-        };
-        output + added
-    }
-
-    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
-        self.of.norms.get(site, slot).unwrap_or(v)
-    }
-}
-
-impl Adapter for Hyperformer {
-    /// # Panics
-    /// On a task that it does not have.
-    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+impl<'a> Opened<'a> {
+    /// For the tasks that occur, `generate` gives each one's.
+    fn new<I: Iterator<Item = (Site, Generated)>>(
+        (norms, activation): (&'a Norms, Activation),
+        batch: &Batch,
+        generate: impl Fn(usize) -> I,
+    ) -> Self {
         let tasks: BTreeSet<usize> = batch.tasks.iter().copied().collect();
         let mut adapters: BTreeMap<Site, Vec<Generated>> = BTreeMap::new();
-        for (site, adapter) in tasks.iter().flat_map(|task| self.generate(*task)) {
+        for (site, adapter) in tasks.iter().flat_map(|task| generate(*task)) {
             adapters.entry(site).or_default().push(adapter);
         }
         let device = batch.ids.device();
@@ -395,7 +380,41 @@ impl Adapter for Hyperformer {
         let mut places = vec![0; batch.tasks.len()];
         sequences.iter().flatten().enumerate().for_each(|(place, sequence)| places[*sequence] = place);
         let sequences = sequences.into_iter().map(index).collect();
-        f(&Opened { of: self, adapters, sequences, places: index(places) })
+        Opened { norms, activation, adapters, sequences, places: index(places) }
+    }
+}
+
+impl Hooks for Opened<'_> {
+    fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        let Some(adapters) = self.adapters.get(&site) else { return next(x) };
+        let (output, act) = (next(x), self.activation);
+        let added = match &adapters[..] {
+            [adapter] => adapter.forward(output.clone(), act),
+            _ => {
+                let of = |(adapter, sequences): (&Generated, &Tensor<1, Int>)| {
+                    adapter.forward(output.clone().select(0, sequences.clone()), act)
+                };
+                Tensor::cat(adapters.iter().zip(&self.sequences).map(of).collect(), 0).select(0, self.places.clone())
+            }
+        };
+        output + added
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
+        self.norms.get(site, slot).unwrap_or(v)
+    }
+}
+
+impl Adapter for Hyperformer {
+    /// # Panics
+    /// On a task that it does not have.
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        f(&Opened::new((&self.norms, self.activation), batch, |task| self.generate(task)))
+    }
+
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let tasks = (0..self.tasks.val().dims()[0]).map(|task| self.generate(task).collect()).collect();
+        Ok(Some(AnyTuner::new(AllTasks { tasks, norms: self.norms.clone(), activation: self.activation })))
     }
 
     fn tasks(&self) -> Option<usize> {
@@ -404,6 +423,28 @@ impl Adapter for Hyperformer {
 }
 
 impl Procedure for Hyperformer {}
+
+/// The adapters of every task, generated once for a step.
+#[derive(Module, Debug)]
+struct AllTasks {
+    tasks: Vec<SiteMap<Generated>>,
+    norms: Norms,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Adapter for AllTasks {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        let of = |task: usize| self.tasks[task].iter().map(|(site, adapter)| (site, adapter.clone()));
+        f(&Opened::new((&self.norms, self.activation), batch, of))
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        Some(self.tasks.len())
+    }
+}
+
+impl Procedure for AllTasks {}
 
 impl Hooks for Cached {
     fn sublayer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {

@@ -357,16 +357,16 @@ impl Tuner for Lst {
 }
 
 impl Procedure for Lst {
-    fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         if self.config.importance == Importance::Weights {
-            return Ok((self, base));
+            return Ok(self);
         }
         let (side, places) = self.config.plan(base.shape())?;
-        let fisher = fisher(&base, data, self.config.samples_for_fisher)?;
-        let mut values = pruned(&base, &side, |site| fisher[&site].clone());
+        let fisher = fisher(base, data, self.config.samples_for_fisher)?;
+        let mut values = pruned(base, &side, |site| fisher[&site].clone());
         let named = |Place { site, slot, .. }: Place| Some((slot_name(site, slot), values.remove(&(site, slot))?));
         let values = places.into_iter().filter_map(named).collect();
-        Ok((with_values(self, &values)?, base))
+        Ok(with_values(self, &values)?)
     }
 }
 
@@ -438,7 +438,7 @@ mod tests {
         let squares = fisher(&base, Probe::new(&head, &examples), 3).unwrap();
         let config = LstConfig::new(2).with_samples_for_fisher(3);
         let start = config.init(&base, 3).unwrap();
-        let (prepared, _) = start.clone().prepare(base.clone(), Probe::new(&head, &examples)).unwrap();
+        let prepared = start.clone().prepare(&base, Probe::new(&head, &examples)).unwrap();
         let expected = pruned(&base, &side_shape(base.shape(), 2), |site| squares[&site].clone());
         let values = tensors(&prepared);
         assert_eq!(tensors(&start).keys().collect::<Vec<_>>(), values.keys().collect::<Vec<_>>());
@@ -457,7 +457,7 @@ mod tests {
             assert_eq!(*data, expected[&(site, slot)], "{name}");
         }
         let plain = config.with_importance(Importance::Weights).init(&base, 3).unwrap();
-        let (unchanged, _) = plain.clone().prepare(base.clone(), Probe::new(&head, &examples)).unwrap();
+        let unchanged = plain.clone().prepare(&base, Probe::new(&head, &examples)).unwrap();
         assert_eq!(tensors(&unchanged), tensors(&plain));
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use peft_core::{Base, Hooks, Part, Result, Shape, Site, SiteMap, Slot, Stack, Weight, adapter, train::Probe};
+use peft_core::train::Probe;
+use peft_core::{Base, Part, Place, Replaced, Result, Shape, Site, Slot, Stack, slot_name};
 
 /// Linear maps that read the same rows, or a normalization, in the order in which a backbone runs them.
 fn groups(shape: &Shape) -> Vec<Vec<Site>> {
@@ -94,31 +94,18 @@ fn largest(importance: Tensor<2>, n: usize) -> Vec<usize> {
     order
 }
 
-/// All matrices of a base, to be differentiated.
-#[derive(Module, Debug)]
-struct Matrices {
-    weights: SiteMap<Param<Tensor<2>>>,
-}
-
-impl Hooks for Matrices {
-    fn weight(&self, site: Site, w: Weight) -> Weight {
-        self.weights.get(site).map_or(w, |own| Weight::Dense(own.val()))
-    }
-}
-
-adapter!(Matrices);
-
 /// The squared gradients of the loss on so many random samples, one by one, summed.
 pub(super) fn fisher(base: &Base, data: Probe<'_>, samples: usize) -> Result<BTreeMap<Site, Tensor<2>>> {
-    let matrices = base.shape().places().into_iter().filter(|place| place.slot == Slot::Weight);
-    let tracked = |site| Param::from_tensor(Tensor::from_inner(base.weight(site).dense()));
-    let matrices = Matrices { weights: matrices.map(|place| (place.site, tracked(place.site))).collect() };
+    let mut places = base.shape().places();
+    places.retain(|place| place.slot == Slot::Weight);
+    let tensor = |place: &Place| Tensor::from_inner(base.weight(place.site).dense());
+    let matrices = Replaced::new(&places, tensor, |_| unreachable!("only matrices are left"));
     let mut squares = data.fisher(&matrices, base, &data.draw(samples))?;
-    let matrix = |(site, matrix): (Site, &Param<Tensor<2>>)| {
-        let squares = squares.remove(&format!("weights.{site}")).unwrap_or_default();
-        (site, Tensor::from_data(TensorData::new(squares, matrix.shape()), base.device()))
+    let matrix = |Place { site, slot, dims, .. }: Place| {
+        let squares = squares.remove(&slot_name(site, slot)).unwrap_or_default();
+        (site, Tensor::from_data(TensorData::new(squares, dims), base.device()))
     };
-    Ok(matrices.weights.iter().map(matrix).collect())
+    Ok(places.into_iter().map(matrix).collect())
 }
 
 #[cfg(test)]
@@ -127,7 +114,7 @@ mod tests {
     use peft_core::testing::tolerances::FINITE_DIFFERENCE;
     use peft_core::testing::{base, device, examples};
     use peft_core::train::TrainConfig;
-    use peft_core::{Bare, Copies, Example, Head, Trained};
+    use peft_core::{Bare, Copies, Example, Head, Trained, Weight};
 
     use super::*;
     use crate::others::lst::side_shape;

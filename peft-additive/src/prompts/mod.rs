@@ -3,6 +3,7 @@
 pub mod p_tuning;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub mod spot;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};

@@ -11,7 +11,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
-use peft_core::{Adapter, Affine, Base, Batch, Error, Hooks, Key, Method, Procedure, Result, Shape, random::Random};
+use peft_core::{
+    Adapter, Affine, AnyTuner, Base, Batch, Error, Hooks, Key, Method, Procedure, Result, Shape,
+    random::{Noise, Random},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -233,6 +236,10 @@ impl Method for PTuningConfig {
 impl Adapter for PTuning {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         f(&Prompt { rows: self.rows(), stacks: self.stacks })
+    }
+
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(self.maps.is_some().then(|| AnyTuner::new(PTuningConfig::to_saved(self.clone()))))
     }
 }
 

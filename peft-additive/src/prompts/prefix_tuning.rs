@@ -18,8 +18,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, wrong};
 use peft_core::{
-    Adapter, Affine, Architecture, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure, Result,
-    Sequence, Shape, Site, Stack, random::Random,
+    Adapter, Affine, AnyTuner, Architecture, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure,
+    Result, Sequence, Shape, Site, Stack,
+    random::{Noise, Random},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -336,6 +337,10 @@ impl Adapter for PrefixTuning {
         let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
         let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);
         f(&Opened { entries: split.permute([1, 2, 0, 3]), t5: self.t5, shift_positions: self.shift_positions })
+    }
+
+    fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(self.projection.is_some().then(|| AnyTuner::new(PrefixTuningConfig::to_saved(self.clone()))))
     }
 }
 

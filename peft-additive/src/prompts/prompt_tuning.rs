@@ -69,6 +69,18 @@ pub struct PromptTuning {
     stacks: usize,
 }
 
+impl PromptTuning {
+    /// The virtual tokens, `[stacks * virtual tokens, hidden]`.
+    pub fn rows(&self) -> Tensor<2> {
+        self.prompt_embeddings.val()
+    }
+
+    /// With these in their place.
+    pub(super) fn with_rows(self, prompt_embeddings: Param<Tensor<2>>) -> Self {
+        PromptTuning { prompt_embeddings, ..self }
+    }
+}
+
 impl Method for PromptTuningConfig {
     const NAME: &'static str = "prompt";
     const PEFT_TYPE: &'static str = "PROMPT_TUNING";
@@ -124,7 +136,7 @@ impl Method for PromptTuningConfig {
 
 impl Adapter for PromptTuning {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        f(&Prompt { rows: self.prompt_embeddings.val(), stacks: self.stacks })
+        f(&Prompt { rows: self.rows(), stacks: self.stacks })
     }
 }
 

@@ -8,7 +8,7 @@ use peft_additive::{
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Adapter, Bare, Base, Hooks, Method, Site, Slot, Stack, Tuner, Weight, Within, adapter};
+use peft_core::{Adapter, Bare, Base, Hooks, Method, Procedure, Site, Slot, Stack, Tuner, Weight, Within, adapter};
 
 use crate::{bases, run, with};
 
@@ -108,6 +108,7 @@ impl Hooks for Other {
 }
 
 adapter!(Other);
+impl Procedure for Other {}
 
 /// What a method reads of the base is what those beside it have made of that, in either order.
 #[test]

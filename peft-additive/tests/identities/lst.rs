@@ -75,11 +75,8 @@ fn equals_the_derivation_of_lst() {
         case.check_method::<LstConfig>();
         let (config, trained) = case.load::<LstConfig>();
         let examples = golden::examples(&dir.join("inputs.safetensors"));
-        let (begun, _) = config
-            .init(&case.base, 3)
-            .unwrap()
-            .prepare(case.base.clone(), Probe::new(&trained.head, &examples))
-            .unwrap();
+        let begun =
+            config.init(&case.base, 3).unwrap().prepare(&case.base, Probe::new(&trained.head, &examples)).unwrap();
         let compared =
             case.check_tensors("start", tensors(&begun), &|name| config.key(name, case.base.shape()), REFERENCE);
         let taken = ["weights.", "gains.", "biases."];

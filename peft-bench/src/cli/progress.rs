@@ -26,6 +26,8 @@ pub struct Progress {
     training: Duration,
     steps: usize,
     tokens: usize,
+    /// Of a method that trains in several, the phase of the last step.
+    phase: Option<&'static str>,
     log: Option<PathBuf>,
     file: Option<File>,
     /// Where states are saved.
@@ -43,6 +45,7 @@ impl Progress {
             training: Duration::ZERO,
             steps: 0,
             tokens: 0,
+            phase: None,
             log: log.map(Path::to_path_buf),
             file: None,
             checkpoints,
@@ -184,6 +187,11 @@ impl Observer for Progress {
         self.training += self.since.elapsed();
         (self.steps, self.since) = (report.step, Instant::now());
         self.tokens += report.tokens;
+        if report.phase != self.phase {
+            self.phase = report.phase;
+            let name = report.phase.unwrap_or_default();
+            self.bar.suspend(|| tell(format_args!("from step {}: phase {name}", report.step)));
+        }
         self.bar.set_position(report.step as u64);
         self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s,", report.loss, self.tokens_per_second()));
         let values = [("loss", report.loss), ("learning_rate", report.learning_rate), ("grad_norm", report.grad_norm)];

@@ -9,7 +9,7 @@ use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer};
-use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result};
+use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
@@ -35,12 +35,15 @@ pub struct Train {
     /// Train on from this adapter directory
     #[arg(long, conflicts_with = "set")]
     pub(super) adapter: Option<PathBuf>,
-    /// Start this method (see `peft methods`); with --adapter, the method that it must be of
+    /// Start this method (see `peft methods`), or several at once, the first outermost; with --adapter, the method that it must be of
     #[arg(long)]
-    method: Option<String>,
+    method: Vec<String>,
     /// A setting of the method, KEY=VALUE
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Adapter directories that the method starts from
+    #[arg(long, value_name = "DIR,..", value_delimiter = ',', conflicts_with = "adapter")]
+    pub(super) source: Vec<PathBuf>,
     /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; --data is then its directory, or GLUE's
     #[arg(long)]
     pub(super) task: Option<String>,
@@ -172,17 +175,19 @@ impl Train {
     pub(super) fn run(self) -> Result<()> {
         self.check_outputs()?;
         let model = self.model.open()?;
-        match (&self.adapter, &self.method) {
-            (Some(dir), _) => Job { args: &self, model: &model }.run(by_peft_type(dir)?),
-            (_, Some(name)) => Job { args: &self, model: &model }.run(by_name(name)?),
-            (None, None) => Err(Error::config("start", "nothing", "--adapter or --method")),
-        }
+        let method = match (&self.adapter, &self.method[..]) {
+            (Some(dir), _) => by_peft_type(dir)?,
+            (None, []) => return Err(Error::config("start", "nothing", "--adapter or --method")),
+            (None, names) => by_name(&names.join("+"))?,
+        };
+        Job { args: &self, model: &model }.run(method)
     }
 
     /// Refuses outputs that cannot be, or that are what is read.
     fn check_outputs(&self) -> Result<()> {
         let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
-        let inputs = self.model.inputs(self.adapter.as_deref()).with(read.into_iter().flatten());
+        let inputs = self.model.inputs(self.adapter.as_deref());
+        let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten());
         if !self.is_done() {
             self.output.check(&inputs)?;
         }
@@ -313,6 +318,13 @@ impl Train {
     }
 }
 
+/// A finished adapter to start from, under the name of its directory.
+fn source(dir: &Path, model: &Pretrained) -> Result<Source> {
+    let (config, trained) = peft::load_as(&by_peft_type(dir)?, dir, model)?;
+    let name = dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
+    Ok(Source { name, config, trained })
+}
+
 /// Says whether the model's own head is trained on, or a new one.
 fn tell_head(model: &Pretrained, own: Option<&Head>, data: &Dataset) -> Result<()> {
     let Some(found) = model.head_for(data.purpose()?).filter(|head| head.outputs().is_some()) else { return Ok(()) };
@@ -389,8 +401,8 @@ impl Job<'_> {
         let Job { args, model } = self;
         let (modules, settings) = peft::split_modules(&args.set)?;
         let (method, adapter) = match &args.adapter {
-            Some(dir) if args.method.as_deref().is_some_and(|name| name != method.name()) => {
-                let found = args.method.as_deref().unwrap_or_default();
+            Some(dir) if !args.method.is_empty() && args.method.join("+") != method.name() => {
+                let found = args.method.join("+");
                 let expected = format!("{}, the method of {}", method.name(), dir.display());
                 return Err(Error::config("--method", found, expected));
             }
@@ -398,7 +410,10 @@ impl Job<'_> {
                 let (method, trained) = peft::load_as(&method, dir, model)?;
                 (method, Some(trained))
             }
-            None => (peft::with_words(&method, &settings)?, None),
+            None => {
+                let sources = args.source.iter().map(|dir| source(dir, model)).collect::<Result<Vec<_>>>()?;
+                (peft::with_words(&method, &settings)?.from_sources(sources), None)
+            }
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;

@@ -266,6 +266,8 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
         Some(adapter) => put("adapter_name_or_path", shown(adapter)),
         None => put("method", json!(method.name())),
     }
+    let sources: Vec<String> = args.source.iter().map(|source| source.display().to_string()).collect();
+    put("sources", if sources.is_empty() { Value::Null } else { json!(sources.join(",")) });
     put("task_name", json!(args.task));
     put("data", shown(&args.data));
     put("validation_file", args.eval.as_deref().map_or(Value::Null, shown));

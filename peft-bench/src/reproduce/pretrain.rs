@@ -10,7 +10,7 @@ use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
 use peft_core::random::Random;
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
-use peft_core::{Adapter, Base, Example, Head, Method, Place, Procedure, Result, Shape, Slot, Trained};
+use peft_core::{Adapter, Base, Example, Head, Method, Place, Result, Shape, Slot, Trained};
 use peft_partial::FullConfig;
 
 use super::say;
@@ -68,7 +68,7 @@ pub(super) fn place(made: &Path, name: &str, settings: &str) -> PathBuf {
 
 /// Trains a base and its head, with what `beside` does, and writes the model into `output` with the tokenizer of `data`. Stopped, it
 /// goes on where it was.
-pub(super) fn pretrain<A: Adapter + Procedure>(
+pub(super) fn pretrain<A: Adapter>(
     (base, head, beside): (Base, Head, A),
     config: TrainConfig,
     examples: &[Example],
@@ -78,7 +78,7 @@ pub(super) fn pretrain<A: Adapter + Procedure>(
     let mut bar = Bar::new(config.steps(examples.len()));
     let checkpoints = Checkpoints { dir: output.with_extension("checkpoints"), every: None, resume: true };
     let trainer = Trainer::new(config).with_checkpoints(checkpoints.clone());
-    let (trained, base) = signals::by_steps(|| trainer.run(&base, trained, examples, None, &mut bar))?;
+    let trained = signals::by_steps(|| trainer.run(&base, trained, examples, None, &mut bar))?;
     let merged = FullConfig::merge(&trained.tuner.1).map_or(base.clone(), |merge| base.merged(merge));
     let (config, dir) = (base.shape().to_config(), Some(data.to_path_buf()));
     let model = Pretrained { head: None, config, dir, ..Pretrained::of(base) };

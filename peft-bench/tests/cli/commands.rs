@@ -125,8 +125,29 @@ fn a_method_beside_an_adapter_is_checked() {
     let args = ["train", "--model", &model, "--data", &data, "--steps", "1", "--output", &output, "--adapter", &lora];
     names(&fail(&[&args[..], &["--method", "prefix"]].concat()), &["--method", "prefix", "expected lora", &lora]);
     succeed(&[&args[..], &["--method", "lora"]].concat());
-    // Two methods are an error.
-    names(&fail(&["train", "--method", "lora", "--method", "prefix"]), &["--method", "multiple times"]);
+}
+
+/// Two methods are trained, saved, loaded and served together; a setting goes to the one that has it.
+#[test]
+fn several_methods_at_once() {
+    let (folder, model) = (Folder::new(), golden("peft-core", "roberta-classify").to_string_lossy().into_owned());
+    let (data, output) = (folder.data(), folder.path("out"));
+    let args = ["train", "--model", &model, "--data", &data, "--steps", "2", "--method", "lora", "--method", "prefix"];
+    let sets = ["--set", "r=3", "--set", "prefix.num_virtual_tokens=4"];
+    succeed(&[&args[..], &sets, &["--output", &output]].concat());
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{output}/adapter_config.json")).unwrap()).unwrap();
+    let [lora, prefix] = [0, 1].map(|i| config["parts"][i].clone());
+    assert_eq!((&lora["peft_type"], &lora["r"]), (&"LORA".into(), &3.into()));
+    assert_eq!((&prefix["peft_type"], &prefix["num_virtual_tokens"]), (&"PREFIX_TUNING".into(), &4.into()));
+    let predict = ["predict", "--model", &model, "--adapter", &output, "--data", &data];
+    succeed(&predict);
+    let again = folder.path("again");
+    succeed(&["train", "--config", &format!("{output}/train.yaml"), "--output", &again]);
+    let bytes = |dir: &str| fs::read(format!("{dir}/adapter_model.safetensors")).unwrap();
+    assert!(bytes(&again) == bytes(&output));
+    let twice = ["train", "--model", &model, "--data", &data, "--method", "lora", "--method", "lora", "--set", "r=3"];
+    names(&fail(&[&twice[..], &["--output", &folder.path("twice")]].concat()), &["--set r", "several", "lora.r"]);
 }
 
 #[test]

@@ -7,12 +7,16 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::AnyTuner;
+use super::composed::Composed;
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
-use crate::{Base, Key, Merge, Method, Result, Shape, Start, Trained};
+use crate::{Base, Key, Method, Result, Shape, Source, Start, Trained};
 
-/// A configuration of any method.
+/// A configuration of any method, with the adapters that it starts from.
 #[derive(Clone)]
-pub struct AnyMethod(Arc<dyn Erased>);
+pub struct AnyMethod {
+    method: Arc<dyn Erased>,
+    sources: Arc<[Source]>,
+}
 
 /// The form of a method in AdapterHub's files, see [`AdapterHub`].
 pub struct HubForm<'a> {
@@ -44,15 +48,17 @@ macro_rules! forwarded {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         impl AnyMethod {
             $($(#[$doc])* pub fn $name(&self, $($arg: $type),*) -> $result {
-                self.0.$name($($arg),*)
+                self.method.$name($($arg),*)
             })*
         }
     };
 }
 
 forwarded! {
-    /// [`Method::NAME`].
-    name() -> &'static str;
+    /// [`Method::NAME`]; of several methods at once, their names with `+` between.
+    name() -> &str;
+    /// Of several methods at once, these.
+    parts() -> &[AnyMethod];
     /// [`Method::PEFT_TYPE`].
     peft_type() -> &'static str;
     /// [`Method::ADDS`].
@@ -67,8 +73,6 @@ forwarded! {
     settings() -> Map<String, Value>;
     /// The method with its default settings but for these. The error is the key and what is wrong.
     with_settings(settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
-    /// See [`Method::init`].
-    init(base: &Base, seed: u64) -> Result<AnyTuner>;
     /// See [`Method::count`].
     count(shape: &Shape) -> Result<usize>;
     /// See [`Method::checked_count`].
@@ -97,12 +101,26 @@ forwarded! {
     taken_out(tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner>;
     /// The method with its default settings.
     with_defaults() -> AnyMethod;
+    /// A base with the tuner folded in, if the method has a weight-space form: see [`Method::merge`].
+    merged(tuner: &AnyTuner, base: &Base) -> Option<Base>;
 }
 
 impl AnyMethod {
     /// Forgets the type.
     pub fn new<M: Method>(method: M) -> Self {
-        AnyMethod(Arc::new(method))
+        AnyMethod::erased(method)
+    }
+
+    /// The `peft_type` of several methods at once.
+    pub const COMPOSED: &'static str = "COMPOSED";
+
+    /// Several methods at once, the first the outermost: each with its own settings and steps, in files under its number.
+    pub fn composed(parts: Vec<AnyMethod>) -> Self {
+        Composed::of(parts)
+    }
+
+    pub(super) fn erased(method: impl Erased + 'static) -> Self {
+        AnyMethod { method: Arc::new(method), sources: Arc::new([]) }
     }
 
     /// A method with its default settings.
@@ -110,9 +128,19 @@ impl AnyMethod {
         AnyMethod::new(M::default())
     }
 
+    /// The same method, which starts from these adapters.
+    pub fn from_sources(self, sources: impl Into<Arc<[Source]>>) -> Self {
+        AnyMethod { sources: sources.into(), ..self }
+    }
+
+    /// See [`Method::init_from`].
+    pub fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner> {
+        self.method.init_from(base, seed, &self.sources)
+    }
+
     /// The configuration, if it is of this type.
     pub fn downcast_ref<M: Method>(&self) -> Option<&M> {
-        self.0.as_any().downcast_ref()
+        self.method.as_any().downcast_ref()
     }
 
     /// The configuration and the tuner of a method of this type.
@@ -125,15 +153,10 @@ impl AnyMethod {
         (config.clone(), Trained { tuner: taken::<M>(tuner), head, copies })
     }
 
-    /// See [`Method::merge`].
-    pub fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge> {
-        self.0.merge(tuner)
-    }
-
     /// See [`Method::adapterhub`].
     pub fn adapterhub(&self) -> Option<HubForm<'_>> {
-        let (kind, free) = self.0.hub()?;
-        Some(HubForm { kind, free, method: &*self.0 })
+        let (kind, free) = self.method.hub()?;
+        Some(HubForm { kind, free, method: &*self.method })
     }
 }
 
@@ -145,7 +168,7 @@ impl<M: Method> From<M> for AnyMethod {
 
 impl Debug for AnyMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.method.fmt(f)
     }
 }
 
@@ -156,9 +179,10 @@ impl PartialEq for AnyMethod {
 }
 
 /// [`Method`] without its types.
-trait Erased: Debug + Send + Sync {
+pub(super) trait Erased: Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
+    fn parts(&self) -> &[AnyMethod];
     fn peft_type(&self) -> &'static str;
     fn adds(&self) -> bool;
     fn own_settings(&self) -> &'static [&'static str];
@@ -166,7 +190,7 @@ trait Erased: Debug + Send + Sync {
     fn head_prefix(&self) -> &'static str;
     fn settings(&self) -> Map<String, Value>;
     fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
-    fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner>;
+    fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner>;
     fn count(&self, shape: &Shape) -> Result<usize>;
     fn checked_count(&self, shape: &Shape) -> Result<usize>;
     fn virtual_tokens(&self) -> usize;
@@ -181,7 +205,7 @@ trait Erased: Debug + Send + Sync {
     fn started(&self, start: Start) -> AnyMethod;
     fn taken_out(&self, tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner>;
     fn with_defaults(&self) -> AnyMethod;
-    fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge>;
+    fn merged(&self, tuner: &AnyTuner, base: &Base) -> Option<Base>;
     fn hub(&self) -> Option<(Kind, &'static [&'static str])>;
     fn hub_fields(&self, shape: &Shape) -> Result<Fields>;
     fn hub_config(&self, fields: &Fields, shape: &Shape) -> Result<AnyMethod>;
@@ -205,8 +229,11 @@ impl<M: Method> Erased for M {
     fn as_any(&self) -> &dyn Any {
         self
     }
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         M::NAME
+    }
+    fn parts(&self) -> &[AnyMethod] {
+        &[]
     }
     fn peft_type(&self) -> &'static str {
         M::PEFT_TYPE
@@ -239,8 +266,8 @@ impl<M: Method> Erased for M {
         let whole = serde_json::from_value::<M>(Value::Object(settings));
         whole.map(AnyMethod::new).map_err(|error| ("content".into(), error.to_string()))
     }
-    fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner> {
-        Method::init(self, base, seed).map(AnyTuner::new)
+    fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner> {
+        Method::init_from(self, base, seed, sources).map(AnyTuner::new)
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         Method::count(self, shape)
@@ -284,8 +311,8 @@ impl<M: Method> Erased for M {
     fn with_defaults(&self) -> AnyMethod {
         AnyMethod::of::<M>()
     }
-    fn merge<'a>(&self, tuner: &'a AnyTuner) -> Option<&'a dyn Merge> {
-        M::merge(own::<M>(tuner))
+    fn merged(&self, tuner: &AnyTuner, base: &Base) -> Option<Base> {
+        M::merge(own::<M>(tuner)).map(|merge| base.merged(merge))
     }
     fn hub(&self) -> Option<(Kind, &'static [&'static str])> {
         M::adapterhub().map(|form| (form.kind, form.free))

@@ -1,8 +1,8 @@
 //! A tuner whose type is known only when the program runs.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::sync::Arc;
 
 use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor};
 use burn::optim::GradientsParams;
@@ -10,8 +10,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::ranks::{Across, Mapper, Visitor};
 use crate::random::{Noise, Random};
-use crate::train::{Optim, Probe};
-use crate::{AnyAdapter, Base, Batch, Hidden, Procedure, Result, Tuner};
+use crate::train::{Optim, Phase, Probe};
+use crate::{AnyAdapter, Base, Batch, Hidden, Procedure, Readout, Result, Tuner};
 
 /// A tuner of any type. Trainer, files and prediction are compiled for this one; its tensors have the names and ids of the tuner's own.
 pub struct AnyTuner(Box<dyn Erased>);
@@ -55,31 +55,24 @@ trait Erased: Debug + Send + Sync {
     fn content(&self, content: Content) -> Option<Content>;
 
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
-    fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<Base>>;
+    fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>>;
+    fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>>;
     fn check_tasks(&self, tasks: &[usize]) -> Result<()>;
     fn as_adapter(&self) -> Option<&dyn AnyAdapter>;
 
-    fn prepare(self: Box<Self>, base: Base, data: Probe<'_>) -> Result<(AnyTuner, Base)>;
+    fn phases(&self, steps: usize) -> Vec<Phase>;
+    fn prepare(self: Box<Self>, base: &Base, data: Probe<'_>) -> Result<AnyTuner>;
+    fn resumed(self: Box<Self>, base: &Base, phase: usize, shapes: &BTreeMap<String, Vec<usize>>) -> Result<AnyTuner>;
     fn sample(self: Box<Self>, random: &mut Random) -> AnyTuner;
     fn couples_samples(&self) -> bool;
+    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>>;
     fn penalty(&self) -> Option<Tensor<1>>;
     fn rate(&self, name: &str, rate: f64) -> f64;
     fn decays(&self, name: &str) -> bool;
     fn may_rest(&self, name: &str) -> bool;
     fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams;
-    fn changes_base(&self) -> bool;
-    fn after_step(
-        self: Box<Self>,
-        base: Base,
-        optim: &mut Optim,
-        before: &AnyTuner,
-        step: usize,
-    ) -> Result<(AnyTuner, Base)>;
-    fn finish(self: Box<Self>, base: Base) -> Result<(AnyTuner, Base)>;
-}
-
-fn erased<T: Procedure + 'static>((tuner, base): (T, Base)) -> (AnyTuner, Base) {
-    (AnyTuner::new(tuner), base)
+    fn after_step(self: Box<Self>, base: &Base, optim: &mut Optim, before: &AnyTuner, step: usize) -> Result<AnyTuner>;
+    fn finish(self: Box<Self>, base: &Base) -> Result<AnyTuner>;
 }
 
 impl<T: Procedure + 'static> Erased for T {
@@ -124,8 +117,11 @@ impl<T: Procedure + 'static> Erased for T {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         Tuner::run(self, base, batch)
     }
-    fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
-        Tuner::rewritten(self, base, noise)
+    fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
+        Tuner::logits(self, readout)
+    }
+    fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Tuner::viewed(self, base, noise)
     }
     fn check_tasks(&self, tasks: &[usize]) -> Result<()> {
         Tuner::check_tasks(self, tasks)
@@ -134,14 +130,23 @@ impl<T: Procedure + 'static> Erased for T {
         Tuner::as_adapter(self)
     }
 
-    fn prepare(self: Box<Self>, base: Base, data: Probe<'_>) -> Result<(AnyTuner, Base)> {
-        Procedure::prepare(*self, base, data).map(erased)
+    fn phases(&self, steps: usize) -> Vec<Phase> {
+        Procedure::phases(self, steps)
+    }
+    fn prepare(self: Box<Self>, base: &Base, data: Probe<'_>) -> Result<AnyTuner> {
+        Procedure::prepare(*self, base, data).map(AnyTuner::new)
+    }
+    fn resumed(self: Box<Self>, base: &Base, phase: usize, shapes: &BTreeMap<String, Vec<usize>>) -> Result<AnyTuner> {
+        Procedure::resumed(*self, base, phase, shapes).map(AnyTuner::new)
     }
     fn sample(self: Box<Self>, random: &mut Random) -> AnyTuner {
         AnyTuner::new(Procedure::sample(*self, random))
     }
     fn couples_samples(&self) -> bool {
         Procedure::couples_samples(self)
+    }
+    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        Procedure::loss(self, readout)
     }
     fn penalty(&self) -> Option<Tensor<1>> {
         Procedure::penalty(self)
@@ -158,21 +163,12 @@ impl<T: Procedure + 'static> Erased for T {
     fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {
         Procedure::gradients(self, gradients, step)
     }
-    fn changes_base(&self) -> bool {
-        Procedure::changes_base(self)
-    }
-    fn after_step(
-        self: Box<Self>,
-        base: Base,
-        optim: &mut Optim,
-        before: &AnyTuner,
-        step: usize,
-    ) -> Result<(AnyTuner, Base)> {
+    fn after_step(self: Box<Self>, base: &Base, optim: &mut Optim, before: &AnyTuner, step: usize) -> Result<AnyTuner> {
         let before = before.downcast_ref().unwrap_or_else(|| unreachable!("a step keeps the type of what it trains"));
-        Procedure::after_step(*self, base, optim, before, step).map(erased)
+        Procedure::after_step(*self, base, optim, before, step).map(AnyTuner::new)
     }
-    fn finish(self: Box<Self>, base: Base) -> Result<(AnyTuner, Base)> {
-        Procedure::finish(*self, base).map(erased)
+    fn finish(self: Box<Self>, base: &Base) -> Result<AnyTuner> {
+        Procedure::finish(*self, base).map(AnyTuner::new)
     }
 }
 
@@ -227,8 +223,11 @@ impl Tuner for AnyTuner {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         self.0.run(base, batch)
     }
-    fn rewritten(&self, base: &Base, noise: Option<Arc<Noise>>) -> Result<Option<Base>> {
-        self.0.rewritten(base, noise)
+    fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
+        self.0.logits(readout)
+    }
+    fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        self.0.viewed(base, noise)
     }
     fn check_tasks(&self, tasks: &[usize]) -> Result<()> {
         self.0.check_tasks(tasks)
@@ -239,14 +238,23 @@ impl Tuner for AnyTuner {
 }
 
 impl Procedure for AnyTuner {
-    fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+    fn phases(&self, steps: usize) -> Vec<Phase> {
+        self.0.phases(steps)
+    }
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         self.0.prepare(base, data)
+    }
+    fn resumed(self, base: &Base, phase: usize, shapes: &BTreeMap<String, Vec<usize>>) -> Result<Self> {
+        self.0.resumed(base, phase, shapes)
     }
     fn sample(self, random: &mut Random) -> Self {
         self.0.sample(random)
     }
     fn couples_samples(&self) -> bool {
         self.0.couples_samples()
+    }
+    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        self.0.loss(readout)
     }
     fn penalty(&self) -> Option<Tensor<1>> {
         self.0.penalty()
@@ -263,13 +271,10 @@ impl Procedure for AnyTuner {
     fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {
         self.0.gradients(gradients, step)
     }
-    fn changes_base(&self) -> bool {
-        self.0.changes_base()
-    }
-    fn after_step(self, base: Base, optim: &mut Optim, before: &Self, step: usize) -> Result<(Self, Base)> {
+    fn after_step(self, base: &Base, optim: &mut Optim, before: &Self, step: usize) -> Result<Self> {
         self.0.after_step(base, optim, before, step)
     }
-    fn finish(self, base: Base) -> Result<(Self, Base)> {
+    fn finish(self, base: &Base) -> Result<Self> {
         self.0.finish(base)
     }
 }

@@ -48,8 +48,8 @@ pub fn next_logits<T: Tuner>(
 ) -> Result<Vec<Vec<f32>>> {
     check_head(&trained.head)?;
     let trained = &Module::valid(trained);
-    if let Some((base, trained)) = trained.rewritten(base, None)? {
-        return next_logits(&base, &trained, prompts);
+    if let Some(view) = trained.view(base, None)? {
+        return next_logits(base, &view, prompts);
     }
     let prompts = owned(prompts);
     let same = |i: usize| prompts.iter().all(|p| p.task == prompts[0].task && p.ids[i] == prompts[0].ids[i]);
@@ -85,8 +85,8 @@ pub fn generate<T: Tuner>(
     check_head(&trained.head)?;
     let stop = config.eos_token_id.clone().unwrap_or_else(|| shape.stop.iter().map(|id| *id as u32).collect());
     let trained = Module::valid(trained);
-    if let Some((base, trained)) = trained.rewritten(base, None)? {
-        return generate(&base, &trained, prompts, config, follow);
+    if let Some(view) = trained.view(base, None)? {
+        return generate(base, &view, prompts, config, follow);
     }
     let prompts = owned(prompts);
     let mut decoder = Decoder::new(base, &trained, &prompts, config.use_cache, config.decoder_start_token_id)?;

@@ -15,6 +15,16 @@ use crate::{AnyMethod, Error, Few, Method, Result, Shape, Start};
 pub(super) const PEFT_FILES: &str =
     "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
 
+/// The `peft_type` of each part of an adapter directory of several methods at once.
+pub fn part_types(dir: &Path) -> Result<Vec<String>> {
+    let path = dir.join("adapter_config.json");
+    let wrong = |found: String| Error::file(&path, "parts", found, "a list of settings, each with its peft_type");
+    let fields = read_json(&path)?;
+    let parts = fields.get("parts").and_then(Value::as_array).ok_or_else(|| wrong("nothing".into()))?;
+    let kind = |part: &Value| part.get("peft_type").and_then(Value::as_str).map(str::to_string);
+    parts.iter().map(|part| kind(part).ok_or_else(|| wrong(part.to_string()))).collect()
+}
+
 /// The `peft_type` of an adapter directory.
 pub fn peft_type(dir: &Path) -> Result<String> {
     let path = dir.join("adapter_config.json");
@@ -191,8 +201,35 @@ pub fn from_settings<M: Method>(settings: &[String]) -> Result<M> {
     Ok(method.downcast_ref().cloned().unwrap_or_else(|| unreachable!("settings change no type")))
 }
 
-/// A method's configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`.
+/// [`with_words`] of several methods at once.
+fn composed(parts: &[AnyMethod], settings: &[String]) -> Result<AnyMethod> {
+    let mut words = vec![vec![]; parts.len()];
+    for setting in settings {
+        let key = setting.split('=').next().unwrap_or_default();
+        let named = parts.iter().position(|part| key.split_once('.').is_some_and(|(name, _)| name == part.name()));
+        let having: Vec<usize> =
+            (0..parts.len()).filter(|i| parts[*i].with_defaults().settings().contains_key(key)).collect();
+        let (part, word) = match (named, &having[..]) {
+            (Some(part), _) => (part, setting[parts[part].name().len() + 1..].to_string()),
+            (None, [part]) => (*part, setting.clone()),
+            (None, _) => {
+                let names = parts.iter().map(|part| format!("{}.{key}", part.name())).collect::<Vec<_>>().join(" or ");
+                let found = if having.is_empty() { "a setting of none of the methods" } else { "a setting of several" };
+                return Err(Error::config(format!("--set {key}"), found, names));
+            }
+        };
+        words[part].push(word);
+    }
+    let parts = parts.iter().zip(words).map(|(part, words)| with_words(part, &words));
+    parts.collect::<Result<_>>().map(AnyMethod::composed)
+}
+
+/// A method's configuration from `key=value` words, on top of the defaults. Values are JSON, or text; lists may be written `a,b`. Of
+/// several methods at once a word goes to the one that has such a setting, or to the one that it names, `lora.r=8`.
 pub fn with_words(method: &AnyMethod, settings: &[String]) -> Result<AnyMethod> {
+    if !method.parts().is_empty() && !settings.iter().any(|setting| setting.starts_with("parts=")) {
+        return composed(method.parts(), settings);
+    }
     let own = method.with_defaults().settings();
     let mut fields = Map::new();
     for setting in settings {

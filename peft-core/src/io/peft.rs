@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Pretrained;
 use super::config;
-pub use super::config::{from_settings, peft_type, split_modules, with_words};
+pub use super::config::{from_settings, part_types, peft_type, split_modules, with_words};
 use super::heads::Told;
 use super::leftovers;
 use super::tensors::{Contents, Taker};

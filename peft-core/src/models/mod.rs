@@ -177,12 +177,6 @@ impl Base {
         self.weight(if self.shape.tied { self.shape.words() } else { VOCABULARY })
     }
 
-    /// The places of its tensors.
-    #[cfg(feature = "train")]
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = (Site, Slot)> {
-        self.weights.keys().map(|site| (*site, Slot::Weight)).chain(self.vectors.keys().copied())
-    }
-
     /// Whether the decoder behind an encoder has another word table than that.
     #[cfg(feature = "load")]
     pub(crate) fn has_two_word_tables(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The conformance suite: eleven properties that every method has, or names as skipped with a reason, which is checked too.
+//! The conformance suite: twelve properties that every method has, or names as skipped with a reason, which is checked too.
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
@@ -8,9 +8,10 @@ use super::tolerances::{MERGED, SAME_FUNCTION, Tolerance};
 use super::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
 use crate::generate::{GenerateConfig, Prompt, generate};
 use crate::random::Random;
+use crate::train::{Checkpoints, Observer, Optim, StepReport, TrainConfig, Trainer};
 use crate::view::{Visit, tensors, trainable, visit};
 use crate::{
-    AnyMethod, AnyTuner, Bare, Base, Batch, Example, Head, Hidden, LanguageModel, Trained, Tuner, io, train::Optim,
+    AnyMethod, AnyTuner, Bare, Base, Batch, Example, Head, Hidden, Label, LanguageModel, Source, Trained, Tuner, io,
 };
 
 /// Generates one test for each property, on every architecture:
@@ -26,24 +27,27 @@ use crate::{
 /// - C9 a few steps lower the loss
 /// - C10 two backends agree (run where `PEFT_DEVICE` names another than flex)
 /// - C11 a text is generated alike with and without what is kept of earlier tokens (on T5 and LLaMA)
+/// - C12 a run of the trainer that is killed and taken up, with other threads, ends with the same bits, which are saved and loaded
 ///
 /// `conformance!(config)`, or `conformance!(config, skip(C3: "prompts do not merge"))`. A skipped property must really
 /// fail. A method that some architectures cannot have is put to the test on others with
-/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere.
+/// `only(ENCODERS: "the reason")`; it must then refuse to start elsewhere. One that starts from finished adapters is given
+/// `from(sources)`, a function that makes them for a base.
 #[macro_export]
 macro_rules! conformance {
-    ($config:expr $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
-        $crate::conformance!(@tests $config, [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
-            c1 c2 c3 c4 c5 c6 c7 c8 c9 c10 c11);
+    ($config:expr $(, from($sources:ident))? $(, only($shapes:ident: $why:literal))? $(, skip($($check:ident: $reason:literal),*))?) => {
+        $crate::conformance!(@tests $config, [$($sources as fn(&$crate::Base) -> Vec<$crate::Source>)?],
+            [$(($shapes.as_slice(), $why))?], [$($((stringify!($check), $reason)),*)?],
+            c1 c2 c3 c4 c5 c6 c7 c8 c9 c10 c11 c12);
     };
-    (@tests $config:expr, $only:tt, $skips:tt, $($check:ident)*) => {
+    (@tests $config:expr, $sources:tt, $only:tt, $skips:tt, $($check:ident)*) => {
         mod conformance {
             use super::*;
             $(
                 #[test]
                 fn $check() {
                     $crate::testing::conformance::check(
-                        stringify!($check), $crate::testing::conformance::$check, &$crate::AnyMethod::new($config), &$only, &$skips);
+                        stringify!($check), $crate::testing::conformance::$check, &$crate::AnyMethod::from($config), &$sources, &$only, &$skips);
                 }
             )*
         }
@@ -61,6 +65,7 @@ pub fn check(
     name: &str,
     check: fn(&AnyMethod, &Base) -> Finding,
     config: &AnyMethod,
+    sources: &[fn(&Base) -> Vec<Source>],
     only: &[(&[&str], &str)],
     skips: &[(&str, &str)],
 ) {
@@ -68,6 +73,7 @@ pub fn check(
     let mut findings = vec![];
     for shape in SHAPES {
         let base = base(shape, &device());
+        let config = &sources.iter().fold(config.clone(), |config, of| config.from_sources(of(&base)));
         match only.iter().find(|(shapes, _)| !shapes.contains(&shape)) {
             Some((_, reason)) => {
                 assert!(config.init(&base, 0).is_err(), "{} starts on {shape} ({reason})", config.name())
@@ -153,10 +159,9 @@ pub fn c2(config: &AnyMethod, base: &Base) -> Finding {
 /// C3: merged equals unmerged, on a random state; the base itself keeps its bits.
 pub fn c3(config: &AnyMethod, base: &Base) -> Finding {
     let (tuner, batch) = (random(config, base)?.valid(), batch(base));
-    let merge = config.merge(&tuner).ok_or("the method has no weight-space form")?;
     let (before, bare) = (base.fingerprint(), run(&Bare {}, base, &batch)?);
     let unmerged = run(&tuner, base, &batch)?;
-    let merged = base.merged(merge);
+    let merged = config.merged(&tuner, base).ok_or("the method has no weight-space form")?;
     within(&run(&Bare {}, &merged, &batch)?, &unmerged, MERGED, "merged")?;
     if difference(&bare, &unmerged) <= MERGED.0 {
         return Err("the random state does not change the model: nothing was tested".into());
@@ -333,4 +338,64 @@ pub fn c11(config: &AnyMethod, base: &Base) -> Finding {
         }
     }
     Ok(())
+}
+
+/// Stops a run after a step, as a kill would.
+struct Kill(usize);
+
+impl Observer for Kill {
+    fn step(&mut self, report: &StepReport) -> crate::Result<()> {
+        match report.step > self.0 {
+            true => Err(crate::Error::config("run", "killed", "to go on")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// C12: a run of the trainer with dropout, accumulation and weight decay ends with the same bits when it is killed and taken up with
+/// other threads; what it ends with is saved and loaded.
+pub fn c12(config: &AnyMethod, base: &Base) -> Finding {
+    let text = |e: crate::Error| e.to_string();
+    let data: Vec<Example> = examples(base).into_iter().cycle().take(8).collect();
+    let head = match data[0].label {
+        Some(Label::Words(_)) => Head::LanguageModel(LanguageModel {}),
+        _ => Head::classifier(base, 2, 3),
+    };
+    let settings = TrainConfig {
+        gradient_accumulation_steps: 2,
+        weight_decay: 0.1,
+        dropout: Some(0.1),
+        micro_rows: 12,
+        threads: 1,
+        ..TrainConfig::new(1e-2).with_batch_size(2).with_steps(6)
+    };
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let run = |threads: usize, kill: Option<usize>| -> crate::Result<Trained<AnyTuner>> {
+        let dir = folder.path().join("checkpoints");
+        let mut trainer = Trainer::new(TrainConfig { threads, ..settings.clone() });
+        if threads > 1 {
+            let resume = dir.exists();
+            trainer = trainer.with_checkpoints(Checkpoints { dir, every: Some(1), resume });
+        }
+        let trained = Trained::new(config.init(base, 3)?, head.clone())?;
+        trainer.run(base, trained, &data, None, &mut Kill(kill.unwrap_or(usize::MAX)))
+    };
+    let whole = run(1, None).map_err(text)?;
+    for kill in [1, 3, 4] {
+        if run(2, Some(kill)).is_ok() {
+            return Err(format!("the run was not killed after step {kill}"));
+        }
+    }
+    let taken_up = run(2, None).map_err(text)?;
+    if tensors(&taken_up) != tensors(&whole) {
+        return Err("a run that was killed ends with other bits".into());
+    }
+    let path = folder.path().join("adapter");
+    io::peft::save(&path, config, &taken_up, base.shape(), &io::peft::Labels::default(), &[]).map_err(text)?;
+    let (config, loaded) = io::peft::load_as(config, &path, base).map_err(text)?;
+    let (saved, read) = (tensors(&config.to_saved(taken_up.tuner)), tensors(&loaded.tuner));
+    match saved.iter().find(|(name, data)| read.get(*name) != Some(data)) {
+        Some((name, _)) => Err(format!("{name} is loaded with other values than the run ended with")),
+        None => Ok(()),
+    }
 }

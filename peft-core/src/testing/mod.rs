@@ -6,11 +6,11 @@ pub mod equivalence;
 pub mod fixtures;
 pub mod golden;
 pub mod recorded;
-mod rewriting;
 pub mod tolerances;
+mod views;
 mod warned;
 
 pub use equivalence::{assert_close, difference, states};
 pub use fixtures::{base, batch, device, examples, randomized};
-pub use rewriting::rewriting_once_is_as_by_hooks;
+pub use views::a_view_is_as_by_hooks;
 pub use warned::warnings;

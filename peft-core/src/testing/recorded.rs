@@ -44,9 +44,9 @@ impl Recorded {
     /// If the method refuses model or data.
     pub fn begin<T: Procedure>(&self, settings: &TrainConfig, tuner: T) -> Run<T> {
         let probe = Probe::new(&self.head, &self.examples).with_run(settings);
-        let (tuner, base) = tuner.prepare(self.base.clone(), probe).unwrap_or_else(|e| panic!("{e}"));
+        let tuner = tuner.prepare(&self.base, probe).unwrap_or_else(|e| panic!("{e}"));
         let trained = Trained::new(tuner, self.head.clone());
-        trained.and_then(|trained| Run::new(settings, base, trained)).unwrap_or_else(|e| panic!("{e}"))
+        trained.and_then(|trained| Run::new(settings, self.base.clone(), trained)).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// What files call a tensor of the head.

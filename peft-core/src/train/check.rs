@@ -40,15 +40,6 @@ impl Before {
         let unmoved = fingerprints(trained).into_iter().filter(still).map(|(name, _)| name);
         if steps > 1 { unmoved.collect() } else { vec![] }
     }
-
-    /// The frozen base has the bits that it had.
-    pub(super) fn kept(&self, base: &Base) -> Result<()> {
-        if base.fingerprint() != self.base {
-            let detail = "a frozen tensor has other bits than before the run".to_string();
-            return Err(Error::Check { what: "nothing frozen moves", detail });
-        }
-        Ok(())
-    }
 }
 
 /// What it means that these tensors did not move: a gradient of zero is the data's doing and is said (the attention of a decoder

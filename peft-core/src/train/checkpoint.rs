@@ -16,8 +16,8 @@ use serde_json::Value;
 use super::{Procedure, Run};
 use crate::files::{LOCK, is_partial, lock, read_json, remove_partial, verify, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
-use crate::view::{tensors, with_values};
-use crate::{Error, Result};
+use crate::view::tensors;
+use crate::{Error, Example, Result};
 
 /// How long a run goes on without a checkpoint where no number of steps is given.
 const INTERVAL: Duration = Duration::from_secs(20);
@@ -169,14 +169,14 @@ impl Store {
 
     /// Brings a run to the state of the newest checkpoint that verifies; says why each newer one was skipped. A checkpoint
     /// of another run is an error.
-    pub(super) fn load<T: Procedure>(&mut self, run: &mut Run<T>) -> Result<(Best, Vec<String>)> {
+    pub(super) fn load<T: Procedure>(&mut self, run: &mut Run<T>, data: &[Example]) -> Result<(Best, Vec<String>)> {
         let mut skipped = Vec::new();
         for step in self.steps()? {
             let path = self.path(step);
             match verify(&path) {
                 Ok(_) => {
                     self.saved.0 = step;
-                    return Ok((self.restore(&path, run)?, skipped));
+                    return Ok((self.restore(&path, run, data)?, skipped));
                 }
                 // What the system does not let us read may be whole.
                 Err(Error::Io { action, path, source }) if source.kind() != ErrorKind::NotFound => {
@@ -195,10 +195,11 @@ impl Store {
         Ok((Best::default(), skipped))
     }
 
-    fn restore<T: Procedure>(&self, path: &Path, run: &mut Run<T>) -> Result<Best> {
+    fn restore<T: Procedure>(&self, path: &Path, run: &mut Run<T>, data: &[Example]) -> Result<Best> {
         let state: State = parse(&path.join(STATE))?;
         same(&path.join(STATE), "run", &state.run, &self.run)?;
-        run.trained = with_values(run.trained.clone(), &read(&path.join(TRAINED))?)?;
+        let file = path.join(TRAINED);
+        run.trained = run.restored(state.step, data, &read(&file)?).map_err(|error| error.in_file(&file))?;
         let states = StateSink {
             tensors: read(&path.join(OPTIMIZER))?.into_iter().collect(),
             scalars: state.scalars.into_iter().map(|(name, number)| (name, number.into())).collect(),

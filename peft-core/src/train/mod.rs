@@ -21,11 +21,11 @@ pub mod micro;
 #[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
-mod rewritten;
-#[cfg(feature = "train")]
 mod run;
 #[cfg(feature = "train")]
 mod trainer;
+#[cfg(feature = "train")]
+mod views;
 
 #[cfg(feature = "train")]
 pub use checkpoint::Checkpoints;
@@ -39,7 +39,7 @@ pub use optim::Optim;
 #[cfg(feature = "train")]
 pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, log_sum_exp, measure, predict};
 pub use probe::Probe;
-pub use procedure::Procedure;
+pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]
 pub use run::{Run, StepReport};
 #[cfg(feature = "train")]

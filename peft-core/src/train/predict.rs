@@ -30,8 +30,8 @@ pub fn predict<T: Tuner>(
     workers: &Workers,
 ) -> Result<Vec<Logits>> {
     let trained = trained.valid();
-    if let Some((base, trained)) = trained.rewritten(base, None)? {
-        return predict(&base, &trained, examples, workers);
+    if let Some(view) = trained.view(base, None)? {
+        return predict(base, &view, examples, workers);
     }
     let one = |i: usize| {
         let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
@@ -70,6 +70,9 @@ pub fn encode<T: Tuner>(
     workers: &Workers,
 ) -> Result<Vec<TextStates>> {
     let trained = trained.valid();
+    if let Some(view) = trained.view(base, None)? {
+        return encode(base, &view, examples, workers);
+    }
     let one = |i: usize| {
         let hidden = trained.run(base, &base.batch(&[&examples[i]])?)?;
         let states = hidden.tokens();
@@ -116,8 +119,8 @@ pub fn measure<T: Tuner>(
         return evaluate(&predict(base, trained, examples, workers)?, examples, classes);
     }
     let trained = trained.valid();
-    if let Some((base, trained)) = trained.rewritten(base, None)? {
-        return measure(&base, &trained, (examples, classes), workers);
+    if let Some(view) = trained.view(base, None)? {
+        return measure(base, &view, (examples, classes), workers);
     }
     let labels = labels(examples)?;
     let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));

@@ -1,4 +1,4 @@
-//! The run as a method may look at it before the first step: the training data and the settings.
+//! The run as a method may look at it before the first step of a phase: the training data and the settings.
 
 use std::borrow::Cow;
 
@@ -15,17 +15,28 @@ pub struct Probe<'a> {
     head: &'a Head,
     examples: &'a [Example],
     run: Option<&'a TrainConfig>,
+    phase: usize,
 }
 
 impl<'a> Probe<'a> {
     /// Of these examples.
     pub fn new(head: &'a Head, examples: &'a [Example]) -> Self {
-        Probe { head, examples, run: None }
+        Probe { head, examples, run: None, phase: 0 }
     }
 
     /// Before a run with these settings.
     pub fn with_run(self, run: &'a TrainConfig) -> Self {
         Probe { run: Some(run), ..self }
+    }
+
+    /// Before a later phase, counted from 0.
+    pub fn with_phase(self, phase: usize) -> Self {
+        Probe { phase, ..self }
+    }
+
+    /// Which phase is to begin, counted from 0, see [`Procedure::phases`](super::Procedure::phases).
+    pub fn phase(&self) -> usize {
+        self.phase
     }
 
     /// The settings of the run, those that are usual if there is none.

@@ -1,28 +1,27 @@
 //! A run: its state, and one step of it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Module, ParamId};
+use burn::module::ParamId;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
 use super::optim::Update;
 use super::probe::labels;
-use super::rewritten::{Rows, with_leaves};
-use super::{Optim, Procedure, TrainConfig};
+use super::views::{back, with_leaves};
+use super::{Optim, Phase, Probe, Procedure, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
-use crate::view::{Visit, visit};
-use crate::{Base, Error, Example, Result, Trained, Tuner};
+use crate::view::{Visit, shapes, visit, with_ids_from_names, with_values};
+use crate::{Base, Error, Example, Result, Trained};
 
 /// The state of a run between two steps. Everything else is a function of the settings and the step.
 pub struct Run<T: Procedure> {
     /// What is trained.
     pub trained: Trained<T>,
-    /// The base, which some procedures change.
+    /// The frozen base.
     pub base: Base,
     /// The optimizer and its states.
     pub optim: Optim,
@@ -48,6 +47,19 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Real tokens in the batch.
     pub tokens: usize,
+    /// The phase that the step is in, of a method that trains in several.
+    pub phase: Option<&'static str>,
+}
+
+/// Where in a run of several phases a step is.
+pub(super) struct Moment {
+    /// Which phase, counted from 0.
+    pub(super) phase: usize,
+    /// How many there are.
+    pub(super) phases: usize,
+    /// Steps done of the phase.
+    done: usize,
+    of: Phase,
 }
 
 impl<T: Procedure> Run<T> {
@@ -65,12 +77,19 @@ impl<T: Procedure> Run<T> {
     /// One optimizer step on the samples that the settings choose for it. The data must be the same in each.
     pub fn step(&mut self, data: &[Example]) -> Result<StepReport> {
         let (step, total) = (self.step, self.config.steps(data.len()));
+        let Moment { phase, phases, done, of: Phase { name, steps, rate } } = self.moment(step, data)?;
+        if phase > 0 && done == 0 {
+            let probe = Probe::new(&self.trained.head, data).with_run(&self.config).with_phase(phase);
+            let tuner = self.trained.tuner.clone().prepare(&self.base, probe)?;
+            self.trained = with_ids_from_names(Trained { tuner, ..self.trained.clone() })?;
+            self.optim = Optim::of(&self.config);
+        }
         let batch = self.batch(data, step);
         let mut random = Random::new(self.config.seed, &format!("sample of step {step}"));
         let before = Trained { tuner: self.trained.tuner.clone().sample(&mut random), ..self.trained.clone() };
         let (loss, gradients) = self.gradients(&before, &batch)?;
         let (gradients, grad_norm) = self.clip(&before, gradients, step + 1)?;
-        let learning_rate = self.config.rate(step, total);
+        let learning_rate = rate * self.config.rate(done, steps);
         let mut trained = before.clone();
         let gradients = trained.tuner.gradients(gradients, step + 1);
         let of = |name: &str| match name.strip_prefix("tuner.") {
@@ -78,12 +97,55 @@ impl<T: Procedure> Run<T> {
             None => Update { rate: learning_rate, decays: true },
         };
         let trained = self.optim.update(trained, gradients, of);
-        let (tuner, base) = trained.tuner.after_step(self.base.clone(), &mut self.optim, &before.tuner, step + 1)?;
-        self.trained = Trained { tuner, head: trained.head, copies: trained.copies };
-        self.base = base;
+        let tuner = trained.tuner.after_step(&self.base, &mut self.optim, &before.tuner, step + 1)?;
+        self.trained = with_ids_from_names(Trained { tuner, head: trained.head, copies: trained.copies })?;
         self.step += 1;
         let tokens = batch.iter().map(|e| e.ids.len()).sum();
-        Ok(StepReport { step: step + 1, total, loss, learning_rate, grad_norm, tokens })
+        let phase = (phases > 1).then_some(name);
+        Ok(StepReport { step: step + 1, total, loss, learning_rate, grad_norm, tokens, phase })
+    }
+
+    /// Where in the run a step is, counted from 0.
+    pub(super) fn moment(&self, step: usize, data: &[Example]) -> Result<Moment> {
+        let total = self.config.steps(data.len());
+        let phases = self.trained.tuner.phases(total);
+        let sum: usize = phases.iter().map(|phase| phase.steps).sum();
+        if sum != total || phases.iter().any(|phase| phase.steps == 0) {
+            let steps = phases.iter().map(|phase| format!("{} of {}", phase.steps, phase.name)).collect::<Vec<_>>();
+            let expected = format!("{total} in all, at least one of each");
+            return Err(Error::config("steps", steps.join(", "), expected));
+        }
+        let count = phases.len();
+        let mut done = step;
+        for (phase, of) in phases.into_iter().enumerate() {
+            if done < of.steps || phase + 1 == count {
+                return Ok(Moment { phase, phases: count, done, of });
+            }
+            done -= of.steps;
+        }
+        unreachable!("the steps of the phases are those of the run")
+    }
+
+    /// With the tensors that the run had after this step, all of them and no others.
+    pub(super) fn restored(
+        &self,
+        step: usize,
+        data: &[Example],
+        tensors: &BTreeMap<String, TensorData>,
+    ) -> Result<Trained<T>> {
+        let phase = self.moment(step.saturating_sub(1), data)?.phase;
+        let of = |(name, data): (&String, &TensorData)| {
+            Some((name.strip_prefix("tuner.")?.to_string(), data.shape().to_vec()))
+        };
+        let tuner = self.trained.tuner.clone().resumed(&self.base, phase, &tensors.iter().filter_map(of).collect())?;
+        let trained = with_ids_from_names(Trained { tuner, ..self.trained.clone() })?;
+        let known: BTreeSet<String> = shapes(&trained).into_iter().map(|(name, _)| name).collect();
+        let other = known.iter().find(|name| !tensors.contains_key(*name));
+        match other.or_else(|| tensors.keys().find(|name| !known.contains(*name))) {
+            None => with_values(trained, tensors),
+            Some(name) if known.contains(name) => Err(Error::config(name, "no such tensor", "one: the method has it")),
+            Some(name) => Err(Error::config(name, "a tensor", "none: the method has no such tensor")),
+        }
     }
 
     /// The samples that the settings choose for a step.
@@ -125,23 +187,26 @@ impl<T: Procedure> Run<T> {
         };
         let noise =
             |samples: Vec<u32>| Noise { seed: self.config.seed, step: self.step as u64, samples: samples.into() };
-        let rewritten = trained.rewritten(&self.base, Some(Arc::new(noise(vec![]))))?;
+        let view = trained.view(&self.base, Some(&noise(vec![])))?;
         let work = |piece: usize| {
             let samples = &pieces[piece];
             let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
             let noise = noise(samples.iter().map(|i| *i as u32).collect());
-            match &rewritten {
-                Some((base, trained)) => of_piece(base, trained, (&examples, noise), count),
+            match &view {
+                Some(view) => of_piece(&self.base, view, (&examples, noise), count),
                 None => of_piece(&self.base, trained, (&examples, noise), count),
             }
         };
-        let (mut loss, mut sum, mut rows) = (0.0, GradientsParams::new(), Rows::default());
-        self.workers.run(pieces.len(), work, |(value, gradients, more)| {
+        let (mut loss, mut sum) = (0.0, GradientsParams::new());
+        self.workers.run(pieces.len(), work, |(value, gradients)| {
             loss += value;
-            sum = add(trained, std::mem::take(&mut sum), gradients);
-            rows.add(more);
+            let so_far = std::mem::take(&mut sum);
+            sum = match &view {
+                Some(view) => add(view, so_far, gradients),
+                None => add(trained, so_far, gradients),
+            };
         })?;
-        if let Some(gradients) = rewritten.and_then(|(base, _)| rows.back(&base)) {
+        if let Some(gradients) = view.and_then(|view| back(&view.tuner, &mut sum)) {
             sum = add(trained, sum, GradientsParams::from_grads(gradients, trained));
         }
         if let Some(penalty) = trained.tuner.penalty() {
@@ -174,21 +239,19 @@ impl<T: Procedure> Run<T> {
     }
 }
 
-/// The loss of a piece of a batch with `count` labels, and its gradients; those of the base's tensors apart.
-fn of_piece<T: Tuner>(
+/// The loss of a piece of a batch with `count` labels, and its gradients.
+fn of_piece<T: Procedure>(
     base: &Base,
     trained: &Trained<T>,
     (examples, noise): (&[&Example], Noise),
     count: usize,
-) -> Result<(f64, GradientsParams, Rows)> {
+) -> Result<(f64, GradientsParams)> {
     // Leaves of its own: a graph that shares them with another thread's would wait for it.
-    let (base, trained) = (with_leaves(base), trained.valid().train());
+    let trained = with_leaves(trained);
     let batch = base.batch(examples)?.with_noise(noise);
-    let loss = trained.loss(&base, &batch, &labels(examples)?)? / count as f32;
+    let loss = trained.objective(base, &batch, &labels(examples)?)? / count as f32;
     let value = f64::from(loss.clone().into_scalar::<f32>());
-    let mut gradients = loss.backward();
-    let rows = Rows::take(&base, &mut gradients);
-    Ok((value, GradientsParams::from_grads(gradients, &trained), rows))
+    Ok((value, GradientsParams::from_grads(loss.backward(), &trained)))
 }
 
 struct Norm {

@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
-use crate::view::{tensors, trainable, with_values};
+use crate::view::{tensors, trainable, with_ids_from_names};
 use crate::{
     AnyMethod, AnyTuner, Architecture, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner,
 };
@@ -75,7 +75,6 @@ struct Work<'a> {
 /// What a run gives.
 struct Finished<T: Tuner> {
     trained: Trained<T>,
-    base: Base,
     /// What the checks at its end found.
     fault: Option<Error>,
 }
@@ -84,7 +83,7 @@ struct Finished<T: Tuner> {
 #[derive(Debug)]
 pub struct Tuned<'a> {
     model: &'a Pretrained,
-    /// The base as the run left it: the model's own, unless the method changes it.
+    /// The model's base, as it is for the head's purpose.
     pub base: Base,
     /// The method's configuration.
     pub config: AnyMethod,
@@ -186,7 +185,7 @@ impl Trainer {
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let (settings, counts) = (json!([method.name(), method.settings()]), counts(&trained));
         let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
-        let Finished { trained, base, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
+        let Finished { trained, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
         let labels = Labels::of(&model.name, &model.base, data.classes.clone());
         Ok(Tuned { model, base, config: method, trained, labels, fault, counts, threads: self.config.threads })
     }
@@ -199,11 +198,11 @@ impl Trainer {
         data: &[Example],
         evaluation: Option<&[Example]>,
         observer: &mut dyn Observer,
-    ) -> Result<(Trained<T>, Base)> {
+    ) -> Result<Trained<T>> {
         let none: &[String] = &[];
-        let Finished { trained, base, fault } =
+        let Finished { trained, fault } =
             self.run_as(Value::Null, base, trained, (data, evaluation, none), observer)?;
-        fault.map_or(Ok((trained, base)), Err)
+        fault.map_or(Ok(trained), Err)
     }
 
     /// The same of a method with these settings, which tell its checkpoints from those of others.
@@ -265,15 +264,9 @@ impl Trainer {
         let Work { data, evaluation, classes, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head, copies } = trained;
-        let (tuner, base) = tuner.prepare(base.clone(), Probe::new(&head, data).with_run(config))?;
-        let changes_base = tuner.changes_base();
-        if changes_base && store.is_some() {
-            let expected = "none: this method changes the base, which checkpoints do not hold";
-            return Err(Error::config("checkpoints", "a directory", expected));
-        }
-        let own_dropout = base.shape().clone();
-        let mut run = Run::new(config, base, Trained { tuner, head, copies })?;
-        let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run))?;
+        let tuner = tuner.prepare(base, Probe::new(&head, data).with_run(config))?;
+        let mut run = Run::new(config, base.clone(), with_ids_from_names(Trained { tuner, head, copies })?)?;
+        let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run, data))?;
         observer.start(run.step, &notes)?;
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
         let tired = |best: &Best| config.early_stopping_patience.is_some_and(|patience| best.stale >= patience);
@@ -289,7 +282,11 @@ impl Trainer {
             if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
                 let metrics = run.measure(examples, classes)?;
                 observer.evaluated(run.step, &metrics)?;
-                self.compare(&mut best, &run, &metrics)?;
+                let moment = run.moment(run.step - 1, data)?;
+                // What an earlier phase gives is not what the run is to give.
+                if moment.phase + 1 == moment.phases {
+                    self.compare(&mut best, &run, &metrics)?;
+                }
             }
             let stops = observer.stops() && run.step < total;
             if let Some(store) = store.as_mut().filter(|store| stops || store.due(run.step)) {
@@ -306,16 +303,14 @@ impl Trainer {
         }
         let mut done = run.step;
         if let Some((step, _)) = best.found.filter(|_| config.load_best_model_at_end) {
-            run.trained = with_values(run.trained, &best.tensors)?;
+            run.trained = run.restored(step, data, &best.tensors)?;
             done = step;
         }
         // Of what the steps did, not of what is left after the finish, which may take some of it back.
         let unmoved = before.unmoved(&run.trained, config.moving_steps(done, total));
         let fault = judge(&mut run, data, unmoved)?;
-        let Run { trained: Trained { tuner, head, copies }, base, .. } = run;
-        let (tuner, base) = tuner.finish(base.with_shape(own_dropout))?;
-        let moved = if changes_base { None } else { before.kept(&base).err() };
-        Ok(Finished { trained: Trained { tuner, head, copies }, base, fault: fault.or(moved) })
+        let Trained { tuner, head, copies } = run.trained;
+        Ok(Finished { trained: Trained { tuner: tuner.finish(base)?, head, copies }, fault })
     }
 
     /// Whether the metric by which states are judged is one of the evaluation's.
@@ -429,10 +424,10 @@ impl<'a> Tuned<'a> {
     /// Folds the method into the base, and measures on `probe` how far the logits moved: an error above `max_difference`.
     pub fn merge(&self, probe: &[Example], max_difference: f32) -> Result<Merged<'_>> {
         let tuner = self.trained.tuner.clone().valid();
-        let merge = self.config.merge(&tuner).ok_or_else(|| {
+        let base = self.trained.copies.valid().onto(&self.base);
+        let base = self.config.merged(&tuner, &base).ok_or_else(|| {
             Error::config("merge", self.config.name(), "a method with a weight-space form (see `peft methods`)")
         })?;
-        let base = self.trained.copies.valid().onto(&self.base).merged(merge);
         let head = self.trained.head.clone();
         let workers = Workers::new(self.threads)?;
         let bare = Trained::new(crate::Bare {}, head.clone())?;

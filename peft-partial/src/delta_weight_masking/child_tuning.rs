@@ -25,11 +25,13 @@ use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
 use peft_core::train::{Optim, Probe, largest};
 use peft_core::view::{Visit, visit};
-use peft_core::{Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, slot_name};
+use peft_core::{
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, slot_name,
+};
 use serde::{Deserialize, Serialize};
 
+use crate::FullConfig;
 use crate::masking::{hold, mask_gradients};
-use crate::{Full, FullConfig};
 
 /// How the child network is chosen, by the names of the reference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,9 +99,9 @@ fn layers(shape: &Shape) -> Vec<Place> {
 /// A trainable copy of every tensor of a base, and what of it is trained.
 #[derive(Module, Debug)]
 pub struct ChildTuning {
-    full: Full,
+    full: Replaced,
     /// 1 in the child network, else 0, for the tensors of the layers; not trained. D has them once training has begun.
-    masks: Option<Full>,
+    masks: Option<Replaced>,
     #[module(skip)]
     config: ChildTuningConfig,
     /// What the masks of F are drawn from in this step.
@@ -145,16 +147,16 @@ impl Adapter for ChildTuning {
 }
 
 impl Procedure for ChildTuning {
-    fn prepare(self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         if self.config.mode == ChildMode::TaskFree {
-            return Ok((self, base));
+            return Ok(self);
         }
         let examples = data.draw(self.config.fisher_samples.unwrap_or(usize::MAX));
         let settings = data.settings();
         let layers = layers(base.shape());
         let name = |place: &Place| slot_name(place.site, place.slot);
         let squared = |norm, gradient: f32| (settings.clip(norm) as f32 * gradient).powi(2);
-        let mut scores = data.summed(&self.full, &base, examples.chunks(settings.batch_size), squared)?;
+        let mut scores = data.summed(&self.full, base, examples.chunks(settings.batch_size), squared)?;
         scores.retain(|scored, _| layers.iter().any(|place| name(place) == *scored));
         let child = largest(&scores, self.config.reserved(base.shape())?);
         let mask = |place: &Place| {
@@ -162,8 +164,8 @@ impl Procedure for ChildTuning {
             TensorData::new(values, place.dims.clone())
         };
         let (device, matrix) = (base.device(), |place: &Place| Tensor::from_data(mask(place), base.device()));
-        let masks = Full::new(layers.clone(), matrix, |place| Tensor::from_data(mask(place), device)).no_grad();
-        Ok((ChildTuning { masks: Some(masks), ..self }, base))
+        let masks = Replaced::new(&layers, matrix, |place| Tensor::from_data(mask(place), device)).no_grad();
+        Ok(ChildTuning { masks: Some(masks), ..self })
     }
 
     fn sample(self, random: &mut Random) -> Self {
@@ -192,10 +194,10 @@ impl Procedure for ChildTuning {
         }
     }
 
-    fn after_step(self, base: Base, _optim: &mut Optim, before: &Self, _step: usize) -> Result<(Self, Base)> {
-        let Some(masks) = &self.masks else { return Ok((self, base)) };
+    fn after_step(self, _base: &Base, _optim: &mut Optim, before: &Self, _step: usize) -> Result<Self> {
+        let Some(masks) = &self.masks else { return Ok(self) };
         let full = hold(&self.full, &before.full, masks);
-        Ok((ChildTuning { full, ..self }, base))
+        Ok(ChildTuning { full, ..self })
     }
 }
 

@@ -30,12 +30,13 @@ use peft_core::random::{Noise, Random};
 use peft_core::train::{Probe, largest};
 use peft_core::view::{Rewrite, Visit, tensors, view, visit, with_values};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight, slot_name,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Replaced, Result, Shape, Site, Slot,
+    Weight, slot_name,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::FullConfig;
 use crate::masking::{mask_gradients, train_only};
-use crate::{Full, FullConfig};
 
 /// The configuration of diff pruning, in the names of the reference's options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -113,10 +114,10 @@ impl DiffPruningConfig {
     }
 
     /// One number in the shape of each tensor of a base, which takes memory when it is changed.
-    fn constant(base: &Base, value: f64) -> Full {
+    fn constant(base: &Base, value: f64) -> Replaced {
         let device = base.device().clone().autodiff();
-        Full::new(
-            base.shape().places(),
+        Replaced::new(
+            &base.shape().places(),
             |place| Tensor::<2>::full([1, 1], value, &device).expand([place.dims[0], place.dims[1]]),
             |place| Tensor::<1>::full([1], value, &device).expand([place.dims[0]]),
         )
@@ -133,11 +134,11 @@ impl DiffPruningConfig {
 #[derive(Module, Debug)]
 pub struct DiffPruning {
     /// w, or z z_g w when they have been pruned.
-    differences: Full,
+    differences: Replaced,
     /// alpha, one for each difference.
-    gates: Option<Full>,
+    gates: Option<Replaced>,
     /// alpha of each tensor, `[1, 1]` or `[1]`.
-    groups: Option<Full>,
+    groups: Option<Replaced>,
     #[module(skip)]
     config: DiffPruningConfig,
 }
@@ -152,7 +153,7 @@ impl Method for DiffPruningConfig {
         let (device, alpha) = (base.device().clone().autodiff(), self.alpha_init);
         let groups = self.per_params_alpha.then(|| {
             let places = base.shape().places();
-            Full::new(places, |_| Tensor::full([1, 1], alpha, &device), |_| Tensor::full([1], alpha, &device))
+            Replaced::new(&places, |_| Tensor::full([1, 1], alpha, &device), |_| Tensor::full([1], alpha, &device))
         });
         Ok(DiffPruning { gates: Some(DiffPruningConfig::constant(base, alpha)), groups, ..self.pruned(base) })
     }
@@ -207,7 +208,7 @@ impl DiffPruning {
     }
 
     /// z z_g w of all, without noise.
-    fn gated(&self) -> Full {
+    fn gated(&self) -> Replaced {
         struct Gated<'a>(&'a DiffPruning);
         impl Rewrite for Gated<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, w: Tensor<D>) -> Tensor<D> {
@@ -245,8 +246,9 @@ impl Adapter for DiffPruning {
         f(&Opened { pruning: self, noise: batch.noise.as_deref() })
     }
 
-    fn only_rewrites(&self) -> bool {
-        true
+    fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let opened = Opened { pruning: self, noise };
+        Ok(Some(AnyTuner::new(Replaced::by(&opened, base))))
     }
 }
 
@@ -262,13 +264,13 @@ impl Merge for DiffPruning {
 
 impl Procedure for DiffPruning {
     /// What has been pruned is trained on where something is left.
-    fn prepare(self, base: Base, _data: Probe<'_>) -> Result<(Self, Base)> {
+    fn prepare(self, _base: &Base, _data: Probe<'_>) -> Result<Self> {
         if self.gates.is_some() {
-            return Ok((self, base));
+            return Ok(self);
         }
         let values = tensors(&self.differences);
         let differences = train_only(&self.differences, |name| values[name].iter::<f32>().any(|w| w != 0.0));
-        Ok((DiffPruning { differences, ..self }, base))
+        Ok(DiffPruning { differences, ..self })
     }
 
     /// The expected number of open gates, times lambda.
@@ -302,7 +304,7 @@ impl Procedure for DiffPruning {
     }
 
     /// Leaves the largest differences of all, by magnitude, and no gates.
-    fn finish(self, base: Base) -> Result<(Self, Base)> {
+    fn finish(self, base: &Base) -> Result<Self> {
         let mut values = tensors(&self.gated());
         let sizes = values.iter().map(|(name, w)| (name.clone(), w.iter::<f32>().map(f32::abs).collect())).collect();
         for (name, kept) in largest(&sizes, self.config.left(base.shape())?) {
@@ -311,13 +313,13 @@ impl Procedure for DiffPruning {
             values.insert(name, TensorData::new(left, w.shape().clone()));
         }
         let differences = with_values(self.differences, &values)?;
-        Ok((DiffPruning { differences, gates: None, groups: None, ..self }, base))
+        Ok(DiffPruning { differences, gates: None, groups: None, ..self })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use peft_core::testing::rewriting_once_is_as_by_hooks;
+    use peft_core::testing::a_view_is_as_by_hooks;
 
     use super::*;
 
@@ -339,7 +341,7 @@ mod tests {
 
     #[test]
     fn computed_once_it_is_the_same() {
-        rewriting_once_is_as_by_hooks(&DiffPruningConfig::new(0.01).with_alpha_init(0.8));
+        a_view_is_as_by_hooks(&DiffPruningConfig::new(0.01).with_alpha_init(0.8));
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn start<M: Method>(config: &M, base: &Base) -> Trained<M::Tuner> {
 }
 
 fn train<T: Procedure>(settings: TrainConfig, base: &Base, trained: Trained<T>) -> Trained<T> {
-    Trainer::new(settings).run(base, trained, &data(base), None, &mut ()).unwrap().0
+    Trainer::new(settings).run(base, trained, &data(base), None, &mut ()).unwrap()
 }
 
 /// Asserts that a run that is stopped in its third step and taken up from its checkpoints ends as one that is not.
@@ -86,7 +86,7 @@ fn assert_taken_up<M: Method>(config: &M, seed: u64) {
         let trainer = Trainer::new(settings(seed)).with_checkpoints(checkpoints);
         let run = |stop| trainer.run(&base, start(config, &base), &data(&base), None, &mut Stop(stop));
         assert!(run(true).is_err());
-        let taken_up = run(false).unwrap().0;
+        let taken_up = run(false).unwrap();
         assert_eq!(tensors(&taken_up), tensors(&train(settings(seed), &base, start(config, &base))));
     }
 }

@@ -499,7 +499,7 @@ impl Merge for AdaLora {
 }
 
 impl Procedure for AdaLora {
-    fn prepare(mut self, base: Base, data: Probe<'_>) -> Result<(Self, Base)> {
+    fn prepare(mut self, _base: &Base, data: Probe<'_>) -> Result<Self> {
         let complete = self.kept.values().flatten().all(|kept| *kept);
         if complete && self.config.rank_pattern.is_none() {
             let steps = self.steps(data.steps())?;
@@ -507,7 +507,7 @@ impl Procedure for AdaLora {
             self.config.total_step = Some(steps);
             self.allocation = Some(Allocation::new(&self.triplets, schedule));
         }
-        Ok((self, base))
+        Ok(self)
     }
 
     fn penalty(&self) -> Option<Tensor<1>> {
@@ -538,19 +538,19 @@ impl Procedure for AdaLora {
         gradients
     }
 
-    fn after_step(mut self, base: Base, _: &mut Optim, _: &Self, step: usize) -> Result<(Self, Base)> {
-        let Some(allocation) = &mut self.allocation else { return Ok((self, base)) };
+    fn after_step(mut self, _base: &Base, _: &mut Optim, _: &Self, step: usize) -> Result<Self> {
+        let Some(allocation) = &mut self.allocation else { return Ok(self) };
         allocation.observe(&self.triplets, self.config.beta1, self.config.beta2);
         let budget = allocation.schedule.budget(step);
         if let Some(budget) = budget {
             allocation.allocate(budget);
         }
         let fixed = step > allocation.schedule.last;
-        Ok((if budget.is_some() || fixed { self.masked() } else { self }, base))
+        Ok(if budget.is_some() || fixed { self.masked() } else { self })
     }
 
-    fn finish(self, base: Base) -> Result<(Self, Base)> {
-        Ok((self.compact(), base))
+    fn finish(self, _base: &Base) -> Result<Self> {
+        Ok(self.compact())
     }
 }
 

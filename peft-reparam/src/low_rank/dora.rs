@@ -6,7 +6,7 @@
 //! Identities:
 //! - zero at init: `C1`
 //! - merged == unmerged: `C3`
-//! - rewriting once a step is the same as by hooks: `rewriting_once_is_as_by_hooks`
+//! - computing the matrices once a step is the same as by hooks: `a_view_is_as_by_hooks`
 //! - an output's weights have the length m: `magnitudes_are_the_lengths`
 //! - with m = |V| it is LoRA: `with_the_lengths_as_magnitudes_it_is_lora`
 //! - |V| is a constant, so that the gradient of V is m / |V| times that of W: `the_norm_has_no_gradient`
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn rewriting_once_is_as_by_hooks() {
-        peft_core::testing::rewriting_once_is_as_by_hooks(&LoraConfig::new(3).with_alpha(5.0).with_dora());
+    fn a_view_is_as_by_hooks() {
+        peft_core::testing::a_view_is_as_by_hooks(&LoraConfig::new(3).with_alpha(5.0).with_dora());
     }
 }

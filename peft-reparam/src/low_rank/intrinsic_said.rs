@@ -28,8 +28,9 @@ use std::sync::{Arc, OnceLock};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Result, Shape, Site, Sites, Slot, Weight,
-    random::Random,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, Site,
+    Sites, Slot, Weight,
+    random::{Noise, Random},
 };
 use serde::{Deserialize, Serialize};
 
@@ -273,8 +274,8 @@ impl Adapter for IntrinsicSaid {
         f(&self.updates())
     }
 
-    fn only_rewrites(&self) -> bool {
-        true
+    fn view(&self, base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        Ok(Some(AnyTuner::new(Replaced::by(&self.updates(), base))))
     }
 }
 
@@ -300,7 +301,7 @@ mod tests {
     use peft_core::testing::conformance::loss;
     use peft_core::testing::golden::{Case, named};
     use peft_core::testing::tolerances::{SAME_FUNCTION, STANDARD_ERRORS};
-    use peft_core::testing::{assert_close, batch, device, randomized, rewriting_once_is_as_by_hooks};
+    use peft_core::testing::{a_view_is_as_by_hooks, assert_close, batch, device, randomized};
     use proptest::prelude::*;
 
     use super::*;
@@ -314,7 +315,7 @@ mod tests {
 
     #[test]
     fn computed_once_it_is_the_same() {
-        rewriting_once_is_as_by_hooks(&IntrinsicSaidConfig::new(307));
+        a_view_is_as_by_hooks(&IntrinsicSaidConfig::new(307));
     }
 
     #[test]

@@ -28,8 +28,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Result, Shape, Site,
-    SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Replaced, Result,
+    Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -438,8 +438,11 @@ impl Adapter for Lora {
         f(&Opened { lora: self, noise, scales: RefCell::default() })
     }
 
-    fn only_rewrites(&self) -> bool {
-        self.dropout == 0.0 && self.factors.iter().all(|(_, factors)| factors.magnitude.is_some())
+    /// Without dropout a weight-decomposed map is another matrix, which is computed once.
+    fn view(&self, base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let rewrites = self.dropout == 0.0 && self.factors.iter().all(|(_, factors)| factors.magnitude.is_some());
+        let opened = Opened { lora: self, noise: None, scales: RefCell::default() };
+        Ok(rewrites.then(|| AnyTuner::new(Replaced::by(&opened, base))))
     }
 }
 

@@ -204,15 +204,15 @@ fn start(config: &AdaLoraConfig, base: &Base) -> Trained<AdaLora> {
 }
 
 fn train(config: &AdaLoraConfig, base: &Base) -> Trained<AdaLora> {
-    Trainer::new(settings()).run(base, start(config, base), &data(), None, &mut ()).unwrap().0
+    Trainer::new(settings()).run(base, start(config, base), &data(), None, &mut ()).unwrap()
 }
 
 /// A run step by step, as the trainer makes it.
 fn begin(settings: &TrainConfig, base: &Base, trained: Trained<AdaLora>, data: &[Example]) -> Run<AdaLora> {
     let Trained { tuner, head, copies } = trained;
     let probe = Probe::new(&head, data).with_run(settings);
-    let (tuner, base) = tuner.prepare(base.clone(), probe).unwrap();
-    Run::new(settings, base, Trained { tuner, head, copies }).unwrap()
+    let tuner = tuner.prepare(&base, probe).unwrap();
+    Run::new(settings, base.clone(), Trained { tuner, head, copies }).unwrap()
 }
 
 /// The values of the tensors whose names start and end so, one after the other.
@@ -256,7 +256,7 @@ fn a_run_ends_with_the_ranks_that_it_kept() {
     let read = |dir: &Path| std::fs::read(dir.join("adapter_config.json")).unwrap();
     assert_eq!(read(&first), read(&again));
     // Trained on, it keeps its ranks.
-    let more = Trainer::new(settings()).run(&base, loaded, &data(), None, &mut ()).unwrap().0;
+    let more = Trainer::new(settings()).run(&base, loaded, &data(), None, &mut ()).unwrap();
     assert_eq!(trained_shapes(&more), trained_shapes(&trained));
 }
 
@@ -289,7 +289,7 @@ fn a_run_that_was_stopped_goes_on_with_its_importances() {
     let part = |stop: usize| {
         let checkpoints = Checkpoints { dir: dir.clone(), every: Some(1), resume: dir.exists() };
         let trainer = Trainer::new(settings()).with_checkpoints(checkpoints);
-        trainer.run(&base, start(&small(), &base), &data, None, &mut Stop(stop)).map(|(trained, _)| trained)
+        trainer.run(&base, start(&small(), &base), &data, None, &mut Stop(stop))
     };
     // While ranks fall, and when they are found.
     for stop in [8, 21] {

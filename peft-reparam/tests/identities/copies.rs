@@ -146,7 +146,7 @@ fn a_run_steps_as_the_loss_says() {
                 threads: 2,
                 ..Default::default()
             };
-            let (found, _) = Trainer::new(settings.clone()).run(&base, trained.clone(), &data, None, &mut ()).unwrap();
+            let found = Trainer::new(settings.clone()).run(&base, trained.clone(), &data, None, &mut ()).unwrap();
             let (mut expected, mut optim) =
                 (trained, Optim::new(AdamWConfig::new().with_epsilon(0.5).with_weight_decay(0.0).build()));
             let whole = base.batch(&data.iter().collect::<Vec<_>>()).unwrap();

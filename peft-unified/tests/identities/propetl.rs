@@ -233,7 +233,7 @@ fn loaded_masks_stay_and_the_prototype_is_trained_on() {
         let data: Vec<Example> =
             examples(&base).into_iter().map(|e| Example { label: Some(Label::Class(e.task)), ..e }).collect();
         let trainer = Trainer::new(TrainConfig::new(1e-1).with_steps(4).with_batch_size(5));
-        let (after, _) = trainer.run(&base, loaded.clone(), &data, None, &mut ()).unwrap();
+        let after = trainer.run(&base, loaded.clone(), &data, None, &mut ()).unwrap();
         let (before, after) = (tensors(&loaded.tuner), tensors(&after.tuner));
         let prototype: usize =
             before.iter().filter(|(name, _)| !name.starts_with("scores.")).map(|(_, data)| data.num_elements()).sum();

@@ -32,7 +32,7 @@ fn prepared<M: Pruned>(config: &SparseConfig<M>, base: &Base, seed: u64) -> Spar
 
 fn try_prepare<M: Pruned>(config: &SparseConfig<M>, base: &Base, seed: u64) -> Result<Sparse<M::Tuner>> {
     let (head, examples) = (head(base), examples(base));
-    Ok(config.init(base, seed)?.prepare(base.clone(), Probe::new(&head, &examples))?.0)
+    config.init(base, seed)?.prepare(base, Probe::new(&head, &examples))
 }
 
 fn head(base: &Base) -> Head {
@@ -118,7 +118,7 @@ proptest! {
             };
             let (head, examples) = (head(&base), examples(&base));
             let probe = Probe::new(&head, &examples).with_run(&settings);
-            let (tuner, base) = config.init(&base, seed).unwrap().prepare(base.clone(), probe).unwrap();
+            let tuner = config.init(&base, seed).unwrap().prepare(&base, probe).unwrap();
             let (before, chosen) = (tensors(&tuner), masks(&tuner));
             let mut run = Run::new(&settings, base.clone(), Trained::new(tuner, head.clone()).unwrap()).unwrap();
             for _ in 0..4 {
@@ -313,7 +313,7 @@ fn snip_is_the_derivative_by_the_mask() {
         let (head, examples) = (head(&base), examples(&base));
         let config = SparseConfig::new(adapter(), 0.5, Scorer::Snip).with_samples(examples.len());
         let dense = adapter().init(&base, 2).unwrap();
-        let (sparse, _) = config.init(&base, 2).unwrap().prepare(base.clone(), Probe::new(&head, &examples)).unwrap();
+        let sparse = config.init(&base, 2).unwrap().prepare(&base, Probe::new(&head, &examples)).unwrap();
         let masks = masks(&sparse);
         let labels: Vec<_> = examples.iter().map(|example| example.label.as_ref().unwrap()).collect();
         let refs: Vec<_> = examples.iter().collect();
@@ -368,7 +368,7 @@ fn as_many_examples_as_asked_for_make_the_scores() {
         for scorer in [Scorer::Snip, Scorer::Grasp] {
             let masks_of = |examples: &[Example], samples| {
                 let start = SparseConfig::new(adapter(), 0.5, scorer).with_samples(samples).init(&base, 1).unwrap();
-                masks(&start.prepare(base.clone(), Probe::new(&head, examples)).unwrap().0)
+                masks(&start.prepare(&base, Probe::new(&head, examples)).unwrap())
             };
             let one = masks_of(&examples, 1);
             assert_eq!(one, masks_of(&examples[drawn..=drawn], 320));
@@ -385,7 +385,7 @@ fn scores_of_zero_are_refused() {
         let examples = examples(&base);
         for scorer in [Scorer::Snip, Scorer::Grasp] {
             let start = SparseConfig::new(LoraConfig::new(3), 0.4, scorer).init(&base, 0).unwrap();
-            let message = start.prepare(base.clone(), Probe::new(&head, &examples)).unwrap_err().to_string();
+            let message = start.prepare(&base, Probe::new(&head, &examples)).unwrap_err().to_string();
             assert!(message.contains("scorer") && message.contains("erdos_renyi"), "{message}");
         }
         let random = SparseConfig::new(LoraConfig::new(3), 0.4, Scorer::ErdosRenyi);

@@ -6,11 +6,12 @@ use peft_core::Error;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 43] = [
+pub(super) const KEYS: [(&str, &str); 44] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("adapter_name_or_path", "--adapter"),
     ("method", "--method"),
+    ("sources", "--source"),
     ("task_name", "--task"),
     ("data", "--data"),
     ("train_file", "--data"),

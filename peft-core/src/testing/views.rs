@@ -1,4 +1,4 @@
-//! Methods that only rewrite tensors, against themselves by their hooks.
+//! Methods that compute tensors once for a step, against themselves by their hooks.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use super::golden::named;
 use super::tolerances::SAME_FUNCTION;
 use super::{assert_close, base, device, difference, examples, fixtures::SHAPES, randomized, states};
 use crate::train::{Run, TrainConfig};
-use crate::{Adapter, Bare, Base, Batch, Head, Hooks, Label, LanguageModel, Method, Procedure, Trained, Tuner};
+use crate::{Adapter, Base, Batch, Head, Hooks, Label, LanguageModel, Method, Procedure, Trained, Tuner};
 
-/// An adapter that does not tell that it only rewrites.
+/// An adapter without a view.
 #[derive(Module, Debug)]
 struct ByHooks<A: Module> {
     inner: A,
@@ -29,21 +29,20 @@ impl<A: Adapter + Procedure> Procedure for ByHooks<A> {
     }
 }
 
-/// Whether a base that the method rewrites once gives its states, and a step in pieces its gradients, noise included.
+/// Whether a method's view gives its states, and a step in pieces its gradients, noise included.
 ///
 /// # Panics
-/// If they differ, or if the method does not say that it only rewrites.
-pub fn rewriting_once_is_as_by_hooks<M: Method>(config: &M)
+/// If they differ, or if the method has no view.
+pub fn a_view_is_as_by_hooks<M: Method>(config: &M)
 where
     M::Tuner: Adapter,
 {
     for shape in SHAPES {
         let base = base(shape, &device());
         let tuner = randomized(&config.init(&base, 3).unwrap_or_else(|e| panic!("{e}")), 5);
-        let rewritten = tuner.valid().rewritten(&base, None).unwrap_or_else(|e| panic!("{e}"));
-        let rewritten = rewritten.unwrap_or_else(|| panic!("{} does not only rewrite", M::NAME));
-        let (once, hooks) = (states(&Bare {}, &rewritten), states(&tuner, &base));
-        assert_close(once, hooks, SAME_FUNCTION, shape);
+        let view = Tuner::viewed(&tuner.valid(), &base, None).unwrap_or_else(|e| panic!("{e}"));
+        let view = view.unwrap_or_else(|| panic!("{} has no view", M::NAME));
+        assert_close(states(&view, &base), states(&tuner, &base), SAME_FUNCTION, shape);
 
         let once = gradients(&base, tuner.clone());
         let hooks = gradients(&base, ByHooks { inner: tuner });

@@ -1,0 +1,91 @@
+//! What is read of a run of the base: logits, and a loss of them. A tuner may run the base several times for either.
+
+use std::borrow::Cow;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::{Base, Batch, Error, Head, Hidden, Label, Result, loss};
+
+/// A batch on a base with a head, and its labels where a loss is asked for.
+#[derive(Clone, Debug)]
+pub struct Readout<'a> {
+    /// The base, with all copies of its tensors that are trained.
+    pub base: &'a Base,
+    /// What is run.
+    pub batch: Cow<'a, Batch>,
+    /// What turns states into logits.
+    pub head: &'a Head,
+    /// One for each sequence, or none.
+    pub labels: Vec<Label>,
+}
+
+impl<'a> Readout<'a> {
+    /// Of a batch without labels.
+    pub fn new(base: &'a Base, batch: &'a Batch, head: &'a Head) -> Self {
+        Readout { base, batch: Cow::Borrowed(batch), head, labels: vec![] }
+    }
+
+    /// With labels. Classes and values that are texts become these texts, and what the decoder sees of them.
+    pub fn with_labels(self, labels: &[&Label]) -> Result<Self> {
+        let Head::Verbalizer(head) = self.head else {
+            return Ok(Readout { labels: labels.iter().map(|label| (*label).clone()).collect(), ..self });
+        };
+        self.answered(labels.iter().map(|label| head.words(label)).collect::<Result<_>>()?)
+    }
+
+    /// The same batch with these texts as answers.
+    pub(crate) fn answered(self, labels: Vec<Label>) -> Result<Self> {
+        let batch = Cow::Owned(self.base.answering(self.batch.into_owned(), labels.iter().map(Some))?);
+        Ok(Readout { batch, labels, ..self })
+    }
+
+    /// Logits of states: those of [`Head::logits`]; with labels, of a head for words, only of the rows that predict a word that
+    /// counts, `[1, words, vocab]`.
+    pub fn logits(&self, hidden: Hidden) -> Result<Tensor<3>> {
+        if self.labels.is_empty() || self.head.purpose() != crate::Purpose::Words {
+            return self.head.logits(hidden, self.base.shape(), &self.batch);
+        }
+        let states = hidden.tokens();
+        let [size, tokens, width] = states.dims();
+        let (mut rows, _) = self.words(tokens)?;
+        if rows.is_empty() {
+            // A product needs a row; the loss leaves it out.
+            rows.push(0);
+        }
+        let count = rows.len();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), self.base.device());
+        let states = states.reshape([size * tokens, width]).select(0, rows);
+        Ok(self.head.words(states.unsqueeze(), hidden.words, self.base.shape()))
+    }
+
+    /// The summed loss of such logits.
+    pub fn loss(&self, logits: Tensor<3>) -> Result<Tensor<1>> {
+        let labels: Vec<&Label> = self.labels.iter().collect();
+        match self.head {
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => loss::task_loss(logits, &labels),
+            Head::Tokens(_) => loss::token_loss(logits, &labels),
+            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(self.word_losses(logits)?.sum()),
+            Head::States(_) => {
+                let expected = "a head for the labels: states alone are not trained on any";
+                Err(Error::config("head", "none", expected))
+            }
+        }
+    }
+
+    /// The loss of each word that counts; a zero if none does.
+    pub(crate) fn word_losses(&self, logits: Tensor<3>) -> Result<Tensor<1>> {
+        let tokens = self.batch.decoder.as_ref().unwrap_or(&self.batch.ids).dims()[1];
+        let (_, words) = self.words(tokens)?;
+        let logits = logits.squeeze_dim(0);
+        Ok(match words.is_empty() {
+            true => loss::cross_entropy(logits, vec![0]) * 0.0,
+            false => loss::cross_entropy(logits, words),
+        })
+    }
+
+    /// The rows, of `tokens` for each sequence, that predict a word that counts, and these words.
+    fn words(&self, tokens: usize) -> Result<(Vec<i32>, Vec<i32>)> {
+        let shape = self.base.shape();
+        loss::words(&self.labels, tokens, shape.vocab, self.head.ahead(shape))
+    }
+}
