@@ -143,9 +143,9 @@ struct Rewound {
 }
 
 impl Rewound {
-    fn new(lora: Lora) -> Self {
-        let start = testing::randomized(&lora, 9).no_grad();
-        Rewound { lora, start }
+    fn new(base: &Base) -> Self {
+        let start = LoraConfig::new(3).init(base, 1).unwrap();
+        Rewound { lora: lora(base), start: testing::randomized(&start, 9).no_grad() }
     }
 }
 
@@ -172,9 +172,9 @@ impl Procedure for Rewound {
 
 #[test]
 fn a_method_trains_in_phases() {
-    killed_everywhere(|base| Rewound::new(lora(base))).unwrap();
+    killed_everywhere(Rewound::new).unwrap();
     let (base, data, mut told) = (base(), data(), Told::default());
-    let start = Rewound::new(lora(&base));
+    let start = Rewound::new(&base);
     Trainer::new(settings()).run(&base, trained(start.clone(), &base), &data, None, &mut told).unwrap();
     let rates = |steps: usize, rate: f64| (0..steps).map(move |step| rate * (1.0 - step as f64 / steps as f64));
     let expected =

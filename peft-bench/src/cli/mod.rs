@@ -18,6 +18,7 @@ mod predict;
 mod progress;
 mod reproduce;
 mod speed;
+mod together;
 mod train;
 mod warnings;
 mod yaml;
@@ -71,7 +72,18 @@ impl Cli {
     /// Runs the command of a program's arguments.
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         warnings::print();
-        let (args, config) = yaml::expand(args.into_iter().collect())?;
+        let mut calls = yaml::apart(args.into_iter().collect());
+        if calls.len() > 1 {
+            let parse = |args| {
+                let (args, Some(mut config)) = yaml::expand(args)? else { unreachable!("each call has a file") };
+                match config.parse(args)?.command {
+                    Command::Train(train) => Ok((*train, config)),
+                    _ => unreachable!("only a training has several files"),
+                }
+            };
+            return together::run(calls.into_iter().map(parse).collect::<Result<_>>()?);
+        }
+        let (args, config) = yaml::expand(calls.remove(0))?;
         match config {
             None => Cli::try_parse_from(args).unwrap_or_else(|error| error.exit()).command.run(),
             Some(mut config) => {

@@ -60,6 +60,11 @@ impl Progress {
         self.events = super::events::Events::new(dir);
     }
 
+    /// Without a bar: of several at once none could be read.
+    pub fn hide(&mut self) {
+        self.bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+
     /// Real tokens a second of the steps so far; 0 before the first.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.training.as_secs_f64().max(f64::MIN_POSITIVE)

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
-use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, TrainConfig, Trainer};
+use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer};
 use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
 use serde_json::{Map, Value, json};
 
@@ -148,7 +149,7 @@ pub struct Train {
     #[arg(long)]
     resume: bool,
     /// Settings from a YAML file, in the names of transformers' TrainingArguments and of the method; options on the command
-    /// line come first
+    /// line come first. Given several times, these are runs at once over one model in memory
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -174,17 +175,41 @@ enum ScheduleArg {
 impl Train {
     pub(super) fn run(self) -> Result<()> {
         self.check_outputs()?;
-        let model = self.model.open()?;
+        self.run_on(&self.open()?, None)
+    }
+
+    /// Opens the model.
+    pub(super) fn open(&self) -> Result<Pretrained> {
+        self.model.open()
+    }
+
+    /// Which model it opens, and on which device.
+    pub(super) fn place(&self) -> (&str, &str) {
+        (&self.model.model, &self.model.device)
+    }
+
+    /// Where the result goes.
+    pub(super) fn output(&self) -> &Path {
+        &self.output.output
+    }
+
+    /// The threads that are asked for.
+    pub(super) fn threads(&self) -> Option<usize> {
+        self.threads
+    }
+
+    /// Trains on its model, as one of several runs where there are slots.
+    pub(super) fn run_on(&self, model: &Pretrained, slots: Option<&Arc<Slots>>) -> Result<()> {
         let method = match (&self.adapter, &self.method[..]) {
             (Some(dir), _) => by_peft_type(dir)?,
             (None, []) => return Err(Error::config("start", "nothing", "--adapter or --method")),
             (None, names) => by_name(&names.join("+"))?,
         };
-        Job { args: &self, model: &model }.run(method)
+        Job { args: self, model, slots }.run(method)
     }
 
     /// Refuses outputs that cannot be, or that are what is read.
-    fn check_outputs(&self) -> Result<()> {
+    pub(super) fn check_outputs(&self) -> Result<()> {
         let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
         let inputs = self.model.inputs(self.adapter.as_deref());
         let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten());
@@ -365,13 +390,14 @@ fn same_settings(path: &Path, found: &str, asked: &str) -> Result<()> {
 struct Job<'a> {
     args: &'a Train,
     model: &'a Pretrained,
+    slots: Option<&'a Arc<Slots>>,
 }
 
 impl Job<'_> {
     /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
     /// that may be trained on: of the adapter, if there is one.
     fn data(&self, method: &AnyMethod, head: Option<&Head>) -> Result<(Dataset, Option<Dataset>)> {
-        let Job { args, model } = self;
+        let Job { args, model, .. } = self;
         let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
         let (data, eval) = args.read()?;
         let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
@@ -398,7 +424,7 @@ impl Job<'_> {
     }
 
     fn run(self, method: AnyMethod) -> Result<()> {
-        let Job { args, model } = self;
+        let Job { args, model, slots } = self;
         let (modules, settings) = peft::split_modules(&args.set)?;
         let (method, adapter) = match &args.adapter {
             Some(dir) if !args.method.is_empty() && args.method.join("+") != method.name() => {
@@ -460,6 +486,7 @@ impl Job<'_> {
             tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
         }
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
+        let trainer = slots.map_or(trainer.clone(), |slots| trainer.with_slots(slots.clone()));
         let trained = match adapter {
             Some(trained) => trained,
             None => {
@@ -470,6 +497,9 @@ impl Job<'_> {
             }
         };
         let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir);
+        if slots.is_some() {
+            progress.hide();
+        }
         #[cfg(feature = "tensorboard")]
         progress.write_events(args.tensorboard.as_deref());
         let started = std::time::Instant::now();

@@ -31,6 +31,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The command of arguments that [`expand`] has put the file's into, or all that is wrong with the file.
     pub fn parse(&mut self, mut args: Vec<OsString>) -> Result<Cli> {
         let mut wrong = std::mem::take(&mut self.wrong);
@@ -96,21 +101,39 @@ impl Config {
 /// Where the file's options stand among the arguments.
 const FIRST: usize = 2;
 
+/// The calls that one with several files after `--config` stands for: each with one of them and all other options.
+pub fn apart(args: Vec<OsString>) -> Vec<Vec<OsString>> {
+    let text = |i: usize| args.get(i).and_then(|arg| arg.to_str()).unwrap_or_default();
+    let (mut files, mut others, mut i) = (vec![], vec![], 0);
+    while i < args.len() {
+        match text(i) {
+            "--config" if i + 1 < args.len() => {
+                files.push(args[i..i + 2].to_vec());
+                i += 1;
+            }
+            option if option.starts_with("--config=") => files.push(vec![args[i].clone()]),
+            _ => others.push(args[i].clone()),
+        }
+        i += 1;
+    }
+    if text(1) != "train" || files.len() < 2 {
+        return vec![args];
+    }
+    let (start, rest) = others.split_at(FIRST);
+    files.into_iter().map(|file| [start, &file, rest].concat()).collect()
+}
+
 /// Puts the settings of the file after `--config` in front of a command's own options, which then win.
 pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
     let text = |i: usize| args.get(i).and_then(|arg| arg.to_str()).unwrap_or_default();
     if text(1) != "train" {
         return Ok((args, None));
     }
-    let mut paths = (2..args.len()).filter_map(|i| match text(i).strip_prefix("--config=") {
-        Some(path) => Some(path.into()),
-        None => args.get(i + 1).filter(|_| text(i) == "--config").cloned(),
+    let path = (2..args.len()).find_map(|i| match text(i).strip_prefix("--config=") {
+        Some(path) => Some(PathBuf::from(path)),
+        None => args.get(i + 1).filter(|_| text(i) == "--config").map(PathBuf::from),
     });
-    let Some(path) = paths.next().map(PathBuf::from) else { return Ok((args, None)) };
-    if let Some(other) = paths.next() {
-        let found = format!("{} and {}", path.display(), other.to_string_lossy());
-        return Err(Error::config("--config", found, "one file"));
-    }
+    let Some(path) = path else { return Ok((args, None)) };
     let given: Vec<&str> = (2..args.len()).map(text).collect();
     let (options, wrong) = options(&path, &given)?;
     let (start, rest) = args.split_at(FIRST);

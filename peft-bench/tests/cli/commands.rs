@@ -127,6 +127,39 @@ fn a_method_beside_an_adapter_is_checked() {
     succeed(&[&args[..], &["--method", "lora"]].concat());
 }
 
+/// Several files are runs at once, each with the result that it has alone; one that fails leaves the others.
+#[test]
+fn several_runs_at_once() {
+    let (folder, model) = (Folder::new(), golden("peft-core", "roberta-classify").to_string_lossy().into_owned());
+    let data = folder.data();
+    let file = |name: &str, method: &str, output: &str| {
+        let text = format!(
+            "model_name_or_path: {model}\nmethod: {method}\ndata: {data}\nmax_steps: 3\nper_device_train_batch_size: 4\n\
+            output_dir: {output}\n"
+        );
+        folder.write(name, &text)
+    };
+    let outputs = ["lora", "ia3", "prefix"].map(|method| (method, folder.path(method), folder.path(&format!("{method}-alone"))));
+    for (method, _, alone) in &outputs {
+        succeed(&["train", "--config", &file("alone.yaml", method, alone)]);
+    }
+    let files = outputs.each_ref().map(|(method, output, _)| file(&format!("{method}.yaml"), method, output));
+    let together = ["train", "--config", &files[0], "--config", &files[1], &format!("--config={}", files[2])];
+    assert_eq!(succeed(&together).lines().count(), 3);
+    let bytes = |dir: &str| fs::read(format!("{dir}/adapter_model.safetensors")).unwrap();
+    for (method, output, alone) in &outputs {
+        assert!(bytes(output) == bytes(alone), "{method}");
+    }
+    names(&fail(&together[..5]), &["lora", "output"]);
+    let fresh = [file("one.yaml", "lora", &folder.path("one")), file("two.yaml", "lora", &folder.path("one"))];
+    let error = fail(&["train", "--config", &fresh[0], "--config", &fresh[1]]);
+    names(&error, &["--output", "one.yaml and", "two.yaml"]);
+    let text = format!("model_name_or_path: {model}\nmethod: lora\ndata: {data}\nr: 0\noutput_dir: {}\n", folder.path("bad"));
+    let bad = folder.write("bad.yaml", &text);
+    names(&fail(&["train", "--config", &fresh[0], "--config", &bad]), &["bad.yaml", "r at", "0"]);
+    assert!(Path::new(&folder.path("one")).join("adapter_model.safetensors").exists());
+}
+
 /// Two methods are trained, saved, loaded and served together; a setting goes to the one that has it.
 #[test]
 fn several_methods_at_once() {

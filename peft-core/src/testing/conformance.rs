@@ -361,6 +361,11 @@ pub fn c12(config: &AnyMethod, base: &Base) -> Finding {
         Some(Label::Words(_)) => Head::LanguageModel(LanguageModel {}),
         _ => Head::classifier(base, 2, 3),
     };
+    let start = || -> crate::Result<_> { Trained::new(config.init(base, 3)?, head.clone()) };
+    if trainable(&start().map_err(text)?) == 0 {
+        // A bare base under a head that holds nothing.
+        return Ok(());
+    }
     let settings = TrainConfig {
         gradient_accumulation_steps: 2,
         weight_decay: 0.1,
@@ -377,8 +382,7 @@ pub fn c12(config: &AnyMethod, base: &Base) -> Finding {
             let resume = dir.exists();
             trainer = trainer.with_checkpoints(Checkpoints { dir, every: Some(1), resume });
         }
-        let trained = Trained::new(config.init(base, 3)?, head.clone())?;
-        trainer.run(base, trained, &data, None, &mut Kill(kill.unwrap_or(usize::MAX)))
+        trainer.run(base, start()?, &data, None, &mut Kill(kill.unwrap_or(usize::MAX)))
     };
     let whole = run(1, None).map_err(text)?;
     for kill in [1, 3, 4] {

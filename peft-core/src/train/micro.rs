@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::Slots;
 use super::config::check_threads;
 use crate::view::{Visit, visit};
 use crate::{Error, Example, Label, Result};
@@ -43,6 +44,7 @@ pub fn lengths(examples: &[&Example]) -> Vec<usize> {
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.
 pub struct Workers {
     pools: Vec<ThreadPool>,
+    slots: Option<Arc<Slots>>,
     tell: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -53,8 +55,13 @@ impl Workers {
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
         let pools = (0..threads).map(pool).collect::<Result<_, _>>();
         pools
-            .map(|pools| Workers { pools, tell: Box::new(|| ()) })
+            .map(|pools| Workers { pools, slots: None, tell: Box::new(|| ()) })
             .map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+    }
+
+    /// Computes a piece only while it holds one of these slots.
+    pub(super) fn sharing(self, slots: Option<Arc<Slots>>) -> Self {
+        Workers { slots, ..self }
     }
 
     /// Calls `tell` after each piece.
@@ -78,7 +85,10 @@ impl Workers {
                 if piece >= count {
                     break;
                 }
-                let result = work(piece);
+                let result = match &self.slots {
+                    Some(slots) => slots.hold(|| work(piece)),
+                    None => work(piece),
+                };
                 (self.tell)();
                 let mut ordered = ordered.lock().unwrap_or_else(PoisonError::into_inner);
                 ordered.add(piece, result);

@@ -23,6 +23,8 @@ mod predict;
 #[cfg(feature = "train")]
 mod run;
 #[cfg(feature = "train")]
+mod slots;
+#[cfg(feature = "train")]
 mod trainer;
 #[cfg(feature = "train")]
 mod views;
@@ -42,5 +44,7 @@ pub use probe::Probe;
 pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]
 pub use run::{Run, StepReport};
+#[cfg(feature = "train")]
+pub use slots::{Slots, at_once};
 #[cfg(feature = "train")]
 pub use trainer::{Merged, Observer, Trainer, Tuned};

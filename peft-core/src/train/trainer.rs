@@ -1,6 +1,7 @@
 //! From a model, a method's configuration and labelled data to a checked result.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::module::Module;
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use super::checkpoint::{Best, Store};
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
-use super::{Checkpoints, Probe, Procedure, TrainConfig};
+use super::{Checkpoints, Probe, Procedure, Slots, TrainConfig};
 use crate::data::Dataset;
 use crate::files::check_new_directory;
 use crate::io::Pretrained;
@@ -60,6 +61,7 @@ pub struct Trainer {
     config: TrainConfig,
     checkpoints: Option<Checkpoints>,
     output: Option<PathBuf>,
+    slots: Option<Arc<Slots>>,
 }
 
 /// What a run works on.
@@ -105,12 +107,17 @@ fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
 impl Trainer {
     /// With these settings.
     pub fn new(config: TrainConfig) -> Self {
-        Trainer { config, checkpoints: None, output: None }
+        Trainer { config, checkpoints: None, output: None, slots: None }
     }
 
     /// With checkpoints from which a run can be taken up.
     pub fn with_checkpoints(self, checkpoints: Checkpoints) -> Self {
         Trainer { checkpoints: Some(checkpoints), ..self }
+    }
+
+    /// As one of several runs that share these slots, see [`at_once`](super::at_once).
+    pub fn with_slots(self, slots: Arc<Slots>) -> Self {
+        Trainer { slots: Some(slots), ..self }
     }
 
     /// For a result that [`Tuned::save`] is to write into this directory: before the first step it is an error if that will not be
@@ -266,6 +273,7 @@ impl Trainer {
         let Trained { tuner, head, copies } = trained;
         let tuner = tuner.prepare(base, Probe::new(&head, data).with_run(config))?;
         let mut run = Run::new(config, base.clone(), with_ids_from_names(Trained { tuner, head, copies })?)?;
+        run.workers = run.workers.sharing(self.slots.clone());
         let (mut best, notes) = store.as_mut().map_or(Ok(Default::default()), |store| store.load(&mut run, data))?;
         observer.start(run.step, &notes)?;
         let every = config.eval_steps.unwrap_or(config.epoch(data.len()));
