@@ -41,7 +41,9 @@ impl Params {
         let method = peft::with_words(&by_name(&self.method)?, &self.set)?;
         let count = method.checked_count(&shape)?;
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
-        let tuner = method.init(&Base::hollow(shape, &device), 0)?;
+        let base = Base::hollow(shape, &device);
+        // One that starts from other adapters has the form in which it is loaded.
+        let tuner = method.init(&base, 0).or_else(|error| method.for_loading(&base).map_err(|_| error))?;
         let mut groups: Vec<Group> = Vec::new();
         let trained = peft_core::view::trained(&tuner);
         for (name, dims) in peft_core::view::shapes(&tuner).into_iter().filter(|(name, _)| trained.contains_key(name)) {

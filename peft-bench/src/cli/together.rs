@@ -20,7 +20,8 @@ pub fn run(runs: Vec<(Train, Config)>) -> Result<()> {
         train.check_outputs().map_err(|error| config.place(error))?;
         let output = std::path::absolute(train.output()).map_err(Error::io("find", train.output()))?;
         if let Some(other) = outputs.insert(output, config) {
-            let found = format!("{} in {} and {}", train.output().display(), other.path().display(), config.path().display());
+            let found =
+                format!("{} in {} and {}", train.output().display(), other.path().display(), config.path().display());
             return Err(Error::config("--output", found, "a directory for each run"));
         }
         if !models.contains_key(&train.place()) {

@@ -139,7 +139,8 @@ fn several_runs_at_once() {
         );
         folder.write(name, &text)
     };
-    let outputs = ["lora", "ia3", "prefix"].map(|method| (method, folder.path(method), folder.path(&format!("{method}-alone"))));
+    let outputs =
+        ["lora", "ia3", "prefix"].map(|method| (method, folder.path(method), folder.path(&format!("{method}-alone"))));
     for (method, _, alone) in &outputs {
         succeed(&["train", "--config", &file("alone.yaml", method, alone)]);
     }
@@ -154,7 +155,8 @@ fn several_runs_at_once() {
     let fresh = [file("one.yaml", "lora", &folder.path("one")), file("two.yaml", "lora", &folder.path("one"))];
     let error = fail(&["train", "--config", &fresh[0], "--config", &fresh[1]]);
     names(&error, &["--output", "one.yaml and", "two.yaml"]);
-    let text = format!("model_name_or_path: {model}\nmethod: lora\ndata: {data}\nr: 0\noutput_dir: {}\n", folder.path("bad"));
+    let text =
+        format!("model_name_or_path: {model}\nmethod: lora\ndata: {data}\nr: 0\noutput_dir: {}\n", folder.path("bad"));
     let bad = folder.write("bad.yaml", &text);
     names(&fail(&["train", "--config", &fresh[0], "--config", &bad]), &["bad.yaml", "r at", "0"]);
     assert!(Path::new(&folder.path("one")).join("adapter_model.safetensors").exists());
@@ -173,8 +175,8 @@ fn several_methods_at_once() {
     let [lora, prefix] = [0, 1].map(|i| config["parts"][i].clone());
     assert_eq!((&lora["peft_type"], &lora["r"]), (&"LORA".into(), &3.into()));
     assert_eq!((&prefix["peft_type"], &prefix["num_virtual_tokens"]), (&"PREFIX_TUNING".into(), &4.into()));
-    let predict = ["predict", "--model", &model, "--adapter", &output, "--data", &data];
-    succeed(&predict);
+    let logits = folder.path("logits");
+    succeed(&["forward", "--model", &model, "--adapter", &output, "--input", &data, "--output", &logits]);
     let again = folder.path("again");
     succeed(&["train", "--config", &format!("{output}/train.yaml"), "--output", &again]);
     let bytes = |dir: &str| fs::read(format!("{dir}/adapter_model.safetensors")).unwrap();

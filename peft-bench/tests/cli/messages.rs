@@ -56,7 +56,6 @@ fn an_option_that_is_given_twice_is_refused() {
     let (folder, model) = (Folder::new(), model("roberta-classify"));
     let (data, output) = (folder.data(), folder.path("out"));
     let args = ["train", "--model", &model, "--data", &data, "--steps", "1", "--output", &output];
-    names(&fail(&[&args[..], &["--method", "lora", "--method", "prefix"]].concat()), &["--method", "multiple times"]);
     names(&fail(&[&args[..], &["--method", "lora", "--seed", "1", "--seed", "2"]].concat()), &["--seed", "multiple"]);
     folder.holds(&["data.jsonl"]);
 }
