@@ -38,7 +38,7 @@ pub fn page() -> Result<String> {
     let mut page =
         String::from("| function | is | if | within, on the models | test |\n| --- | --- | --- | --- | --- |\n");
     for name in CRATES {
-        let place = format!("{name}/tests/equivalences.rs");
+        let place = format!("{name}/tests/suite/equivalences.rs");
         let source = fs::read_to_string(root().join(&place)).context(place.clone())?;
         for Edge { test, left, right, condition, within, place } in edges(&source, &place)? {
             let within = with_value(&within, &budgets).with_context(|| format!("{place}: {within}"))?;

@@ -1,0 +1,8 @@
+//! The tests of the codecs, as one program: each program more is one more to link.
+
+mod adamw;
+mod bitsandbytes;
+mod common;
+mod four_bit;
+mod grouped;
+mod int8;

@@ -1,0 +1,11 @@
+//! The tests of reparameterized methods, as one program: each program more is one more to link.
+
+mod bridge;
+mod checkpoints;
+mod composition;
+mod equivalences;
+mod heads;
+mod identities;
+mod lora_identities;
+mod seams;
+mod training;
