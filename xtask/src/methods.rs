@@ -188,7 +188,7 @@ mod unit {
         };
         assert_eq!(verified("own").unwrap(), "so: `own`");
         assert_eq!(verified("C1").unwrap(), "so: `C1`");
-        let elsewhere = "so: `alpha_scales_as_b_does` in tests/lora_identities.rs";
+        let elsewhere = "so: `alpha_scales_as_b_does` in tests/suite/lora_identities.rs";
         assert_eq!(verified("alpha_scales_as_b_does").unwrap(), elsewhere);
         for missing in ["C3", "C11", "no_such_test"] {
             assert_eq!(

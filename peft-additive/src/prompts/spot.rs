@@ -1,7 +1,7 @@
 //! # SPoT                                   family: additive / soft prompt-based
 //! P_t(0) = sum_r w_r P_r                   P_r: [l, d] source prompts, w_r: weights, sum_r w_r = 1
 //! Paper: Vu et al., 2022, arXiv:2110.07904, sections 2 and 3.   Reference: google-research/prompt-tuning, folder spot
-//! Oracle: derivation: `a_weighted_average_of_the_nearest`
+//! Oracle: paper: `a_weighted_average_of_the_nearest`
 //! Trains: l d, on T5 2 l d, as prompt tuning.      Merges: no, P lengthens the sequence.
 //! Identities:
 //! - from one source it starts as that prompt, and trains on as prompt tuning does from there: `one_source_is_that_prompt`

@@ -151,7 +151,7 @@ fn several_runs_at_once() {
     for (method, output, alone) in &outputs {
         assert!(bytes(output) == bytes(alone), "{method}");
     }
-    names(&fail(&together[..5]), &["lora", "output"]);
+    names(&fail(&together[..5]), &["lora", "directory"]);
     let fresh = [file("one.yaml", "lora", &folder.path("one")), file("two.yaml", "lora", &folder.path("one"))];
     let error = fail(&["train", "--config", &fresh[0], "--config", &fresh[1]]);
     names(&error, &["--output", "one.yaml and", "two.yaml"]);
