@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use burn::module::ParamId;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::{Sequence, Site};
@@ -16,17 +17,26 @@ pub struct Cache(Arc<Mutex<State>>);
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    kept: BTreeMap<Site, Entry>,
+    kept: BTreeMap<Owner, Entry>,
     rows: usize,
     padding: Option<Tensor<2, Bool>>,
     encoded: Option<Sequence>,
     beside: Option<Cache>,
 }
 
+/// Whose keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Owner {
+    /// An attention of the model.
+    Model(Site),
+    /// A method, by one of its tensors.
+    Method(ParamId),
+}
+
 /// Keys and values, `[batch, key heads, rows, head width]`.
 type Pair = (Tensor<4>, Tensor<4>);
 
-/// What is kept of a site.
+/// What is kept of an owner.
 #[derive(Clone, Debug)]
 struct Entry {
     /// With room for more rows.
@@ -61,10 +71,10 @@ impl Cache {
     }
 
     /// Keys and values of this step behind those before.
-    pub(super) fn extend(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> Pair {
+    pub(super) fn extend(&self, owner: Owner, key: Tensor<4>, value: Tensor<4>) -> Pair {
         let (mut state, new) = (self.state(), key.dims()[2]);
         // Taken out: only a tensor that nothing else holds is written in place.
-        let (pair, done) = match state.kept.remove(&site).filter(|entry| entry.done > 0) {
+        let (pair, done) = match state.kept.remove(&owner).filter(|entry| entry.done > 0) {
             Some(Entry { pair: (keys, values), done, .. }) => {
                 ((written(keys, done, key), written(values, done, value)), done)
             }
@@ -72,18 +82,18 @@ impl Cache {
         };
         let filled = |x: &Tensor<4>| x.clone().narrow(2, 0, done + new);
         let found = (filled(&pair.0), filled(&pair.1));
-        state.kept.insert(site, Entry { pair, done, new });
+        state.kept.insert(owner, Entry { pair, done, new });
         found
     }
 
     /// Keys and values that stay as they are: computed at the first step.
-    pub(super) fn once(&self, site: Site, compute: impl FnOnce() -> Pair) -> Pair {
-        if let Some(entry) = self.state().kept.get(&site).filter(|entry| entry.done > 0) {
+    pub(super) fn once(&self, owner: Owner, compute: impl FnOnce() -> Pair) -> Pair {
+        if let Some(entry) = self.state().kept.get(&owner).filter(|entry| entry.done > 0) {
             return entry.pair.clone();
         }
         let pair = compute();
         let entry = Entry { pair: pair.clone(), done: 0, new: pair.0.dims()[2] };
-        self.state().kept.insert(site, entry);
+        self.state().kept.insert(owner, entry);
         pair
     }
 

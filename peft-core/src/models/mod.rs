@@ -9,9 +9,11 @@ pub(crate) mod t5;
 
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
+use burn::module::ParamId;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 
 pub use cache::Cache;
+use cache::Owner;
 
 use crate::{
     Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Purpose, Result, Sequence, Shape,
@@ -453,7 +455,15 @@ impl Frame<'_> {
     /// Keys and values of a decoder's rows behind those in the cache.
     pub(crate) fn remember(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         match &self.batch.cache {
-            Some(cache) => cache.extend(site, key, value),
+            Some(cache) => cache.extend(Owner::Model(site), key, value),
+            None => (key, value),
+        }
+    }
+
+    /// The same for what a method keeps of a decoder's rows, `[batch, heads, rows, width]`, under the id of a tensor of its own.
+    pub fn remember_own(&self, owner: ParamId, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        match &self.batch.cache {
+            Some(cache) => cache.extend(Owner::Method(owner), key, value),
             None => (key, value),
         }
     }
@@ -465,7 +475,7 @@ impl Frame<'_> {
         compute: impl FnOnce() -> (Tensor<4>, Tensor<4>),
     ) -> (Tensor<4>, Tensor<4>) {
         match &self.batch.cache {
-            Some(cache) => cache.once(site, compute),
+            Some(cache) => cache.once(Owner::Model(site), compute),
             None => compute(),
         }
     }
