@@ -1,8 +1,8 @@
 """What the derivations of methods without a reference package share: a run in float64, and the files of its case.
 
 A derivation is a module around a model of transformers with `forward(inputs)`, which gives logits and loss, and `tensors()`, what
-is trained by its name in our files. It may have `before(step)`, which is called in front of each step, and `watched()`, what it
-tells of its last forward.
+is trained by its name in our files. It may have `before(step)`, which is called in front of each step, `watched()`, what it tells of its
+last forward, and `noisy`, the ends of names of tensors whose path is rounding noise.
 """
 
 import math
@@ -98,7 +98,8 @@ def reference(run, inputs):
     if watched:
         expected["watched"] = torch.stack(watched).to(logits.dtype)
     # softmax ignores the bias of a key: its gradient, and so its path under AdamW, is rounding noise.
-    finals = {name: value for name, value in tensors.items() if not name.endswith("key.bias")}
+    noisy = ("key.bias", *getattr(run, "noisy", ()))
+    finals = {name: value for name, value in tensors.items() if not name.endswith(noisy)}
     expected |= {f"final.{name}": parameter.detach().clone() for name, parameter in finals.items()}
     if hasattr(run, "before"):
         run.before(None)

@@ -1,7 +1,7 @@
 //! What adapters have in common: two linear maps with a narrow space between them, and normalizations that are trained with them.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor, activation, module};
 use peft_core::activation::gelu;
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
 use peft_core::{
@@ -55,6 +55,22 @@ impl Bottleneck {
         Bottleneck::new(random.uniform_tensor([d, m], -bound, bound, device), Tensor::zeros([m, d], device))
     }
 
+    /// With a normalization in front, which changes no more than the mean and the spread yet.
+    pub(super) fn with_norm(self) -> Self {
+        let [d, _] = self.down.weight.dims();
+        let device = self.down.weight.device();
+        let [gain, bias] = [1.0, 0.0].map(|value| Param::from_tensor(Tensor::full([d], value, &device)));
+        Bottleneck { norm: Some(Norm { gain, bias }), ..self }
+    }
+
+    /// x, normalized if there is a normalization in front.
+    pub(super) fn read(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
+        match &self.norm {
+            Some(norm) => module::layer_norm(x, norm.gain.val(), Some(norm.bias.val()), eps),
+            None => x,
+        }
+    }
+
     /// act(x Wd + bd) Wu + bu.
     pub(super) fn forward(&self, x: Tensor<3>, act: Activation) -> Tensor<3> {
         self.forward_with(x, act, |inner| inner)
@@ -78,7 +94,7 @@ impl Bottleneck {
     }
 }
 
-/// The layer normalizations of the model, trained.
+/// Layer normalizations of the model, trained.
 #[derive(Module, Debug)]
 pub struct Norms {
     /// `[d]` each.
@@ -89,7 +105,7 @@ pub struct Norms {
 
 impl Norms {
     /// Their gains and biases, if they are trained.
-    pub(super) fn places(shape: &Shape, train: bool) -> Vec<Place> {
+    pub(crate) fn places(shape: &Shape, train: bool) -> Vec<Place> {
         let norms = [
             Part::NormEmbedding,
             Part::NormAttention,
@@ -100,24 +116,23 @@ impl Norms {
         shape.places().into_iter().filter(|place| train && norms.contains(&place.site.part)).collect()
     }
 
-    /// As the model has them; none, if they are not trained.
-    pub(super) fn new(base: &Base, train: bool) -> Self {
+    /// Those at these places, as the model has them.
+    pub(crate) fn new(base: &Base, places: &[Place]) -> Self {
         let of = |slot: Slot| {
-            let places = Norms::places(base.shape(), train).into_iter().filter(|place| place.slot == slot);
             let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
-            places.map(|place| (place.site, start(place.site))).collect()
+            places.iter().filter(|place| place.slot == slot).map(|place| (place.site, start(place.site))).collect()
         };
         Norms { gains: of(Slot::Gain), biases: of(Slot::Bias) }
     }
 
     /// As trained, where one is.
-    pub(super) fn get(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
+    pub(crate) fn get(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
         let trained = if slot == Slot::Gain { &self.gains } else { &self.biases };
         trained.get(site).map(Param::val)
     }
 
     /// What files call the tensor that records call `name`: as the model's.
-    pub(super) fn key(name: &str, shape: &Shape) -> Key {
+    pub(crate) fn key(name: &str, shape: &Shape) -> Key {
         let (field, site, _) = split_name(name);
         let slot = if field == "gains" { Slot::Gain } else { Slot::Bias };
         let places = Norms::places(shape, true);

@@ -296,7 +296,7 @@ impl Method for HyperformerConfig {
         Ok(Hyperformer {
             tasks: Param::from_tensor(tasks.normal_tensor([self.tasks, self.task_embedding_dim], 1.0, &device)),
             networks: shape.stacks().into_iter().map(network).collect(),
-            norms: Norms::new(base, self.train_layernorm),
+            norms: Norms::new(base, &Norms::places(shape, self.train_layernorm)),
             activation: self.activation,
         })
     }

@@ -5,4 +5,6 @@ pub mod bottleneck;
 pub mod coda;
 pub mod hyperformer;
 pub mod parallel;
+pub mod residual;
 pub mod sequential;
+pub mod tiny_attn;

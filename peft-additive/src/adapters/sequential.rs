@@ -18,11 +18,11 @@
 //!
 //! Differs from the paper: GELU is exact, the official code's is the approximation by tanh. `pfeiffer` is AdapterHub's, `survey` the form that the survey's parameter counts fit: the Houlsby adapter of the MAM code (jxhe/unify-parameter-efficient-tuning), there after attention in front of the sub-layer's own dropout, here behind it.
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData, module};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
-    Base, Error, Frame, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site,
+    Base, Error, Frame, Hooks, Key, Merge, Method, Next, Part, Place, Procedure, Result, Sequence, Shape, Site,
     SiteMap, Slot, Weight, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
@@ -239,7 +239,6 @@ impl Method for SequentialConfig {
 
     fn init(&self, base: &Base, seed: u64) -> Result<Sequential> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
-        let vector = |value: f64, n: usize| Param::from_tensor(Tensor::full([n], value, &device));
         let draw = |site: Site, map: &str, dims| {
             let random = Random::new(seed, &format!("sequential.{site}.{map}"));
             match self.init {
@@ -253,15 +252,14 @@ impl Method for SequentialConfig {
                 Init::ZeroUp => Tensor::zeros([m, d], &device),
                 _ => draw(site, "up", [m, d]),
             };
-            let norm = self.inner_norm.contains(&site.part);
-            let norm = norm.then(|| Norm { gain: vector(1.0, d), bias: vector(0.0, d) });
-            Bottleneck { norm, ..Bottleneck::new(draw(site, "down", [d, m]), up) }
+            let maps = Bottleneck::new(draw(site, "down", [d, m]), up);
+            if self.inner_norm.contains(&site.part) { maps.with_norm() } else { maps }
         };
         let (sites, places) = (self.plan(shape)?, shape.places());
         let biased = |site: &Site| places.iter().any(|p| p.site == projection(*site) && p.slot == Slot::Bias);
         Ok(Sequential {
             adapters: sites.iter().map(|site| (*site, bottleneck(*site))).collect(),
-            norms: Norms::new(base, self.train_layernorm),
+            norms: Norms::new(base, &Norms::places(shape, self.train_layernorm)),
             placement: self.placement,
             biased: sites.iter().all(biased),
             activation: self.activation,
@@ -325,10 +323,7 @@ impl Hooks for Sequential {
                 frame.norm(Site { part: Part::NormFeedForward, ..site }, output.clone() + residual)
             }
         };
-        let read = match &adapter.norm {
-            Some(norm) => module::layer_norm(read, norm.gain.val(), Some(norm.bias.val()), frame.shape().eps),
-            None => read,
-        };
+        let read = adapter.read(read, frame.shape().eps);
         let drop = |inner| frame.dropout(inner, self.dropout, format_args!("sequential.{site}"));
         output + adapter.forward_with(read, self.activation, drop)
     }

@@ -15,8 +15,7 @@
 //!
 //! Differs from the paper: h_0 has the dropout of the backbone's run, there is no second one. Without the reference's support of BERT, RoBERTa and LLaMA the first two take its BART encoder's form, LLaMA that of T5: classification reads the first token of y (BERT through the frozen pooler). Importances of maps that read the same are multiplied, as in the reference's T5. Its BART and BERT sum their logarithms and rank units by the absolute values, so that of numbers below 1, as squared gradients are, the smallest win: the least important units are kept. Where key and query heads differ in number, they choose their units apart. Widths are rounded up, those of rotary heads to an even number.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -32,6 +31,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 
 use super::pruning::{fisher, pruned};
+use super::tap::{Tap, pooled, tapped};
 
 /// What tells which units of the backbone the side layers start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,24 +276,6 @@ impl Method for LstConfig {
     }
 }
 
-/// The states in front of the layers of each stack, and behind each layer.
-#[derive(Default)]
-struct Tap {
-    starts: RefCell<BTreeMap<Stack, Tensor<3>>>,
-    layers: RefCell<BTreeMap<Site, Tensor<3>>>,
-}
-
-impl Hooks for Tap {
-    fn layer(&self, _frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence>) -> Sequence {
-        if site.layer == 0 {
-            self.starts.borrow_mut().insert(site.stack, x.hidden.clone());
-        }
-        let x = next(x);
-        self.layers.borrow_mut().insert(site, x.hidden.clone());
-        x
-    }
-}
-
 /// The side network during one run: its tensors, and at each of its layers the rung that leads in from the backbone.
 struct Climb<'a> {
     lst: &'a Lst,
@@ -324,12 +306,6 @@ impl Hooks for Climb<'_> {
     }
 }
 
-/// What the backbone gives by itself, and its states on the way.
-fn tapped(base: &Base, batch: &Batch) -> Result<(Hidden, Tap)> {
-    let tap = Tap::default();
-    Ok((base.forward(batch, &tap)?, tap))
-}
-
 impl Tuner for Lst {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         let (Hidden { words, .. }, tap) = tapped(base, batch)?;
@@ -347,12 +323,7 @@ impl Tuner for Lst {
         };
         let hidden = side.forward(&beside, &Climb { lst: self, tap })?;
         let states = self.up.forward(hidden.states);
-        let pooled = base.shape().pooler.then(|| {
-            let (site, first) = (Site::encoder(0, Part::Pooler), states.clone().narrow(1, 0, 1));
-            let pooled = base.weight(site).linear(first, Some(base.vector(site, Slot::Bias)));
-            activation::tanh(pooled).squeeze_dim::<2>(1)
-        });
-        Ok(Hidden { states, prompt: 0, pooled, words })
+        Ok(Hidden { pooled: pooled(base, &states), states, prompt: 0, words })
     }
 }
 

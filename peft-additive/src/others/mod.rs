@@ -1,5 +1,9 @@
 //! Neither adapters nor soft prompts.
 
+pub mod attention_fusion;
+pub mod hadamard;
 pub mod ia3;
 pub mod lst;
+pub mod pasta;
 mod pruning;
+mod tap;

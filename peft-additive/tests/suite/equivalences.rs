@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
-    AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, Init, LstConfig, PTuningConfig, ParallelConfig,
-    PrefixTuningConfig, PromptTuningConfig, Reparameterization, SequentialConfig,
+    AdapterDropConfig, AttentionFusionConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config, Init,
+    LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization,
+    ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
@@ -100,6 +101,36 @@ equivalences! {
             [states(&start(&config, base, seed, holds), base), states(&Bare {}, base)]
         };
 
+    a_residual_adapter_without_an_output_is_the_base: "residual adapter" = "base" if "W_up = 0, b_up = 0, e = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let mut values = tensors(&random(&ResidualConfig::new(5), base, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && (name.contains(".up.") || name.starts_with("tasks"))) {
+                *data = TensorData::zeros::<f32, _>(data.shape().clone());
+            }
+            [states(&with(&ResidualConfig::new(5), base, values), base), states(&Bare {}, base)]
+        };
+
+    a_tiny_attention_without_an_output_is_the_base: "Tiny-Attn adapter" = "base" if "W_up = 0, b_up = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let mut values = tensors(&random(&TinyAttnConfig::new(2), base, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && name.contains(".up.")) {
+                *data = TensorData::zeros::<f32, _>(data.shape().clone());
+            }
+            [states(&with(&TinyAttnConfig::new(2), base, values), base), states(&Bare {}, base)]
+        };
+
+    heads_are_their_average: "Tiny-Attn adapter" = "Tiny-Attn adapter of one head, their average" if "the heads have the same queries, keys and values",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let mut values = tensors(&random(&TinyAttnConfig::new(2), base, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && name.contains(".mix.")) {
+                let numbers: Vec<f32> = data.iter().collect();
+                let alike = (0..numbers.len()).map(|i| numbers[i - i % 2]).collect();
+                *data = TensorData::new(alike, data.shape().clone());
+            }
+            let heads = with(&TinyAttnConfig::new(2), base, values).valid();
+            [states(&heads, base), states(&heads.averaged(), base)]
+        };
+
     ia3_starts_as_the_base: "(IA)^3" = "base" if "l = 1", SAME_FUNCTION on SHAPES, |base, seed, holds| {
         [states(&start(&Ia3Config::new(), base, seed, holds), base), states(&Bare {}, base)]
     };
@@ -131,6 +162,41 @@ equivalences! {
             let other = if holds { key.clone() } else { random(&on(Part::Key), base, seed + 1) };
             let named = tensors(&other).into_iter().map(|(name, data)| (name.replace("key", "query"), data)).collect();
             [states(&key, base), states(&with(&on(Part::Query), base, named), base)]
+        };
+
+    a_hadamard_adapter_starts_as_the_base: "Hadamard adapter" = "base" if "w = 1, b = 0, the normalizations are the base's", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| [states(&start(&HadamardConfig::new(), base, seed, holds), base), states(&Bare {}, base)];
+
+    a_hadamard_adapter_on_the_heads_is_ia3: "Hadamard adapter, normalizations frozen" = "(IA)^3 on the values" if "w = l, b = 0", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let mut values = tensors(&random(&HadamardConfig::new().with_train_layernorm(false), base, seed));
+            let on_values = Ia3Config::new().with_sites(Part::Value, Sites::Parts(vec![]));
+            for (_, b) in values.iter_mut().filter(|(name, _)| holds && name.starts_with("biases.")) {
+                *b = TensorData::zeros::<f32, _>(b.shape().clone());
+            }
+            let factors = values.iter().filter_map(|(name, w)| {
+                let name = name.strip_prefix("weights.")?.replace("output", "value");
+                Some((format!("outputs.{name}"), TensorData::new(w.iter::<f32>().collect::<Vec<_>>(), [24, 1])))
+            });
+            let ia3 = with(&on_values, base, factors.collect());
+            [states(&with(&HadamardConfig::new().with_train_layernorm(false), base, values), base), states(&ia3, base)]
+        };
+
+    pasta_without_vectors_is_the_base: "PASTA" = "base" if "e = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = PastaConfig::new().with_special_tokens((4..97).step_by(3), 2);
+        let mut values = tensors(&random(&config, base, seed));
+        for data in values.values_mut().filter(|_| holds) {
+            *data = TensorData::zeros::<f32, _>(data.shape().clone());
+        }
+        [states(&with(&config, base, values), base), states(&Bare {}, base)]
+    };
+
+    fusion_of_the_last_layer_is_the_base: "AttentionFusion" = "base" if "the last layer is the only one", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let last = base.shape().stacks().last().map_or(0, |(_, layers)| *layers);
+            let layers = if holds { vec![last] } else { vec![last - 1, last] };
+            let fusion = random(&AttentionFusionConfig::new().with_layers(layers), base, seed);
+            [states(&fusion, base), states(&Bare {}, base)]
         };
 
     two_prompts_are_one: "prompt tuning" = "prompt tuning and prompt tuning" if "its rows are theirs, the outer one's first",

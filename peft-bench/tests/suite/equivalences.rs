@@ -1,7 +1,7 @@
 //! What methods of different families are the same as, and when.
 
 use burn::tensor::{Tensor, TensorData};
-use peft_additive::{Ia3Config, PrefixTuningConfig};
+use peft_additive::{HadamardConfig, Ia3Config, Position, PrefixTuningConfig};
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{Base, Method, Part, Sites, equivalences};
@@ -54,6 +54,24 @@ equivalences! {
             let start = config.init(base, seed).unwrap();
             let lora = with_values(if holds { start } else { randomized(&start, seed) }, &tensors(&bitfit)).unwrap();
             [states(&lora, base), states(&bitfit, base)]
+        };
+
+    a_hadamard_adapter_without_factors_is_bitfit: "Hadamard adapter behind the output projection, normalizations frozen" = "BitFit on the output projection"
+        if "w = 1, b is the difference of the biases", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+            let config = HadamardConfig::new().with_position(Position::Output).with_train_layernorm(false);
+            let mut values = tensors(&random(&config, base, seed));
+            for (_, w) in values.iter_mut().filter(|(name, _)| holds && name.starts_with("weights.")) {
+                *w = TensorData::ones::<f32, _>(w.shape().clone());
+            }
+            let bitfit = BitFitConfig::new().with_parts([Part::Output]).init(base, 0).unwrap();
+            let moved = tensors(&bitfit).into_iter().map(|(name, bias)| {
+                let moved = bias.iter::<f32>().zip(values[&name].iter::<f32>()).map(|(bias, b)| bias + b);
+                let moved = TensorData::new(moved.collect::<Vec<_>>(), bias.shape().clone());
+                (name, moved)
+            });
+            let bitfit = with_values(bitfit.clone(), &moved.collect()).unwrap();
+            let hadamard = with_values(config.init(base, 0).unwrap(), &values).unwrap();
+            [states(&hadamard, base), states(&bitfit, base)]
         };
 
     lora_and_a_prefix_commute: "LoRA and prefix tuning" = "prefix tuning and LoRA" if "they are the same", SAME_FUNCTION on SHAPES,

@@ -46,6 +46,13 @@ pub fn activate(x: Tensor<3>, activation: Activation) -> Tensor<3> {
     }
 }
 
+/// A layer normalization by its definition.
+pub fn normalize(x: Tensor<3>, gain: Tensor<3>, bias: Tensor<3>, eps: f64) -> Tensor<3> {
+    let centered = x.clone() - x.mean_dim(2);
+    let deviation = (centered.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
+    centered / deviation * gain + bias
+}
+
 /// The numbers of a tensor in f64.
 pub fn values(data: &TensorData) -> Vec<f64> {
     data.iter::<f32>().map(f64::from).collect()

@@ -2,8 +2,8 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_additive::{
-    AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, PTuningConfig, ParallelConfig, PrefixTuningConfig,
-    PromptInit, PromptTuningConfig, SequentialConfig,
+    AdapterDropConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config, PTuningConfig, ParallelConfig,
+    PastaConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
@@ -129,8 +129,12 @@ fn a_method_sees_the_base_as_the_others_rewrite_it() {
         check(SequentialConfig::survey().with_bottleneck(6), &base);
         check(AdapterDropConfig::new(1).with_bottleneck(6), &base);
         check(ParallelConfig::new(6), &base);
+        check(ResidualConfig::new(6), &base);
+        check(TinyAttnConfig::new(2), &base);
+        check(PastaConfig::new().with_special_tokens((4..97).step_by(3), 2), &base);
         check(HyperformerConfig::new(2).with_dims(4, 5, 6).with_train_layernorm(false), &base);
         check(Ia3Config::new(), &base);
+        check(HadamardConfig::new().with_train_layernorm(false), &base);
         check(PromptTuningConfig::new(3).with_init(PromptInit::Random), &base);
         check(PTuningConfig::new(3), &base);
         check(PrefixTuningConfig::new(3), &base);

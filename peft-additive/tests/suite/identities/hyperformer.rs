@@ -15,7 +15,7 @@ use peft_core::{
 };
 use proptest::prelude::*;
 
-use super::bottleneck::activate;
+use super::bottleneck::{activate, normalize};
 use super::{run, with};
 
 const TASKS: usize = 3;
@@ -44,13 +44,6 @@ fn batch_of_task(base: &Base, task: usize) -> Batch {
 
 fn tensor<const D: usize>(module: &impl Module, name: &str, base: &Base) -> Tensor<D> {
     Tensor::from_data(tensors(module)[name].clone(), base.device())
-}
-
-/// A layer normalization by its definition.
-fn normalize(x: Tensor<3>, gain: Tensor<3>, bias: Tensor<3>, eps: f64) -> Tensor<3> {
-    let centered = x.clone() - x.mean_dim(2);
-    let deviation = (centered.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
-    centered / deviation * gain + bias
 }
 
 /// The tensors whose name ends so, changed.

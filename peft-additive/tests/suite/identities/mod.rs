@@ -1,17 +1,22 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
 mod adapter_drop;
+mod attention_fusion;
 mod bottleneck;
 mod coda;
 mod composition;
+mod hadamard;
 mod hyperformer;
 mod ia3;
 mod lst;
 mod parallel;
+mod pasta;
 mod prefix_tuning;
 mod prompt_tuning;
+mod residual;
 mod sequential;
 mod starts;
+mod tiny_attn;
 
 use std::collections::BTreeMap;
 

@@ -13,7 +13,7 @@ use peft_core::{
 };
 use proptest::prelude::*;
 
-use super::bottleneck::{Permute, ZeroUp, activate, values};
+use super::bottleneck::{Permute, ZeroUp, activate, normalize, values};
 use super::{bases, run};
 
 fn configs() -> [SequentialConfig; 4] {
@@ -24,13 +24,6 @@ fn configs() -> [SequentialConfig; 4] {
 
 fn random(config: &SequentialConfig, base: &Base, seed: u64) -> Sequential {
     randomized(&config.init(base, seed).unwrap(), seed)
-}
-
-/// A layer normalization by its definition.
-fn normalize(x: Tensor<3>, gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
-    let centered = x.clone() - x.mean_dim(2);
-    let deviation = (centered.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
-    centered / deviation * gain.unsqueeze() + bias.unsqueeze()
 }
 
 proptest! {
@@ -72,10 +65,11 @@ proptest! {
                     if pfeiffer && !base.shape().pre_norm() {
                         let gain = vector(format!("norms.gains.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Gain));
                         let shift = vector(format!("norms.biases.{norm}")).unwrap_or_else(|| base.vector(norm, Slot::Bias));
-                        n = normalize(n, gain, shift, base.shape().eps);
+                        n = normalize(n, gain.unsqueeze(), shift.unsqueeze(), base.shape().eps);
                     }
                     if let Some(gain) = vector(format!("adapters.{site}.norm.gain")) {
-                        n = normalize(n, gain, vector(format!("adapters.{site}.norm.bias")).unwrap(), base.shape().eps);
+                        let shift = vector(format!("adapters.{site}.norm.bias")).unwrap();
+                        n = normalize(n, gain.unsqueeze(), shift.unsqueeze(), base.shape().eps);
                     }
                     let expected = u + activate(n.matmul(down) + bias("down"), act).matmul(up) + bias("up");
                     assert_close(found, expected, SAME_FUNCTION, &format!("{act:?} at {site}"));

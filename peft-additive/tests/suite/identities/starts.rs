@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use peft_additive::{
-    AdapterDropConfig, CodaConfig, HyperformerConfig, Ia3Config, Importance, Init, LstConfig, PTuningConfig,
-    ParallelConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig, Reparameterization, SequentialConfig,
+    AdapterDropConfig, AttentionFusionConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config, Importance,
+    Init, LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig, PromptInit, PromptTuningConfig,
+    Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::tolerances::STANDARD_ERRORS;
 use peft_core::testing::{base, device};
@@ -97,10 +98,29 @@ fn each_form_starts_as_its_reference() {
         check(AdapterDropConfig::new(1).robust(), &base, &like_bert);
         let kaiming = [("down.weight", Within(d)), ("up", All(0.0)), ("bias", All(0.0))];
         check(ParallelConfig::new(64), &base, &kaiming);
+        let inside = [("norm.gain", All(1.0)), ("bias", All(0.0)), ("", Normal(0.02))];
+        check(ResidualConfig::new(64), &base, &inside);
         if base.shape().stacks()[0].0 == peft_core::Stack::Encoder {
             check(CodaConfig::default(), &base, &[&[("routers", Normal(0.02))], &kaiming[..]].concat());
         }
         check(Ia3Config::new(), &base, &[("", All(1.0))]);
+        check(AttentionFusionConfig::new(), &base, &[("query", All(0.0))]);
+        check(PastaConfig::new().with_special_tokens([5, 6], 3), &base, &[("vectors", Normal(0.02))]);
+        let shrunk = |n: usize| Within(n * 10_000);
+        check(
+            TinyAttnConfig::new(6),
+            &base,
+            &[
+                ("norm.gain", All(1.0)),
+                ("norm.bias", All(0.0)),
+                ("down", Within(d)),
+                ("mix.weight", Within(4)),
+                ("out.weight", Within(6)),
+                ("up", shrunk(6)),
+                ("bias", All(0.0)),
+            ],
+        );
+        check(HadamardConfig::new(), &base, &[("norms", OfTheBase), ("weights", All(1.0)), ("biases", All(0.0))]);
         check(PromptTuningConfig::new(12).with_init(PromptInit::Random), &base, &[("", Normal(1.0))]);
         check(
             PrefixTuningConfig::new(12).with_projection(40),
