@@ -96,6 +96,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         self.init(base, 0)
     }
 
+    /// One whose tensors were read from files, on this base. What they cannot be, such as an index past its tensor's end, is an error.
+    fn loaded(&self, tuner: Self::Tuner, _base: &Base) -> Result<Self::Tuner> {
+        Ok(tuner)
+    }
+
     /// The configuration of a finished adapter that started so, once that is a part of the adapter ([`taken_out`](Self::taken_out)).
     fn started(&self, _start: Start) -> Self {
         self.clone()

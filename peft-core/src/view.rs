@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Shape, Tensor, TensorData};
 
 use crate::{Error, Result, random::hash};
 
@@ -43,6 +43,19 @@ pub fn with_values<M: Module>(module: M, values: &BTreeMap<String, TensorData>) 
         values: &'a BTreeMap<String, TensorData>,
         wrong: Option<Error>,
     }
+    impl<'a> Replace<'a> {
+        /// The new value of the tensor at which the walk is, which has these dimensions.
+        fn value(&mut self, dims: Shape) -> Option<&'a TensorData> {
+            let name = self.path.join(".");
+            let data = self.values.get(&name)?;
+            if *data.shape() == dims {
+                return Some(data);
+            }
+            let (found, expected) = (format!("shape {:?}", data.shape()), format!("{dims:?}"));
+            self.wrong = Some(Error::config(name, found, expected));
+            None
+        }
+    }
     impl ModuleMapper for Replace<'_> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.path.push(name.to_string());
@@ -51,18 +64,15 @@ pub fn with_values<M: Module>(module: M, values: &BTreeMap<String, TensorData>) 
             self.path.pop();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let name = self.path.join(".");
-            let Some(data) = self.values.get(&name) else { return param };
-            let dims = param.lazy_shape();
-            if *data.shape() != dims {
-                let (found, expected) = (format!("shape {:?}", data.shape()), format!("{dims:?}"));
-                self.wrong = Some(Error::config(name, found, expected));
-                return param;
-            }
+            let Some(data) = self.value(param.lazy_shape()) else { return param };
             param.map(|old| {
                 let new = Tensor::from_data(data.clone(), &old.device());
                 if old.is_require_grad() { new.require_grad() } else { new }
             })
+        }
+        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+            let Some(data) = self.value(param.lazy_shape()) else { return param };
+            param.map(|old| Tensor::from_data(data.clone(), &old.device()))
         }
     }
     let mut replace = Replace { path: vec![], values, wrong: None };
@@ -70,12 +80,15 @@ pub fn with_values<M: Module>(module: M, values: &BTreeMap<String, TensorData>) 
     replace.wrong.map_or(Ok(module), Err)
 }
 
-/// The values of a module's tensors, by name.
+/// The values of a module's tensors, by name; those of indices as integers of 64 bits.
 pub fn tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     struct Collect(BTreeMap<String, TensorData>);
     impl Visit for Collect {
         fn tensor<const D: usize>(&mut self, name: &str, _: ParamId, tensor: Tensor<D>) {
             self.0.insert(name.to_string(), tensor.into_data());
+        }
+        fn indices<const D: usize>(&mut self, name: &str, tensor: Tensor<D, Int>) {
+            self.0.insert(name.to_string(), tensor.into_data().convert::<i64>());
         }
     }
     let mut collect = Collect(BTreeMap::new());
@@ -88,6 +101,9 @@ pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     struct Shapes(Vec<(String, Vec<usize>)>);
     impl Visit for Shapes {
         fn tensor<const D: usize>(&mut self, name: &str, _: ParamId, tensor: Tensor<D>) {
+            self.0.push((name.to_string(), tensor.dims().to_vec()));
+        }
+        fn indices<const D: usize>(&mut self, name: &str, tensor: Tensor<D, Int>) {
             self.0.push((name.to_string(), tensor.dims().to_vec()));
         }
     }
@@ -120,6 +136,9 @@ pub fn trainable<M: Module>(module: &M) -> usize {
 pub trait Visit {
     /// One tensor, its name and its id.
     fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>);
+
+    /// One tensor of indices, which goes along with those that are trained.
+    fn indices<const D: usize>(&mut self, _name: &str, _tensor: Tensor<D, Int>) {}
 }
 
 /// Visits the tensors of a module by name, in its order.
@@ -137,6 +156,9 @@ pub fn visit<M: Module>(module: &M, visit: &mut impl Visit) {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             self.visit.tensor(&self.path.join("."), param.id, param.val());
+        }
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+            self.visit.indices(&self.path.join("."), param.val());
         }
     }
     module.visit(&mut Walk { path: vec![], visit });
@@ -160,6 +182,15 @@ pub fn with_ids_from_names<M: Module>(module: M) -> Result<M> {
         return Err(error);
     }
     struct Rename(Vec<String>, BTreeSet<u64>);
+    impl Rename {
+        fn id(&mut self) -> ParamId {
+            let mut id = hash(&self.0.join("."));
+            while !self.1.insert(id) {
+                id = id.wrapping_add(1);
+            }
+            ParamId::from(id)
+        }
+    }
     impl ModuleMapper for Rename {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.0.push(name.to_string());
@@ -168,12 +199,12 @@ pub fn with_ids_from_names<M: Module>(module: M) -> Result<M> {
             self.0.pop();
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-            let mut id = hash(&self.0.join("."));
-            while !self.1.insert(id) {
-                id = id.wrapping_add(1);
-            }
             let (_, value, mapper) = param.consume();
-            Param::from_mapped_value(ParamId::from(id), value, mapper)
+            Param::from_mapped_value(self.id(), value, mapper)
+        }
+        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+            let (_, value, mapper) = param.consume();
+            Param::from_mapped_value(self.id(), value, mapper)
         }
     }
     Ok(module.map(&mut Rename(vec![], BTreeSet::new())))

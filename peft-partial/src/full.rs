@@ -26,11 +26,7 @@ impl Method for FullConfig {
     type Tuner = Replaced;
 
     fn init(&self, base: &Base, _seed: u64) -> Result<Replaced> {
-        Ok(Replaced::new(
-            &base.shape().places(),
-            |place| Tensor::from_inner(base.weight(place.site).dense()),
-            |place| Tensor::from_inner(base.vector(place.site, place.slot)),
-        ))
+        Ok(copies(base, &base.shape().places()))
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -46,6 +42,15 @@ impl Method for FullConfig {
     fn merge(tuner: &Replaced) -> Option<&dyn Merge> {
         Some(tuner)
     }
+}
+
+/// Trainable copies of a base's tensors at these places.
+pub(crate) fn copies(base: &Base, places: &[Place]) -> Replaced {
+    Replaced::new(
+        places,
+        |place| Tensor::from_inner(base.weight(place.site).dense()),
+        |place| Tensor::from_inner(base.vector(place.site, place.slot)),
+    )
 }
 
 #[cfg(test)]

@@ -21,13 +21,19 @@ pub mod bias_update;
 pub mod delta_weight_masking;
 pub mod full;
 pub mod linear_probe;
+pub mod masked_update;
 mod masking;
+pub mod pretrained_weight_masking;
 
 pub use bias_update::bitfit::{BitFit, BitFitConfig};
 pub use delta_weight_masking::child_tuning::{ChildMode, ChildTuning, ChildTuningConfig};
 pub use delta_weight_masking::diff_pruning::{DiffPruning, DiffPruningConfig};
+pub use delta_weight_masking::sam::{SamConfig, Scope};
 pub use full::FullConfig;
 pub use linear_probe::LinearProbeConfig;
+pub use masked_update::MaskedUpdate;
+pub use pretrained_weight_masking::fish_mask::{FishMaskConfig, FisherLabels};
+pub use pretrained_weight_masking::threshold_mask::{ThresholdMask, ThresholdMaskConfig};
 
 #[cfg(test)]
 mod testing {

@@ -24,32 +24,11 @@ pub fn mask_gradients(full: &Replaced, masks: &Replaced, gradients: GradientsPar
         fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
             let Some(mask) = self.0.get::<D>(name) else { return };
             if let Some(gradient) = self.1.remove::<D>(id) {
-                self.1.register(id, gradient.mask_fill(held(mask), 0.0));
+                self.1.register(id, gradient.mask_fill(mask.without_autodiff().equal_elem(0.0), 0.0));
             }
         }
     }
     let mut mask = Mask(masks, gradients);
     visit(full, &mut mask);
     mask.1
-}
-
-/// What was before where a mask has zeros: weight decay and what an optimizer remembers move numbers without a gradient too.
-pub fn hold(now: &Replaced, before: &Replaced, masks: &Replaced) -> Replaced {
-    struct Hold<'a>(&'a Replaced, &'a Replaced);
-    impl Rewrite for Hold<'_> {
-        fn tensor<const D: usize>(&mut self, name: &str, now: Tensor<D>) -> Tensor<D> {
-            match (self.0.get::<D>(name), self.1.get::<D>(name)) {
-                (Some(before), Some(mask)) if now.is_require_grad() => {
-                    let held = now.without_autodiff().mask_where(held(mask), before.without_autodiff());
-                    Tensor::from_inner(held).require_grad()
-                }
-                _ => now,
-            }
-        }
-    }
-    view(now, &mut Hold(before, masks))
-}
-
-fn held<const D: usize>(mask: Tensor<D>) -> Tensor<D, burn::tensor::Bool> {
-    mask.without_autodiff().equal_elem(0.0)
 }

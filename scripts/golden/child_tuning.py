@@ -2,7 +2,8 @@
 
 Checked by reading against github.com/alibaba/AliceMind, ChildTuning (commit c17b177): D squares the gradients of the training
 batches, those of each tensor clipped, keeps the largest of all tensors with `layer` in their names, and leaves the others as they
-are; F divides by p. Otherwise than there weight decay does not reach what D leaves out, F leaves the head alone, no dropout.
+are; F divides by p. Otherwise than there weight decay does not reach what D leaves out, which the norm for clipping does not count
+either, F leaves the head alone, no dropout.
 
 Usage: python scripts/golden/child_tuning.py   (after models.py)
 """
@@ -60,11 +61,11 @@ def run(model, inputs, mode):
         optimizer.zero_grad()
         loss = model(**pick(inputs, rows(step))).loss
         loss.backward()
+        for name, mask in masks.items():
+            dict(model.named_parameters())[name].grad.mul_(mask)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         key = Random(SEED, f"sample of step {step}").bits()
         for name, parameter in model.named_parameters():
-            if mode == "d" and name in masks:
-                parameter.grad *= masks[name]
             if mode == "f" and not name.startswith("classifier"):
                 drawn = uniform_like(parameter, key, "", name)
                 parameter.grad *= (drawn <= KEPT["f"]) / KEPT["f"]

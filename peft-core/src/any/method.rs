@@ -95,6 +95,8 @@ forwarded! {
     to_saved(tuner: AnyTuner) -> AnyTuner;
     /// See [`Method::for_loading`].
     for_loading(base: &Base) -> Result<AnyTuner>;
+    /// See [`Method::loaded`].
+    loaded(tuner: AnyTuner, base: &Base) -> Result<AnyTuner>;
     /// See [`Method::started`].
     started(start: Start) -> AnyMethod;
     /// See [`Method::taken_out`].
@@ -202,6 +204,7 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn learned(&self, tuner: &AnyTuner, shape: &Shape) -> AnyMethod;
     fn to_saved(&self, tuner: AnyTuner) -> AnyTuner;
     fn for_loading(&self, base: &Base) -> Result<AnyTuner>;
+    fn loaded(&self, tuner: AnyTuner, base: &Base) -> Result<AnyTuner>;
     fn started(&self, start: Start) -> AnyMethod;
     fn taken_out(&self, tuner: AnyTuner, start: Start, base: &Base) -> Result<AnyTuner>;
     fn with_defaults(&self) -> AnyMethod;
@@ -301,6 +304,9 @@ impl<M: Method> Erased for M {
     }
     fn for_loading(&self, base: &Base) -> Result<AnyTuner> {
         Method::for_loading(self, base).map(AnyTuner::new)
+    }
+    fn loaded(&self, tuner: AnyTuner, base: &Base) -> Result<AnyTuner> {
+        Method::loaded(self, taken::<M>(tuner), base).map(AnyTuner::new)
     }
     fn started(&self, start: Start) -> AnyMethod {
         AnyMethod::new(Method::started(self, start))

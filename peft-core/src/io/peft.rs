@@ -251,6 +251,7 @@ pub(super) fn load_from(
             return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
         }
     }
+    let tuner = config.loaded(tuner, &base).map_err(|error| error.in_file(file))?;
     let modules = config::modules_to_save(dir)?;
     let copies = taker.copies(|name| copy_key(name, shape), &base, &modules)?;
     leftovers::tell(&taker, &base)?;

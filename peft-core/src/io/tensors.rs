@@ -43,6 +43,7 @@ impl Contents {
         for (name, data) in tensors(module) {
             let HubKey { name: key, layout } = key(&name).into();
             let data = match layout {
+                Layout::Same if data.dtype() == DType::I64 => data.convert::<i32>(),
                 Layout::Same => data,
                 Layout::Transposed => transpose(data),
                 Layout::Bits => bits::pack(&data),
@@ -127,9 +128,12 @@ impl Taker {
         Taker { file, taken: BTreeSet::new(), tied: false }
     }
 
-    fn take(&mut self, HubKey { name, layout }: HubKey, dims: &[usize]) -> Result<TensorData> {
+    /// The tensor of this name, of the shape and the kind of another.
+    fn take(&mut self, HubKey { name, layout }: HubKey, like: &TensorData) -> Result<TensorData> {
+        let dims = like.shape().as_slice();
         let read = |dims: &[usize]| self.file.read_f32(&name, dims);
         let data = match layout {
+            Layout::Same if like.dtype() == DType::I64 => self.file.read_indices(&name, dims)?,
             Layout::Same => read(dims)?,
             Layout::Transposed => transpose(read(&dims.iter().rev().copied().collect::<Vec<_>>())?),
             Layout::Flat => TensorData::new(read(&[dims.iter().product()])?.iter::<f32>().collect(), dims),
@@ -144,7 +148,7 @@ impl Taker {
         for (name, data) in tensors(module) {
             let key = key(&name).into();
             let place = key.name.clone();
-            if self.take(key, data.shape())?.as_bytes() != data.as_bytes() {
+            if self.take(key, &data)?.as_bytes() != data.as_bytes() {
                 return Err(Error::Check { what: "reading back what was saved", detail: format!("{place} differs") });
             }
         }
@@ -154,7 +158,7 @@ impl Taker {
     pub(super) fn fill<M: Module, K: Into<HubKey>>(&mut self, module: M, key: impl Fn(&str) -> K) -> Result<M> {
         let mut values = BTreeMap::new();
         for (name, fresh) in tensors(&module) {
-            let data = self.take(key(&name).into(), fresh.shape())?;
+            let data = self.take(key(&name).into(), &fresh)?;
             values.insert(name, data);
         }
         with_values(module, &values)

@@ -187,6 +187,16 @@ impl Checkpoint {
         Ok((shape.clone(), decode(&stored.bytes(name)?)))
     }
 
+    /// Reads a tensor of integers (I64 or I32) of the expected shape.
+    pub fn read_indices(&self, name: &str, expected_shape: &[usize]) -> Result<TensorData> {
+        let (shape, values) = self.read_i64(name)?;
+        if shape != expected_shape {
+            let expected = format!("shape {expected_shape:?}");
+            return Err(Error::file(self.path_of(name), name, format!("shape {shape:?}"), expected));
+        }
+        Ok(TensorData::new(values, shape))
+    }
+
     /// The bytes of a tensor as its file holds them.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         self.get(name, || "a tensor".to_string())?.bytes(name)

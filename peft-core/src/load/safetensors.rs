@@ -82,7 +82,7 @@ fn tensors(path: &Path, header: &[u8], data: usize) -> Result<Vec<(String, Tenso
     Ok(tensors)
 }
 
-/// Writes tensors of f32 (or of bytes) with the metadata that the Hugging Face libraries ask for, all or nothing.
+/// Writes tensors of f32 (or of bytes or indices) with the metadata that the Hugging Face libraries ask for, all or nothing.
 ///
 /// The bytes depend on names, shapes and values only: the tensors lie sorted by name.
 pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, TensorData>) -> Result<()> {
@@ -90,7 +90,9 @@ pub fn write_safetensors(path: &Path, tensors: &BTreeMap<String, TensorData>) ->
         let dtype = match data.dtype() {
             DType::F32 => Dtype::F32,
             DType::U8 => Dtype::U8,
-            other => return Err(Error::file(path, name, format!("type {other:?}"), "type F32 or U8")),
+            DType::I32 => Dtype::I32,
+            DType::I64 => Dtype::I64,
+            other => return Err(Error::file(path, name, format!("type {other:?}"), "type F32, U8, I32 or I64")),
         };
         let view = TensorView::new(dtype, data.shape().to_vec(), data.as_bytes());
         Ok((name, view.map_err(|error| Error::file(path, name, error, "as many values as the shape says"))?))

@@ -256,7 +256,11 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
     let file = Checkpoint::open_file(path)?;
     let tensor = |name: &str| {
         let dims = file.shape(name).unwrap_or_default().to_vec();
-        Ok((name.to_string(), file.read_f32(name, &dims)?))
+        let data = match file.entry(name).is_some_and(|entry| entry.dtype == "I64") {
+            true => file.read_indices(name, &dims)?,
+            false => file.read_f32(name, &dims)?,
+        };
+        Ok((name.to_string(), data))
     };
     file.names().map(tensor).collect()
 }

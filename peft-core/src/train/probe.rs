@@ -1,11 +1,12 @@
 //! The run as a method may look at it before the first step of a phase: the training data and the settings.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use burn::optim::GradientsParams;
 
 use super::TrainConfig;
-use crate::loss::targets;
+use crate::loss::{IGNORED, targets};
 use crate::random::Random;
 use crate::{Base, Copies, Error, Example, Head, Label, Result, Trained, Tuner};
 
@@ -62,6 +63,39 @@ impl<'a> Probe<'a> {
         self.examples
     }
 
+    /// The same on other examples.
+    pub fn with_examples(self, examples: &'a [Example]) -> Self {
+        Probe { examples, ..self }
+    }
+
+    /// Training examples, by their places, labelled by the model itself: classes and words are drawn by their probabilities, each word
+    /// after the true ones before it, a value from a normal distribution of variance 1/2 about the one that is predicted, whose
+    /// negative log-likelihood is the squared error. The run's seed decides what is drawn.
+    pub fn labelled_by_model<T: Tuner>(&self, tuner: &T, base: &Base, places: &[usize]) -> Result<Vec<Example>> {
+        let trained = Trained { tuner: tuner.valid(), head: self.head.clone(), copies: Copies::default() };
+        let ahead = self.head.ahead(base.shape());
+        let draw = |place: usize| {
+            let (example, seed) = (&self.examples[place], self.settings().seed);
+            let mut random = Random::new(seed, &format!("label of example {place}"));
+            let logits = trained.logits(base, &base.batch(&[example])?)?;
+            let [_, rows, outputs] = logits.dims();
+            let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            let mut drawn = |row: usize| categorical(&logits[row * outputs..][..outputs], random.unit()) as i32;
+            let mut each = |list: &[i32], ahead: usize| -> Arc<[i32]> {
+                let counts = |(i, label): &(usize, &i32)| *i >= ahead && **label != IGNORED && i - ahead < rows;
+                list.iter().enumerate().map(|it| if counts(&it) { drawn(it.0 - ahead) } else { *it.1 }).collect()
+            };
+            let label = match labels(&[example])?[0] {
+                Label::Class(_) => Label::Class(drawn(0) as usize),
+                Label::Words(words) => Label::Words(each(words, ahead)),
+                Label::Tags(tags) => Label::Tags(each(tags, 0)),
+                Label::Value(_) => Label::Value(logits[0] + (random.normal() * 0.5f64.sqrt()) as f32),
+            };
+            Ok(Example { label: Some(label), ..example.clone() })
+        };
+        places.iter().map(|place| draw(*place)).collect()
+    }
+
     /// The gradients of a tuner's tensors: of the mean loss of some examples, by their places in the data, as one batch without
     /// dropout.
     pub fn gradients<T: Tuner>(&self, tuner: &T, base: &Base, places: &[usize]) -> Result<GradientsParams> {
@@ -75,6 +109,18 @@ impl<'a> Probe<'a> {
         let loss = trained.loss(base, &base.batch(&batch)?, &labels)? / count as f32;
         Ok(GradientsParams::from_grads(loss.backward(), tuner))
     }
+}
+
+/// Which class a number from 0 to below 1 draws by the softmax of these logits.
+fn categorical(logits: &[f32], unit: f64) -> usize {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> = logits.iter().map(|logit| f64::from(logit - largest).exp()).collect();
+    let mut left = unit * weights.iter().sum::<f64>();
+    let mut passed = |weight: &f64| {
+        left -= weight;
+        left >= 0.0
+    };
+    weights.iter().take_while(|weight| passed(weight)).count().min(logits.len() - 1)
 }
 
 /// The labels of training examples.

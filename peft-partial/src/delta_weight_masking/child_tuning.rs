@@ -4,7 +4,7 @@
 //! D: M = 1 for the p n numbers of the layers' n with the largest Fisher information, else 0; 1 outside of the layers
 //! Paper: Xu et al., 2021, arXiv:2109.05687, section 2.   Reference: alibaba/AliceMind ChildTuning; modelscope `ChildTuningAdamW`
 //! Oracle: code alibaba/AliceMind ChildTuning: `a_run_of_a_drawn_child_is_that_of_the_reference`, `a_run_of_a_chosen_child_is_that_of_the_reference`
-//! Trains: every tensor of the base; with D, of the n numbers of the layers only floor(p n).      Merges: yes, by overwriting.
+//! Trains: every tensor of the base; with D, of the n numbers of the layers floor(p n).      Merges: yes, by overwriting.
 //! Identities:
 //! - the base at init, bit for bit: `C1`
 //! - p = 1 is full fine-tuning, bit for bit: `everything_reserved_is_full_fine_tuning`
@@ -14,24 +14,29 @@
 //! - D: what is outside of the child keeps its bits, under weight decay too: `only_the_child_moves`
 //!
 //! Differs from the paper: with D the update is masked, not only the gradient, so that weight decay does not reach what is outside of
-//! the child. As in the code, F divides by p; D leaves what is outside of the layers (the names with `layer`) unmasked, and squares the
-//! gradients of the run's batches, each tensor's scaled down to the run's `max_grad_norm` first, where equation 6 of the paper has those
-//! of single examples. Unlike the code's these are without dropout, so that the child is a function of model and data; the child has no
-//! more numbers where some are equal; the head is never masked, which F does there.
+//! the child, and gradients are clipped by the norm of what is trained. As in the code, F divides by p; D leaves what is outside of the
+//! layers (the names with `layer`) unmasked, and squares the gradients of the run's batches, each tensor's scaled down to the run's
+//! `max_grad_norm` first, where equation 6 of the paper has those of single examples. Unlike the code's these are without dropout, so that
+//! the child is a function of model and data; the child has no more numbers where some are equal; the head is never masked, which F does
+//! there.
+
+use std::sync::Arc;
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{Tensor, TensorData};
-use peft_core::random::Random;
-use peft_core::train::{Optim, Probe, largest};
+use burn::tensor::Tensor;
+use peft_core::random::{Noise, Random};
+use peft_core::train::{Probe, largest};
 use peft_core::view::{Visit, visit};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, slot_name,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, Site,
+    Slot, Weight,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::FullConfig;
-use crate::masking::{hold, mask_gradients};
+use crate::full::copies;
+use crate::masked_update::{Choice, MaskedUpdate, Moving, share, spread};
 
 /// How the child network is chosen, by the names of the reference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,32 +83,28 @@ impl ChildTuningConfig {
 
     /// How many numbers of the layers are in the child network, on average if it is drawn.
     pub fn reserved(&self, shape: &Shape) -> Result<usize> {
-        let whole: usize = layers(shape).iter().map(Place::count).sum();
-        let reserved = (self.reserve_p * whole as f64).floor() as usize;
-        if !(self.reserve_p > 0.0 && self.reserve_p <= 1.0) || reserved == 0 {
-            let allowed = format!("above 0 and at most 1, and at least one of the {whole} numbers of the layers");
-            return Err(Error::config("reserve_p", self.reserve_p, allowed));
-        }
         if self.fisher_samples == Some(0) {
             return Err(Error::config("fisher_samples", 0, "1 or more"));
         }
-        Ok(reserved)
+        share("reserve_p", self.reserve_p, &layers(shape).0)
     }
 }
 
-/// What D masks. The reference chooses by this word.
-fn layers(shape: &Shape) -> Vec<Place> {
-    shape.places().into_iter().filter(|place| place.name.contains("layer")).collect()
+/// What D masks, and the rest. The reference chooses by this word.
+fn layers(shape: &Shape) -> (Vec<Place>, Vec<Place>) {
+    shape.places().into_iter().partition(|place| place.name.contains("layer"))
 }
 
-/// A trainable copy of every tensor of a base, and what of it is trained.
+/// What of a base is trained.
 #[derive(Module, Debug)]
 pub struct ChildTuning {
+    /// Every tensor; with D those outside of the layers.
     full: Replaced,
-    /// 1 in the child network, else 0, for the tensors of the layers; not trained. D has them once training has begun.
-    masks: Option<Replaced>,
+    /// The child network of D.
+    update: Option<MaskedUpdate>,
+    /// p of F.
     #[module(skip)]
-    config: ChildTuningConfig,
+    p: f64,
     /// What the masks of F are drawn from in this step.
     #[module(skip)]
     key: u64,
@@ -116,88 +117,97 @@ impl Method for ChildTuningConfig {
     type Tuner = ChildTuning;
 
     fn init(&self, base: &Base, seed: u64) -> Result<ChildTuning> {
-        self.reserved(base.shape())?;
-        let full = FullConfig::default().init(base, seed)?;
-        Ok(ChildTuning { full, masks: None, config: self.clone(), key: seed })
+        let reserved = self.reserved(base.shape())?;
+        let (layers, rest) = layers(base.shape());
+        let (places, update) = match self.mode {
+            ChildMode::TaskFree => (base.shape().places(), None),
+            ChildMode::TaskDriven => {
+                let choice: Arc<dyn Choice> = Arc::new(self.clone());
+                (rest, Some(MaskedUpdate::new(base, &spread(&layers, reserved), Some(choice))))
+            }
+        };
+        Ok(ChildTuning { full: copies(base, &places), update, p: self.reserve_p, key: seed })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        self.reserved(shape)?;
-        FullConfig::default().count(shape)
+        let (reserved, (_, rest)) = (self.reserved(shape)?, layers(shape));
+        Ok(match self.mode {
+            ChildMode::TaskFree => shape.count(),
+            ChildMode::TaskDriven => reserved + rest.iter().map(Place::count).sum::<usize>(),
+        })
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
-        FullConfig::default().key(name.trim_start_matches("full."), shape)
+        match name.strip_prefix("full.") {
+            Some(name) => FullConfig::default().key(name, shape),
+            None => MaskedUpdate::key(name),
+        }
     }
 
-    /// Without the masks: they say nothing about the function.
-    fn to_saved(tuner: ChildTuning) -> ChildTuning {
-        ChildTuning { masks: None, ..tuner }
+    fn loaded(&self, tuner: ChildTuning, base: &Base) -> Result<ChildTuning> {
+        let update = tuner.update.map(|update| update.checked(base.shape())).transpose()?;
+        Ok(ChildTuning { update, ..tuner })
     }
 
     fn merge(tuner: &ChildTuning) -> Option<&dyn Merge> {
-        Some(&tuner.full)
+        Some(tuner)
     }
 }
 
 impl Adapter for ChildTuning {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        f(&self.full)
+        match &self.update {
+            Some(update) => f(&(update.hooks(), &self.full)),
+            None => f(&self.full),
+        }
+    }
+
+    fn view(&self, base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
+        let view = |update: &MaskedUpdate| AnyTuner::new(Replaced::by(&(update.hooks(), &self.full), base));
+        Ok(self.update.as_ref().map(view))
+    }
+}
+
+impl Merge for ChildTuning {
+    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
+        let child = self.update.as_ref().and_then(|update| update.weight(site, w));
+        child.or_else(|| Merge::weight(&self.full, site, w))
+    }
+
+    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
+        let child = self.update.as_ref().and_then(|update| update.vector(site, slot, v));
+        child.or_else(|| Merge::vector(&self.full, site, slot, v))
+    }
+}
+
+impl Choice for ChildTuningConfig {
+    fn choose(&self, base: &Base, data: Probe<'_>) -> Result<Moving> {
+        let examples = data.draw(self.fisher_samples.unwrap_or(usize::MAX));
+        let (settings, layers) = (data.settings(), layers(base.shape()).0);
+        let full = copies(base, &layers);
+        let squared = |norm, gradient: f32| (settings.clip(norm) as f32 * gradient).powi(2);
+        let scores = data.summed(&full, base, examples.chunks(settings.batch_size), squared)?;
+        Ok(largest(&scores, self.reserved(base.shape())?))
     }
 }
 
 impl Procedure for ChildTuning {
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
-        if self.config.mode == ChildMode::TaskFree {
-            return Ok(self);
-        }
-        let examples = data.draw(self.config.fisher_samples.unwrap_or(usize::MAX));
-        let settings = data.settings();
-        let layers = layers(base.shape());
-        let name = |place: &Place| slot_name(place.site, place.slot);
-        let squared = |norm, gradient: f32| (settings.clip(norm) as f32 * gradient).powi(2);
-        let mut scores = data.summed(&self.full, base, examples.chunks(settings.batch_size), squared)?;
-        scores.retain(|scored, _| layers.iter().any(|place| name(place) == *scored));
-        let child = largest(&scores, self.config.reserved(base.shape())?);
-        let mask = |place: &Place| {
-            let values: Vec<f32> = child[&name(place)].iter().map(|kept| f32::from(*kept)).collect();
-            TensorData::new(values, place.dims.clone())
-        };
-        let (device, matrix) = (base.device(), |place: &Place| Tensor::from_data(mask(place), base.device()));
-        let masks = Replaced::new(&layers, matrix, |place| Tensor::from_data(mask(place), device)).no_grad();
-        Ok(ChildTuning { masks: Some(masks), ..self })
+        let update = self.update.map(|update| update.prepare(base, data)).transpose()?;
+        Ok(ChildTuning { update, ..self })
     }
 
     fn sample(self, random: &mut Random) -> Self {
         ChildTuning { key: random.bits(), ..self }
     }
 
-    /// A tensor without a number in the child.
-    fn may_rest(&self, name: &str) -> bool {
-        let (Some(masks), Some(name)) = (&self.masks, name.strip_prefix("full.")) else { return false };
-        let none = |kept: Tensor<1>| kept.into_scalar::<f32>() == 0.0;
-        match name.starts_with("weights.") {
-            true => masks.get::<2>(name).is_some_and(|mask| none(mask.sum())),
-            false => masks.get::<1>(name).is_some_and(|mask| none(mask.sum())),
-        }
-    }
-
     fn gradients(&mut self, gradients: GradientsParams, _step: usize) -> GradientsParams {
-        match (self.config.mode, &self.masks) {
-            (ChildMode::TaskFree, _) => {
-                let mut drop = Drop { p: self.config.reserve_p, key: self.key, gradients };
-                visit(&self.full, &mut drop);
-                drop.gradients
-            }
-            (ChildMode::TaskDriven, Some(masks)) => mask_gradients(&self.full, masks, gradients),
-            (ChildMode::TaskDriven, None) => gradients,
+        if self.update.is_some() {
+            return gradients;
         }
-    }
-
-    fn after_step(self, _base: &Base, _optim: &mut Optim, before: &Self, _step: usize) -> Result<Self> {
-        let Some(masks) = &self.masks else { return Ok(self) };
-        let full = hold(&self.full, &before.full, masks);
-        Ok(ChildTuning { full, ..self })
+        let mut drop = Drop { p: self.p, key: self.key, gradients };
+        visit(&self.full, &mut drop);
+        drop.gradients
     }
 }
 
@@ -227,19 +237,24 @@ mod tests {
 
     peft_core::conformance!(ChildTuningConfig::default());
 
+    mod drawn {
+        use super::*;
+        peft_core::conformance!(ChildTuningConfig::new(ChildMode::TaskFree, 0.3));
+    }
+
     #[test]
     fn counts_are_those_of_the_card() {
         let (shape, config) = (Shape::named("roberta-base").unwrap(), ChildTuningConfig::default());
         let head = Head::count(&shape, 2);
-        assert_eq!(config.count(&shape).unwrap() + head, 124_647_170);
-        let outside = shape.count() - layers(&shape).iter().map(Place::count).sum::<usize>();
-        assert_eq!((outside, config.reserved(&shape).unwrap()), (39_000_576, 25_516_339));
-        assert_eq!(config.reserved(&shape).unwrap() + outside + head, 65_109_045);
+        assert_eq!(config.reserved(&shape).unwrap(), 25_516_339);
+        assert_eq!(config.count(&shape).unwrap() + head, 65_109_045);
+        let free = ChildTuningConfig::new(ChildMode::TaskFree, 0.3);
+        assert_eq!(free.count(&shape).unwrap() + head, 124_647_170);
     }
 
     #[test]
-    fn files_hold_the_whole_checkpoint() {
-        assert_files_hold(&ChildTuningConfig::default(), &SHAPES, |_| true);
+    fn files_of_a_drawn_child_hold_the_whole_checkpoint() {
+        assert_files_hold(&ChildTuningConfig::new(ChildMode::TaskFree, 0.3), &SHAPES, |_| true);
     }
 
     #[test]

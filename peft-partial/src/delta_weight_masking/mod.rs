@@ -2,3 +2,4 @@
 
 pub mod child_tuning;
 pub mod diff_pruning;
+pub mod sam;

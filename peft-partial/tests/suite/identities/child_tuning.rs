@@ -7,11 +7,14 @@ use peft_core::testing::golden::named;
 use peft_core::testing::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, SAME_FUNCTION, STANDARD_ERRORS};
 use peft_core::train::TrainConfig;
 use peft_core::view::{Visit, tensors, visit};
-use peft_core::{Base, Example, Label, Method, Procedure, loss::targets, random::Random};
+use peft_core::{Base, Example, Method, Place, Procedure, random::Random, slot_name};
 use peft_partial::{ChildMode, ChildTuning, ChildTuningConfig, FullConfig};
 use proptest::prelude::*;
 
-use super::{Values, assert_taken_up, bases, data, key, numbers, recorded, settings, start, train, under};
+use super::{
+    Values, assert_largest, assert_taken_up, bases, data, dense, drawn, gradient, key, masks, numbers, recorded,
+    settings, start, train, under, whole,
+};
 
 /// Random gradients of all tensors.
 fn gradients(child: &ChildTuning, seed: u64) -> GradientsParams {
@@ -27,38 +30,43 @@ fn gradients(child: &ChildTuning, seed: u64) -> GradientsParams {
 }
 
 /// What F makes of random gradients in the step that `random` is for.
-fn drawn(base: &Base, p: f64, seed: u64, step: &str) -> (Values, Values) {
+fn masked(base: &Base, p: f64, seed: u64, step: &str) -> (Values, Values) {
     let child = ChildTuningConfig::new(ChildMode::TaskFree, p).init(base, 0).unwrap();
     let mut child = child.sample(&mut Random::new(seed, step));
     let masked = child.gradients(gradients(&child, seed), 1);
     (named(&child, &gradients(&child, seed)), named(&child, &masked))
 }
 
+/// What D masks. The tensors that belong to a stack as a whole are of part norm_final, pooler, .. of layer 0.
+fn layers(base: &Base) -> Vec<Place> {
+    let outside = ["words", "positions", "types", "norm_embedding", "pooler", "vocabulary"];
+    let llama = base.shape().places().iter().any(|place| place.name == "norm.weight");
+    let inside = |place: &Place| {
+        let part = place.site.part.name();
+        !outside.contains(&part) && !(llama && part == "norm_final")
+    };
+    base.shape().places().into_iter().filter(inside).collect()
+}
+
+/// The child that D has chosen.
+fn child(tuner: &ChildTuning, base: &Base) -> BTreeMap<String, Vec<bool>> {
+    masks(&under(&tensors(tuner), "update."), &layers(base))
+}
+
 /// The squared gradients of the mean loss of batches, each tensor's clipped first, summed, of the tensors of the layers.
 fn fisher(base: &Base, settings: &TrainConfig) -> BTreeMap<String, Vec<f32>> {
-    let (trained, data) = (start(&FullConfig::default(), base), data(base));
+    let (data, layers) = (data(base), layers(base));
     let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    let order = Random::new(settings.seed, "examples before the first step").permutation(data.len());
-    for batch in order.chunks(settings.batch_size) {
+    for batch in drawn(settings.seed, base).chunks(settings.batch_size) {
         let examples: Vec<&Example> = batch.iter().map(|i| &data[*i]).collect();
-        let labels: Vec<&Label> = examples.iter().map(|example| example.label.as_ref().unwrap()).collect();
-        let count = targets(labels.iter().copied(), trained.head.ahead(base.shape())) as f32;
-        let loss = trained.loss(base, &base.batch(&examples).unwrap(), &labels).unwrap() / count;
-        let gradients = named(&trained.tuner, &GradientsParams::from_grads(loss.backward(), &trained.tuner));
-        for (name, gradient) in gradients {
-            let gradient = numbers(&gradient);
+        for (name, gradient) in gradient(base, &examples) {
             let norm = gradient.iter().map(|g| g * g).sum::<f32>().sqrt();
             let factor = (settings.max_grad_norm as f32 / norm).min(1.0);
             let sum = sums.entry(name).or_insert_with(|| vec![0.0; gradient.len()]);
             sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += (factor * g).powi(2));
         }
     }
-    // The tensors that belong to the stack as a whole are of part norm_final, pooler, .. of layer 0.
-    let outside = ["words", "positions", "types", "norm_embedding", "pooler", "vocabulary"];
-    sums.retain(|name, _| !outside.iter().any(|part| name.ends_with(&format!(".{part}"))));
-    if base.shape().places().iter().any(|place| place.name == "norm.weight") {
-        sums.retain(|name, _| !name.ends_with("norm_final"));
-    }
+    sums.retain(|name, _| layers.iter().any(|place| slot_name(place.site, place.slot) == *name));
     sums
 }
 
@@ -74,13 +82,14 @@ fn check_run(mode: ChildMode, share: f64, letter: &str) {
     };
     let mut run = golden.begin(&settings, ChildTuningConfig::new(mode, share).init(&golden.base, 0).unwrap());
     if mode == ChildMode::TaskDriven {
-        let masks = under(&tensors(&run.trained), "tuner.masks.");
+        let masks = dense(child(&run.trained.tuner, &golden.base), &golden.base);
         golden.compare_all("d.mask", &masks, |name| key(name, &golden.base), SAME_FUNCTION);
     }
     let losses = (0..10).map(|_| run.step(&golden.examples).unwrap().loss as f32).collect::<Vec<_>>();
     golden.compare(&format!("{letter}.losses"), &TensorData::new(losses, [10]), REFERENCE);
     let after = tensors(&run.trained);
-    let (full, head) = (under(&after, "tuner.full."), under(&after, "head."));
+    let full = whole::<ChildTuningConfig>(&run.trained.tuner, &golden.base);
+    let head = under(&after, "head.");
     let key = |name: &str| match name.strip_prefix("classifier.") {
         Some(name) => golden.head_key(name),
         None => key(name, &golden.base),
@@ -107,13 +116,14 @@ proptest! {
     #[test]
     fn everything_reserved_is_full_fine_tuning(seed: u64) {
         for base in bases() {
-            let full = train(settings(seed), &base, start(&FullConfig::default(), &base));
+            // The norm of all gradients is another sum where the child is one vector.
+            let settings = TrainConfig { max_grad_norm: 0.0, ..settings(seed) };
+            let full = train(settings.clone(), &base, start(&FullConfig::default(), &base));
             for mode in [ChildMode::TaskFree, ChildMode::TaskDriven] {
-                let child = train(settings(seed), &base, start(&ChildTuningConfig::new(mode, 1.0), &base));
-                let found = tensors(&child);
-                for (name, expected) in tensors(&full) {
-                    prop_assert_eq!(&found[&name.replace("tuner.", "tuner.full.")], &expected, "{:?} {}", mode, name);
-                }
+                let child = train(settings.clone(), &base, start(&ChildTuningConfig::new(mode, 1.0), &base));
+                prop_assert_eq!(tensors(&child.head), tensors(&full.head), "{:?}", mode);
+                let found = whole::<ChildTuningConfig>(&child.tuner, &base);
+                prop_assert!(found == whole::<FullConfig>(&full.tuner, &base), "{:?}", mode);
             }
         }
     }
@@ -121,7 +131,7 @@ proptest! {
     #[test]
     fn a_drawn_gradient_is_right_on_average(seed: u64, p in 0.15..0.85) {
         for base in bases() {
-            let (gradients, masked) = drawn(&base, p, seed, "a step");
+            let (gradients, masked) = masked(&base, p, seed, "a step");
             let (mut kept, mut all) = (0, 0);
             for (name, gradient) in gradients {
                 for (g, m) in numbers(&gradient).into_iter().zip(numbers(&masked[&name])) {
@@ -138,7 +148,7 @@ proptest! {
     #[test]
     fn masks_are_drawn_anew_in_each_step_and_alike_from_one_seed(seed: u64) {
         for base in bases() {
-            let masks = |seed, step| drawn(&base, 0.4, seed, step).1;
+            let masks = |seed, step| masked(&base, 0.4, seed, step).1;
             let (first, second) = (masks(seed, "step 1"), masks(seed, "step 2"));
             prop_assert_eq!(&first, &masks(seed, "step 1"));
             let kept = |masks: &Values| masks.values().flat_map(numbers).map(|m| m != 0.0).collect::<Vec<_>>();
@@ -164,37 +174,24 @@ proptest! {
             // So short that nearly every tensor's gradient is clipped, and three batches, the last of one example.
             let settings = TrainConfig { batch_size: 2, max_grad_norm: 0.05, dropout: Some(0.0), ..settings(1) };
             let scores = fisher(&base, &settings);
-            let found = tensors(&train(settings, &base, start(&config, &base)).tuner);
-            let masks: Vec<&String> = found.keys().filter(|name| name.starts_with("masks.")).collect();
-            prop_assert_eq!(masks.len(), scores.len());
-            let (mut least, mut most, mut count) = (f32::INFINITY, 0f32, 0);
-            for (name, scores) in &scores {
-                for (mask, score) in numbers(&found[&format!("masks.{name}")]).into_iter().zip(scores) {
-                    match mask {
-                        1.0 => (least, count) = (least.min(*score), count + 1),
-                        _ => most = most.max(*score),
-                    }
-                }
-            }
+            let tuner = train(settings, &base, start(&config, &base)).tuner;
             let all: usize = scores.values().map(Vec::len).sum();
-            prop_assert_eq!(count, (p * all as f64) as usize);
-            prop_assert!(least >= most * (1.0 - SAME_FUNCTION.0), "{} in the child, {} outside", least, most);
+            assert_largest(&child(&tuner, &base), &scores, (p * all as f64) as usize);
         }
     }
 
-    /// With few numbers in the child some tensors have none.
+    /// With few numbers in the child some tensors have none. What is outside of the layers is trained as a whole.
     #[test]
     fn only_the_child_moves(seed: u64, few: bool) {
         for base in bases() {
             let config = ChildTuningConfig::new(ChildMode::TaskDriven, if few { 0.001 } else { 0.3 });
-            let before = tensors(&config.init(&base, 0).unwrap());
-            let after = train(settings(seed), &base, start(&config, &base)).tuner;
-            let (tuner, after) = (&after, tensors(&after));
-            let rests = |name: &str| tuner.may_rest(name);
-            prop_assert!(!few || before.keys().any(|name| rests(name)), "every tensor has numbers in the child");
+            let before = tensors(&FullConfig::default().init(&base, 0).unwrap());
+            let tuner = train(settings(seed), &base, start(&config, &base)).tuner;
+            let (child, after) = (child(&tuner, &base), whole::<ChildTuningConfig>(&tuner, &base));
+            prop_assert!(!few || child.values().any(|mask| !mask.contains(&true)), "every tensor has numbers in the child");
             for (name, before) in before {
-                let mask = after.get(&name.replace("full.", "masks.")).map(numbers);
-                let in_child = |i: usize| mask.as_ref().is_none_or(|mask| mask[i] == 1.0);
+                let mask = child.get(&name);
+                let in_child = |i: usize| mask.is_none_or(|mask| mask[i]);
                 let pairs = numbers(&before).into_iter().zip(numbers(&after[&name]));
                 let (mut moved, mut children) = (0, 0);
                 for (i, (old, new)) in pairs.enumerate() {
@@ -204,7 +201,6 @@ proptest! {
                 }
                 // Not quite all: behind a ReLU that lets nothing through in these steps there is no gradient.
                 prop_assert!(2 * moved >= children, "{} of {} moved of {}", moved, children, name);
-                prop_assert_eq!(rests(&name), mask.is_some_and(|mask| !mask.contains(&1.0)), "{}", name);
             }
         }
     }
@@ -214,10 +210,7 @@ proptest! {
     fn fisher_samples_limit_the_examples(samples in 1usize..4) {
         for base in bases() {
             let config = ChildTuningConfig::new(ChildMode::TaskDriven, 0.3);
-            let masks = |config: &ChildTuningConfig| {
-                let trained = train(settings(0), &base, start(config, &base));
-                tensors(&trained.tuner).into_iter().filter(|(name, _)| name.starts_with("masks")).collect::<Values>()
-            };
+            let masks = |config: &ChildTuningConfig| child(&train(settings(0), &base, start(config, &base)).tuner, &base);
             prop_assert_ne!(masks(&config.clone().with_fisher_samples(samples)), masks(&config));
             prop_assert_eq!(masks(&config.clone().with_fisher_samples(1000)), masks(&config));
         }

@@ -2,18 +2,28 @@
 
 mod child_tuning;
 mod diff_pruning;
+mod fish_mask;
+mod masked_update;
 mod reference;
+mod sam;
+mod threshold_mask;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
+use burn::optim::GradientsParams;
 use burn::tensor::TensorData;
+use peft_core::loss::targets;
+use peft_core::random::Random;
+use peft_core::testing::golden::named;
+use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{self, device, fixtures::SHAPES, recorded::Recorded};
 use peft_core::train::{Checkpoints, Observer, StepReport, TrainConfig, Trainer};
 use peft_core::view::{tensors, with_values};
 use peft_core::{
-    Architecture, Base, Error, Example, Head, Key, Label, LanguageModel, Method, Procedure, Result, Trained,
+    Architecture, Base, Error, Example, Head, Key, Label, LanguageModel, Method, Place, Procedure, Result, Trained,
+    slot_name,
 };
 use peft_partial::FullConfig;
 
@@ -104,4 +114,65 @@ fn with_each<M: Module>(module: &M, start: &str, value: impl Fn(&str, f32) -> f3
     let values: Values = tensors(module).into_iter().filter(|(name, _)| name.starts_with(start)).map(changed).collect();
     assert!(!values.is_empty(), "no tensor {start}");
     with_values(module.clone(), &values).unwrap()
+}
+
+/// All tensors of a base with a method folded in, by the names of full fine-tuning.
+fn whole<M: Method>(tuner: &M::Tuner, base: &Base) -> Values {
+    let merged = base.merged(M::merge(&tuner.valid()).expect("the method merges"));
+    tensors(&FullConfig::default().init(&merged, 0).unwrap())
+}
+
+/// Which numbers a masked update trains, by its own tensors and the tensors that it is of.
+fn masks(update: &Values, places: &[Place]) -> BTreeMap<String, Vec<bool>> {
+    let mut indices = update["indices"].iter::<i64>();
+    let counts = update["counts"].iter::<i64>().collect::<Vec<_>>();
+    assert_eq!(counts.len(), places.len());
+    let mask = |(place, count): (&Place, &i64)| {
+        let mut mask = vec![false; place.count()];
+        for index in indices.by_ref().take(*count as usize) {
+            mask[index as usize] = true;
+        }
+        (slot_name(place.site, place.slot), mask)
+    };
+    places.iter().zip(&counts).map(mask).collect()
+}
+
+/// The places of the examples as methods draw them before the first step.
+fn drawn(seed: u64, base: &Base) -> Vec<usize> {
+    Random::new(seed, "examples before the first step").permutation(data(base).len())
+}
+
+/// The gradient of the mean loss of some examples, of all tensors of the base, without dropout.
+fn gradient(base: &Base, examples: &[&Example]) -> BTreeMap<String, Vec<f32>> {
+    let trained = start(&FullConfig::default(), base);
+    let labels: Vec<&Label> = examples.iter().map(|example| example.label.as_ref().unwrap()).collect();
+    let count = targets(labels.iter().copied(), trained.head.ahead(base.shape())) as f32;
+    let loss = trained.loss(base, &base.batch(examples).unwrap(), &labels).unwrap() / count;
+    let gradients = named(&trained.tuner, &GradientsParams::from_grads(loss.backward(), &trained.tuner));
+    gradients.into_iter().map(|(name, gradient)| (name, numbers(&gradient))).collect()
+}
+
+/// Asserts that a mask has as many numbers as asked for, none with a smaller score than one that is left out.
+fn assert_largest(mask: &BTreeMap<String, Vec<bool>>, scores: &BTreeMap<String, Vec<f32>>, count: usize) {
+    let (mut least, mut most, mut found) = (f32::INFINITY, 0f32, 0);
+    for (name, kept) in mask {
+        for (kept, score) in kept.iter().zip(&scores[name]) {
+            match kept {
+                true => (least, found) = (least.min(*score), found + 1),
+                false => most = most.max(*score),
+            }
+        }
+    }
+    assert_eq!(found, count);
+    assert!(least >= most * (1.0 - SAME_FUNCTION.0), "{least} in the mask, {most} outside");
+}
+
+/// Masks as tensors of zeros and ones.
+fn dense(masks: BTreeMap<String, Vec<bool>>, base: &Base) -> Values {
+    let of = |place: Place| {
+        let name = slot_name(place.site, place.slot);
+        let mask: Vec<f32> = masks.get(&name)?.iter().map(|kept| f32::from(*kept)).collect();
+        Some((name, TensorData::new(mask, place.dims)))
+    };
+    base.shape().places().into_iter().filter_map(of).collect()
 }
