@@ -11,7 +11,7 @@
 //! Differs from the paper: nothing.
 
 use burn::tensor::Tensor;
-use peft_core::{Base, Key, Merge, Method, Replaced, Result, Shape, place_key, slot_name};
+use peft_core::{Base, Key, Merge, Method, Place, Replaced, Result, Shape, place_key, slot_name};
 use serde::{Deserialize, Serialize};
 
 /// The configuration of full fine-tuning: there is nothing to configure.

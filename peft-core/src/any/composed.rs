@@ -140,6 +140,10 @@ impl Erased for Composed {
     fn for_loading(&self, base: &Base) -> Result<AnyTuner> {
         self.many(|_, part| part.for_loading(base))
     }
+    fn loaded(&self, tuner: AnyTuner, base: &Base) -> Result<AnyTuner> {
+        let parts = self.parts.iter().zip(self.tuners(&tuner)).map(|(part, tuner)| part.loaded(tuner.clone(), base));
+        Many::new(parts.collect::<Result<_>>()?).map(AnyTuner::new)
+    }
     fn started(&self, _start: Start) -> AnyMethod {
         Composed::of(self.parts.clone())
     }

@@ -26,8 +26,8 @@ use burn::tensor::Tensor;
 use peft_core::random::{Noise, Random};
 use peft_core::view::{Rewrite, view};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Replaced, Result, Shape, Site, SiteMap,
-    Sites, Weight, file_path, split_name,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Replaced, Result, Shape, Site,
+    SiteMap, Sites, Weight, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
