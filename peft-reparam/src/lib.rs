@@ -19,7 +19,14 @@
 pub mod bridge;
 pub mod low_rank;
 
-pub use low_rank::adalora::{AdaLora, AdaLoraConfig, Triplets};
+pub use low_rank::adalora::{AdaLora, AdaLoraConfig};
+pub use low_rank::allocation::Triplets;
+pub use low_rank::dylora::{Component, DyLora, DyLoraConfig};
 pub use low_rank::intrinsic_said::{IntrinsicSaid, IntrinsicSaidConfig};
+pub use low_rank::kernel_mix::{Heads, KernelMix, KernelMixConfig};
+pub use low_rank::krona::{Krona, KronaConfig};
+pub use low_rank::krona_b::{KronaB, KronaBConfig};
+pub use low_rank::kronecker::{Factor, Kronecker, Split};
 pub use low_rank::lora::{BiasMode, Factors, Lora, LoraConfig};
+pub use low_rank::moelora::{Experts, MoeLora, MoeLoraConfig};
 pub use low_rank::tokens::{Rows, TokenIndices};

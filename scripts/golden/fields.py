@@ -13,6 +13,7 @@ import peft
 CONFIGS = [
     peft.LoraConfig,
     peft.AdaLoraConfig,
+    peft.LoKrConfig,
     peft.IA3Config,
     peft.PromptTuningConfig,
     peft.PrefixTuningConfig,
@@ -45,6 +46,7 @@ def main():
         kind = config.__post_init__ and {
             "LoraConfig": "LORA",
             "AdaLoraConfig": "ADALORA",
+            "LoKrConfig": "LOKR",
             "IA3Config": "IA3",
             "PromptTuningConfig": "PROMPT_TUNING",
             "PrefixTuningConfig": "PREFIX_TUNING",

@@ -90,6 +90,11 @@ pub(super) fn judge(kind: &str, key: &str, value: &Value) -> Verdict {
     match (kind, key) {
         ("ADALORA", "r") if value == 8 => Verdict::Free,
         ("ADALORA", "r" | "use_rslora" | "alpha_pattern" | "lora_bias") => Verdict::Said("AdaLoRA has no use of it"),
+        ("LOKR", "rank_dropout" | "module_dropout") if value.as_f64() == Some(0.0) => Verdict::Free,
+        ("LOKR", "rank_dropout" | "module_dropout" | "rank_dropout_scale") => {
+            Verdict::Said("it acts while PEFT trains, and on no result")
+        }
+        ("LOKR", "use_effective_conv2d") => Verdict::Said("it counts for convolutions, which these models do not have"),
         (_, "bias") if value == "none" => Verdict::Free,
         (_, key) if REFUSED.contains(&key) => Verdict::Refused(OFF),
         _ => Verdict::Unknown,

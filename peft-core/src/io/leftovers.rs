@@ -4,6 +4,9 @@ use super::tensors::Taker;
 use crate::warning::{listed, warn};
 use crate::{Architecture, Base, Error, Head, Place, Result};
 
+/// What the names of PEFT's methods' own tensors have behind the module's path.
+const OWN: [&str; 3] = [".lora_", ".ia3_", ".lokr_"];
+
 /// Refuses what PEFT would compute with; of the rest, warns.
 pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
     let (shape, file) = (base.shape(), &taker.file);
@@ -24,11 +27,9 @@ pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
         let refused = |found: &str, expected: String| Err(Error::file(file.path_of(name), name, found, expected));
         let without = file.shape(name).is_some_and(|dims| dims.contains(&0));
         let place = own(name, &places, |place| shape.file_name(place));
-        if name.contains(".lora_") || name.contains(".ia3_") {
+        if let Some((module, _)) = OWN.iter().find_map(|own| name.rsplit_once(own)) {
             // What has lost its last rank is a matrix without elements there.
             if !without {
-                let module =
-                    name.rsplit_once(".lora_").or(name.rsplit_once(".ia3_")).map_or(name, |(module, _)| module);
                 let expected =
                     format!("none at {module}: target_modules choose it in no linear map of this model's layers");
                 return refused("a tensor of the adapter that nothing uses", expected);

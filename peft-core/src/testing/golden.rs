@@ -12,7 +12,7 @@ use super::{device, difference};
 use crate::load::Checkpoint;
 use crate::loss::targets;
 use crate::train::{Optim, Procedure, Rule, TrainConfig};
-use crate::view::{Visit, tensors, visit, with_values};
+use crate::view::{Visit, tensors, trained as trained_tensors, visit, with_values};
 use crate::{Base, Batch, Copies, Example, Key, Label, Method, Trained, io};
 
 /// The directory of a golden model.
@@ -141,7 +141,7 @@ impl Case {
     pub fn check<T: Procedure>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) -> Trained<T> {
         self.compare_logits("logits", &trained, &self.base, REFERENCE);
         let named = named(&trained, &self.gradients(&trained).1);
-        assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
+        assert_eq!(named.len(), trained_tensors(&trained).len(), "every trained tensor has a gradient");
         for (name, gradient) in named {
             self.compare_named("grad", &name, gradient, &key, REFERENCE);
         }

@@ -21,22 +21,23 @@
 //!
 //! Differs from the paper: the penalty is the norm, not its square, and a mean over factors, as in both codes. Scores of a step are of the new w and the old g (clipped, with the penalty's), as there. Steps count from 1, so that the last allocation is reached with tfinal = 0 too. Of equal scores the first places are kept, PEFT masks them all. An evaluation's loss is without the penalty. `total_step` follows from the run if it is not set.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use indexmap::IndexMap;
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
-    Weight, file_path,
-    random::{Noise, Random},
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
+    random::Random,
     split_name,
     train::{Optim, Probe},
 };
 use serde::{Deserialize, Serialize};
 
-use super::lora::MAX_RANK;
+use super::allocation::{Allocation, Schedule, Triplets, moved};
+use super::pair::{self, LowRank, Opened, Pair, check_dropout};
+use super::ranks::check_rank;
 
 /// The configuration of AdaLoRA, in the names of PEFT's `AdaLoraConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,17 +128,13 @@ impl AdaLoraConfig {
     /// Which of `init_r` triplets each adapted linear map has.
     fn plan(&self, shape: &Shape) -> Result<BTreeMap<Site, Vec<bool>>> {
         let wrong = |key: &str, value: &dyn std::fmt::Display, allowed: &str| Err(Error::config(key, value, allowed));
-        if !(1..=MAX_RANK).contains(&self.init_r) {
-            return Err(Error::config("init_r", self.init_r, format!("1 to {MAX_RANK}")));
-        }
+        check_rank("init_r", self.init_r)?;
+        check_dropout(self.lora_dropout)?;
         if !(1..=self.init_r).contains(&self.target_r) {
             return Err(Error::config("target_r", self.target_r, format!("1 to init_r, {}", self.init_r)));
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
             return wrong("lora_alpha", &self.lora_alpha, "a finite number above 0");
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return wrong("lora_dropout", &self.lora_dropout, "a number from 0 to below 1");
         }
         if self.delta_t == 0 {
             return wrong("deltaT", &self.delta_t, "1 or more");
@@ -175,7 +172,7 @@ impl AdaLoraConfig {
     }
 
     /// The schedule of a run of this many steps on this many maps.
-    fn schedule(&self, steps: usize, maps: usize) -> Result<Schedule> {
+    pub(super) fn schedule(&self, steps: usize, maps: usize) -> Result<Schedule> {
         match steps.checked_sub(self.tfinal) {
             Some(last) if self.tinit < last => Ok(Schedule {
                 first: self.tinit,
@@ -201,30 +198,6 @@ fn pattern_name(shape: &Shape, site: Site) -> String {
     format!("{}.lora_E", shape.module_path(site).unwrap_or_default())
 }
 
-/// How many triplets the whole model keeps.
-#[derive(Clone, Debug)]
-struct Schedule {
-    /// The last step with all.
-    first: usize,
-    /// The step of the last allocation.
-    last: usize,
-    interval: usize,
-    initial: usize,
-    target: usize,
-}
-
-impl Schedule {
-    /// How many are kept from this step on, counted from 1; `None` where they stay as they are.
-    fn budget(&self, step: usize) -> Option<usize> {
-        let due = step == self.last || step.is_multiple_of(self.interval);
-        if step <= self.first || step > self.last || !due {
-            return None;
-        }
-        let left = 1.0 - (step - self.first) as f64 / (self.last - self.first) as f64;
-        Some(((self.initial - self.target) as f64 * left.powf(3.0) + self.target as f64) as usize)
-    }
-}
-
 /// Factors in the form of a singular value decomposition at some sites.
 #[derive(Module, Debug)]
 pub struct AdaLora {
@@ -236,130 +209,6 @@ pub struct AdaLora {
     kept: BTreeMap<Site, Vec<bool>>,
     #[module(skip)]
     config: AdaLoraConfig,
-}
-
-/// The triplets at one site.
-#[derive(Module, Debug)]
-pub struct Triplets {
-    /// Left singular vectors, `[d_in, r]`.
-    pub p: Param<Tensor<2>>,
-    /// Singular values, `[r, 1]`.
-    pub e: Param<Tensor<2>>,
-    /// Right singular vectors, `[r, d_out]`.
-    pub q: Param<Tensor<2>>,
-}
-
-impl Triplets {
-    /// The three tensors without autodiff.
-    fn values(&self) -> [Tensor<2>; 3] {
-        [&self.p, &self.e, &self.q].map(|param| param.val().without_autodiff())
-    }
-
-    /// With new values of the three, by their places among them.
-    fn map_values(&self, f: impl Fn(usize, Tensor<2>) -> Tensor<2>) -> Self {
-        let [p, e, q] = [&self.p, &self.e, &self.q];
-        Triplets { p: with(p, |p| f(0, p)), e: with(e, |e| f(1, e)), q: with(q, |q| f(2, q)) }
-    }
-}
-
-/// The parameter with a new value, trained or not as before.
-fn with(param: &Param<Tensor<2>>, f: impl Fn(Tensor<2>) -> Tensor<2>) -> Param<Tensor<2>> {
-    param.clone().map(|old| {
-        let new = f(old.clone().without_autodiff());
-        match (old.is_autodiff(), old.is_require_grad()) {
-            (false, _) => new,
-            (true, false) => Tensor::from_inner(new),
-            (true, true) => Tensor::from_inner(new).require_grad(),
-        }
-    })
-}
-
-/// A parameter that goes along untrained.
-fn untrained(value: Tensor<2>) -> Param<Tensor<2>> {
-    Param::from_tensor(Tensor::from_inner(value)).set_require_grad(false)
-}
-
-/// What the allocation of ranks remembers from step to step, none of it trained.
-#[derive(Module, Debug)]
-struct Allocation {
-    /// Smoothed sensitivity |w g| of every number.
-    sensitivity: SiteMap<Triplets>,
-    /// Its smoothed deviation from that.
-    uncertainty: SiteMap<Triplets>,
-    /// `[r, 1]` for each site: 1 for a triplet that is kept, 0 for one that is masked.
-    masks: SiteMap<Param<Tensor<2>>>,
-    #[module(skip)]
-    schedule: Schedule,
-    /// The gradients of the step that is being made.
-    #[module(skip)]
-    gradients: BTreeMap<Site, [Tensor<2>; 3]>,
-}
-
-impl Allocation {
-    fn new(triplets: &SiteMap<Triplets>, schedule: Schedule) -> Self {
-        let zeros = |(site, triplets): (Site, &Triplets)| {
-            let [p, e, q] = triplets.values().map(|value| untrained(value.zeros_like()));
-            (site, Triplets { p, e, q })
-        };
-        Allocation {
-            sensitivity: triplets.iter().map(zeros).collect(),
-            uncertainty: triplets.iter().map(zeros).collect(),
-            masks: triplets.iter().map(|(site, t)| (site, untrained(t.values()[1].ones_like()))).collect(),
-            schedule,
-            gradients: BTreeMap::new(),
-        }
-    }
-
-    /// Takes the sensitivities of a step into the means: the new values, the gradients that led to them.
-    fn observe(&mut self, triplets: &SiteMap<Triplets>, beta1: f64, beta2: f64) {
-        let sensitivity = |(site, [dp, de, dq]): (Site, [Tensor<2>; 3])| {
-            let [p, e, q] = triplets.get(site)?.values();
-            Some((site, [(p * dp).abs(), (e * de).abs(), (q * dq).abs()]))
-        };
-        let seen: BTreeMap<_, _> = std::mem::take(&mut self.gradients).into_iter().filter_map(sensitivity).collect();
-        self.sensitivity = moved(&self.sensitivity, |site, i, mean| match seen.get(&site) {
-            Some(seen) => mean * beta1 + seen[i].clone() * (1.0 - beta1),
-            None => mean,
-        });
-        self.uncertainty =
-            moved(&self.uncertainty, |site, i, mean| match (seen.get(&site), self.sensitivity.get(site)) {
-                (Some(seen), Some(smooth)) => {
-                    mean * beta2 + (seen[i].clone() - smooth.values()[i].clone()).abs() * (1.0 - beta2)
-                }
-                _ => mean,
-            });
-    }
-
-    /// The scores of the triplets of each site.
-    fn scores(&self) -> Vec<(Site, Vec<f32>)> {
-        let scores = |((site, smooth), (_, uncertain)): ((Site, &Triplets), (Site, &Triplets))| {
-            let ([p, e, q], [up, ue, uq]) = (smooth.values(), uncertain.values());
-            let vectors = (p * up).mean_dim(0).transpose() + (q * uq).mean_dim(1);
-            (site, (e * ue + vectors).into_data().iter().collect())
-        };
-        self.sensitivity.iter().zip(self.uncertainty.iter()).map(scores).collect()
-    }
-
-    /// Masks all but `budget` triplets, those with the highest scores.
-    fn allocate(&mut self, budget: usize) {
-        let place = |(site, scores): (Site, Vec<f32>)| scores.into_iter().enumerate().map(move |(i, s)| (s, site, i));
-        let mut places: Vec<(f32, Site, usize)> = self.scores().into_iter().flat_map(place).collect();
-        places.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let kept: BTreeSet<(Site, usize)> = places.into_iter().take(budget).map(|(_, site, i)| (site, i)).collect();
-        let mask = |(site, mask): (Site, &Param<Tensor<2>>)| {
-            let new = |old: Tensor<2>| {
-                let values: Vec<f32> = (0..old.dims()[0]).map(|i| f32::from(kept.contains(&(site, i)))).collect();
-                Tensor::from_data(TensorData::new(values, old.dims()), &old.device())
-            };
-            (site, with(mask, new))
-        };
-        self.masks = self.masks.iter().map(mask).collect();
-    }
-}
-
-/// With new values, functions of the site, the place among the three tensors and the old value.
-fn moved(old: &SiteMap<Triplets>, f: impl Fn(Site, usize, Tensor<2>) -> Tensor<2>) -> SiteMap<Triplets> {
-    old.iter().map(|(site, triplets)| (site, triplets.map_values(|i, value| f(site, i, value)))).collect()
 }
 
 impl AdaLora {
@@ -435,9 +284,9 @@ impl Method for AdaLoraConfig {
     fn key(&self, name: &str, shape: &Shape) -> Key {
         let (_, site, leaf) = split_name(name);
         match leaf {
-            "p" => Key::transposed(format!("{}.lora_A", file_path(shape, site))),
-            "q" => Key::transposed(format!("{}.lora_B", file_path(shape, site))),
-            _ => Key::plain(format!("{}.lora_E", file_path(shape, site))),
+            "p" => Key::transposed(pair::file_name(shape, site, "A")),
+            "q" => Key::transposed(pair::file_name(shape, site, "B")),
+            _ => Key::plain(pair::file_name(shape, site, "E")),
         }
     }
 
@@ -465,36 +314,26 @@ fn rank(kept: &[bool]) -> usize {
     kept.iter().filter(|kept| **kept).count()
 }
 
-/// AdaLoRA during one run: with the run's dropout.
-struct Opened<'a> {
-    adalora: &'a AdaLora,
-    noise: Option<&'a Noise>,
-}
+impl LowRank for AdaLora {
+    fn pair(&self, site: Site) -> Option<Pair> {
+        let Triplets { p, e, q } = self.triplets.get(site)?;
+        Some(Pair { a: p.val(), b: e.val() * q.val(), scale: self.scale() })
+    }
 
-impl Hooks for Opened<'_> {
-    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
-        let Some(Triplets { p, e, q }) = self.adalora.triplets.get(site) else { return next(x) };
-        let input = match self.noise {
-            Some(noise) => noise.dropout(x.clone(), self.adalora.config.lora_dropout, &format!("adalora.{site}")),
-            None => x.clone(),
-        };
-        let right = e.val() * q.val();
-        next(x) + input.matmul(p.val().unsqueeze()).matmul(right.unsqueeze()) * self.adalora.scale()
+    fn dropout(&self) -> f64 {
+        self.config.lora_dropout
     }
 }
 
 impl Adapter for AdaLora {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        f(&Opened { adalora: self, noise: batch.noise.as_deref() })
+        f(&Opened::new(self, batch))
     }
 }
 
 impl Merge for AdaLora {
     fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        let Triplets { p, e, q } = self.triplets.get(site)?;
-        let w = w.dense();
-        let update = p.val().matmul(e.val() * q.val()) * self.scale();
-        Some(w.clone() + update.to_device(&w.device()))
+        self.pair(site).map(|pair| pair.onto(w))
     }
 }
 
@@ -583,22 +422,5 @@ mod tests {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<AdaLoraConfig>();
         }
-    }
-
-    #[test]
-    fn the_budget_falls_along_a_cubic() {
-        let config = AdaLoraConfig::new(5, 2).with_schedule(10, 30, 1);
-        let schedule = config.schedule(100, 8).unwrap();
-        let budgets: Vec<Option<usize>> = (1..=100).map(|step| schedule.budget(step)).collect();
-        let falling: Vec<usize> = budgets[10..70].iter().flatten().copied().collect();
-        assert!(budgets[..10].iter().chain(&budgets[70..]).all(Option::is_none) && falling.len() == 60);
-        assert!(falling.windows(2).all(|pair| pair[0] >= pair[1]), "{falling:?}");
-        // 24 (50 / 60)^3 + 16 = 29.89, 24 (30 / 60)^3 + 16 = 19.
-        assert_eq!((falling[0], falling[9], falling[29], falling[59]), (38, 29, 19, 16));
-        // Every third step, and the last in any case.
-        let seldom = Schedule { interval: 3, ..schedule };
-        let due: Vec<usize> = (1..=100).filter(|step| seldom.budget(*step).is_some()).collect();
-        assert_eq!((due[0], due[1], due[due.len() - 2], due[due.len() - 1]), (12, 15, 69, 70));
-        assert_eq!((seldom.budget(15), seldom.budget(70)), (budgets[14], Some(16)));
     }
 }

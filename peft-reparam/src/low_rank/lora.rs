@@ -26,20 +26,19 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
-use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
+use peft_core::adapterhub::AdapterHub;
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Replaced, Result,
-    Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Hooks, Key, Merge, Method, Next, Part, Procedure, Replaced, Result, Shape, Site,
+    SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
 use serde::{Deserialize, Serialize};
 
+use super::pair::{self, Pair, check_dropout, dropped, untrained};
+use super::ranks::{Patterns, check_alpha, check_rank};
 use super::tokens::{Rows, TokenIndices};
-use super::{dora, start};
-
-/// The largest rank.
-pub(super) const MAX_RANK: usize = 65_536;
+use super::{dora, hub, start};
 
 /// Which biases of the base are trained beside the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +77,10 @@ pub struct LoraConfig {
     pub alpha_pattern: IndexMap<String, f64>,
     /// Rows of word tables that are trained as a whole.
     pub trainable_token_indices: Option<TokenIndices>,
+    /// Whether A stays as it starts: LoRA-FA.
+    pub freeze_a: bool,
+    /// The seed that A starts from; the run's, if absent. Adapters that share it can be added up: L-LoRA.
+    pub a_seed: Option<u64>,
 }
 
 impl Default for LoraConfig {
@@ -94,6 +97,8 @@ impl Default for LoraConfig {
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             trainable_token_indices: None,
+            freeze_a: false,
+            a_seed: None,
         }
     }
 }
@@ -134,6 +139,18 @@ impl LoraConfig {
         self
     }
 
+    /// As LoRA-FA.
+    pub fn with_frozen_a(mut self) -> Self {
+        self.freeze_a = true;
+        self
+    }
+
+    /// As L-LoRA: LoRA-FA with an A that follows from this seed, whatever the run's.
+    pub fn with_shared_a(mut self, seed: u64) -> Self {
+        (self.freeze_a, self.a_seed) = (true, Some(seed));
+        self
+    }
+
     /// With these biases trained too.
     pub fn with_bias(mut self, bias: BiasMode) -> Self {
         self.bias = bias;
@@ -142,23 +159,16 @@ impl LoraConfig {
 
     /// Site, rank and scale of every adapted linear map.
     fn plan(&self, shape: &Shape) -> Result<Vec<(Site, usize, f64)>> {
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(Error::config("lora_dropout", self.lora_dropout, "a number from 0 to below 1"));
-        }
+        check_dropout(self.lora_dropout)?;
         let adapted = self.target_modules.resolve(shape)?;
         let paths: Vec<String> = adapted.iter().filter_map(|site| shape.module_path(*site)).collect();
-        let ranks = patterns("rank_pattern", &self.rank_pattern, &paths)?;
-        let alphas = patterns("alpha_pattern", &self.alpha_pattern, &paths)?;
+        let ranks = Patterns::new("rank_pattern", &self.rank_pattern, &paths)?;
+        let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern, &paths)?;
         let plan = |(site, path): (Site, &String)| {
-            let rank = first_match(&ranks, path).unwrap_or(self.r);
-            let alpha = first_match(&alphas, path).unwrap_or(self.lora_alpha);
-            // More than the map's rank adds nothing, but the reference allows it.
-            if !(1..=MAX_RANK).contains(&rank) {
-                return Err(Error::config(format!("r at {path}"), rank, format!("1 to {MAX_RANK}")));
-            }
-            if !alpha.is_finite() || alpha == 0.0 {
-                return Err(Error::config(format!("lora_alpha at {path}"), alpha, "a finite number other than 0"));
-            }
+            let rank = ranks.first(path).unwrap_or(self.r);
+            let alpha = alphas.first(path).unwrap_or(self.lora_alpha);
+            check_rank(&format!("r at {path}"), rank)?;
+            check_alpha(&format!("lora_alpha at {path}"), alpha)?;
             let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             Ok((site, rank, alpha / divisor))
         };
@@ -180,58 +190,6 @@ impl LoraConfig {
         };
         Ok(shape.places().into_iter().filter(|p| p.slot == Slot::Bias).map(|p| p.site).filter(bias).collect())
     }
-}
-
-/// AdapterHub's `LoRAConfig`.
-impl LoraConfig {
-    fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
-        let none = |key: &str, found: Option<String>| match found {
-            Some(found) => Err(Error::config(key, found, "none: AdapterHub has one rank and one alpha")),
-            None => Ok(()),
-        };
-        none("rank_pattern", self.rank_pattern.keys().next().cloned())?;
-        none("alpha_pattern", self.alpha_pattern.keys().next().cloned())?;
-        if self.use_rslora {
-            return Err(Error::config("use_rslora", true, "false: AdapterHub scales by alpha / r"));
-        }
-        if self.use_dora {
-            return Err(Error::config("use_dora", true, "false: AdapterHub's LoRA has no magnitudes"));
-        }
-        if self.trainable_token_indices.is_some() {
-            let expected = "none: AdapterHub's files hold no rows of word tables";
-            return Err(Error::config("trainable_token_indices", "some", expected));
-        }
-        if self.bias != BiasMode::None {
-            let found = format!("{:?}", self.bias);
-            return Err(Error::config("bias", found, "none: AdapterHub's files hold no bias of the model"));
-        }
-        let sites = self.target_modules.resolve(shape)?;
-        lora_fields("add", [self.r as f64, self.lora_alpha], self.lora_dropout, &sites, shape)
-    }
-
-    fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
-        let config = Self::new(field(fields, "r", "a rank, from 1")?).with_alpha(field(fields, "alpha", "a number")?);
-        let dropout = field(fields, "dropout", "a number from 0 to below 1")?;
-        Ok(config.with_dropout(dropout).with_sites(lora_sites(fields, shape)?))
-    }
-}
-
-/// Patterns as PEFT matches them, `^(.*\.)?(key)$` on the module path. One that matches none of these paths is an error.
-fn patterns<T: Copy>(setting: &str, map: &IndexMap<String, T>, paths: &[String]) -> Result<Vec<(Pattern, T)>> {
-    let compile = |(key, value): (&String, &T)| {
-        let pattern = Pattern::end(setting, key)?;
-        if pattern.matches_any(paths)? {
-            return Ok((pattern, *value));
-        }
-        let some = paths[..paths.len().min(6)].join(", ");
-        Err(Error::config(setting, key, format!("a match of the end of an adapted module's path, such as {some}")))
-    };
-    map.iter().map(compile).collect()
-}
-
-/// What cannot be matched was an error in [`patterns`].
-fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.matches(path).unwrap_or(false)).map(|(_, value)| *value)
 }
 
 /// Low-rank factors at some sites.
@@ -258,14 +216,8 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// `x A B s`.
-    fn low_rank(&self, x: Tensor<3>) -> Tensor<3> {
-        x.matmul(self.a.val().unsqueeze()).matmul(self.b.val().unsqueeze()) * self.scale
-    }
-
-    /// `A B s`.
-    fn update(&self) -> Tensor<2> {
-        self.a.val().matmul(self.b.val()) * self.scale
+    fn pair(&self) -> Pair {
+        Pair { a: self.a.val(), b: self.b.val(), scale: self.scale }
     }
 
     /// What stands in place of a matrix and its update together.
@@ -280,18 +232,20 @@ impl Factors {
 impl Method for LoraConfig {
     const NAME: &'static str = "lora";
     const PEFT_TYPE: &'static str = "LORA";
+    const OWN_SETTINGS: &'static [&'static str] = &["freeze_a", "a_seed"];
     type Tuner = Lora;
 
     fn init(&self, base: &Base, seed: u64) -> Result<Lora> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let factors = self.plan(shape)?.into_iter().map(|(site, rank, scale)| {
             let [rows, columns] = shape.linear_dims(site);
-            let bound = 1.0 / (rows as f64).sqrt();
-            let a = Random::new(seed, &format!("lora.{site}.a")).uniform_tensor([rows, rank], -bound, bound, &device);
+            let random = Random::new(self.a_seed.unwrap_or(seed), &format!("lora.{site}.a"));
+            let a = pair::start([rows, rank], random, &device);
+            let a = if self.freeze_a { untrained(a) } else { Param::from_tensor(a) };
             let b = Tensor::zeros([rank, columns], &device);
             let lengths = || Tensor::from_inner(dora::lengths(base.weight(site).dense()));
             let magnitude = self.use_dora.then(|| Param::from_tensor(lengths()));
-            (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), magnitude, scale })
+            (site, Factors { a, b: Param::from_tensor(b), magnitude, scale })
         });
         let biases = self
             .biases(shape)?
@@ -306,7 +260,8 @@ impl Method for LoraConfig {
     fn count(&self, shape: &Shape) -> Result<usize> {
         let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| {
             let [rows, columns] = shape.linear_dims(site);
-            r * (rows + columns) + if self.use_dora { columns } else { 0 }
+            let trained = if self.freeze_a { columns } else { rows + columns };
+            r * trained + if self.use_dora { columns } else { 0 }
         });
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
@@ -315,9 +270,9 @@ impl Method for LoraConfig {
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
         match split_name(name) {
-            ("factors", site, "a") => Key::transposed(format!("{}.lora_A.weight", file_path(shape, site))),
-            ("factors", site, "magnitude") => Key::plain(format!("{}.lora_magnitude_vector", file_path(shape, site))),
-            ("factors", site, _) => Key::transposed(format!("{}.lora_B.weight", file_path(shape, site))),
+            ("factors", site, "a") => Key::transposed(pair::file_name(shape, site, "A.weight")),
+            ("factors", site, "magnitude") => Key::plain(pair::file_name(shape, site, "magnitude_vector")),
+            ("factors", site, _) => Key::transposed(pair::file_name(shape, site, "B.weight")),
             ("tokens", site, _) => {
                 Key::plain(format!("{}.token_adapter.trainable_tokens_delta", file_path(shape, site)))
             }
@@ -348,7 +303,7 @@ impl Method for LoraConfig {
     fn taken_out(&self, tuner: Lora, start: Start, base: &Base) -> Result<Lora> {
         let joined = |param: &Param<Tensor<2>>, more: Tensor<2>, dim| {
             let both = Tensor::cat(vec![param.val().without_autodiff(), more], dim);
-            Param::from_tensor(Tensor::from_inner(both))
+            Param::from_tensor(Tensor::from_inner(both)).set_require_grad(param.is_require_grad())
         };
         let doubled = |(site, factors): (Site, &Factors)| {
             let w = base.weight(site).dense();
@@ -361,13 +316,7 @@ impl Method for LoraConfig {
     }
 
     fn adapterhub() -> Option<AdapterHub<Self>> {
-        let key = |_: &Self, name: &str, adapter: &str, shape: &Shape| {
-            let (_, site, leaf) = split_name(name);
-            let path = shape.module_path(site).unwrap_or_default();
-            HubKey::new(format!("{path}.loras.{adapter}.lora_{}", leaf.to_uppercase()), Layout::Transposed)
-        };
-        let free = &["init_weights", "init_weights_seed", "attn_matrices"];
-        Some(AdapterHub { kind: Kind::Lora, fields: Self::hub_fields, config: Self::of_hub, free, key })
+        Some(hub::form())
     }
 
     fn merge(tuner: &Lora) -> Option<&dyn Merge> {
@@ -392,19 +341,16 @@ struct Opened<'a> {
 impl Hooks for Opened<'_> {
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         let Some(factors) = self.lora.factors.get(site) else { return next(x) };
-        let dropped = |x| match self.noise {
-            Some(noise) => noise.dropout(x, self.lora.dropout, &format!("lora.{site}")),
-            None => x,
-        };
+        let dropped = |x| dropped(x, self.noise, self.lora.dropout, site);
         match (&factors.magnitude, self.noise) {
-            (None, _) => next(x.clone()) + factors.low_rank(dropped(x)),
+            (None, _) => next(x.clone()) + factors.pair().forward(dropped(x)),
             // The matrix is another already.
             (Some(_), None) => next(x),
             (Some(_), Some(_)) => {
                 let (y, x) = (next(x.clone()), dropped(x));
                 let bias = next(x.clone().narrow(1, 0, 1).zeros_like());
                 let scale: Tensor<3> = self.scales.borrow()[&site].clone().unsqueeze();
-                y + (next(x.clone()) - bias) * (scale.clone() - 1.0) + factors.low_rank(x) * scale
+                y + (next(x.clone()) - bias) * (scale.clone() - 1.0) + factors.pair().forward(x) * scale
             }
         }
     }
@@ -416,7 +362,7 @@ impl Hooks for Opened<'_> {
         let Some((factors, m)) = self.lora.factors.get(site).and_then(|f| Some((f, f.magnitude.as_ref()?))) else {
             return w;
         };
-        let sum = || w.dense() + factors.update();
+        let sum = || w.dense() + factors.pair().update();
         if self.noise.is_none() {
             return Weight::Dense(factors.directed(sum()));
         }
@@ -451,9 +397,8 @@ impl Merge for Lora {
         if let Some(rows) = self.tokens.get(site) {
             return Some(rows.onto(w.dense()));
         }
-        let (factors, w) = (self.factors.get(site)?, w.dense());
-        let sum = factors.update().to_device(&w.device()) + w;
-        Some(factors.directed(sum))
+        let factors = self.factors.get(site)?;
+        Some(factors.directed(factors.pair().onto(w)))
     }
 
     fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {

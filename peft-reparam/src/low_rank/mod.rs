@@ -1,8 +1,20 @@
 //! Low-rank decomposition.
 
 pub mod adalora;
+pub mod allocation;
 mod dora;
+pub mod dylora;
+mod hub;
 pub mod intrinsic_said;
+pub mod kernel_mix;
+pub mod krona;
+pub mod krona_b;
+pub mod kronecker;
+mod l_lora;
 pub mod lora;
+mod lora_fa;
+pub mod moelora;
+mod pair;
+mod ranks;
 mod start;
 pub mod tokens;

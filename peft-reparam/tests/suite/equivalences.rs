@@ -4,11 +4,20 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Method, Part, Within, equivalences};
-use peft_reparam::{AdaLoraConfig, IntrinsicSaidConfig, Lora, LoraConfig};
+use peft_core::{Bare, Base, Method, Part, Sites, Within, equivalences};
+use peft_reparam::{
+    AdaLoraConfig, DyLoraConfig, IntrinsicSaidConfig, KernelMixConfig, KronaBConfig, KronaConfig, Lora, LoraConfig,
+    MoeLoraConfig,
+};
 
-fn random(config: &LoraConfig, base: &Base, seed: u64) -> Lora {
+fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
+}
+
+/// At its start, or (`holds` is false) at a random state, and the base.
+fn start<M: Method>(config: &M, base: &Base, seed: u64, holds: bool) -> [Tensor<3>; 2] {
+    let start = config.init(base, seed).unwrap();
+    [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, base)]
 }
 
 /// One with the values that `change` makes of each factor's, told its leaf.
@@ -149,4 +158,111 @@ equivalences! {
             let did = with_values(did.init(base, 0).unwrap(), &[("theta".to_string(), theta)].into()).unwrap();
             [states(&with_values(tuner, &values).unwrap(), base), states(&did, base)]
         };
+
+    krona_starts_as_the_base: "KronA" = "base" if "A = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&KronaConfig::new(), base, seed, holds)
+    };
+
+    krona_folds_into_the_weights: "KronA" = "base" if "W' = W + s (A (x) B)", MERGED on SHAPES, |base, seed, holds| {
+        let krona = random(&KronaConfig::new(), base, seed);
+        let folded = if holds { krona.clone() } else { random(&KronaConfig::new(), base, seed + 1) };
+        [states(&krona, base), states(&Bare {}, &base.merged(&folded.valid()))]
+    };
+
+    krona_of_a_column_and_a_row_is_a_lora: "KronA" = "LoRA of rank 1" if "a2 = b1 = 1, with its factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let krona = KronaConfig::new().with_factor([base.shape().hidden, 1]).with_sites(Part::Query);
+            let krona = random(&krona, base, seed);
+            let values = tensors(&krona).into_iter().map(|(name, data)| {
+                let name = name.replace("maps.", "factors.").replace(".product", "").replace(".Whole", "");
+                let scaled = Tensor::<2>::from_data(data, base.device()) * if holds { 1.0 } else { 0.5 };
+                (name, scaled.into_data())
+            });
+            let lora = LoraConfig::new(1).with_alpha(1.0).with_sites(Part::Query).init(base, 0).unwrap();
+            [states(&krona, base), states(&with_values(lora, &values.collect()).unwrap(), base)]
+        };
+
+    lokr_is_krona: "LoKr" = "KronA" if "its B is the product of what is split", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let lokr = random(&KronaConfig::lokr(1).with_alpha(2.0), base, seed);
+        let values = tensors(&lokr);
+        let matrix = |name: String| Tensor::<2>::from_data(values[&name].clone(), base.device());
+        let whole = values.iter().filter_map(|(name, data)| {
+            let Some(of) = name.strip_suffix(".b.Split.a") else {
+                return name.ends_with(".Whole").then(|| (name.clone(), data.clone()));
+            };
+            let [a, b] = ["a", "b"].map(|leaf| matrix(format!("{of}.b.Split.{leaf}")));
+            let b = if holds { b } else { b * 0.5 };
+            Some((format!("{of}.b.Whole"), a.matmul(b).into_data()))
+        });
+        let krona = KronaConfig::new().with_alpha(2.0).init(base, 0).unwrap();
+        [states(&lokr, base), states(&with_values(krona, &whole.collect()).unwrap(), base)]
+    };
+
+    krona_b_starts_as_the_base: "KronA_B" = "base" if "A = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&KronaBConfig::new(), base, seed, holds)
+    };
+
+    krona_b_res_without_a_residual_is_krona_b: "KronA_B_res" = "KronA_B" if "t = 0, the same factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let plain = random(&KronaBConfig::new(), base, seed);
+            let residual = KronaBConfig { residual: Some(if holds { 0.0 } else { 0.5 }), ..KronaBConfig::new() };
+            let residual = with_values(residual.init(base, 0).unwrap(), &tensors(&plain)).unwrap();
+            [states(&residual, base), states(&plain, base)]
+        };
+
+    lora_fa_is_a_lora: "LoRA-FA" = "LoRA" if "the same A and B", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let frozen = random(&LoraConfig::new(3).with_frozen_a(), base, seed);
+        let other = random(&LoraConfig::new(3).with_frozen_a(), base, seed + 1);
+        let lora = LoraConfig::new(3).init(base, 0).unwrap();
+        [states(&frozen, base), states(&with_values(lora, &tensors(if holds { &frozen } else { &other })).unwrap(), base)]
+    };
+
+    sums_of_l_loras_are_l_loras: "L-LoRA" = "L-LoRA and L-LoRA" if "its B is the sum of theirs, with the shared A", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = LoraConfig::new(3).with_shared_a(42);
+            let (one, two) = (random(&config, base, seed), random(&config, base, seed + 1));
+            let others = tensors(&two);
+            let sum = changed(&config, &one, base, |name, leaf, own| match (leaf, holds) {
+                ("b", true) => own + Tensor::from_data(others[name].clone(), base.device()),
+                _ => own,
+            });
+            [states(&sum, base), states(&(one, two), base)]
+        };
+
+    dylora_starts_as_the_base: "DyLoRA" = "base" if "B = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&DyLoraConfig::new(3), base, seed, holds)
+    };
+
+    dylora_served_at_a_rank_is_a_lora: "DyLoRA" = "LoRA of rank b" if "rank b is served, with the first b components and the same alpha",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let config = DyLoraConfig::new(4);
+            let dylora = random(&config, base, seed);
+            let (_, lora) = config.as_lora(&dylora.clone().with_rank(2), base).unwrap();
+            [states(&dylora.with_rank(if holds { 2 } else { 3 }), base), states(&lora, base)]
+        };
+
+    kernel_mix_starts_as_the_base: "Kernel-mix-lite" = "base" if "B = 0, c = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&KernelMixConfig::new(1, 2).with_output(), base, seed, holds)
+    };
+
+    kernel_mix_folds_into_the_weights: "Kernel-mix-lite" = "base" if "W_q, W_v, W_o and their biases take the heads' products in",
+        MERGED on SHAPES, |base, seed, holds| {
+            let config = KernelMixConfig::new(1, 2).with_output();
+            let mix = random(&config, base, seed);
+            let folded = if holds { mix.clone() } else { random(&config, base, seed + 1) };
+            [states(&mix, base), states(&Bare {}, &base.merged(&folded.valid()))]
+        };
+
+    moelora_starts_as_the_base: "MOELoRA" = "base" if "all B_i = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&MoeLoraConfig::new(2).with_dropout(0.0), base, seed, holds)
+    };
+
+    moelora_of_one_expert_is_a_lora: "MOELoRA" = "LoRA" if "there is one expert", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = MoeLoraConfig::new(2).with_experts(if holds { 1 } else { 2 }, 4).with_alpha(4.0).with_dropout(0.0);
+        let moelora = random(&config, base, seed);
+        let values = tensors(&moelora).into_iter();
+        let factors = values.filter_map(|(name, data)| Some((format!("factors.{}", name.strip_prefix("maps.")?), data)));
+        let lora = LoraConfig::new(4).with_alpha(4.0).with_sites(Sites::Pattern("all-linear".into())).init(base, 0).unwrap();
+        [states(&moelora, base), states(&with_values(lora, &factors.collect()).unwrap(), base)]
+    };
 }

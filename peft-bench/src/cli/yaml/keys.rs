@@ -86,7 +86,7 @@ pub(super) const IDLE: [&str; 20] = [
 
 /// What PEFT's configurations have beside the settings of the methods here. It may hold what turns it off: null, false, something
 /// empty, or PEFT's default, which stands here where it is none of these.
-pub(super) const PEFT: [(&str, &str); 33] = [
+pub(super) const PEFT: [(&str, &str); 37] = [
     ("alora_invocation_tokens", ""),
     ("alpha_pattern", ""),
     ("arrow_config", ""),
@@ -108,9 +108,12 @@ pub(super) const PEFT: [(&str, &str); 33] = [
     ("lora_ga_config", ""),
     ("megatron_config", ""),
     ("megatron_core", "\"megatron.core\""),
+    ("module_dropout", "0.0"),
     ("modules_to_save", ""),
     ("prompt_tuning_init", "\"RANDOM\""),
     ("qalora_group_size", "16"),
+    ("rank_dropout", "0.0"),
+    ("rank_dropout_scale", ""),
     ("rank_pattern", ""),
     ("revision", ""),
     ("target_parameters", ""),
@@ -118,6 +121,7 @@ pub(super) const PEFT: [(&str, &str); 33] = [
     ("trainable_token_indices", ""),
     ("use_bdlora", ""),
     ("use_dora", ""),
+    ("use_effective_conv2d", ""),
     ("use_qalora", ""),
     ("use_rslora", ""),
 ];

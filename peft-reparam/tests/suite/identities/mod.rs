@@ -3,7 +3,12 @@
 mod adalora;
 mod copies;
 mod dora;
+mod dylora;
 mod intrinsic_said;
+mod kernel_mix;
+mod krona;
+mod lora_fa;
+mod moelora;
 
 use std::collections::BTreeMap;
 
