@@ -97,6 +97,7 @@ methods! {
     peft_additive::AttentionFusionConfig: "additive",
     peft_reparam::LoraConfig: "reparam",
     peft_reparam::AdaLoraConfig: "reparam",
+    peft_reparam::DeltaLoraConfig: "reparam",
     peft_reparam::IntrinsicSaidConfig: "reparam",
     peft_reparam::KronaConfig: "reparam",
     peft_reparam::KronaBConfig: "reparam",

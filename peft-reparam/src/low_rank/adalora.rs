@@ -28,7 +28,8 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor};
 use indexmap::IndexMap;
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Weight,
     random::Random,
     split_name,
     train::{Optim, Probe},

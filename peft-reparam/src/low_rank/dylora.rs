@@ -20,11 +20,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
-    random::Random,
-    split_name,
-    train::Optim,
-    view::with_values,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Weight, random::Random, split_name, train::Optim, view::with_values,
 };
 use serde::{Deserialize, Serialize};
 
@@ -277,17 +274,22 @@ mod tests {
 
     #[test]
     fn dylora_equals_a_derivation_in_float64() {
-        for (name, base) in [("dylora", "roberta-classify"), ("dylora-frozen", "roberta-classify"), ("dylora-t5", "t5")] {
+        for (name, base) in [("dylora", "roberta-classify"), ("dylora-frozen", "roberta-classify"), ("dylora-t5", "t5")]
+        {
             let case = Case::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name), base);
             let (config, trained) = case.load::<DyLoraConfig>();
             case.check_logits_of(&trained);
-            case.check_run(trained, |name| case.key(&config, name), |step, Trained { tuner, head, copies }| {
-                let tuner = match step {
-                    10 => with_values(config.init(&case.base, 0).unwrap(), &tensors(&tuner)).unwrap(),
-                    _ => tuner.sample(&mut Random::new(0, &format!("sample of step {step}"))),
-                };
-                Trained { tuner, head, copies }
-            });
+            case.check_run(
+                trained,
+                |name| case.key(&config, name),
+                |step, Trained { tuner, head, copies }| {
+                    let tuner = match step {
+                        10 => with_values(config.init(&case.base, 0).unwrap(), &tensors(&tuner)).unwrap(),
+                        _ => tuner.sample(&mut Random::new(0, &format!("sample of step {step}"))),
+                    };
+                    Trained { tuner, head, copies }
+                },
+            );
         }
     }
 }

@@ -296,7 +296,9 @@ mod tests {
 
     #[test]
     fn kernel_mix_equals_a_derivation_in_float64() {
-        for (name, base) in [("kernel-mix-qv", "roberta-classify"), ("kernel-mix-qvo", "bert-classify"), ("kernel-mix-t5", "t5")] {
+        for (name, base) in
+            [("kernel-mix-qv", "roberta-classify"), ("kernel-mix-qvo", "bert-classify"), ("kernel-mix-t5", "t5")]
+        {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
             let case = Case::open(dir, base);
             case.check_method::<KernelMixConfig>();

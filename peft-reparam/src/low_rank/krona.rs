@@ -20,8 +20,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::{
-    Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Weight, adapter,
-    file_path, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
+    adapter, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 

@@ -15,8 +15,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Base, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, adapter, file_path,
-    split_name,
+    Base, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, adapter,
+    file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn equals_a_derivation_in_float64() {
-        for (case, base) in [("krona-b", "roberta-classify"), ("krona-b-res", "roberta-classify"), ("krona-b-t5", "t5")] {
+        for (case, base) in [("krona-b", "roberta-classify"), ("krona-b-res", "roberta-classify"), ("krona-b-t5", "t5")]
+        {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
             Case::open(dir, base).check_method::<KronaBConfig>();
         }

@@ -30,7 +30,14 @@ impl Factor {
     }
 
     /// Of these dimensions, whole or split by a rank: 0, or each matrix uniform within 1 / sqrt(rows), as PEFT starts them.
-    fn init([rows, columns]: [usize; 2], rank: Option<usize>, zero: bool, name: &str, seed: u64, device: &Device) -> Self {
+    fn init(
+        [rows, columns]: [usize; 2],
+        rank: Option<usize>,
+        zero: bool,
+        name: &str,
+        seed: u64,
+        device: &Device,
+    ) -> Self {
         let uniform = |leaf: &str, dims: [usize; 2]| {
             let bound = 1.0 / (dims[0] as f64).sqrt();
             Param::from_tensor(Random::new(seed, &format!("{name}{leaf}")).uniform_tensor(dims, -bound, bound, device))

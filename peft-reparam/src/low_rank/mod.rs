@@ -2,6 +2,7 @@
 
 pub mod adalora;
 pub mod allocation;
+pub mod delta_lora;
 mod dora;
 pub mod dylora;
 mod hub;

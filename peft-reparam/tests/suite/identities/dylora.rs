@@ -3,7 +3,9 @@ use std::collections::BTreeSet;
 use burn::optim::GradientsParams;
 use peft_core::random::Random;
 use peft_core::testing::tolerances::SAME_FUNCTION;
-use peft_core::testing::{assert_close, base, batch, conformance::loss, device, examples, golden::named, randomized, states};
+use peft_core::testing::{
+    assert_close, base, batch, conformance::loss, device, examples, golden::named, randomized, states,
+};
 use peft_core::train::{Run, TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{Base, Head, Method, Part, Procedure, Shape, Trained, Tuner};
@@ -91,7 +93,8 @@ fn a_frozen_step_has_the_last_gradient() {
     let dylora = random(&config(), &base, 3);
     let gradients = |frozen: bool| {
         let config = DyLoraConfig { frozen, ..config() };
-        let tuner = with(config.init(&base, 0).unwrap(), tensors(&dylora)).sample(&mut Random::new(3, "sample of step 1"));
+        let tuner =
+            with(config.init(&base, 0).unwrap(), tensors(&dylora)).sample(&mut Random::new(3, "sample of step 1"));
         named(&tuner, &GradientsParams::from_grads(loss(tuner.run(&base, &batch(&base)).unwrap()).backward(), &tuner))
     };
     let (whole, last) = (gradients(false), gradients(true));

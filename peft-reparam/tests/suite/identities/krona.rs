@@ -39,9 +39,7 @@ fn product([a, b]: [Tensor<2>; 2]) -> Tensor<2> {
     let ([a1, a2], [b1, b2]) = (a.dims(), b.dims());
     let device = a.device();
     let [a, b]: [Vec<f64>; 2] = [a, b].map(|x| x.into_data().iter().collect());
-    let one = |row: usize, column: usize| {
-        (a[(row / b1) * a2 + column / b2] * b[(row % b1) * b2 + column % b2]) as f32
-    };
+    let one = |row: usize, column: usize| (a[(row / b1) * a2 + column / b2] * b[(row % b1) * b2 + column % b2]) as f32;
     let values = (0..a1 * b1).flat_map(|row| (0..a2 * b2).map(move |column| (row, column)));
     let values: Vec<f32> = values.map(|(row, column)| one(row, column)).collect();
     Tensor::from_data(TensorData::new(values, [a1 * b1, a2 * b2]), &device)

@@ -1,7 +1,9 @@
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use peft_core::testing::tolerances::{FINITE_DIFFERENCE, SAME_FUNCTION, SAME_GRADIENT};
-use peft_core::testing::{assert_close, batch, conformance::loss, difference, examples, golden::named, randomized, states};
+use peft_core::testing::{
+    assert_close, batch, conformance::loss, difference, examples, golden::named, randomized, states,
+};
 use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::tensors;
 use peft_core::{Base, Head, Label, LanguageModel, Method, Part, Shape, Trained, Tuner};
