@@ -192,7 +192,7 @@ fn cut(vector: Tensor<1>, lengths: &[usize]) -> Vec<Tensor<1>> {
     }
     let (first, second) = lengths.split_at(lengths.len() / 2);
     let (middle, end) = (first.iter().sum(), lengths.iter().sum());
-    [cut(vector.clone().slice([0..middle]), first), cut(vector.slice([middle..end]), second)].concat()
+    [cut(vector.clone().narrow(0, 0, middle), first), cut(vector.narrow(0, middle, end - middle), second)].concat()
 }
 
 /// The parts of all tensors, for one run.

@@ -80,7 +80,7 @@ impl TinyAttnConfig {
         if !(1..=shape.hidden).contains(&self.attention_embd) {
             return Err(Error::config("attention_embd", self.attention_embd, format!("1 to {}", shape.hidden)));
         }
-        if self.attention_head == 0 || self.attention_embd % self.attention_head != 0 {
+        if self.attention_head == 0 || !self.attention_embd.is_multiple_of(self.attention_head) {
             let expected = format!("a divisor of attention_embd {}", self.attention_embd);
             return Err(Error::config("attention_head", self.attention_head, expected));
         }

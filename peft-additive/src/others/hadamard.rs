@@ -59,6 +59,9 @@ impl Default for HadamardConfig {
     }
 }
 
+/// The output projections with an adapter, each with its width, and the places of the trained normalizations.
+type Plan = (Vec<(Site, usize)>, Vec<Place>);
+
 impl HadamardConfig {
     /// An adapter in each layer.
     pub fn new() -> Self {
@@ -89,8 +92,7 @@ impl HadamardConfig {
         self
     }
 
-    /// The output projections with an adapter, each with its width, and the places of the trained normalizations.
-    fn plan(&self, shape: &Shape) -> Result<(Vec<(Site, usize)>, Vec<Place>)> {
+    fn plan(&self, shape: &Shape) -> Result<Plan> {
         let most = shape.stacks().into_iter().map(|(_, layers)| layers).max().unwrap_or(0);
         if let Some(layers) = &self.layers {
             let distinct: BTreeSet<_> = layers.iter().filter(|layer| **layer < most).collect();

@@ -337,7 +337,7 @@ impl Procedure for Lst {
         let mut values = pruned(base, &side, |site| fisher[&site].clone());
         let named = |Place { site, slot, .. }: Place| Some((slot_name(site, slot), values.remove(&(site, slot))?));
         let values = places.into_iter().filter_map(named).collect();
-        Ok(with_values(self, &values)?)
+        with_values(self, &values)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `peft train` with several configurations: runs at once, over one model in memory.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use peft_core::train::{Slots, at_once};
@@ -24,8 +25,8 @@ pub fn run(runs: Vec<(Train, Config)>) -> Result<()> {
                 format!("{} in {} and {}", train.output().display(), other.path().display(), config.path().display());
             return Err(Error::config("--output", found, "a directory for each run"));
         }
-        if !models.contains_key(&train.place()) {
-            models.insert(train.place(), train.open().map_err(|error| config.place(error))?);
+        if let Entry::Vacant(model) = models.entry(train.place()) {
+            model.insert(train.open().map_err(|error| config.place(error))?);
         }
         threads = threads.max(train.threads().unwrap_or_else(machine::threads));
     }
@@ -37,6 +38,6 @@ pub fn run(runs: Vec<(Train, Config)>) -> Result<()> {
     let results = at_once(runs.iter().map(|run| move || one(run)).collect());
     let mut errors = results.into_iter().filter_map(Result::err);
     let Some(first) = errors.next() else { return Ok(()) };
-    errors.for_each(|error| tell(error));
+    errors.for_each(tell);
     Err(first)
 }

@@ -132,7 +132,7 @@ pub(super) fn sides(
 ) -> Result<[[usize; 2]; 2]> {
     let [[a1, b1], [a2, b2]] = match factor {
         None => dims.map(|n| factorized(n, divisor)),
-        Some([a1, a2]) if a1 > 0 && a2 > 0 && dims[0] % a1 == 0 && dims[1] % a2 == 0 => {
+        Some([a1, a2]) if a1 > 0 && a2 > 0 && dims[0].is_multiple_of(a1) && dims[1].is_multiple_of(a2) => {
             [[a1, dims[0] / a1], [a2, dims[1] / a2]]
         }
         Some(wrong) => {

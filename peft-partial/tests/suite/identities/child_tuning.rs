@@ -43,7 +43,7 @@ fn layers(base: &Base) -> Vec<Place> {
     let llama = base.shape().places().iter().any(|place| place.name == "norm.weight");
     let inside = |place: &Place| {
         let part = place.site.part.name();
-        !outside.contains(&part) && !(llama && part == "norm_final")
+        !(outside.contains(&part) || llama && part == "norm_final")
     };
     base.shape().places().into_iter().filter(inside).collect()
 }

@@ -92,7 +92,7 @@ proptest! {
         for base in bases() {
             let krona = random(&everywhere(KronaConfig::new()), &base, seed);
             let scaled = tensors(&krona).into_iter().map(|(name, data)| {
-                let by = if name.contains(".product.a.") { c } else { 1.0 / c };
+                let by: f64 = if name.contains(".product.a.") { c } else { 1.0 / c };
                 (name, (Tensor::<2>::from_data(data, base.device()) * by).into_data())
             });
             let moved = with(krona.clone(), scaled);
