@@ -25,7 +25,7 @@ pub struct Oracle {
     pub tests: Vec<String>,
 }
 
-/// A statement about a method with the tests that check it: names of functions, or C1 to C11 of the conformance suite.
+/// A statement about a method with the tests that check it: names of functions, or C1 to C12 of the conformance suite.
 #[derive(Debug, PartialEq)]
 pub struct Identity {
     pub text: String,

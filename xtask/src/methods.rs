@@ -69,7 +69,7 @@ fn verified(package: &'static str, file: String, source: &str, card: Card) -> Re
     let of_oracle = places(&[package, "peft-core", "peft-bench"])?;
     let place = |name: &String, elsewhere: &[(String, String)]| {
         let holds = |suite: &Conformance| suite.skipped.iter().all(|(property, _)| property != name);
-        let property = name.strip_prefix('C').and_then(|n| n.parse().ok()).is_some_and(|n| (1..=10).contains(&n));
+        let property = name.strip_prefix('C').and_then(|n| n.parse().ok()).is_some_and(|n| (1..=12).contains(&n));
         if own.contains(name) || property && suites.iter().any(holds) {
             return Ok(format!("`{name}`"));
         }
@@ -114,14 +114,14 @@ fn suite(Conformance { config, only, skipped }: &Conformance) -> String {
     let but =
         if skipped.is_empty() { "all".into() } else { format!("all but {}", reasons.collect::<Vec<_>>().join(", ")) };
     let only = only.as_ref().map_or(String::new(), |why| format!(" on encoders only ({why})"));
-    format!("conformance C1 to C11 of `{config}`{only}: {but}")
+    format!("conformance C1 to C12 of `{config}`{only}: {but}")
 }
 
 fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error> {
     let mut page = String::from(
         "# Methods\n\n\
          Written by `cargo xtask methods` from the cards at the head of the methods' files. Behind each identity stand the\n\
-         tests that check it: functions of the method's crate, or properties C1 to C11 of the conformance suite. An oracle is what its\n\
+         tests that check it: functions of the method's crate, or properties C1 to C12 of the conformance suite. An oracle is what its\n\
          results are compared with: a package's, those of the authors' code as a golden file derives them anew, or the paper alone.\n\n\
          | method | family | crate | trains | merges | paper | oracle |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
@@ -190,7 +190,7 @@ mod unit {
         assert_eq!(verified("C1").unwrap(), "so: `C1`");
         let elsewhere = "so: `alpha_scales_as_b_does` in tests/suite/lora_identities.rs";
         assert_eq!(verified("alpha_scales_as_b_does").unwrap(), elsewhere);
-        for missing in ["C3", "C11", "no_such_test"] {
+        for missing in ["C3", "C13", "no_such_test"] {
             assert_eq!(
                 verified(missing).unwrap_err().to_string(),
                 format!("x.rs: no test `{missing}` in peft-reparam")
