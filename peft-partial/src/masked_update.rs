@@ -191,7 +191,7 @@ fn cut(vector: Tensor<1>, lengths: &[usize]) -> Vec<Tensor<1>> {
         return vec![vector];
     }
     let (first, second) = lengths.split_at(lengths.len() / 2);
-    let (middle, end) = (first.iter().sum(), lengths.iter().sum());
+    let (middle, end): (usize, usize) = (first.iter().sum(), lengths.iter().sum());
     [cut(vector.clone().narrow(0, 0, middle), first), cut(vector.narrow(0, middle, end - middle), second)].concat()
 }
 

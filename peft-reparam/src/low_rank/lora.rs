@@ -28,8 +28,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::AdapterHub;
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Hooks, Key, Merge, Method, Next, Part, Procedure, Replaced, Result, Shape, Site,
-    SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Delta, Hooks, Key, Merge, Method, Next, Part, Procedure, Replaced, Result, Shape,
+    Site, SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -175,6 +175,15 @@ impl LoraConfig {
         adapted.into_iter().zip(&paths).map(plan).collect()
     }
 
+    /// How many numbers all A have, and how many all B.
+    pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
+        let add = |[a, b]: [usize; 2], (site, r, _): (Site, usize, f64)| {
+            let [rows, columns] = shape.linear_dims(site);
+            [a + r * rows, b + r * columns]
+        };
+        Ok(self.plan(shape)?.into_iter().fold([0, 0], add))
+    }
+
     /// The trained rows of word tables.
     fn rows(&self, shape: &Shape) -> Result<Vec<(Site, Vec<usize>)>> {
         self.trainable_token_indices.as_ref().map_or(Ok(vec![]), |tokens| tokens.plan(shape))
@@ -258,14 +267,13 @@ impl Method for LoraConfig {
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| {
-            let [rows, columns] = shape.linear_dims(site);
-            let trained = if self.freeze_a { columns } else { rows + columns };
-            r * trained + if self.use_dora { columns } else { 0 }
-        });
+        let [a, b] = self.sizes(shape)?;
+        let a = if self.freeze_a { 0 } else { a };
+        let adapted = if self.use_dora { self.target_modules.resolve(shape)? } else { vec![] };
+        let lengths = adapted.into_iter().map(|site| shape.linear_dims(site)[1]);
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
-        Ok(factors.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
+        Ok(a + b + lengths.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -375,6 +383,14 @@ impl Hooks for Opened<'_> {
             Some(bias) if slot == Slot::Bias => bias.val(),
             _ => v,
         }
+    }
+}
+
+/// Of DoRA nothing: it turns the matrix, and adds nothing to it.
+impl Delta for Lora {
+    fn to_linear(&self, batch: &Batch, site: Site, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let factors = self.factors.get(site).filter(|factors| factors.magnitude.is_none())?;
+        Some(factors.pair().forward(dropped(x.clone(), batch.noise.as_deref(), self.dropout, site)))
     }
 }
 
