@@ -211,7 +211,7 @@ fn train(config: &AdaLoraConfig, base: &Base) -> Trained<AdaLora> {
 fn begin(settings: &TrainConfig, base: &Base, trained: Trained<AdaLora>, data: &[Example]) -> Run<AdaLora> {
     let Trained { tuner, head, copies } = trained;
     let probe = Probe::new(&head, data).with_run(settings);
-    let tuner = tuner.prepare(&base, probe).unwrap();
+    let tuner = tuner.prepare(base, probe).unwrap();
     Run::new(settings, base.clone(), Trained { tuner, head, copies }).unwrap()
 }
 

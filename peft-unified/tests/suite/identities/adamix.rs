@@ -199,7 +199,7 @@ fn tokens_without_a_class_do_not_diverge() {
     let base = &bases()[0];
     let (head, batch) = (Head::tokens(base, 4, 1), batch(base));
     let [size, tokens] = batch.dims();
-    let tag = |i: usize, t: usize| if (i + t) % 3 == 0 { (t % 4) as i32 } else { IGNORED };
+    let tag = |i: usize, t: usize| if (i + t).is_multiple_of(3) { (t % 4) as i32 } else { IGNORED };
     let tags = |i: usize| Label::Tags((0..examples(base)[i].ids.len()).map(|t| tag(i, t)).collect());
     let labels: Vec<Label> = (0..size).map(tags).collect();
     let readout =
