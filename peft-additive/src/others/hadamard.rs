@@ -94,12 +94,13 @@ impl HadamardConfig {
 
     fn plan(&self, shape: &Shape) -> Result<Plan> {
         let most = shape.stacks().into_iter().map(|(_, layers)| layers).max().unwrap_or(0);
-        if let Some(layers) = &self.layers {
-            let distinct: BTreeSet<_> = layers.iter().filter(|layer| **layer < most).collect();
-            if layers.is_empty() || distinct.len() != layers.len() {
-                let expected = format!("different layers from 0 to {}", most - 1);
-                return Err(Error::config("layers", format!("{layers:?}"), expected));
-            }
+        let known = |layers: &[usize]| BTreeSet::from_iter(layers.iter().filter(|layer| **layer < most)).len();
+        if let Some(layers) = self.layers.as_ref().filter(|layers| layers.is_empty() || known(layers) != layers.len()) {
+            let expected = format!("different layers from 0 to {}", most - 1);
+            return Err(Error::config("layers", format!("{layers:?}"), expected));
+        }
+        if self.head_steps > 1_000_000_000 {
+            return Err(Error::config("head_steps", self.head_steps, "at most 1000000000"));
         }
         let kept = |site: &Site| self.layers.as_ref().is_none_or(|layers| layers.contains(&site.layer));
         let sites: Vec<Site> = shape.sites(Part::Output).into_iter().filter(kept).collect();

@@ -154,4 +154,7 @@ fn what_a_hadamard_adapter_cannot_be_is_refused_by_name() {
             assert!(message.to_string().contains(&expected), "{message}");
         }
     }
+    let config = HadamardConfig::new().with_head_steps(usize::MAX);
+    let message = config.init(&base, 0).unwrap_err().to_string();
+    assert!(message.contains("head_steps") && message.contains("at most 1000000000"), "{message}");
 }
