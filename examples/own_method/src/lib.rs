@@ -1,12 +1,13 @@
 //! # Shift                                  family: of one's own
 //! h = W x + b + s                          s: [d_out] = 0
 //!
-//! A whole method, outside of the library: what it trains, how it acts, how it merges, what files call it. The library
-//! trains, saves and loads it like its own, and `peft_core::conformance!` puts it to the same test.
+//! A whole method, outside of the library: what it trains, how it acts, how it merges, what files call it, from what it starts, and
+//! a loss of its own. The library trains, saves and loads it like its own, and `peft_core::conformance!` puts it to the same test.
 
 use burn::{module::{Module, Param}, tensor::Tensor};
 use peft_core::{
-    Base, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, file_path, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Part, Procedure, Readout, Result, Shape, Site, SiteMap, Sites, Slot, Source, Tuner,
+    file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,21 @@ impl Method for ShiftConfig {
         Ok(Shift { shifts: self.sites(shape)?.into_iter().map(zero).collect() })
     }
 
+    /// From finished shifts: their mean. `peft train --source A,B`, or `AnyMethod::from_sources`.
+    fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<Shift> {
+        let mut start = self.init(base, seed)?;
+        for source in sources {
+            let other = source.tuner::<ShiftConfig>()?;
+            let sum = |(site, own): (Site, &Param<Tensor<1>>)| {
+                let part = other.shifts.get(site).map(|shift| shift.val().inner() / sources.len() as f64);
+                let sum = part.map_or(own.val().inner(), |part| own.val().inner() + part);
+                (site, Param::from_tensor(Tensor::from_inner(sum)))
+            };
+            start = Shift { shifts: start.shifts.iter().map(sum).collect() };
+        }
+        Ok(start)
+    }
+
     fn count(&self, shape: &Shape) -> Result<usize> {
         Ok(self.sites(shape)?.into_iter().map(|site| shape.linear_dims(site)[1]).sum())
     }
@@ -82,30 +98,12 @@ impl Merge for Shift {
     }
 }
 
-impl Procedure for Shift {}
-peft_core::adapter!(Shift);
-
-#[cfg(test)]
-mod tests {
-    use peft_core::testing::{fixtures::ENCODERS, randomized, states};
-    use peft_core::view::with_values;
-    use peft_partial::BitFitConfig;
-
-    use super::*;
-
-    peft_core::conformance!(ShiftConfig::default(), only(ENCODERS: "T5 and LLaMA have no biases"));
-
-    peft_core::equivalences! {
-        a_shift_is_bitfit: "shift" = "BitFit" if "its biases are the base's, shifted", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
-            let shift = randomized(&ShiftConfig::default().init(base, seed).unwrap(), seed);
-            let shifted = |(site, shift): (Site, &Param<Tensor<1>>)| {
-                let bias = base.vector(site, Slot::Bias);
-                let moved = bias.clone() + shift.val().without_autodiff();
-                (format!("biases.{site}"), if holds { moved } else { bias }.into_data())
-            };
-            let bitfit = BitFitConfig::new().init(base, 0).unwrap();
-            let bitfit = with_values(bitfit, &shift.shifts.iter().map(shifted).collect()).unwrap();
-            [states(&shift, base), states(&bitfit, base)]
-        };
+impl Procedure for Shift {
+    /// The head's loss, and the squares of the logits: no answer is to be too sure of itself.
+    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        let logits = self.logits(readout)?;
+        Ok(readout.loss(logits.clone())? + logits.powi_scalar(2).sum() * 0.01)
     }
 }
+
+peft_core::adapter!(Shift);
