@@ -30,6 +30,7 @@ pub use others::hadamard::{Hadamard, HadamardConfig, Position};
 pub use others::ia3::{Ia3, Ia3Config};
 pub use others::lst::{Importance, Lst, LstConfig};
 pub use others::pasta::{Pasta, PastaConfig};
+pub use prompts::attempt::{Attempt, AttemptConfig};
 pub use prompts::p_tuning::{PTuning, PTuningConfig, Reparameterization};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

@@ -1,5 +1,6 @@
 //! Soft prompt-based fine-tuning.
 
+pub mod attempt;
 pub mod p_tuning;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
@@ -7,8 +8,10 @@ pub mod spot;
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use peft_core::{Affine, Error, Hooks, Result, Sequence, Shape, Stack, random::Random};
+use peft_core::{Affine, Error, Hooks, Result, Sequence, Shape, Source, Stack, random::Random};
 use serde_json::{Map, Value};
+
+use prompt_tuning::PromptTuningConfig;
 
 /// Rows in front of a sequence during one run.
 struct Prompt {
@@ -26,10 +29,25 @@ impl Hooks for Prompt {
         }
         let ([rows, hidden], [batch, _, _]) = (self.rows.dims(), x.hidden.dims());
         let n = rows / self.stacks;
-        let rows = self.rows.clone().narrow(0, 0, n).unsqueeze::<3>().expand([batch, n, hidden]);
-        let hidden = Tensor::cat(vec![rows, x.hidden], 1);
-        Sequence { hidden, mask: x.mask.prepend(n), prompt: x.prompt + n, ..x }
+        in_front(self.rows.clone().narrow(0, 0, n).unsqueeze::<3>().expand([batch, n, hidden]), x)
     }
+}
+
+/// Virtual tokens `[batch, virtual tokens, hidden]` in front of sequences.
+fn in_front(rows: Tensor<3>, x: Sequence) -> Sequence {
+    let n = rows.dims()[1];
+    Sequence { hidden: Tensor::cat(vec![rows, x.hidden], 1), mask: x.mask.prepend(n), prompt: x.prompt + n, ..x }
+}
+
+/// The virtual tokens of a prompt from which a method starts, which must have this shape.
+fn source_rows(source: &Source, expected: [usize; 2]) -> Result<Tensor<2>> {
+    let rows = source.tuner::<PromptTuningConfig>()?.rows();
+    let rows = if rows.is_autodiff() { rows.inner() } else { rows };
+    if rows.dims() != expected {
+        let found = format!("{}, of shape {:?}", source.name, rows.dims());
+        return Err(Error::config("sources", found, format!("prompts of shape {expected:?}")));
+    }
+    Ok(rows)
 }
 
 /// What PEFT writes of the model beside the settings of a prompt: how many layers, heads and numbers in a row it is for.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};
+use super::source_rows;
 
 /// How alike two prompts are, section 3.2 of the paper.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,17 +95,6 @@ impl SpotConfig {
     }
 }
 
-/// The virtual tokens of a source, which must have this shape.
-fn prompt(source: &Source, expected: [usize; 2]) -> Result<(&str, Tensor<2>)> {
-    let rows = source.tuner::<PromptTuningConfig>()?.rows();
-    let rows = if rows.is_autodiff() { rows.inner() } else { rows };
-    if rows.dims() != expected {
-        let found = format!("{}, of shape {:?}", source.name, rows.dims());
-        return Err(Error::config("sources", found, format!("prompts of shape {expected:?}")));
-    }
-    Ok((&source.name, rows))
-}
-
 /// How alike two prompts `[l, d]` are.
 fn similarity(kind: Similarity, a: &Tensor<2>, b: &Tensor<2>) -> f64 {
     let unit = |x: Tensor<2>| x.clone() / x.powi_scalar(2).sum_dim(1).sqrt();
@@ -131,7 +121,8 @@ impl Method for SpotConfig {
             return Err(Error::config("sources", "none", "at least one prompt to start from"));
         }
         let fresh = self.prompt().init(base, seed)?;
-        let prompts = sources.iter().map(|source| prompt(source, fresh.rows().dims())).collect::<Result<Vec<_>>>()?;
+        let rows = sources.iter().map(|source| source_rows(source, fresh.rows().dims())).collect::<Result<Vec<_>>>()?;
+        let prompts: Vec<_> = sources.iter().map(|source| source.name.as_str()).zip(rows).collect();
         let weighted = self.weights(&prompts)?.into_iter().zip(prompts).filter(|(weight, _)| *weight != 0.0);
         let start = weighted.map(|(weight, (_, rows))| rows * weight).reduce(|a, b| a + b);
         let start = start.unwrap_or_else(|| unreachable!("the weights sum to 1"));

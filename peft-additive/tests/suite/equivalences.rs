@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
-    AdapterDropConfig, AttentionFusionConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config, Init,
-    LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization,
-    ResidualConfig, SequentialConfig, TinyAttnConfig,
+    AdapterDropConfig, AttemptConfig, AttentionFusionConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config,
+    Init, LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig,
+    Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{
-    Bare, Base, Example, Frame, Hooks, Method, Next, Part, Procedure, Sequence, Site, Sites, Tuner, adapter,
-    equivalences,
+    AnyTuner, Bare, Base, Example, Frame, Head, Hooks, Method, Next, Part, Procedure, Sequence, Site, Sites, Source,
+    Trained, Tuner, adapter, equivalences,
 };
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
@@ -197,6 +197,18 @@ equivalences! {
             let layers = if holds { vec![last] } else { vec![last - 1, last] };
             let fusion = random(&AttentionFusionConfig::new().with_layers(layers), base, seed);
             [states(&fusion, base), states(&Bare {}, base)]
+        };
+
+    attempt_starts_as_twice_its_source: "ATTEMPT of one source" = "prompt tuning" if "P_t = P_1 = P, the rows are 2 P", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let config = PromptTuningConfig::new(3);
+            let prompt = random(&config, base, seed);
+            let trained = Trained::new(AnyTuner::new(prompt.clone()), Head::classifier(base, 2, 3)).unwrap();
+            let source = Source { name: "source".into(), config: config.clone().into(), trained };
+            let start = AttemptConfig::new(3).init_from(base, seed, &[source]).unwrap();
+            let twice = prompt.valid().rows() * 2.0;
+            let twice = with(&config, base, [("prompt_embeddings".to_string(), twice.into_data())].into());
+            [states(&if holds { start } else { randomized(&start, seed) }, base), states(&twice, base)]
         };
 
     two_prompts_are_one: "prompt tuning" = "prompt tuning and prompt tuning" if "its rows are theirs, the outer one's first",
