@@ -18,6 +18,7 @@ pub mod others;
 pub mod prompts;
 
 pub use adapters::adapter_drop::{AdapterDrop, AdapterDropConfig};
+pub use adapters::adapter_fusion::{AdapterFusion, AdapterFusionConfig};
 pub use adapters::bottleneck::{Activation, Bottleneck};
 pub use adapters::coda::{Coda, CodaConfig};
 pub use adapters::hyperformer::{Cached, Hyperformer, HyperformerConfig};

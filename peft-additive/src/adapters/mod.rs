@@ -1,6 +1,7 @@
 //! Adapter-based fine-tuning.
 
 pub mod adapter_drop;
+pub mod adapter_fusion;
 pub mod bottleneck;
 pub mod coda;
 pub mod hyperformer;

@@ -176,7 +176,7 @@ impl SequentialConfig {
     }
 
     /// The sub-layers with an adapter; refuses settings that cannot be.
-    fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
+    pub(super) fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
         check_width(self.bottleneck, shape)?;
         check_dropout(self.dropout)?;
         // From 0 no matrix would ever move: the gradient of each is a product with the other.
@@ -359,6 +359,11 @@ impl Sequential {
     pub(super) fn only(self, layers: std::ops::Range<usize>) -> Self {
         let kept = self.adapters.iter().filter(|(site, _)| layers.contains(&site.layer));
         Sequential { adapters: kept.map(|(site, adapter)| (site, adapter.clone())).collect(), ..self }
+    }
+
+    /// The sub-layers with an adapter.
+    pub(super) fn sites(&self) -> impl Iterator<Item = Site> {
+        self.adapters.iter().map(|(site, _)| site)
     }
 
     /// The adapter that follows a linear map.

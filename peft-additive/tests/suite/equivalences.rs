@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
-    AdapterDropConfig, AttemptConfig, AttentionFusionConfig, CodaConfig, HadamardConfig, HyperformerConfig, Ia3Config,
-    Init, LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig,
-    Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
+    AdapterDropConfig, AdapterFusionConfig, AttemptConfig, AttentionFusionConfig, CodaConfig, HadamardConfig,
+    HyperformerConfig, Ia3Config, Init, LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig,
+    PromptTuningConfig, Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
@@ -306,6 +306,21 @@ equivalences! {
             let sequential = with(&SequentialConfig::pfeiffer(48), base, own.collect());
             let all = if holds { all.valid() } else { all.valid().dropping(1) };
             [states(&all, base), states(&sequential, base)]
+        };
+
+    fusion_of_one_adapter_is_that: "AdapterFusion of one adapter" = "sequential adapter (Pfeiffer)" if "W_v = I", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = SequentialConfig::pfeiffer(5);
+            let one = random(&config, base, seed);
+            let trained = Trained::new(AnyTuner::new(one.clone()), Head::classifier(base, 2, 3)).unwrap();
+            let source = Source { name: "source".into(), config: config.into(), trained };
+            let fusion = AdapterFusionConfig::default().init_from(base, seed, &[source]).unwrap();
+            let mut values = tensors(&randomized(&fusion, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && name.starts_with("value.")) {
+                let eye = (0..24 * 24).map(|i| f32::from(u8::from(i / 24 == i % 24))).collect::<Vec<_>>();
+                *data = TensorData::new(eye, [24, 24]);
+            }
+            [states(&with_values(fusion, &values).unwrap(), base), states(&one, base)]
         };
 
     a_side_network_of_full_width: "ladder side-tuning" = "base" if "r = 1, D_0 = U = I, g = 1", SAME_FUNCTION on SHAPES,

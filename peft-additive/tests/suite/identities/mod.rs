@@ -1,6 +1,7 @@
 //! What the methods are equal to, on random states, both architectures and a padded batch.
 
 mod adapter_drop;
+mod adapter_fusion;
 mod attempt;
 mod attention_fusion;
 mod bottleneck;
