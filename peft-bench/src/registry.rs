@@ -106,6 +106,7 @@ methods! {
     peft_reparam::DyLoraConfig: "reparam",
     peft_reparam::KernelMixConfig: "reparam",
     peft_reparam::MoeLoraConfig: "reparam",
+    peft_reparam::LoraHubConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
     peft_hybrid::PrunedMamConfig: "hybrid",
     peft_hybrid::CompacterConfig: "hybrid",

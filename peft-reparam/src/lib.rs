@@ -29,5 +29,6 @@ pub use low_rank::krona::{Krona, KronaConfig};
 pub use low_rank::krona_b::{KronaB, KronaBConfig};
 pub use low_rank::kronecker::{Factor, Kronecker, Split};
 pub use low_rank::lora::{BiasMode, Factors, Lora, LoraConfig};
+pub use low_rank::lorahub::{LoraHub, LoraHubConfig, Stack};
 pub use low_rank::moelora::{Experts, MoeLora, MoeLoraConfig};
 pub use low_rank::tokens::{Rows, TokenIndices};

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use burn::module::Module;
 use burn::optim::GradientsParams;
 
 use super::TrainConfig;
@@ -94,6 +95,21 @@ impl<'a> Probe<'a> {
             Ok(Example { label: Some(label), ..example.clone() })
         };
         places.iter().map(|place| draw(*place)).collect()
+    }
+
+    /// The mean loss of a tuner on all examples, each run alone and without dropout.
+    pub fn loss<T: Tuner>(&self, tuner: &T, base: &Base) -> Result<f64> {
+        let trained = Trained { tuner: tuner.valid(), head: self.head.valid(), copies: Copies::default() };
+        let (mut sum, mut count) = (0.0, 0);
+        for example in self.examples {
+            let labels = labels(&[example])?;
+            count += targets(labels.iter().copied(), self.head.ahead(base.shape()));
+            sum += f64::from(trained.loss(base, &base.batch(&[example])?, &labels)?.into_scalar::<f32>());
+        }
+        match count {
+            0 => Err(Error::config("labels", "none that counts", "one in the data")),
+            count => Ok(sum / count as f64),
+        }
     }
 
     /// The gradients of a tuner's tensors: of the mean loss of some examples, by their places in the data, as one batch without

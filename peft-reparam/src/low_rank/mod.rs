@@ -14,6 +14,7 @@ pub mod kronecker;
 mod l_lora;
 pub mod lora;
 mod lora_fa;
+pub mod lorahub;
 pub mod moelora;
 mod pair;
 mod ranks;

@@ -8,6 +8,7 @@ mod intrinsic_said;
 mod kernel_mix;
 mod krona;
 mod lora_fa;
+mod lorahub;
 mod moelora;
 
 use std::collections::BTreeMap;
