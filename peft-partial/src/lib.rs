@@ -26,8 +26,10 @@ mod masking;
 pub mod pretrained_weight_masking;
 
 pub use bias_update::bitfit::{BitFit, BitFitConfig};
+pub use bias_update::pruned_bitfit::{PrunedBitFit, PrunedBitFitConfig, SBitFitConfig, UBitFitConfig};
 pub use delta_weight_masking::child_tuning::{ChildMode, ChildTuning, ChildTuningConfig};
 pub use delta_weight_masking::diff_pruning::{DiffPruning, DiffPruningConfig};
+pub use delta_weight_masking::lt_sft::{LtSft, LtSftConfig};
 pub use delta_weight_masking::sam::{SamConfig, Scope};
 pub use full::FullConfig;
 pub use linear_probe::LinearProbeConfig;

@@ -42,7 +42,7 @@ impl BitFitConfig {
     }
 
     /// The places of the trained biases.
-    fn plan(&self, shape: &Shape) -> Result<Vec<Place>> {
+    pub(crate) fn plan(&self, shape: &Shape) -> Result<Vec<Place>> {
         let biases: Vec<Place> = shape.places().into_iter().filter(|p| p.slot == Slot::Bias).collect();
         if biases.is_empty() {
             return Err(Error::config(

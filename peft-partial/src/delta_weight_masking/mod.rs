@@ -2,4 +2,5 @@
 
 pub mod child_tuning;
 pub mod diff_pruning;
+pub mod lt_sft;
 pub mod sam;

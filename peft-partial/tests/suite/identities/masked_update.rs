@@ -9,7 +9,7 @@ use peft_core::testing::randomized;
 use peft_core::train::{Run, TrainConfig};
 use peft_core::view::{tensors, trainable};
 use peft_core::{Base, Head, Method, Trained};
-use peft_partial::{ChildMode, ChildTuningConfig, FishMaskConfig, FullConfig, SamConfig};
+use peft_partial::{ChildMode, ChildTuningConfig, FishMaskConfig, FullConfig, LtSftConfig, SamConfig};
 use proptest::prelude::*;
 
 use super::{Values, assert_taken_up, bases, data, masks, numbers, settings, start, train, under, whole};
@@ -23,7 +23,9 @@ fn assert_keeps<M: Method>(config: &M, seed: u64) {
     for base in bases() {
         let before = tensors(&FullConfig::default().init(&base, 0).unwrap());
         let tuner = train(settings(seed), &base, start(config, &base)).tuner;
-        let (masks, after) = (masks(&tensors(&tuner), &base.shape().places()), whole::<M>(&tuner, &base));
+        let own =
+            tensors(&tuner).into_iter().map(|(name, data)| (name.trim_start_matches("update.").to_string(), data));
+        let (masks, after) = (masks(&own.collect(), &base.shape().places()), whole::<M>(&tuner, &base));
         let (mut moved, mut all) = (0, 0);
         for (name, before) in before {
             for ((old, new), moves) in numbers(&before).into_iter().zip(numbers(&after[&name])).zip(&masks[&name]) {
@@ -74,6 +76,7 @@ proptest! {
         assert_keeps(&FishMaskConfig::new(0.05), seed);
         assert_keeps(&SamConfig::new(0.05), seed);
         assert_keeps(&SamConfig::new(0.05).per_tensor(), seed);
+        assert_keeps(&LtSftConfig::new(0.05), seed);
     }
 
     #[test]
@@ -86,6 +89,9 @@ proptest! {
     fn a_masked_run_taken_up_ends_with_the_same_bits(seed: u64) {
         assert_taken_up(&FishMaskConfig::new(0.03), seed);
         assert_taken_up(&SamConfig::new(0.03).per_tensor(), seed);
+        // Stopped in the first phase, and in the second.
+        assert_taken_up(&LtSftConfig::new(0.03).with_full_share(0.8), seed);
+        assert_taken_up(&LtSftConfig::new(0.03).with_full_share(0.4), seed);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 mod child_tuning;
 mod diff_pruning;
 mod fish_mask;
+mod lt_sft;
 mod masked_update;
+mod pruned_bitfit;
 mod reference;
 mod sam;
 mod threshold_mask;
@@ -81,6 +83,11 @@ fn train<T: Procedure>(settings: TrainConfig, base: &Base, trained: Trained<T>) 
 
 /// Asserts that a run that is stopped in its third step and taken up from its checkpoints ends as one that is not.
 fn assert_taken_up<M: Method>(config: &M, seed: u64) {
+    assert_taken_up_on(bases(), config, seed);
+}
+
+/// The same on these models.
+fn assert_taken_up_on<M: Method>(bases: impl Iterator<Item = Base>, config: &M, seed: u64) {
     struct Stop(bool);
     impl Observer for Stop {
         fn step(&mut self, report: &StepReport) -> Result<()> {
@@ -90,7 +97,7 @@ fn assert_taken_up<M: Method>(config: &M, seed: u64) {
             }
         }
     }
-    for base in bases() {
+    for base in bases {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints { dir: folder.path().join("checkpoints"), every: Some(1), resume: true };
         let trainer = Trainer::new(settings(seed)).with_checkpoints(checkpoints);
