@@ -8,7 +8,7 @@ use peft_additive::{Activation, SequentialConfig};
 use peft_core::testing::{randomized, states};
 use peft_core::view::{Rewrite, tensors, view, with_values};
 use peft_core::{Bare, Base, Method, equivalences};
-use peft_hybrid::{CompacterConfig, UniPelt, UniPeltConfig};
+use peft_hybrid::{CompacterConfig, PrunedMamConfig, UniPelt, UniPeltConfig};
 
 /// Zeros in what has one of these ends of names.
 struct Silent(&'static [&'static str]);
@@ -44,7 +44,7 @@ fn gated(base: &Base, seed: u64, score: Option<f32>) -> UniPelt {
 }
 
 /// A part with the tensors that it has in the whole.
-fn part<M: Method>(config: &M, name: &str, whole: &UniPelt, base: &Base) -> M::Tuner {
+fn part<M: Method>(config: &M, name: &str, whole: &impl Module, base: &Base) -> M::Tuner {
     let own = tensors(whole).into_iter();
     let own = own.filter_map(|(tensor, data)| Some((tensor.strip_prefix(name)?.to_string(), data)));
     with_values(config.init(base, 0).unwrap(), &own.collect::<BTreeMap<_, _>>()).unwrap()
@@ -89,4 +89,11 @@ equivalences! {
             let prefix = view(&part(&unipelt().prefix(), "prefix.", &whole, base).valid(), &mut Silent(&["embedding"]));
             [states(&whole, base), states(&prefix, base)]
         };
+
+    a_mam_of_which_all_is_left_is_itself: "U-MAM" = "MAM adapter" if "no number is removed", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = PrunedMamConfig::new(5, 7, 0.5);
+        let whole = randomized(&config.init(base, seed).unwrap(), seed).valid();
+        let pruned = if holds { whole.clone() } else { view(&whole, &mut Silent(&["masks.0.embedding"])) };
+        [states(&pruned, base), states(&part(&config.mam(), "mam.", &whole, base), base)]
+    };
 }
