@@ -38,7 +38,7 @@ fn fields(lora: &LoraConfig, shape: &Shape) -> Result<Fields> {
         let found = format!("{:?}", lora.bias);
         return Err(Error::config("bias", found, "none: AdapterHub's files hold no bias of the model"));
     }
-    let sites = lora.target_modules.resolve(shape)?;
+    let sites = lora.adapted(shape)?;
     lora_fields("add", [lora.r as f64, lora.lora_alpha], lora.lora_dropout, &sites, shape)
 }
 

@@ -2,7 +2,7 @@
 //! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
 //! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
 //! Oracle: package peft 0.21.2: `equals_the_reference`
-//! Trains: r (d_in + d_out) per site, biases by `bias`, and d per row by `trainable_token_indices`.      Merges: yes.
+//! Trains: r (d_in + d_out) per site (of a table its rows and its width), biases by `bias`, and d per row by `trainable_token_indices`.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
 //! - merged == unmerged: `C3`, `merging_is_the_same_function_and_leaves_the_original`
@@ -15,6 +15,7 @@
 //! - with G the gradient of W, that of A is s G B^T and that of B is s A^T G: `gradients_of_the_factors_are_tied`
 //! - at init only B has a gradient: `only_b_has_a_gradient_at_the_start`
 //! - rows of word tables by `trainable_token_indices` leave all others: `other_rows_stay`, `tokens_equal_the_reference`
+//! - factors of a table leave its other uses: `tables_equal_the_reference`, `other_uses_of_a_table_stay`
 //! - equals burn's own LoRA: `equals_the_lora_of_burn`
 //! - dropout on x is a mask of the sample, and x on average: `masks_follow_the_sample`, `dropout_is_right_on_average`
 //!
@@ -27,9 +28,10 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::AdapterHub;
+use peft_core::train::Probe;
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Delta, Hooks, Key, Merge, Method, Next, Part, Procedure, Replaced, Result, Shape,
-    Site, SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Delta, Error, Hooks, Key, Lookup, Merge, Method, Next, Part, Procedure, Replaced,
+    Result, Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -38,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use super::pair::{self, Pair, check_dropout, dropped, untrained};
 use super::ranks::{Patterns, check_alpha, check_rank};
 use super::tokens::{Rows, TokenIndices};
-use super::{dora, hub, start};
+use super::{dora, hub, start, tables};
 
 /// Which biases of the base are trained beside the factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +123,7 @@ impl LoraConfig {
         self
     }
 
-    /// On these linear maps.
+    /// On these linear maps and tables.
     pub fn with_sites(mut self, sites: impl Into<Sites>) -> Self {
         self.target_modules = sites.into();
         self
@@ -157,11 +159,26 @@ impl LoraConfig {
         self
     }
 
-    /// Site, rank and scale of every adapted linear map.
+    /// The adapted linear maps and tables.
+    pub(super) fn adapted(&self, shape: &Shape) -> Result<Vec<Site>> {
+        self.target_modules.among(&shape.matrices())
+    }
+
+    /// The path of a linear map or of a use of a table.
+    fn path(shape: &Shape, site: Site) -> String {
+        let path = shape.matrices().into_iter().find_map(|(other, path)| (other == site).then_some(path));
+        path.unwrap_or_else(|| panic!("the model has no matrix at {site}"))
+    }
+
+    /// Site, rank and scale of every adapted linear map and table.
     fn plan(&self, shape: &Shape) -> Result<Vec<(Site, usize, f64)>> {
         check_dropout(self.lora_dropout)?;
-        let adapted = self.target_modules.resolve(shape)?;
-        let paths: Vec<String> = adapted.iter().filter_map(|site| shape.module_path(*site)).collect();
+        let adapted = self.adapted(shape)?;
+        let paths: Vec<String> = adapted.iter().map(|site| Self::path(shape, *site)).collect();
+        if self.freeze_a && adapted.iter().any(|site| tables::is_looked_up(*site)) {
+            let expected = "false where target_modules choose a table that is looked up, whose A starts at 0";
+            return Err(Error::config("freeze_a", true, expected));
+        }
         let ranks = Patterns::new("rank_pattern", &self.rank_pattern, &paths)?;
         let alphas = Patterns::new("alpha_pattern", &self.alpha_pattern, &paths)?;
         let plan = |(site, path): (Site, &String)| {
@@ -178,7 +195,7 @@ impl LoraConfig {
     /// How many numbers all A have, and how many all B.
     pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
         let add = |[a, b]: [usize; 2], (site, r, _): (Site, usize, f64)| {
-            let [rows, columns] = shape.linear_dims(site);
+            let [rows, columns] = tables::dims(shape, site);
             [a + r * rows, b + r * columns]
         };
         Ok(self.plan(shape)?.into_iter().fold([0, 0], add))
@@ -186,12 +203,20 @@ impl LoraConfig {
 
     /// The trained rows of word tables.
     fn rows(&self, shape: &Shape) -> Result<Vec<(Site, Vec<usize>)>> {
-        self.trainable_token_indices.as_ref().map_or(Ok(vec![]), |tokens| tokens.plan(shape))
+        let Some(tokens) = &self.trainable_token_indices else { return Ok(vec![]) };
+        let (plan, adapted) = (tokens.plan(shape)?, self.adapted(shape)?);
+        match plan.iter().find(|(site, _)| adapted.contains(site)) {
+            None => Ok(plan),
+            Some((site, _)) => {
+                let expected = "tables that target_modules do not choose too";
+                Err(Error::config("trainable_token_indices", Self::path(shape, *site), expected))
+            }
+        }
     }
 
     /// The trained biases of the base.
     fn biases(&self, shape: &Shape) -> Result<Vec<Site>> {
-        let adapted = self.target_modules.resolve(shape)?;
+        let adapted = self.adapted(shape)?;
         let bias = |site: &Site| match self.bias {
             BiasMode::None => false,
             BiasMode::LoraOnly => adapted.contains(site),
@@ -229,6 +254,12 @@ impl Factors {
         Pair { a: self.a.val(), b: self.b.val(), scale: self.scale }
     }
 
+    /// What stands in place of a site's matrix.
+    fn onto(&self, site: Site, w: Tensor<2>) -> Tensor<2> {
+        let w = Weight::Dense(tables::turned(site, w));
+        tables::turned(site, self.directed(self.pair().onto(&w)))
+    }
+
     /// What stands in place of a matrix and its update together.
     fn directed(&self, sum: Tensor<2>) -> Tensor<2> {
         match &self.magnitude {
@@ -247,12 +278,14 @@ impl Method for LoraConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Lora> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let factors = self.plan(shape)?.into_iter().map(|(site, rank, scale)| {
-            let [rows, columns] = shape.linear_dims(site);
+            let [rows, columns] = tables::dims(shape, site);
             let random = Random::new(self.a_seed.unwrap_or(seed), &format!("lora.{site}.a"));
-            let a = pair::start([rows, rank], random, &device);
+            let (a, b) = match tables::is_looked_up(site) {
+                false => (pair::start([rows, rank], random, &device), Tensor::zeros([rank, columns], &device)),
+                true => (Tensor::zeros([rows, rank], &device), tables::fresh(site, [rank, columns], seed, &device)),
+            };
             let a = if self.freeze_a { untrained(a) } else { Param::from_tensor(a) };
-            let b = Tensor::zeros([rank, columns], &device);
-            let lengths = || Tensor::from_inner(dora::lengths(base.weight(site).dense()));
+            let lengths = || Tensor::from_inner(dora::lengths(tables::turned(site, base.weight(site).dense())));
             let magnitude = self.use_dora.then(|| Param::from_tensor(lengths()));
             (site, Factors { a, b: Param::from_tensor(b), magnitude, scale })
         });
@@ -269,23 +302,30 @@ impl Method for LoraConfig {
     fn count(&self, shape: &Shape) -> Result<usize> {
         let [a, b] = self.sizes(shape)?;
         let a = if self.freeze_a { 0 } else { a };
-        let adapted = if self.use_dora { self.target_modules.resolve(shape)? } else { vec![] };
-        let lengths = adapted.into_iter().map(|site| shape.linear_dims(site)[1]);
+        let adapted = if self.use_dora { self.adapted(shape)? } else { vec![] };
+        let lengths = adapted.into_iter().map(|site| tables::dims(shape, site)[1]);
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
         Ok(a + b + lengths.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
     }
 
+    fn modules(shape: &Shape) -> Vec<(Site, String)> {
+        shape.matrices()
+    }
+
     fn key(&self, name: &str, shape: &Shape) -> Key {
+        let of = |site, leaf: &str| format!("base_model.model.{}.{leaf}", Self::path(shape, site));
         match split_name(name) {
-            ("factors", site, "a") => Key::transposed(pair::file_name(shape, site, "A.weight")),
-            ("factors", site, "magnitude") => Key::plain(pair::file_name(shape, site, "magnitude_vector")),
-            ("factors", site, _) => Key::transposed(pair::file_name(shape, site, "B.weight")),
+            ("factors", site, "magnitude") => Key::plain(of(site, "lora_magnitude_vector")),
+            ("factors", site, factor) => Key::transposed(match tables::is_looked_up(site) {
+                false => of(site, &format!("lora_{}.weight", factor.to_uppercase())),
+                true => of(site, &format!("lora_embedding_{}", factor.to_uppercase())),
+            }),
             ("tokens", site, _) => {
                 Key::plain(format!("{}.token_adapter.trainable_tokens_delta", file_path(shape, site)))
             }
             (_, site, _) => {
-                let adapted = self.target_modules.resolve(shape).is_ok_and(|sites| sites.contains(&site));
+                let adapted = self.adapted(shape).is_ok_and(|sites| sites.contains(&site));
                 let base_layer = if adapted { ".base_layer" } else { "" };
                 Key::plain(format!("{}{base_layer}.bias", file_path(shape, site)))
             }
@@ -293,7 +333,7 @@ impl Method for LoraConfig {
     }
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
-        Ok(LoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+        Ok(LoraConfig { target_modules: self.target_modules.named_among(&shape.matrices())?, ..self.clone() })
     }
 
     /// Of twice the rank, with the same scale.
@@ -314,7 +354,7 @@ impl Method for LoraConfig {
             Param::from_tensor(Tensor::from_inner(both)).set_require_grad(param.is_require_grad())
         };
         let doubled = |(site, factors): (Site, &Factors)| {
-            let w = base.weight(site).dense();
+            let w = tables::turned(site, base.weight(site).dense());
             let [a, b] = start::taken(start, &w, factors.a.dims()[1], factors.scale)?;
             let (a, b) = (joined(&factors.a, a, 1), joined(&factors.b, -b, 0));
             Ok((site, Factors { a, b, ..factors.clone() }))
@@ -363,13 +403,24 @@ impl Hooks for Opened<'_> {
         }
     }
 
+    fn rows(&self, site: Site, lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        let Some(factors) = self.lora.factors.get(site) else { return rows };
+        let sum = rows + factors.pair().behind(lookup.of(factors.a.val()));
+        match &factors.magnitude {
+            Some(m) => sum * dora::scale(m.val(), &(lookup.table.clone() + factors.pair().update())).unsqueeze(),
+            None => sum,
+        }
+    }
+
     fn weight(&self, site: Site, w: Weight) -> Weight {
         if let Some(rows) = self.lora.tokens.get(site) {
             return Weight::Dense(rows.onto(w.dense()));
         }
-        let Some((factors, m)) = self.lora.factors.get(site).and_then(|f| Some((f, f.magnitude.as_ref()?))) else {
-            return w;
-        };
+        let Some(factors) = self.lora.factors.get(site).filter(|_| !tables::is_looked_up(site)) else { return w };
+        if site.part == Part::Vocabulary {
+            return Weight::Dense(factors.onto(site, w.dense()));
+        }
+        let Some(m) = &factors.magnitude else { return w };
         let sum = || w.dense() + factors.pair().update();
         if self.noise.is_none() {
             return Weight::Dense(factors.directed(sum()));
@@ -402,7 +453,8 @@ impl Adapter for Lora {
 
     /// Without dropout a weight-decomposed map is another matrix, which is computed once.
     fn view(&self, base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
-        let rewrites = self.dropout == 0.0 && self.factors.iter().all(|(_, factors)| factors.magnitude.is_some());
+        let rewritten = |(site, factors): (Site, &Factors)| factors.magnitude.is_some() && !site.part.is_table();
+        let rewrites = self.dropout == 0.0 && self.factors.iter().all(rewritten);
         let opened = Opened { lora: self, noise: None, scales: RefCell::default() };
         Ok(rewrites.then(|| AnyTuner::new(Replaced::by(&opened, base))))
     }
@@ -413,22 +465,34 @@ impl Merge for Lora {
         if let Some(rows) = self.tokens.get(site) {
             return Some(rows.onto(w.dense()));
         }
-        let factors = self.factors.get(site)?;
-        Some(factors.directed(factors.pair().onto(w)))
+        Some(self.factors.get(site)?.onto(site, w.dense()))
     }
 
     fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
         self.biases.get(site).filter(|_| slot == Slot::Bias).map(Param::val)
     }
+
+    fn unties(&self) -> bool {
+        self.factors.iter().any(|(site, _)| matches!(site.part, Part::Words | Part::Vocabulary))
+    }
 }
 
-impl Procedure for Lora {}
+impl Procedure for Lora {
+    fn prepare(self, _base: &Base, _data: Probe<'_>) -> Result<Self> {
+        if self.dropout > 0.0 && self.factors.iter().any(|(site, _)| site.part == Part::Vocabulary) {
+            let expected = "0 where lm_head is among the target_modules: nothing is dropped there";
+            return Err(Error::config("lora_dropout", self.dropout, expected));
+        }
+        Ok(self)
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use peft_core::testing::golden::Case;
+    use peft_core::{Head, Trained};
 
     use super::*;
 
@@ -450,6 +514,28 @@ mod tests {
         ];
         for (case, base) in cases {
             open(case, base).check_method::<LoraConfig>();
+        }
+    }
+
+    #[test]
+    fn answers_equal_the_reference() {
+        for (case, base) in [("lora-bert-answers", "bert-answers"), ("lora-roberta-answers", "roberta-answers")] {
+            let case = open(case, base);
+            let (config, trained) = case.load::<LoraConfig>();
+            let bias = |trained: &Trained<Lora>| match &trained.head {
+                Head::Answers(head) => head.out.bias.clone(),
+                other => panic!("{other:?}"),
+            };
+            let start = bias(&trained);
+            // A softmax over tokens ignores it.
+            let hold = |mut trained: Trained<Lora>| {
+                if let Head::Answers(head) = &mut trained.head {
+                    head.out.bias = start.clone();
+                }
+                trained
+            };
+            case.check_holding(trained, |name| case.key(&config, name), hold);
+            case.check_merged::<LoraConfig>();
         }
     }
 

@@ -19,4 +19,5 @@ pub mod moelora;
 mod pair;
 mod ranks;
 mod start;
+mod tables;
 pub mod tokens;

@@ -18,7 +18,12 @@ pub(super) struct Pair {
 impl Pair {
     /// `x A B s`.
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        x.matmul(self.a.clone().unsqueeze()).matmul(self.b.clone().unsqueeze()) * self.scale
+        self.behind(x.matmul(self.a.clone().unsqueeze()))
+    }
+
+    /// `z B s`, where z is what A makes.
+    pub(super) fn behind(&self, z: Tensor<3>) -> Tensor<3> {
+        z.matmul(self.b.clone().unsqueeze()) * self.scale
     }
 
     /// `A B s`.
