@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::optim::GradientsParams;
 
 use super::TrainConfig;
+use crate::answer::Answer;
 use crate::loss::{IGNORED, targets};
 use crate::random::Random;
 use crate::{Base, Copies, Error, Example, Head, Label, Result, Trained, Tuner};
@@ -90,6 +91,11 @@ impl<'a> Probe<'a> {
                 Label::Class(_) => Label::Class(drawn(0) as usize),
                 Label::Words(words) => Label::Words(each(words, ahead)),
                 Label::Tags(tags) => Label::Tags(each(tags, 0)),
+                Label::Answer(answer) => {
+                    let side = |side: usize| logits.chunks(2).map(|row| row[side]).collect::<Vec<f32>>();
+                    let tokens = [0, 1].map(|i| categorical(&side(i), random.unit()));
+                    Label::Answer(Answer { tokens, ..(**answer).clone() }.into())
+                }
                 Label::Value(_) => Label::Value(logits[0] + (random.normal() * 0.5f64.sqrt()) as f32),
             };
             Ok(Example { label: Some(label), ..example.clone() })
