@@ -149,24 +149,17 @@ impl Heads {
     }
 }
 
+/// The keys of an attention and the values that read them.
+const READ: [(Part, Part); 2] = [(Part::Key, Part::Value), (Part::CrossKey, Part::CrossValue)];
+
 /// The value that reads this key.
 fn value_of(key: Site) -> Option<Site> {
-    let part = match key.part {
-        Part::Key => Part::Value,
-        Part::CrossKey => Part::CrossValue,
-        _ => return None,
-    };
-    Some(Site { part, ..key })
+    READ.iter().find(|(part, _)| *part == key.part).map(|(_, part)| Site { part: *part, ..key })
 }
 
 /// The key that this value reads.
 fn key_of(value: Site) -> Option<Site> {
-    let part = match value.part {
-        Part::Value => Part::Key,
-        Part::CrossValue => Part::CrossKey,
-        _ => return None,
-    };
-    Some(Site { part, ..value })
+    READ.iter().find(|(_, part)| *part == value.part).map(|(part, _)| Site { part: *part, ..value })
 }
 
 impl Method for KernelMixConfig {

@@ -74,11 +74,6 @@ impl LoraHubConfig {
         LoraHubConfig { lora_alpha: alpha, ..self }
     }
 
-    /// With modules on these linear maps.
-    pub fn with_sites(self, sites: impl Into<Sites>) -> Self {
-        LoraHubConfig { target_modules: sites.into(), ..self }
-    }
-
     /// With so many steps of the search.
     pub fn with_steps(self, max_inference_step: usize) -> Self {
         LoraHubConfig { max_inference_step, ..self }
@@ -89,7 +84,8 @@ impl LoraHubConfig {
         LoraConfig::new(self.r).with_alpha(self.lora_alpha).with_sites(self.target_modules.clone())
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&self, shape: &Shape) -> Result<()> {
+        self.module().count(shape)?;
         match (1..=MOST).contains(&self.modules) {
             true => Ok(()),
             false => Err(Error::config("modules", self.modules, format!("1 to {MOST}"))),
@@ -159,7 +155,7 @@ impl Method for LoraHubConfig {
     }
 
     fn init_from(&self, base: &Base, _seed: u64, sources: &[Source]) -> Result<LoraHub> {
-        self.check()?;
+        self.check(base.shape())?;
         if sources.len() != self.modules {
             return Err(Error::config(
                 "sources",
@@ -188,8 +184,7 @@ impl Method for LoraHubConfig {
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        self.check()?;
-        self.module().count(shape)?;
+        self.check(shape)?;
         Ok(self.modules)
     }
 
@@ -215,8 +210,7 @@ impl Method for LoraHubConfig {
     }
 
     fn for_loading(&self, base: &Base) -> Result<LoraHub> {
-        self.check()?;
-        self.module().count(base.shape())?;
+        self.check(base.shape())?;
         self.built(base, |_, _, _, dims| Ok(Tensor::zeros(dims, base.device())))
     }
 
