@@ -3,12 +3,8 @@
 //! whenever it loads one. Here the adapter takes it out, by as many ranks more: W - s A0 B0 + s A B = W + s [A A0] [B; -B0].
 
 use burn::tensor::{Tensor, TensorData};
+use faer::Mat;
 use peft_core::{Error, Result, Start};
-
-/// The most sweeps over all pairs of vectors; some ten are enough.
-const SWEEPS: usize = 60;
-/// The cosine of two vectors that counts as none.
-const ORTHOGONAL: f64 = 1e-13;
 
 /// A0 `[in, r]` and B0 `[r, out]` of a matrix `[in, out]`.
 pub(super) fn taken(start: Start, w: &Tensor<2>, r: usize, scale: f64) -> Result<[Tensor<2>; 2]> {
@@ -18,61 +14,28 @@ pub(super) fn taken(start: Start, w: &Tensor<2>, r: usize, scale: f64) -> Result
         return Err(Error::config("r", r, expected));
     }
     let values: Vec<f64> = w.to_data().iter::<f64>().collect();
-    let vectors: Vec<Vec<f64>> = values.chunks(columns).map(<[f64]>::to_vec).collect();
     let (b, divisor) = match start {
         // The best approximation of that rank.
-        Start::Pissa => (right_singular(&vectors, r), scale),
+        Start::Pissa => (right_singular(&values, columns, r)?, scale),
         // That which is in the span of the first rows.
-        Start::Olora => (orthonormal(&vectors[..r]), 1.0),
+        Start::Olora => {
+            let rows: Vec<Vec<f64>> = values.chunks(columns).take(r).map(<[f64]>::to_vec).collect();
+            (orthonormal(&rows), 1.0)
+        }
     };
     let b = TensorData::new(b.concat().into_iter().map(|x| x as f32).collect(), [r, columns]);
     let b = Tensor::<2>::from_data(b, &w.device());
     Ok([w.clone().matmul(b.clone().transpose()) / divisor, b])
 }
 
-/// The right singular vectors of a matrix, given by rows, for its `r` largest singular values. Its shorter side is rotated, two vectors at
-/// a time, until all of them are orthogonal (Jacobi's method, one-sided): they are then the singular vectors times their values.
-fn right_singular(rows: &[Vec<f64>], r: usize) -> Vec<Vec<f64>> {
-    let wide = rows.len() <= rows[0].len();
-    let mut vectors = if wide { rows.to_vec() } else { transposed(rows) };
-    for _ in 0..SWEEPS {
-        let mut rotated = false;
-        for j in 1..vectors.len() {
-            let (before, rest) = vectors.split_at_mut(j);
-            for x in before {
-                rotated |= rotate(x, &mut rest[0]);
-            }
-        }
-        if !rotated {
-            break;
-        }
-    }
-    vectors.sort_by(|x, y| dot(y, y).total_cmp(&dot(x, x)));
-    vectors.truncate(r);
-    if !wide {
-        // Left ones: through the matrix they are the right ones.
-        let columns = transposed(rows);
-        let through = |u: &Vec<f64>| columns.iter().map(|column| dot(column, u)).collect();
-        vectors = vectors.iter().map(through).collect();
-    }
-    vectors.iter_mut().for_each(|vector| normalize(vector));
-    vectors
-}
-
-/// Turns two vectors in their plane until they are orthogonal; whether they were not.
-fn rotate(x: &mut [f64], y: &mut [f64]) -> bool {
-    let (xx, yy, xy) = (dot(x, x), dot(y, y), dot(x, y));
-    if xy.abs() <= ORTHOGONAL * (xx * yy).sqrt() {
-        return false;
-    }
-    let zeta = (yy - xx) / (2.0 * xy);
-    let tangent = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
-    let cosine = 1.0 / tangent.hypot(1.0);
-    let sine = cosine * tangent;
-    for (x, y) in x.iter_mut().zip(y) {
-        (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);
-    }
-    true
+/// The right singular vectors of a matrix `[rows, columns]` for its `r` largest singular values.
+fn right_singular(values: &[f64], columns: usize, r: usize) -> Result<Vec<Vec<f64>>> {
+    let matrix = Mat::from_fn(values.len() / columns, columns, |i, j| values[i * columns + j]);
+    let svd = matrix.thin_svd().map_err(|error| {
+        Error::Check { what: "the singular values of a matrix", detail: format!("{error:?}") }
+    })?;
+    let vector = |k: usize| (0..columns).map(|j| svd.V()[(j, k)]).collect();
+    Ok((0..r).map(vector).collect())
 }
 
 /// An orthonormal basis of what these vectors span (Gram and Schmidt's, twice for its roundings).
@@ -101,10 +64,6 @@ fn normalize(vector: &mut [f64]) {
 
 fn dot(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| x * y).sum()
-}
-
-fn transposed(rows: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    (0..rows[0].len()).map(|j| rows.iter().map(|row| row[j]).collect()).collect()
 }
 
 #[cfg(test)]
