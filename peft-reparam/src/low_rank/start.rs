@@ -31,9 +31,9 @@ pub(super) fn taken(start: Start, w: &Tensor<2>, r: usize, scale: f64) -> Result
 /// The right singular vectors of a matrix `[rows, columns]` for its `r` largest singular values.
 fn right_singular(values: &[f64], columns: usize, r: usize) -> Result<Vec<Vec<f64>>> {
     let matrix = Mat::from_fn(values.len() / columns, columns, |i, j| values[i * columns + j]);
-    let svd = matrix.thin_svd().map_err(|error| {
-        Error::Check { what: "the singular values of a matrix", detail: format!("{error:?}") }
-    })?;
+    let svd = matrix
+        .thin_svd()
+        .map_err(|error| Error::Check { what: "the singular values of a matrix", detail: format!("{error:?}") })?;
     let vector = |k: usize| (0..columns).map(|j| svd.V()[(j, k)]).collect();
     Ok((0..r).map(vector).collect())
 }

@@ -118,11 +118,6 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
         let error = fail(&[&start[..], &["--output", &folder.path("o")], option].concat());
         names(&error, &[option[0], "no data to evaluate on"]);
     }
-    let configs = ["--config", "a.yaml", "--config=b.yaml"];
-    names(
-        &fail(&[&start[..], &["--output", &folder.path("o")], &configs].concat()),
-        &["a.yaml and b.yaml", "one file"],
-    );
     let forward = ["forward", "--model", &model, "--input", &data, "--output", "/proc/nowhere"];
     names(&fail(&forward), &["cannot write /proc/nowhere"]);
     // A disk that is full.
