@@ -6,10 +6,10 @@ use burn::module::Module;
 use burn::tensor::TensorData;
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Method, equivalences, slot_name};
+use peft_core::{Bare, Base, Method, Place, Slot, equivalences, slot_name};
 use peft_partial::{
-    BitFitConfig, ChildMode, ChildTuningConfig, DiffPruningConfig, FishMaskConfig, FullConfig, SamConfig,
-    ThresholdMaskConfig,
+    BitFitConfig, ChildMode, ChildTuningConfig, DiffPruningConfig, FishMaskConfig, FullConfig, LtSftConfig,
+    SBitFitConfig, SamConfig, ThresholdMaskConfig, UBitFitConfig,
 };
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
@@ -90,6 +90,36 @@ equivalences! {
         let fish = with_values(FishMaskConfig::new(0.1).init(base, 0).unwrap(), &tensors(&sam)).unwrap();
         [states(&if holds { sam } else { randomized(&sam, seed) }, base), states(&fish, base)]
     };
+
+    an_lt_sft_is_a_fish_mask: "LT-SFT" = "FISH Mask" if "the masks and the numbers are the same", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let sft = random(&LtSftConfig::new(0.1), base, seed);
+            let own = tensors(&sft).into_iter().map(|(name, data)| (name.trim_start_matches("update.").to_string(), data));
+            let fish = with_values(FishMaskConfig::new(0.1).init(base, 0).unwrap(), &own.collect()).unwrap();
+            [states(&if holds { sft } else { randomized(&sft, seed) }, base), states(&fish, base)]
+        };
+
+    updates_without_a_mask_are_bitfit: "U-BitFit" = "BitFit" if "m = 1 and its biases are b + d", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let updates = random(&UBitFitConfig::new(0.5), base, seed);
+            let sum = |place: &Place| {
+                let own = &tensors(&updates)[&format!("updates.{}", place.site)];
+                let pairs = own.iter::<f32>().zip(base.tensor_data(place).iter::<f32>().collect::<Vec<_>>());
+                let sums: Vec<f32> = pairs.map(|(d, b)| b + if holds { d } else { 2.0 * d }).collect();
+                (format!("biases.{}", place.site), TensorData::new(sums, place.dims.clone()))
+            };
+            let places = base.shape().places();
+            let biases = places.iter().filter(|place| place.slot == Slot::Bias).map(sum).collect();
+            let bitfit = with_values(BitFitConfig::new().init(base, 0).unwrap(), &biases).unwrap();
+            [states(&updates, base), states(&bitfit, base)]
+        };
+
+    whole_vectors_are_numbers_too: "S-BitFit" = "U-BitFit" if "updates and masks are the same", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let vectors = random(&SBitFitConfig::new(0.5), base, seed);
+            let numbers = with_values(UBitFitConfig::new(0.5).init(base, 0).unwrap(), &tensors(&vectors)).unwrap();
+            [states(&if holds { vectors } else { randomized(&vectors, seed) }, base), states(&numbers, base)]
+        };
 
     masks_of_ones_leave_the_base: "Threshold-Mask" = "base" if "S > tau", SAME_FUNCTION on SHAPES, |base, seed, holds| {
         let start = ThresholdMaskConfig::new(0.2).init(base, seed).unwrap();
