@@ -91,7 +91,8 @@ pub fn neutral(key: &str) -> Option<&'static str> {
 
 /// Whether such a field asks for nothing with this value.
 pub fn asks_for_nothing(key: &str, value: &Value) -> bool {
-    neutral(key).is_some_and(|neutral| is_off(value) || value.to_string() == neutral)
+    let is = |neutral| serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| neutral == *value);
+    neutral(key).is_some_and(|neutral| is_off(value) || is(neutral))
 }
 
 /// What is done with a field of this value in a file of this `peft_type`.

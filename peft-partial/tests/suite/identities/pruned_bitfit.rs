@@ -101,7 +101,7 @@ proptest! {
     fn scores_are_the_first_order_change_of_the_loss(seed: u64) {
         for base in bases() {
             let config = UBitFitConfig::new(0.5);
-            let small = |name: &str, _| 1e-3 * if name.len() % 2 == 0 { 1.0 } else { -1.0 };
+            let small = |name: &str, _| 1e-3 * if name.len().is_multiple_of(2) { 1.0 } else { -1.0 };
             let tuner = with_each(&config.init(&base, 0).unwrap(), "updates", small);
             let (head, examples) = (start(&config, &base).head, data(&base));
             let settings = TrainConfig { batch_size: examples.len(), ..settings(seed) };
