@@ -306,6 +306,8 @@ fn every_method_is_counted() {
             "intrinsic-said" => &["--set", "intrinsic_dim=500"],
             "adapter-drop" => &["--set", "drop=1"],
             "lst" => &["--set", "task_reduction_factor=2"],
+            "adapter-fusion" => &["--set", "num_adapters=2"],
+            "attempt" => &["--set", "num_sources=2"],
             _ => &[],
         };
         for (model, family) in [("roberta", ""), ("t5", "T5"), ("llama", "LLaMA")] {
