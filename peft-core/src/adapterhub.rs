@@ -30,6 +30,8 @@ pub enum Kind {
     Sequential,
     /// `BnConfig` beside a sub-layer.
     Parallel,
+    /// `BnConfig` whose maps are sums of Kronecker products.
+    Compacter,
     /// `LoRAConfig` that adds.
     Lora,
     /// `LoRAConfig` that scales.
@@ -74,6 +76,7 @@ impl Kind {
         let word = |key: &str| fields.get(key).and_then(Value::as_str);
         let flag = |key: &str| fields.get(key).and_then(Value::as_bool);
         match (word("architecture"), word("composition_mode"), flag("is_parallel")) {
+            (None, ..) if flag("phm_layer") == Some(true) => Ok(Kind::Compacter),
             (None, _, Some(parallel)) => Ok(if parallel { Kind::Parallel } else { Kind::Sequential }),
             (Some("lora"), Some("add"), _) => Ok(Kind::Lora),
             (Some("lora"), Some("scale"), _) => Ok(Kind::Ia3),

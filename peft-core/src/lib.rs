@@ -8,6 +8,7 @@ mod batch;
 mod copies;
 #[cfg(feature = "train")]
 pub mod data;
+mod delta;
 mod device;
 mod error;
 pub mod files;
@@ -45,6 +46,7 @@ pub use adapter::{Adapter, AnyAdapter, Bare, Tuner};
 pub use any::{AnyMethod, AnyTuner, HubForm, Many};
 pub use batch::{Batch, Example, Label};
 pub use copies::Copies;
+pub use delta::{Added, Delta};
 pub use device::{available, device};
 pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};

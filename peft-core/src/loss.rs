@@ -55,13 +55,18 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
 /// The summed cross-entropy of logits `[batch, tokens, classes]` at the tokens that have a class.
 pub fn token_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
     let [batch, tokens, classes] = logits.dims();
-    let tags = |label: &Label| if let Label::Tags(tags) = label { Some(tags.clone()) } else { None };
-    let (rows, found) = targets_of(labels, tags, ("classes of tokens", classes), tokens, 0)?;
+    let (rows, found) = tags(labels, tokens, classes)?;
     if rows.is_empty() {
         return Ok(logits.sum() * 0.0);
     }
     let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [found.len()]), &logits.device().inner());
     Ok(cross_entropy(logits.reshape([batch * tokens, classes]).select(0, rows), found).sum())
+}
+
+/// The rows, of `tokens` for each sequence, that have a class, and these classes.
+pub(crate) fn tags(labels: &[impl Borrow<Label>], tokens: usize, classes: usize) -> Result<(Vec<i32>, Vec<i32>)> {
+    let tags = |label: &Label| if let Label::Tags(tags) = label { Some(tags.clone()) } else { None };
+    targets_of(labels, tags, ("classes of tokens", classes), tokens, 0)
 }
 
 /// The rows, of `tokens` for each sequence, at which words are predicted, `ahead` of their places, and these words.
@@ -105,4 +110,14 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
     let rows = classes.len();
     let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &logits.device().inner());
     activation::log_softmax(logits, 1).gather(1, classes).reshape([rows]).neg()
+}
+
+/// (KL(p || q) + KL(q || p)) / 2 of the rows of logits `[predictions, outputs]`, summed, each with its first argument held fixed.
+pub fn divergence(p: Tensor<2>, q: Tensor<2>) -> Tensor<1> {
+    let [p, q] = [p, q].map(|logits| activation::log_softmax(logits, 1));
+    let one = |fixed: &Tensor<2>, other: &Tensor<2>| {
+        let fixed = fixed.clone().detach();
+        (fixed.clone().exp() * (fixed - other.clone())).sum()
+    };
+    (one(&p, &q) + one(&q, &p)) * 0.5
 }

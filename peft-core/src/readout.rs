@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::{Base, Batch, Error, Head, Hidden, Label, Result, loss};
+use crate::{Base, Batch, Error, Head, Hidden, Label, Purpose, Result, loss};
 
 /// A batch on a base with a head, and its labels where a loss is asked for.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ impl<'a> Readout<'a> {
     /// Logits of states: those of [`Head::logits`]; with labels, of a head for words, only of the rows that predict a word that
     /// counts, `[1, words, vocab]`.
     pub fn logits(&self, hidden: Hidden) -> Result<Tensor<3>> {
-        if self.labels.is_empty() || self.head.purpose() != crate::Purpose::Words {
+        if self.labels.is_empty() || self.head.purpose() != Purpose::Words {
             return self.head.logits(hidden, self.base.shape(), &self.batch);
         }
         let states = hidden.tokens();
@@ -72,10 +72,29 @@ impl<'a> Readout<'a> {
         }
     }
 
+    /// Those of such logits that the loss judges, a row for each class, value, word or token that counts,
+    /// `[predictions, outputs]`; `None` if nothing does.
+    pub fn predictions(&self, logits: Tensor<3>) -> Result<Option<Tensor<2>>> {
+        let [size, tokens, outputs] = logits.dims();
+        let all = logits.reshape([size * tokens, outputs]);
+        let rows = match self.head.purpose() {
+            Purpose::Tokens => loss::tags(&self.labels, tokens, outputs)?.0,
+            Purpose::Words if self.words(self.word_tokens())?.1.is_empty() => vec![],
+            _ => return Ok(Some(all)),
+        };
+        let count = rows.len();
+        let rows = || Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), self.base.device());
+        Ok((count > 0).then(|| all.select(0, rows())))
+    }
+
+    /// Of how many words logits are computed.
+    fn word_tokens(&self) -> usize {
+        self.batch.decoder.as_ref().unwrap_or(&self.batch.ids).dims()[1]
+    }
+
     /// The loss of each word that counts; a zero if none does.
     pub(crate) fn word_losses(&self, logits: Tensor<3>) -> Result<Tensor<1>> {
-        let tokens = self.batch.decoder.as_ref().unwrap_or(&self.batch.ids).dims()[1];
-        let (_, words) = self.words(tokens)?;
+        let (_, words) = self.words(self.word_tokens())?;
         let logits = logits.squeeze_dim(0);
         Ok(match words.is_empty() {
             true => loss::cross_entropy(logits, vec![0]) * 0.0,

@@ -298,6 +298,11 @@ impl<M> ModuleMap<String, M> {
     pub fn named(&self, name: &str) -> Option<&M> {
         self.0.get(name)
     }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
 }
 
 impl<K: Ord, M> ModuleMap<K, M> {

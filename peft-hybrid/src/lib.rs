@@ -11,4 +11,7 @@
 
 pub mod manual;
 
+pub use manual::compacter::{Compacter, CompacterConfig, Phm, PhmLinear};
 pub use manual::mam::{Mam, MamConfig};
+pub use manual::pruned_mam::{PrunedMam, PrunedMamConfig};
+pub use manual::unipelt::{UniPelt, UniPeltConfig};

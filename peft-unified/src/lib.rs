@@ -12,6 +12,7 @@
 //!
 //! [`peft_core::Within`] restricts any adapter to some layers.
 
+pub mod adamix;
 mod constant;
 mod masks;
 pub mod propetl;
@@ -19,5 +20,6 @@ mod scores;
 mod settings;
 pub mod sparse;
 
+pub use adamix::{AdaMix, AdaMixConfig, Mixed};
 pub use propetl::{ProPetl, ProPetlConfig, Shared};
 pub use sparse::{Pruned, Scorer, Sparse, SparseConfig};

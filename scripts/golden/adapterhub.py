@@ -13,6 +13,8 @@ import adapters
 import torch
 from adapters import (
     AutoAdapterModel,
+    CompacterConfig,
+    CompacterPlusPlusConfig,
     DoubleSeqBnConfig,
     IA3Config,
     LoRAConfig,
@@ -51,6 +53,8 @@ CASES = {
     "double-seq-bn-bert": DoubleSeqBnConfig(reduction_factor=4.8, non_linearity="relu"),
     "par-bn": ParBnConfig(reduction_factor=2),
     "par-bn-bert": ParBnConfig(reduction_factor=4, mh_adapter=True, scaling=2.5, non_linearity="swish"),
+    "compacter": CompacterConfig(reduction_factor=3, non_linearity="gelu_new"),
+    "compacter-bert": CompacterPlusPlusConfig(reduction_factor=4, phm_dim=2, phm_rank=3),
     "lora": LoRAConfig(r=3, alpha=5),
     "lora-bert": LoRAConfig(
         r=2, alpha=4, attn_matrices=["q", "k"], intermediate_lora=True, output_lora=True, leave_out=[0], dropout=0.1
@@ -70,6 +74,7 @@ CASES = {
     "seq-bn-llama": SeqBnConfig(reduction_factor=6),
     "seq-bn-llama-classify": SeqBnConfig(reduction_factor=8),
     "double-seq-bn-llama": DoubleSeqBnConfig(reduction_factor=8),
+    "compacter-llama": CompacterConfig(reduction_factor=4, phm_dim=2, phm_rank=2),
     "par-bn-llama": ParBnConfig(reduction_factor=8, scaling=2.0),
     "lora-llama": LoRAConfig(r=2, alpha=3, intermediate_lora=True, leave_out=[0]),
     "ia3-llama": IA3Config(output_lora=True),

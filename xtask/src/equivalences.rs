@@ -8,7 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use crate::shell::root;
 
 /// Where they are declared.
-const CRATES: [&str; 5] = ["peft-partial", "peft-additive", "peft-reparam", "peft-unified", "peft-bench"];
+const CRATES: [&str; 6] =
+    ["peft-partial", "peft-additive", "peft-reparam", "peft-hybrid", "peft-unified", "peft-bench"];
 
 /// Two functions that are the same under a condition.
 #[derive(Debug, PartialEq)]

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, activation};
 use peft_core::activation::gelu;
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
 use peft_core::{
-    Affine, Architecture, Base, Error, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path,
+    Affine, Architecture, Base, Error, Frame, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path,
     place_key, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,19 @@ pub enum Activation {
     Swish,
     /// None: the adapter is a linear map.
     Identity,
+}
+
+impl Activation {
+    /// Of each number.
+    pub fn apply(self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Activation::Gelu => gelu(x),
+            Activation::GeluNew => activation::gelu_approximate(x),
+            Activation::Relu => activation::relu(x),
+            Activation::Swish => activation::silu(x),
+            Activation::Identity => x,
+        }
+    }
 }
 
 /// The maps of one adapter.
@@ -67,14 +80,7 @@ impl Bottleneck {
         act: Activation,
         dropout: impl FnOnce(Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let inner = self.down.forward(x);
-        self.up.forward(dropout(match act {
-            Activation::Gelu => gelu(inner),
-            Activation::GeluNew => activation::gelu_approximate(inner),
-            Activation::Relu => activation::relu(inner),
-            Activation::Swish => activation::silu(inner),
-            Activation::Identity => inner,
-        }))
+        self.up.forward(dropout(act.apply(self.down.forward(x))))
     }
 }
 
@@ -89,7 +95,7 @@ pub struct Norms {
 
 impl Norms {
     /// Their gains and biases, if they are trained.
-    pub(super) fn places(shape: &Shape, train: bool) -> Vec<Place> {
+    pub fn places(shape: &Shape, train: bool) -> Vec<Place> {
         let norms = [
             Part::NormEmbedding,
             Part::NormAttention,
@@ -101,7 +107,7 @@ impl Norms {
     }
 
     /// As the model has them; none, if they are not trained.
-    pub(super) fn new(base: &Base, train: bool) -> Self {
+    pub fn new(base: &Base, train: bool) -> Self {
         let of = |slot: Slot| {
             let places = Norms::places(base.shape(), train).into_iter().filter(|place| place.slot == slot);
             let start = |site| Param::from_tensor(Tensor::from_inner(base.vector(site, slot)));
@@ -111,13 +117,13 @@ impl Norms {
     }
 
     /// As trained, where one is.
-    pub(super) fn get(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
+    pub fn get(&self, site: Site, slot: Slot) -> Option<Tensor<1>> {
         let trained = if slot == Slot::Gain { &self.gains } else { &self.biases };
         trained.get(site).map(Param::val)
     }
 
     /// What files call the tensor that records call `name`: as the model's.
-    pub(super) fn key(name: &str, shape: &Shape) -> Key {
+    pub fn key(name: &str, shape: &Shape) -> Key {
         let (field, site, _) = split_name(name);
         let slot = if field == "gains" { Slot::Gain } else { Slot::Bias };
         let places = Norms::places(shape, true);
@@ -140,7 +146,7 @@ pub(super) fn check_dropout(p: f64) -> Result<()> {
 }
 
 /// Without an upper bound a file's number could ask for any amount of memory before its tensors are looked at.
-pub(super) fn check_width(bottleneck: usize, shape: &Shape) -> Result<()> {
+pub fn check_width(bottleneck: usize, shape: &Shape) -> Result<()> {
     let most = 16 * shape.hidden;
     if (1..=most).contains(&bottleneck) {
         return Ok(());
@@ -149,12 +155,23 @@ pub(super) fn check_width(bottleneck: usize, shape: &Shape) -> Result<()> {
 }
 
 /// The linear map at the end of a sub-layer.
-pub(super) fn projection(site: Site) -> Site {
+pub fn projection(site: Site) -> Site {
     Site { part: if site.part == Part::SelfAttention { Part::Output } else { Part::Down }, ..site }
 }
 
+/// The sum of a sub-layer's output with its residual, behind the normalization that the model has there, if it has one.
+pub fn normalized_sum(frame: &Frame<'_>, site: Site, output: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
+    let (sum, attention) = (output + residual, site.part == Part::SelfAttention);
+    match frame.shape().pre_norm() {
+        true => sum,
+        false => {
+            frame.norm(Site { part: if attention { Part::NormAttention } else { Part::NormFeedForward }, ..site }, sum)
+        }
+    }
+}
+
 /// What files call a tensor of the adapter at a sub-layer: in the module at its end, as the names of AdapterHub stand there.
-pub(super) fn key(shape: &Shape, site: Site, leaf: &str) -> Key {
+pub fn key(shape: &Shape, site: Site, leaf: &str) -> Key {
     let path = file_path(shape, projection(site));
     let path = path.trim_end_matches(".dense");
     match leaf {
@@ -188,8 +205,9 @@ pub(super) const HUB_FREE: &[&str] = &[
 ];
 
 /// AdapterHub's names of the activations.
-const HUB_ACTIVATIONS: [(Activation, &str); 4] = [
+const HUB_ACTIVATIONS: [(Activation, &str); 5] = [
     (Activation::Gelu, "gelu"),
+    (Activation::GeluNew, "gelu_new"),
     (Activation::Relu, "relu"),
     (Activation::Swish, "swish"),
     (Activation::Identity, "linear"),
@@ -197,12 +215,12 @@ const HUB_ACTIVATIONS: [(Activation, &str); 4] = [
 
 /// AdapterHub's `BnConfig` with adapters of this width at the ends of the attention or of the feed-forward network or of both, and
 /// with what is its `own`.
-pub(super) fn hub_fields(
+pub fn hub_fields(
     shape: &Shape,
     bottleneck: usize,
     activation: Activation,
     [attention, feed_forward]: [bool; 2],
-    own: [(&str, Value); 4],
+    own: impl IntoIterator<Item = (&'static str, Value)>,
 ) -> Fields {
     let (d, m) = (shape.hidden as f64, bottleneck as f64);
     // Rounding could lose the last unit of the width.
@@ -222,7 +240,7 @@ pub(super) fn hub_fields(
 }
 
 /// The width and the activation of such fields.
-pub(super) fn hub_settings(fields: &Fields, shape: &Shape) -> Result<(usize, Activation)> {
+pub fn hub_settings(fields: &Fields, shape: &Shape) -> Result<(usize, Activation)> {
     let expected = "a number above 0, the same for every layer";
     let factor: f64 = field(fields, "reduction_factor", expected)?;
     if factor <= 0.0 {
@@ -243,7 +261,7 @@ fn hub_width(hidden: f64, factor: f64) -> usize {
 }
 
 /// What AdapterHub's files call a tensor of the adapter at a sub-layer.
-pub(super) fn hub_key(shape: &Shape, site: Site, leaf: &str, adapter: &str) -> HubKey {
+pub fn hub_key(shape: &Shape, site: Site, leaf: &str, adapter: &str) -> HubKey {
     let path = shape.module_path(projection(site)).unwrap_or_default();
     let module = match shape.architecture {
         Architecture::Bert | Architecture::Roberta => path.trim_end_matches(".dense").to_string(),

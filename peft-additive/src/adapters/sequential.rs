@@ -22,15 +22,15 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData, module};
 use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
-    Base, Error, Frame, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence, Shape, Site,
-    SiteMap, Slot, Weight, adapter, random::Random, split_name,
+    Added, Base, Delta, Error, Frame, Hooks, Key, Merge, Method, Next, Norm, Part, Place, Procedure, Result, Sequence,
+    Shape, Site, SiteMap, Slot, Weight, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::bottleneck::{
     Activation, Bottleneck, HUB_FREE, Norms, check_dropout, check_width, count, hub_fields, hub_key, hub_settings, key,
-    projection,
+    normalized_sum, projection,
 };
 
 /// Where in a layer the adapters are, and what they read.
@@ -42,6 +42,8 @@ pub enum Placement {
     Houlsby,
     /// After the feed-forward network only, on its normalized sum with the residual.
     Pfeiffer,
+    /// After the feed-forward network only, on its own output.
+    FeedForward,
 }
 
 /// What the adapters start from; biases start at 0.
@@ -167,6 +169,12 @@ impl SequentialConfig {
         self
     }
 
+    /// How many numbers the first maps of all adapters have, and how many the second, biases included.
+    pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
+        let (d, m, adapters) = (shape.hidden, self.bottleneck, self.plan(shape)?.len());
+        Ok([adapters * (d * m + m), adapters * (m * d + d)])
+    }
+
     /// The sub-layers with an adapter; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
         check_width(self.bottleneck, shape)?;
@@ -177,7 +185,7 @@ impl SequentialConfig {
         }
         let parts: &[Part] = match self.placement {
             Placement::Houlsby => &[Part::SelfAttention, Part::FeedForward],
-            Placement::Pfeiffer => &[Part::FeedForward],
+            Placement::Pfeiffer | Placement::FeedForward => &[Part::FeedForward],
         };
         if let Some(part) = self.inner_norm.iter().find(|part| !parts.contains(part)) {
             let allowed: Vec<&str> = parts.iter().map(|part| part.name()).collect();
@@ -205,13 +213,18 @@ impl SequentialConfig {
             ("scaling", json!(1.0)),
             ("init_weights", json!("bert")),
         ];
-        Ok(hub_fields(shape, self.bottleneck, self.activation, [!pfeiffer, true], own))
+        let attention = self.placement == Placement::Houlsby;
+        Ok(hub_fields(shape, self.bottleneck, self.activation, [attention, true], own))
     }
 
     fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
         let (bottleneck, activation) = hub_settings(fields, shape)?;
-        let pfeiffer: bool = field(fields, "original_ln_before", "true or false")?;
-        let config = if pfeiffer { Self::pfeiffer(bottleneck) } else { Self::houlsby(bottleneck) };
+        let on = |key: &str| field::<bool>(fields, key, "true or false");
+        let config = match (on("original_ln_before")?, on("mh_adapter")?) {
+            (true, _) => Self::pfeiffer(bottleneck),
+            (false, true) => Self::houlsby(bottleneck),
+            (false, false) => Self::pfeiffer(bottleneck).with_placement(Placement::FeedForward),
+        };
         Ok(config.with_activation(activation).with_train_layernorm(false))
     }
 }
@@ -293,7 +306,7 @@ impl Method for SequentialConfig {
     }
 
     fn merge(tuner: &Sequential) -> Option<&dyn Merge> {
-        let linear = tuner.activation == Activation::Identity && tuner.placement == Placement::Houlsby && tuner.biased;
+        let linear = tuner.activation == Activation::Identity && tuner.placement != Placement::Pfeiffer && tuner.biased;
         let bare = tuner.adapters.iter().all(|(_, adapter)| adapter.norm.is_none());
         if linear && bare { Some(tuner) } else { None }
     }
@@ -313,24 +326,30 @@ fn truncated_normal(mut random: Random, dims: [usize; 2], std: f64, device: &Dev
     Tensor::from_data(TensorData::new(values, dims), device)
 }
 
-impl Hooks for Sequential {
-    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        let Some(adapter) = self.adapters.get(site) else { return next(x) };
-        let residual = x.hidden.clone();
-        let output = next(x);
-        let read = match (self.placement, frame.shape().pre_norm()) {
-            (Placement::Houlsby, _) => output.clone(),
-            (Placement::Pfeiffer, true) => output.clone() + residual,
-            (Placement::Pfeiffer, false) => {
-                frame.norm(Site { part: Part::NormFeedForward, ..site }, output.clone() + residual)
-            }
+impl Delta for Sequential {
+    fn to_sublayer(&self, frame: &Frame<'_>, site: Site, residual: &Tensor<3>, output: &Tensor<3>) -> Option<Added> {
+        let adapter = self.adapters.get(site)?;
+        let read = match self.placement {
+            Placement::Houlsby | Placement::FeedForward => output.clone(),
+            Placement::Pfeiffer => normalized_sum(frame, site, output.clone(), residual.clone()),
         };
         let read = match &adapter.norm {
             Some(norm) => module::layer_norm(read, norm.gain.val(), Some(norm.bias.val()), frame.shape().eps),
             None => read,
         };
         let drop = |inner| frame.dropout(inner, self.dropout, format_args!("sequential.{site}"));
-        output + adapter.forward_with(read, self.activation, drop)
+        Some(Added { delta: adapter.forward_with(read.clone(), self.activation, drop), read })
+    }
+}
+
+impl Hooks for Sequential {
+    fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        let residual = x.hidden.clone();
+        let output = next(x);
+        match self.to_sublayer(frame, site, &residual, &output) {
+            Some(Added { delta, .. }) => output + delta,
+            None => output,
+        }
     }
 
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {

@@ -108,7 +108,7 @@ fn what_the_package_wrote_gives_its_logits_and_is_what_is_written() {
     let entries = fs::read_dir(golden_dir()).unwrap();
     let cases: Vec<Reference> =
         entries.map(|entry| Reference(entry.unwrap().file_name().to_string_lossy().into_owned())).collect();
-    assert_eq!(cases.len(), 28);
+    assert_eq!(cases.len(), 31);
     for case in cases {
         by_adapterhub(&case.adapter())
             .and_then(|method| case.check(&method))

@@ -155,7 +155,7 @@ fn form(method: &AnyMethod) -> Result<HubForm<'_>> {
         Error::config(
             "method",
             method.name(),
-            "adapter, parallel, lora, ia3 or prefix: AdapterHub's files have no other",
+            "adapter, parallel, compacter, lora, ia3 or prefix: AdapterHub's files have no other",
         )
     })
 }

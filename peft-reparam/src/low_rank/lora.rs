@@ -28,8 +28,8 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Replaced, Result,
-    Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Delta, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Replaced,
+    Result, Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -163,6 +163,15 @@ impl LoraConfig {
             Ok((site, rank, alpha / divisor))
         };
         adapted.into_iter().zip(&paths).map(plan).collect()
+    }
+
+    /// How many numbers all A have, and how many all B.
+    pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
+        let add = |[a, b]: [usize; 2], (site, r, _): (Site, usize, f64)| {
+            let [rows, columns] = shape.linear_dims(site);
+            [a + r * rows, b + r * columns]
+        };
+        Ok(self.plan(shape)?.into_iter().fold([0, 0], add))
     }
 
     /// The trained rows of word tables.
@@ -304,13 +313,12 @@ impl Method for LoraConfig {
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
-        let factors = self.plan(shape)?.into_iter().map(|(site, r, _)| {
-            let [rows, columns] = shape.linear_dims(site);
-            r * (rows + columns) + if self.use_dora { columns } else { 0 }
-        });
+        let [a, b] = self.sizes(shape)?;
+        let adapted = if self.use_dora { self.target_modules.resolve(shape)? } else { vec![] };
+        let lengths = adapted.into_iter().map(|site| shape.linear_dims(site)[1]);
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
-        Ok(factors.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
+        Ok(a + b + lengths.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -392,10 +400,7 @@ struct Opened<'a> {
 impl Hooks for Opened<'_> {
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         let Some(factors) = self.lora.factors.get(site) else { return next(x) };
-        let dropped = |x| match self.noise {
-            Some(noise) => noise.dropout(x, self.lora.dropout, &format!("lora.{site}")),
-            None => x,
-        };
+        let dropped = |x| self.lora.dropped(self.noise, site, x);
         match (&factors.magnitude, self.noise) {
             (None, _) => next(x.clone()) + factors.low_rank(dropped(x)),
             // The matrix is another already.
@@ -429,6 +434,24 @@ impl Hooks for Opened<'_> {
             Some(bias) if slot == Slot::Bias => bias.val(),
             _ => v,
         }
+    }
+}
+
+impl Lora {
+    /// The input of the low-rank path.
+    fn dropped(&self, noise: Option<&Noise>, site: Site, x: Tensor<3>) -> Tensor<3> {
+        match noise {
+            Some(noise) => noise.dropout(x, self.dropout, &format!("lora.{site}")),
+            None => x,
+        }
+    }
+}
+
+/// Of DoRA nothing: it turns the matrix, and adds nothing to it.
+impl Delta for Lora {
+    fn to_linear(&self, batch: &Batch, site: Site, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let factors = self.factors.get(site).filter(|factors| factors.magnitude.is_none())?;
+        Some(factors.low_rank(self.dropped(batch.noise.as_deref(), site, x.clone())))
     }
 }
 

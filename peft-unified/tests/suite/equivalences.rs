@@ -6,7 +6,7 @@ use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
 use peft_core::{Bare, Base, Method, equivalences};
 use peft_reparam::LoraConfig;
-use peft_unified::{ProPetl, ProPetlConfig, Scorer, Shared, Sparse, SparseConfig};
+use peft_unified::{AdaMixConfig, ProPetl, ProPetlConfig, Scorer, Shared, Sparse, SparseConfig};
 
 fn shared<M: Shared>(inner: M, density: f64, base: &Base, seed: u64) -> ProPetl<M::Tuner> {
     randomized(&ProPetlConfig::new(inner).with_density(density).init(base, seed).unwrap(), seed)
@@ -53,4 +53,28 @@ equivalences! {
             let folded = sparse(0.4, base, if holds { seed } else { seed + 1 });
             [states(&sparse(0.4, base, seed), base), states(&Bare {}, &base.merged(&folded.valid()))]
         };
+
+    a_mixture_of_one_is_its_adapter: "AdaMix with LoRA" = "LoRA" if "M = 1", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let experts = if holds { 1 } else { 3 };
+        let mix = AdaMixConfig::new(LoraConfig::new(3)).with_experts(experts).init(base, seed).unwrap();
+        let mix = randomized(&mix, seed);
+        let values = tensors(&mix).into_iter();
+        let values = values.filter_map(|(name, data)| Some((name.strip_prefix("first.")?.to_string(), data))).collect();
+        let lora = with_values(LoraConfig::new(3).init(base, 0).unwrap(), &values).unwrap();
+        [states(&mix, base), states(&lora, base)]
+    };
+
+    the_same_experts_are_one_adapter: "AdaMix with adapters" = "sequential adapter" if "all experts of a map are the same", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let (config, inner) = (SequentialConfig::houlsby(5), SequentialConfig::houlsby(5).init(base, seed).unwrap());
+            let start = AdaMixConfig::new(config).init(base, seed).unwrap();
+            [states(&if holds { start } else { randomized(&start, seed) }, base), states(&inner, base)]
+        };
+
+    a_mixed_lora_folds_into_the_weights: "AdaMix with LoRA" = "base" if "W' = W + s mean(A) mean(B)", MERGED on SHAPES, |base, seed, holds| {
+        let config = AdaMixConfig::new(LoraConfig::new(3)).with_shared(false, false);
+        let mix = |seed| randomized(&config.init(base, seed).unwrap(), seed);
+        let folded = mix(if holds { seed } else { seed + 1 });
+        [states(&mix(seed), base), states(&Bare {}, &base.merged(&folded.valid()))]
+    };
 }

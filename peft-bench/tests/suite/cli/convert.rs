@@ -174,13 +174,13 @@ fn what_a_format_cannot_express_is_refused_by_name() {
             "peft-reparam",
             "adalora",
             "roberta-classify",
-            &["method", "adalora", "adapter, parallel, lora, ia3 or prefix"],
+            &["method", "adalora", "adapter, parallel, compacter, lora, ia3 or prefix"],
         ),
         (
             "peft-additive",
             "prompt",
             "roberta-classify",
-            &["method", "prompt", "adapter, parallel, lora, ia3 or prefix"],
+            &["method", "prompt", "adapter, parallel, compacter, lora, ia3 or prefix"],
         ),
         ("peft-additive", "ia3", "roberta-classify", &["feedforward_modules", "attention.output.dense", "outputs"]),
         ("peft-additive", "prefix", "roberta-classify", &["shift_positions", "true", "false"]),
@@ -241,7 +241,6 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("seq-bn", "ln_after", json!(true)),
         ("seq-bn", "ln_before", json!(true)),
         ("seq-bn", "original_ln_after", json!(false)),
-        ("seq-bn", "original_ln_before", json!(false)),
         ("seq-bn", "original_ln_before", Value::Null),
         ("seq-bn", "residual_before_ln", json!("post_add")),
         ("seq-bn", "residual_before_ln", json!(false)),
@@ -256,7 +255,13 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("seq-bn", "mh_adapter", json!(true)),
         ("seq-bn", "reduction_factor", json!({"1": 2, "default": 4})),
         ("seq-bn", "reduction_factor", json!(-4)),
-        ("seq-bn", "non_linearity", json!("gelu_new")),
+        ("seq-bn", "non_linearity", json!("mish")),
+        ("compacter", "phm_bias", json!(false)),
+        ("compacter", "shared_phm_rule", json!(false)),
+        ("compacter", "factorized_phm_W", json!(false)),
+        ("compacter", "phm_dim", json!(5)),
+        ("compacter", "phm_rank", json!(0)),
+        ("compacter", "is_parallel", json!(true)),
         ("seq-bn", "cross_adapter", json!(true)),
         ("seq-bn", "is_parallel", json!("yes")),
         ("seq-bn", "architecture", json!("union")),
@@ -289,8 +294,8 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         let named = match key {
             "alpha" if case == "lora" => "lora_alpha",
             "prefix_length" => "num_virtual_tokens",
-            // One that reads its sub-layer's own output would be after the attention too.
-            "original_ln_before" if value == json!(false) => "mh_adapter",
+            // Its maps would be sums of four products, which do not divide its width.
+            "phm_layer" => "phm_dim",
             key => key,
         };
         names(&changed(case, edited), &["adapter_config.json", named]);

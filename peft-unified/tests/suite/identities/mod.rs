@@ -1,5 +1,6 @@
 //! What the methods are equal to, on random states, every architecture and a padded batch.
 
+mod adamix;
 mod at_once;
 mod composed;
 mod propetl;

@@ -1,0 +1,4 @@
+//! The tests of hybrid methods, as one program: each program more is one more to link.
+
+mod equivalences;
+mod identities;
