@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
+use crate::answer::Answer;
 use crate::random::{Noise, fingerprint};
 use crate::{Cache, Error, Mask, Result};
 
@@ -18,6 +19,8 @@ pub enum Label {
     Words(Arc<[i32]>),
     /// The class of each token, or [`loss::IGNORED`](crate::loss::IGNORED) where none is to be predicted.
     Tags(Arc<[i32]>),
+    /// The part of the text that answers the question before it.
+    Answer(Arc<Answer>),
 }
 
 impl Label {
@@ -25,7 +28,7 @@ impl Label {
     pub fn value(&self) -> Option<f32> {
         match self {
             Label::Value(value) => Some(*value),
-            Label::Class(_) | Label::Words(_) | Label::Tags(_) => None,
+            Label::Class(_) | Label::Words(_) | Label::Tags(_) | Label::Answer(_) => None,
         }
     }
 }
@@ -70,6 +73,10 @@ impl Example {
                 Some(Label::Tags(tags)) => {
                     bytes.extend(tags.iter().flat_map(|tag| tag.to_le_bytes()));
                     "tags"
+                }
+                Some(Label::Answer(answer)) => {
+                    bytes.extend(format!("{answer:?}").bytes());
+                    "answer"
                 }
             };
             let task = if *task == 0 { String::new() } else { format!(", task {task}") };

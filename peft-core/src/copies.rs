@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use crate::{Architecture, Base, Error, Head, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
+use crate::{Base, Error, Head, Part, Place, Result, Site, SiteMap, Slot, Weight};
 
 /// Copies of tensors of a base, each in the place of its own. As transformers has its modules: a word table that several uses
 /// share is a table for each of them, so that a copy for one leaves the others.
@@ -31,7 +31,7 @@ impl Copies {
     /// Copies of all tensors of the modules whose paths, or the paths of modules around them, end in one of these names. A name
     /// without such a module is an error, but for those of heads, which are trained anyway.
     pub fn new(base: &Base, modules: &[String]) -> Result<Self> {
-        let places = places(base.shape());
+        let places = base.shape().uses();
         let (known, others): (Vec<String>, Vec<String>) =
             modules.iter().cloned().partition(|name| places.iter().any(|place| is_in(place.module(), name)));
         if let Some(name) = others.iter().find(|name| !Head::MODULES.contains(&name.as_str())) {
@@ -47,7 +47,7 @@ impl Copies {
     pub(crate) fn held(base: &Base, names: &[String], holds: impl Fn(&str) -> bool) -> Self {
         let named = |place: &Place| names.iter().any(|name| is_in(place.module(), name));
         let held = |place: &Place| named(place) && holds(&crate::slot_name(place.site, place.slot));
-        let held: Vec<Place> = places(base.shape()).into_iter().filter(held).collect();
+        let held: Vec<Place> = base.shape().uses().into_iter().filter(held).collect();
         let modules = names.iter().filter(|name| held.iter().any(|place| is_in(place.module(), name)));
         let modules: Vec<String> = modules.cloned().collect();
         Self::at(base, held, &modules)
@@ -91,30 +91,11 @@ impl Copies {
 
     /// What a checkpoint calls the tensor that records call `name`.
     #[cfg(feature = "load")]
-    pub(crate) fn key(name: &str, shape: &Shape) -> crate::Key {
-        let place = places(shape).into_iter().find(|place| crate::slot_name(place.site, place.slot) == name);
+    pub(crate) fn key(name: &str, shape: &crate::Shape) -> crate::Key {
+        let place = shape.uses().into_iter().find(|place| crate::slot_name(place.site, place.slot) == name);
         let place = place.unwrap_or_else(|| panic!("{name} is not the name of a copy"));
         crate::Key { name: place.name, transposed: place.transposed }
     }
-}
-
-/// Every tensor under its name in a checkpoint with the model's prefix, each use of a word table apart.
-fn places(shape: &Shape) -> Vec<Place> {
-    let mut places: Vec<Place> =
-        shape.places().into_iter().map(|place| Place { name: shape.file_name(&place), ..place }).collect();
-    let words = places.iter().position(|place| place.site == shape.words()).expect("every model has a word table");
-    let table = |site, name: &str| Place { site, name: name.into(), ..places[words].clone() };
-    let vocabulary = table(Site::decoder(0, Part::Vocabulary), "lm_head.weight");
-    if let Architecture::T5(_) = shape.architecture {
-        let stacks = [Site::encoder(0, Part::Words), Site::decoder(0, Part::Words)];
-        let names = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
-        let tables: Vec<Place> = stacks.into_iter().zip(names).map(|(site, name)| table(site, name)).collect();
-        places.splice(words..=words, tables);
-    }
-    if shape.pre_norm() && shape.tied {
-        places.push(vocabulary);
-    }
-    places
 }
 
 /// The base, with a table for each use of the word table if one of these sites is such a use.

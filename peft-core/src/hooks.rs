@@ -1,6 +1,6 @@
 //! The seams of a frozen backbone: every place where a method may act, the identity unless overridden.
 
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData, module};
 
 use crate::{Frame, Site, Slot, Stack, Weight};
 
@@ -99,8 +99,29 @@ impl Mask {
     }
 }
 
-/// What a method does at each place of the forward. Seven seams: four are called *around* the frozen computation, which
-/// they get as `next`; three *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
+/// A lookup in a table.
+#[derive(Clone, Debug)]
+pub struct Lookup<'a> {
+    /// The table as the run uses it, `[rows, width]`.
+    pub table: &'a Tensor<2>,
+    /// Which rows, `[batch, tokens]`.
+    pub ids: Tensor<2, Int>,
+    /// The row that takes no part in gradients, as in PyTorch: that of the padding token.
+    pub padding: Option<usize>,
+}
+
+impl Lookup<'_> {
+    /// The same rows of a table with as many, `[batch, tokens, width]`.
+    pub fn of(&self, table: Tensor<2>) -> Tensor<3> {
+        let rows = module::embedding(table, self.ids.clone());
+        let Some(padding) = self.padding.filter(|_| rows.is_autodiff()) else { return rows };
+        let held = self.ids.clone().equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
+        rows.clone().mask_where(held, rows.detach())
+    }
+}
+
+/// What a method does at each place of the forward. Eight seams: four are called *around* the frozen computation, which
+/// they get as `next`; four *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
 /// read: the frame gives it as the hooks of the run rewrite it.
 pub trait Hooks {
     /// Around a whole layer.
@@ -118,6 +139,10 @@ pub trait Hooks {
     /// Around a linear map with its bias.
     fn linear(&self, _site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         next(x)
+    }
+    /// Rows of a table, as soon as they are looked up.
+    fn rows(&self, _site: Site, _lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        rows
     }
     /// After the word table, before positions and normalization.
     fn embed(&self, _stack: Stack, x: Sequence) -> Sequence {
@@ -148,6 +173,9 @@ impl<H: Hooks + ?Sized> Hooks for &H {
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         (**self).linear(site, x, next)
     }
+    fn rows(&self, site: Site, lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        (**self).rows(site, lookup, rows)
+    }
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
         (**self).embed(stack, x)
     }
@@ -172,6 +200,9 @@ impl<A: Hooks, B: Hooks> Hooks for (A, B) {
     }
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         self.0.linear(site, x, &|x| self.1.linear(site, x, next))
+    }
+    fn rows(&self, site: Site, lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        self.0.rows(site, lookup, self.1.rows(site, lookup, rows))
     }
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
         self.0.embed(stack, self.1.embed(stack, x))

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
 
 use crate::{Error, Label, Result};
 
@@ -16,7 +16,7 @@ pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>, ahead: usize) ->
     let count = |label: &Label| match label {
         Label::Words(words) => words.iter().skip(ahead).filter(|word| **word != IGNORED).count(),
         Label::Tags(tags) => tags.iter().filter(|tag| **tag != IGNORED).count(),
-        Label::Class(_) | Label::Value(_) => 1,
+        Label::Class(_) | Label::Value(_) | Label::Answer(_) => 1,
     };
     labels.into_iter().map(count).sum()
 }
@@ -45,11 +45,29 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
             Ok((logits.reshape([batch, 1]) - values).powi_scalar(2).sum())
         }
         Some(Label::Value(_)) => Err(Error::config("outputs", outputs, "1 for labels that are numbers")),
-        Some(label @ (Label::Words(_) | Label::Tags(_))) => {
+        Some(label @ (Label::Words(_) | Label::Tags(_) | Label::Answer(_))) => {
             Err(wrong(label, "a class or a value: this head gives one row of logits".into()))
         }
         None => Err(Error::config("labels", "none", "a label for each sequence")),
     }
+}
+
+/// The loss of logits `[batch, tokens, 2]`: of each sequence the mean cross-entropy of its answer's first and last token among all that are
+/// no padding (`[batch, tokens]`; in transformers padding counts too), summed.
+pub fn answer_loss(logits: Tensor<3>, padding: Option<&Tensor<2, Bool>>, labels: &[&Label]) -> Result<Tensor<1>> {
+    let [batch, tokens, _] = logits.dims();
+    let answer = |label: &&Label| match label {
+        Label::Answer(answer) if answer.tokens.iter().all(|token| *token < tokens) => Ok(answer.tokens),
+        other => Err(Error::config("label", format!("{other:?}"), format!("an answer within {tokens} tokens"))),
+    };
+    let answers = labels.iter().map(answer).collect::<Result<Vec<_>>>()?;
+    let side = |side: usize| {
+        let logits = logits.clone().narrow(2, side, 1).reshape([batch, tokens]);
+        let logits =
+            padding.iter().fold(logits, |logits, padding| logits.mask_fill((*padding).clone(), f32::MIN / 2.0));
+        cross_entropy(logits, answers.iter().map(|tokens| tokens[side] as i32).collect()).sum()
+    };
+    Ok((side(0) + side(1)) * 0.5)
 }
 
 /// The summed cross-entropy of logits `[batch, tokens, classes]` at the tokens that have a class.

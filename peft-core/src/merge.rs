@@ -15,6 +15,11 @@ pub trait Merge {
     fn vector(&self, _site: Site, _slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
         None
     }
+
+    /// Whether it has something else for one use of the word table than for another, so that they become tables of their own.
+    fn unties(&self) -> bool {
+        false
+    }
 }
 
 /// Two methods at once: the first is the outer one.
@@ -30,28 +35,27 @@ impl<A: Merge, B: Merge> Merge for (A, B) {
         let outer = self.0.vector(site, slot, inner.as_ref().unwrap_or(v));
         outer.or(inner)
     }
+
+    fn unties(&self) -> bool {
+        self.0.unties() || self.1.unties()
+    }
 }
 
 impl Base {
     /// A base with the method folded in. This one is left as it is, so that unmerging, which is using it again, restores
     /// every bit.
     pub fn merged(&self, method: &dyn Merge) -> Base {
-        let mut merged = self.clone();
-        for place in self.shape().places() {
-            match place.slot {
-                Slot::Weight => {
-                    if let Some(w) = method.weight(place.site, self.weight(place.site)) {
-                        merged = merged.with_weight(place.site, Weight::Dense(untracked(w)));
-                    }
-                }
-                slot => {
-                    if let Some(v) = method.vector(place.site, slot, &self.vector(place.site, slot)) {
-                        merged = merged.with_vector(place.site, slot, untracked(v));
-                    }
-                }
-            }
-        }
-        merged
+        let base = if method.unties() { self.clone().untied() } else { self.clone() };
+        base.tensors().fold(base.clone(), |merged, (site, slot)| match slot {
+            Slot::Weight => match method.weight(site, base.weight(site)) {
+                Some(w) => merged.with_weight(site, Weight::Dense(untracked(w))),
+                None => merged,
+            },
+            slot => match method.vector(site, slot, &base.vector(site, slot)) {
+                Some(v) => merged.with_vector(site, slot, untracked(v)),
+                None => merged,
+            },
+        })
     }
 }
 

@@ -43,6 +43,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
 
+    /// The modules that `target_modules` choose from, by their paths.
+    fn modules(shape: &Shape) -> Vec<(Site, String)> {
+        shape.linears()
+    }
+
     /// The same, for a model on which it is to start: what no memory would hold is refused before it is asked for.
     fn checked_count(&self, shape: &Shape) -> Result<usize> {
         let (count, most) = (self.count(shape)?, shape.count().saturating_mul(8).max(1 << 26));

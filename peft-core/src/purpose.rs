@@ -9,6 +9,8 @@ pub enum Purpose {
     Texts,
     /// A class for each token.
     Tokens,
+    /// The part of a text that answers a question.
+    Answers,
     /// A word for each token: the next one, or that behind a mask.
     Words,
     /// The states themselves.
@@ -25,10 +27,11 @@ struct Use {
     classes: &'static [&'static str],
 }
 
-/// All that is computed here. A family's classes and task types that do not stand here (multiple choice, T5 with a head for classes)
+/// All that is computed here. A family's classes and task types that do not stand here (multiple choice, T5 with a head for classes, LLaMA
+/// and T5 for answers)
 /// are refused by name, see [`Purpose::of_class`]. BERT and RoBERTa predict a word from both sides also where they are loaded
 /// as causal models, as long as `is_decoder` is off.
-const USES: [Use; 6] = [
+const USES: [Use; 7] = [
     Use {
         purpose: Purpose::Texts,
         families: &["Bert", "Roberta", "Llama"],
@@ -40,6 +43,12 @@ const USES: [Use; 6] = [
         families: &["Bert", "Roberta", "Llama"],
         task: "TOKEN_CLS",
         classes: &["ForTokenClassification"],
+    },
+    Use {
+        purpose: Purpose::Answers,
+        families: &["Bert", "Roberta"],
+        task: "QUESTION_ANS",
+        classes: &["ForQuestionAnswering"],
     },
     Use {
         purpose: Purpose::Words,
@@ -75,7 +84,7 @@ pub enum ClassUse {
 
 impl Purpose {
     /// All of them, in the order in which a checkpoint without `architectures` is asked for their heads.
-    pub const ALL: [Purpose; 4] = [Purpose::Texts, Purpose::Words, Purpose::Tokens, Purpose::States];
+    pub const ALL: [Purpose; 5] = [Purpose::Texts, Purpose::Words, Purpose::Tokens, Purpose::Answers, Purpose::States];
 
     /// That of a `task_type` of PEFT, if it is computed here for this family.
     pub fn of_task(task: &str, architecture: Architecture) -> Option<Self> {
@@ -124,7 +133,7 @@ fn uses(architecture: Architecture) -> impl Iterator<Item = &'static Use> {
 #[cfg(test)]
 mod tests {
     use super::ClassUse::{Known, Refused, Unknown};
-    use super::Purpose::{self, States, Texts, Tokens, Words};
+    use super::Purpose::{self, Answers, States, Texts, Tokens, Words};
     use crate::Shape;
 
     #[test]
@@ -137,7 +146,7 @@ mod tests {
             ("CAUSAL_LM", [Some(Words), Some(Words), None, Some(Words)]),
             ("SEQ_2_SEQ_LM", [None, None, Some(Words), None]),
             ("FEATURE_EXTRACTION", [Some(States); 4]),
-            ("QUESTION_ANS", [None; 4]),
+            ("QUESTION_ANS", [Some(Answers), Some(Answers), None, None]),
             ("MULTIPLE_CHOICE", [None; 4]),
         ] {
             assert_eq!(families.map(|family| Purpose::of_task(task, family)), expected, "{task}");
@@ -152,7 +161,7 @@ mod tests {
             ("WithLMHeadModel", [Known(Words), Known(Words), Known(Words), Known(States)]),
             ("ForConditionalGeneration", [Refused, Refused, Known(Words), Refused]),
             ("ForMultipleChoice", [Refused; 4]),
-            ("ForQuestionAnswering", [Refused; 4]),
+            ("ForQuestionAnswering", [Known(Answers), Known(Answers), Refused, Refused]),
             ("ForNextSentencePrediction", [Refused; 4]),
             ("EncoderModel", [Refused; 4]),
             ("Model", [Known(States); 4]),

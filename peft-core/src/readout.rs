@@ -64,6 +64,7 @@ impl<'a> Readout<'a> {
         match self.head {
             Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => loss::task_loss(logits, &labels),
             Head::Tokens(_) => loss::token_loss(logits, &labels),
+            Head::Answers(_) => loss::answer_loss(logits, self.batch.padding.as_ref(), &labels),
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(self.word_losses(logits)?.sum()),
             Head::States(_) => {
                 let expected = "a head for the labels: states alone are not trained on any";

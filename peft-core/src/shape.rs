@@ -286,6 +286,31 @@ impl Shape {
         }
     }
 
+    /// Every tensor with the model's prefix in its name, each use of the word table apart, as transformers has its modules.
+    pub fn uses(&self) -> Vec<Place> {
+        let mut uses: Vec<Place> =
+            self.places().into_iter().map(|place| Place { name: self.file_name(&place), ..place }).collect();
+        let words = uses.iter().position(|place| place.site == self.words()).expect("every model has a word table");
+        let table = |site, name: &str| Place { site, name: name.into(), ..uses[words].clone() };
+        let vocabulary = table(Site::decoder(0, Part::Vocabulary), "lm_head.weight");
+        if let Architecture::T5(_) = self.architecture {
+            let stacks = [Site::encoder(0, Part::Words), Site::decoder(0, Part::Words)];
+            let names = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+            let tables: Vec<Place> = stacks.into_iter().zip(names).map(|(site, name)| table(site, name)).collect();
+            uses.splice(words..=words, tables);
+        }
+        if self.pre_norm() && self.tied {
+            uses.push(vocabulary);
+        }
+        uses
+    }
+
+    /// Every module with a matrix or a table, by its path with the model's prefix: the linear maps, and each use of a table.
+    pub fn matrices(&self) -> Vec<(Site, String)> {
+        let matrices = self.uses().into_iter().filter(|place| place.slot == Slot::Weight);
+        matrices.map(|place| (place.site, place.module().to_string())).collect()
+    }
+
     /// The linear maps, BERT's pooler included, and their module paths (with the model's prefix), in the order of the forward.
     pub fn linears(&self) -> Vec<(Site, String)> {
         let path = |place: Place| (place.site, format!("{}{}", self.prefix, place.module()));

@@ -103,6 +103,11 @@ parts! {
 }
 
 impl Part {
+    /// Whether it is a table, of rows that are looked up or of what makes logits over words.
+    pub fn is_table(self) -> bool {
+        matches!(self, Part::Words | Part::Positions | Part::RelativePositions | Part::Types | Part::Vocabulary)
+    }
+
     /// Whether this choice of sites takes in a site with that part.
     pub(crate) fn selects(self, part: Part) -> bool {
         let crossed = matches!(
@@ -180,18 +185,22 @@ pub enum Sites {
 impl Sites {
     /// The selected linear maps of a model, in the model's order. A name or pattern that matches nothing is an error.
     pub fn resolve(&self, shape: &Shape) -> Result<Vec<Site>> {
-        let linears = shape.linears();
+        self.among(&shape.linears())
+    }
+
+    /// The selected ones of these modules, in their order. A name or pattern that matches none is an error.
+    pub fn among(&self, modules: &[(Site, String)]) -> Result<Vec<Site>> {
         let no_site = |pattern: &str| Error::NoSite {
             pattern: pattern.to_string(),
-            allowed: linears.iter().take(7).map(|(_, path)| path.as_str()).collect::<Vec<_>>().join(", ") + ", ..",
+            allowed: modules.iter().take(7).map(|(_, path)| path.as_str()).collect::<Vec<_>>().join(", ") + ", ..",
         };
         let select = |pattern: &str, test: &dyn Fn(&Site, &str) -> Result<bool>| {
-            let tested = linears.iter().map(|(site, path)| Ok(test(site, path)?.then_some(*site)));
+            let tested = modules.iter().map(|(site, path)| Ok(test(site, path)?.then_some(*site)));
             let found: Vec<Site> = tested.filter_map(Result::transpose).collect::<Result<_>>()?;
             if found.is_empty() { Err(no_site(pattern)) } else { Ok(found) }
         };
         let union = |found: Vec<Vec<Site>>| {
-            linears.iter().map(|(s, _)| *s).filter(|s| found.iter().any(|f| f.contains(s))).collect()
+            modules.iter().map(|(s, _)| *s).filter(|s| found.iter().any(|f| f.contains(s))).collect()
         };
         match self {
             Sites::Parts(parts) if parts.is_empty() => Err(no_site("")),
@@ -206,7 +215,9 @@ impl Sites {
                 .map(|name| select(name, &|_, path| Ok(is_end(name, path))))
                 .collect::<Result<Vec<_>>>()
                 .map(union),
-            Sites::Pattern(pattern) if pattern.eq_ignore_ascii_case(ALL_LINEAR) => select(pattern, &|_, _| Ok(true)),
+            Sites::Pattern(pattern) if pattern.eq_ignore_ascii_case(ALL_LINEAR) => {
+                select(pattern, &|site, _| Ok(!site.part.is_table()))
+            }
             Sites::Pattern(text) => {
                 let pattern = Pattern::whole("site pattern", text)?;
                 select(text, &|_, path| pattern.matches(path))
@@ -216,17 +227,23 @@ impl Sites {
 
     /// The same sites by module names, in the form that PEFT reads: the shortest ends of their paths that match nothing else.
     pub fn by_name(&self, shape: &Shape) -> Result<Sites> {
+        self.named_among(&shape.linears())
+    }
+
+    /// The same of these modules.
+    pub fn named_among(&self, modules: &[(Site, String)]) -> Result<Sites> {
         let Sites::Parts(parts) = self else { return Ok(self.clone()) };
-        let linears = shape.linears();
         let mut names = Vec::new();
         for part in parts {
             let own: Vec<&str> =
-                linears.iter().filter(|(s, _)| part.selects(s.part)).map(|(_, p)| p.as_str()).collect();
-            let first = own.first().ok_or_else(|| Error::config("site", part.name(), "a linear map of the layers"))?;
+                modules.iter().filter(|(s, _)| part.selects(s.part)).map(|(_, p)| p.as_str()).collect();
+            let first = own
+                .first()
+                .ok_or_else(|| Error::config("site", part.name(), "a part that has such modules in this model"))?;
             let words: Vec<&str> = first.split('.').collect();
             let ends = (1..=words.len()).map(|n| words[words.len() - n..].join("."));
             let exact = |name: &String| {
-                let matched = Sites::Names(vec![name.clone()]).resolve(shape).unwrap_or_default();
+                let matched = Sites::Names(vec![name.clone()]).among(modules).unwrap_or_default();
                 matched.len() == own.len() && matched.iter().all(|site| part.selects(site.part))
             };
             match ends.into_iter().find(exact) {

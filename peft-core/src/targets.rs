@@ -1,9 +1,9 @@
-//! Where a method is put by all that PEFT has for it: modules that are chosen, modules that are left out, and layers.
+//! What every method has beside its own settings: modules that are trained whole, modules that are left out, and layers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::site::{ALL_LINEAR, is_end};
-use crate::{Error, Pattern, Result, Shape, Site, Sites};
+use crate::{Error, Pattern, Result, Site, Sites};
 
 /// One value, or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,72 +25,89 @@ impl<T> Few<T> {
     }
 }
 
-/// A choice of linear maps in the settings of PEFT's `LoraConfig`.
-#[derive(Clone, Copy, Debug)]
-pub struct Targets<'a> {
-    /// `target_modules`.
-    pub modules: &'a Sites,
-    /// `exclude_modules`: these are left out.
-    pub exclude: Option<&'a Sites>,
-    /// `layers_to_transform`: of the modules that are chosen by the end of their path only those in these layers.
-    pub layers: Option<&'a Few<usize>>,
-    /// `layers_pattern`: the names of the lists of layers whose numbers count; of all, if there is none. A T5 has two lists, of one name.
-    pub layers_pattern: Option<&'a Few<String>>,
+/// Settings that every method has beside its own, in the names of PEFT's `LoraConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Common {
+    /// Modules that are trained whole, see [`Copies`](crate::Copies).
+    pub modules_to_save: Option<Few<String>>,
+    /// Of the modules that `target_modules` choose these are left out.
+    pub exclude_modules: Option<Sites>,
+    /// Of the modules that are chosen by the end of their path only those in these layers are taken.
+    pub layers_to_transform: Option<Few<usize>>,
+    /// The names of the lists of layers whose numbers count; of all, if there is none. A T5 has two lists, of one name.
+    pub layers_pattern: Option<Few<String>>,
 }
 
 /// What a choice gives on a model.
 pub(crate) struct Chosen {
-    /// The linear maps, in the model's order.
+    /// The modules, in the model's order.
     pub sites: Vec<Site>,
     /// Settings and values that meet nothing in the model.
     pub idle: Vec<(&'static str, String)>,
 }
 
-impl<'a> Targets<'a> {
-    /// These modules, in all layers.
-    pub fn new(modules: &'a Sites) -> Self {
-        Targets { modules, exclude: None, layers: None, layers_pattern: None }
+impl Common {
+    /// Their names.
+    pub const KEYS: [&str; 4] = ["modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"];
+
+    /// `modules_to_save`.
+    pub fn saved(&self) -> &[String] {
+        self.modules_to_save.as_ref().map_or(&[], Few::all)
     }
 
-    /// The chosen linear maps, in the model's order. What meets nothing in the model is an error.
-    pub fn resolve(&self, shape: &Shape) -> Result<Vec<Site>> {
+    /// The settings that leave modules out.
+    pub(crate) fn narrowing(&self) -> Vec<&'static str> {
+        let excludes = match &self.exclude_modules {
+            Some(Sites::Parts(parts)) => !parts.is_empty(),
+            Some(Sites::Names(names)) => !names.is_empty(),
+            Some(Sites::Pattern(text)) => !text.is_empty(),
+            None => false,
+        };
+        let layers = self.layers_to_transform.as_ref().is_some_and(|layers| !layers.all().is_empty());
+        let pattern = self.layers_pattern.as_ref().is_some_and(|names| !names.all().is_empty());
+        let set = [("exclude_modules", excludes), ("layers_to_transform", layers), ("layers_pattern", pattern)];
+        set.into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect()
+    }
+
+    /// Those of the modules that `target_modules` choose that are not left out, in their order. What meets none of them is an error.
+    pub fn among(&self, targets: &Sites, modules: &[(Site, String)]) -> Result<Vec<Site>> {
         // It names what would match.
-        let targets = self.modules.resolve(shape)?;
-        let Chosen { sites, idle } = self.choose(shape)?;
+        let all = targets.among(modules)?;
+        let Chosen { sites, idle } = self.choose(targets, modules)?;
         match idle.into_iter().next() {
             Some((setting, value)) => Err(Error::config(setting, value, "what is in this model")),
             None if sites.is_empty() => {
-                let found = format!("all {} targets", targets.len());
-                Err(Error::config("exclude_modules, layers_to_transform", found, "some that are left"))
+                let found = format!("all {} targets", all.len());
+                Err(Error::config(self.narrowing().join(", "), found, "some that are left"))
             }
             None => Ok(sites),
         }
     }
 
     /// As PEFT chooses: what meets nothing is told, and is no error.
-    pub(crate) fn choose(&self, shape: &Shape) -> Result<Chosen> {
-        let linears = shape.linears();
-        let layers = Layers::new(self.layers, self.layers_pattern)?;
+    pub(crate) fn choose(&self, targets: &Sites, modules: &[(Site, String)]) -> Result<Chosen> {
+        let layers = Layers::new(self.layers_to_transform.as_ref(), self.layers_pattern.as_ref())?;
         let layered = !layers.numbers.is_empty();
-        if let (true, Sites::Pattern(pattern)) = (layered, self.modules) {
+        if let (true, Sites::Pattern(pattern)) = (layered, targets) {
             let expected = "null where target_modules is one expression, as in PEFT";
             return Err(Error::config("layers_to_transform", format!("set beside {pattern:?}"), expected));
         }
-        let excluded = self.exclude.map(Chooser::new).transpose()?;
-        let chooser = Chooser::new(self.modules)?;
+        let excluded = self.exclude_modules.as_ref().map(Chooser::new).transpose()?;
+        let chooser = Chooser::new(targets)?;
         let mut chosen = Chosen { sites: vec![], idle: vec![] };
-        for (site, path) in &linears {
+        for (site, path) in modules {
             let out = excluded.as_ref().map_or(Ok(false), |excluded| excluded.takes(*site, path))?;
             let taken = !out && chooser.takes(*site, path)?;
             if taken && (!layered || chooser.whole(path) || layers.has(path)?) {
                 chosen.sites.push(*site);
             }
         }
-        chosen.idle.extend(chooser.idle(&linears)?.into_iter().map(|name| ("target_modules", name)));
+        chosen.idle.extend(chooser.idle(modules)?.into_iter().map(|name| ("target_modules", name)));
         if let Some(excluded) = excluded {
-            chosen.idle.extend(excluded.idle(&linears)?.into_iter().map(|name| ("exclude_modules", name)));
+            chosen.idle.extend(excluded.idle(modules)?.into_iter().map(|name| ("exclude_modules", name)));
         }
-        chosen.idle.extend(layers.idle(&linears)?);
+        chosen.idle.extend(layers.idle(modules)?);
         Ok(chosen)
     }
 }
@@ -115,7 +132,7 @@ impl<'a> Chooser<'a> {
     fn takes(&self, site: Site, path: &str) -> Result<bool> {
         match (self.sites, &self.pattern) {
             (_, Some(pattern)) => pattern.matches(path),
-            (Sites::Pattern(_), None) => Ok(true),
+            (Sites::Pattern(_), None) => Ok(!site.part.is_table()),
             (Sites::Parts(parts), _) => Ok(parts.iter().any(|part| part.selects(site.part))),
             (Sites::Names(names), _) => Ok(names.iter().any(|name| is_end(name, path))),
         }
@@ -127,10 +144,10 @@ impl<'a> Chooser<'a> {
     }
 
     /// What of it meets no module.
-    fn idle(&self, linears: &[(Site, String)]) -> Result<Vec<String>> {
+    fn idle(&self, modules: &[(Site, String)]) -> Result<Vec<String>> {
         let alone = |sites: Sites, text: &str| -> Result<Option<String>> {
             let chooser = Chooser::new(&sites)?;
-            for (site, path) in linears {
+            for (site, path) in modules {
                 if chooser.takes(*site, path)? {
                     return Ok(None);
                 }
@@ -184,15 +201,15 @@ impl Layers {
     }
 
     /// Numbers and names that no module has.
-    fn idle(&self, linears: &[(Site, String)]) -> Result<Vec<(&'static str, String)>> {
+    fn idle(&self, modules: &[(Site, String)]) -> Result<Vec<(&'static str, String)>> {
         if self.numbers.is_empty() {
             return Ok(vec![]);
         }
-        let layers = linears.iter().map(|(_, path)| self.of(path)).collect::<Result<Vec<_>>>()?;
+        let layers = modules.iter().map(|(_, path)| self.of(path)).collect::<Result<Vec<_>>>()?;
         let numbers = self.numbers.iter().filter(|number| !layers.contains(&Some(**number)));
         let mut idle: Vec<_> = numbers.map(|number| ("layers_to_transform", number.to_string())).collect();
         for (name, pattern) in &self.patterns {
-            let met = linears.iter().map(|(_, path)| pattern.number(path)).collect::<Result<Vec<_>>>()?;
+            let met = modules.iter().map(|(_, path)| pattern.number(path)).collect::<Result<Vec<_>>>()?;
             if met.iter().all(Option::is_none) {
                 idle.push(("layers_pattern", name.clone()));
             }
@@ -205,13 +222,27 @@ impl Layers {
 mod tests {
     use super::*;
     use crate::Part::{Down, Query, Value};
+    use crate::Shape;
 
     fn names(names: &[&str]) -> Sites {
         Sites::Names(names.iter().map(|name| name.to_string()).collect())
     }
 
-    fn paths(targets: Targets<'_>, shape: &Shape) -> Vec<String> {
-        targets.resolve(shape).unwrap().into_iter().map(|site| site.to_string()).collect()
+    fn paths(common: Common, targets: &Sites, shape: &Shape) -> Vec<String> {
+        common.among(targets, &shape.linears()).unwrap().into_iter().map(|site| site.to_string()).collect()
+    }
+
+    fn layers(layers: Few<usize>) -> Common {
+        Common { layers_to_transform: Some(layers), ..Common::default() }
+    }
+
+    fn without(sites: impl Into<Sites>) -> Common {
+        Common { exclude_modules: Some(sites.into()), ..Common::default() }
+    }
+
+    fn in_lists(names: &[&str], common: Common) -> Common {
+        let names = names.iter().map(|name| name.to_string()).collect();
+        Common { layers_pattern: Some(Few::Many(names)), ..common }
     }
 
     /// Expected values as PEFT 0.21.2 has them on these models.
@@ -219,48 +250,36 @@ mod tests {
     fn modules_are_left_out_and_layers_picked() {
         let [llama, t5, bert] = ["llama-tiny", "t5-tiny", "bert-tiny"].map(|name| Shape::named(name).unwrap());
         let (q, qv) = (names(&["q_proj"]), names(&["q_proj", "v_proj"]));
-        let one = |n| Few::Many(vec![n]);
-        let with = |layers: Few<usize>| paths(Targets { layers: Some(&layers), ..Targets::new(&q) }, &llama);
-        assert_eq!(with(one(1)), ["decoder.1.query"]);
-        assert_eq!(with(Few::One(2)), ["decoder.2.query"]);
-        assert_eq!(with(Few::Many(vec![])).len(), 3);
-        let pattern = Few::Many(vec!["h".to_string(), "layers".to_string()]);
-        let targets = Targets { layers: Some(&one(1)), layers_pattern: Some(&pattern), ..Targets::new(&q) };
-        let message = targets.resolve(&llama).unwrap_err();
+        let one = |n| layers(Few::Many(vec![n]));
+        assert_eq!(paths(one(1), &q, &llama), ["decoder.1.query"]);
+        assert_eq!(paths(layers(Few::One(2)), &q, &llama), ["decoder.2.query"]);
+        assert_eq!(paths(layers(Few::Many(vec![])), &q, &llama).len(), 3);
+        let message = in_lists(&["h", "layers"], one(1)).among(&q, &llama.linears()).unwrap_err();
         assert!(message.to_string().contains("layers_pattern: h"), "{message}");
         // A whole path holds in any layer.
         let both = names(&["q_proj", "model.layers.0.self_attn.v_proj"]);
-        let targets = Targets { layers: Some(&one(2)), ..Targets::new(&both) };
-        assert_eq!(paths(targets, &llama), ["decoder.0.value", "decoder.2.query"]);
+        assert_eq!(paths(one(2), &both, &llama), ["decoder.0.value", "decoder.2.query"]);
         // On T5 the first number is the block of either stack.
         let t5_q = names(&["SelfAttention.q"]);
-        let targets = Targets { layers: Some(&one(1)), ..Targets::new(&t5_q) };
-        assert_eq!(paths(targets, &t5), ["encoder.1.query", "decoder.1.query"]);
-        let block = Few::One("layer".to_string());
-        let targets = Targets { layers: Some(&one(0)), layers_pattern: Some(&block), ..Targets::new(&t5_q) };
-        assert_eq!(paths(targets, &t5).len(), 5, "the sub-layer's number, which is 0 of all self-attentions");
+        assert_eq!(paths(one(1), &t5_q, &t5), ["encoder.1.query", "decoder.1.query"]);
+        let found = paths(in_lists(&["layer"], one(0)), &t5_q, &t5);
+        assert_eq!(found.len(), 5, "the sub-layer's number, which is 0 of all self-attentions");
         let out = names(&["layers.1.self_attn.q_proj", "v_proj"]);
-        let targets = Targets { exclude: Some(&out), ..Targets::new(&qv) };
-        assert_eq!(paths(targets, &llama), ["decoder.0.query", "decoder.2.query"]);
+        assert_eq!(paths(without(out), &qv, &llama), ["decoder.0.query", "decoder.2.query"]);
         let expression = Sites::Pattern(r".*layers\.[01]\..*".into());
-        let targets = Targets { exclude: Some(&expression), ..Targets::new(&qv) };
-        assert_eq!(paths(targets, &llama), ["decoder.2.query", "decoder.2.value"]);
-        let parts = Query | Value;
-        let down = Sites::from(Down);
-        let targets = Targets { exclude: Some(&Sites::from(Value)), layers: Some(&one(1)), ..Targets::new(&parts) };
-        assert_eq!(paths(targets, &bert), ["encoder.1.query"]);
-        for (targets, words) in [
-            (Targets { exclude: Some(&parts), ..Targets::new(&parts) }, ["exclude_modules", "all 4 targets"]),
-            (Targets { exclude: Some(&qv), ..Targets::new(&parts) }, ["exclude_modules", "q_proj"]),
-            (Targets { layers: Some(&one(9)), ..Targets::new(&down) }, ["layers_to_transform", "9"]),
-            (
-                Targets { layers_pattern: Some(&block), ..Targets::new(&down) },
-                ["layers_pattern", "layers_to_transform"],
-            ),
-            (Targets { layers: Some(&one(1)), ..Targets::new(&expression) }, ["layers_to_transform", "target_modules"]),
+        assert_eq!(paths(without(expression.clone()), &qv, &llama), ["decoder.2.query", "decoder.2.value"]);
+        let (parts, down) = (Query | Value, Sites::from(Down));
+        let narrowed = Common { exclude_modules: Some(Sites::from(Value)), ..one(1) };
+        assert_eq!(paths(narrowed, &parts, &bert), ["encoder.1.query"]);
+        for (common, targets, words) in [
+            (without(parts.clone()), &parts, ["exclude_modules", "all 4 targets"]),
+            (without(qv), &parts, ["exclude_modules", "q_proj"]),
+            (one(9), &down, ["layers_to_transform", "9"]),
+            (in_lists(&["layer"], Common::default()), &down, ["layers_pattern", "layers_to_transform"]),
+            (one(1), &expression, ["layers_to_transform", "target_modules"]),
         ] {
-            let shape = if targets.modules == &expression { &llama } else { &bert };
-            let message = targets.resolve(shape).unwrap_err().to_string();
+            let shape = if targets == &expression { &llama } else { &bert };
+            let message = common.among(targets, &shape.linears()).unwrap_err().to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
         }
     }

@@ -7,8 +7,8 @@ use burn::tensor::Tensor;
 
 use crate::random::Noise;
 use crate::{
-    Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Next, Procedure, Result, Sequence, Site, Slot,
-    Stack, Tuner, Weight, adapter::opened,
+    Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Lookup, Next, Procedure, Result, Sequence,
+    Site, Slot, Stack, Tuner, Weight, adapter::opened,
 };
 
 /// An adapter that acts in some layers only, with the steps that it has anyway. Below the lowest of the layers nothing is
@@ -86,6 +86,9 @@ impl Hooks for Inside<'_> {
     }
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         self.at(site).linear(site, x, next)
+    }
+    fn rows(&self, site: Site, lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        self.at(site).rows(site, lookup, rows)
     }
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
         self.hooks.embed(stack, x)

@@ -1,8 +1,11 @@
 //! LoRA's variants in the conformance suite, its counts, the order of its patterns, and what it refuses.
 
-use peft_core::io::peft::{Labels, from_settings, load, save};
+use std::path::Path;
+
+use peft_core::io::peft::{Labels, from_settings, load, save, split_common, with_words};
+use peft_core::testing::golden::Case;
 use peft_core::testing::{base, device, fixtures::ENCODERS};
-use peft_core::{Head, Method, Part, Shape, Sites, Trained, view::tensors};
+use peft_core::{AnyMethod, Head, Method, Part, Shape, Sites, Trained, view::tensors};
 use peft_reparam::{BiasMode, LoraConfig};
 
 fn config() -> LoraConfig {
@@ -86,6 +89,74 @@ fn files_keep_the_order_of_the_patterns() {
     let (loaded, _) = load::<LoraConfig>(&path, &base).unwrap();
     assert!(loaded.rank_pattern.keys().eq(config.rank_pattern.keys()), "{loaded:?}");
     assert!(loaded.alpha_pattern.iter().eq(&config.alpha_pattern), "{loaded:?}");
+}
+
+/// LoRA as `--set` says it, on a model of this shape.
+fn narrowed(words: &[&str], shape: &Shape) -> peft_core::Result<LoraConfig> {
+    let words: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+    let (common, settings) = split_common(&words)?;
+    let method = with_words(&AnyMethod::of::<LoraConfig>(), &settings)?.narrowed(&common, shape)?;
+    Ok(method.downcast_ref::<LoraConfig>().unwrap().clone())
+}
+
+/// Modules that are left out and layers that are picked by our own settings are those of PEFT, and train as there; see
+/// scripts/golden/methods.py.
+#[test]
+fn narrowed_equals_the_reference() {
+    for (case, base, words) in [
+        (
+            "narrowed",
+            "roberta-classify",
+            &[
+                "target_modules=query,output.dense",
+                "exclude_modules=attention.output.dense,layer.1.attention.self.query",
+            ][..],
+        ),
+        ("narrowed-bert", "bert-classify", &["target_modules=query,value,pooler.dense", "layers_to_transform=1"]),
+        (
+            "narrowed-t5",
+            "t5",
+            &[
+                "target_modules=q,v",
+                r"exclude_modules=.*EncDecAttention\.v",
+                "layers_to_transform=0,2",
+                "layers_pattern=block",
+            ],
+        ),
+        (
+            "narrowed-llama",
+            "llama",
+            &["target_modules=all-linear", r#"exclude_modules=["mlp.gate_proj", "layers.0.self_attn.k_proj"]"#],
+        ),
+    ] {
+        let case = Case::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case), base);
+        let shape = case.base.shape();
+        let sites = |config: &LoraConfig| config.target_modules.resolve(shape).unwrap();
+        let own = narrowed(words, shape).unwrap();
+        let (loaded, trained) = case.load::<LoraConfig>();
+        assert_eq!(sites(&own), sites(&loaded), "{words:?}");
+        case.check_named(&LoraConfig { target_modules: own.target_modules, ..loaded }, trained);
+    }
+}
+
+#[test]
+fn what_narrows_to_nothing_is_refused_by_name() {
+    let shape = Shape::named("llama-tiny").unwrap();
+    for (words, told) in [
+        (&["exclude_modules=q_proj,w_proj", "target_modules=q_proj"][..], ["exclude_modules", "w_proj"]),
+        (&["exclude_modules=q_proj", "target_modules=q_proj"], ["exclude_modules", "some that are left"]),
+        (&["exclude_modules=h"], ["exclude_modules", "h"]),
+        (&["layers_to_transform=9"], ["layers_to_transform", "9"]),
+        (&["layers_to_transform=one"], ["--set layers_to_transform", "a layer's number"]),
+        (&["layers_to_transform=1.5"], ["--set layers_to_transform", "1.5"]),
+        (&["layers_pattern=layers"], ["layers_pattern", "layers_to_transform beside it"]),
+        (&["layers_to_transform=1", "layers_to_transform=2"], ["layers_to_transform", "twice"]),
+        (&["layers_to_transform=1", "target_modules=.*q_proj"], ["layers_to_transform", "one expression"]),
+    ] {
+        let message = narrowed(words, &shape).unwrap_err().to_string();
+        assert!(told.iter().all(|word| message.contains(word)), "{told:?}: {message}");
+    }
+    assert_eq!(narrowed(&["exclude_modules=[]", "layers_to_transform=null"], &shape).unwrap(), LoraConfig::default());
 }
 
 #[test]

@@ -97,7 +97,7 @@ CASES = {
         {},
         [],
     ),
-    "exclude-idle": (LLAMA, lora(target_modules=["q_proj"], exclude_modules=["lm_head", "layers.1.self_attn.q_proj"]), {}, ["lm_head"]),
+    "exclude-idle": (LLAMA, lora(target_modules=["q_proj"], exclude_modules=["wte", "layers.1.self_attn.q_proj"]), {}, ["wte"]),
     "exclude-pattern": (LLAMA, lora(target_modules="all-linear", exclude_modules=r".*\.mlp\..*|.*layers\.0\..*"), {}, []),
     "exclude-t5": (T5, lora(target_modules=["q", "v"], exclude_modules=r".*EncDecAttention.*"), {}, []),
     "exclude-roberta": (ROBERTA, lora(target_modules=["dense"], exclude_modules=["attention.output.dense"]), {}, []),

@@ -3,8 +3,9 @@ another than that of their model.
 
 Usage: python scripts/golden/heads.py   (after models.py, seq_models.py and methods.py's own cases)
 
-peft-core/tests/golden/{bert,roberta,llama}-tokens, roberta-bare: models as those of models.py.
-peft-reparam/tests/golden/lora-{bert,roberta,llama}-tokens: cases as those of methods.py.
+peft-core/tests/golden/{bert,roberta,llama}-tokens, {bert,roberta}-answers, roberta-bare: models as those of models.py; those for
+answers have `logits` [batch, tokens, 2].
+peft-reparam/tests/golden/lora-{bert,roberta,llama}-tokens, lora-{bert,roberta}-answers: cases as those of methods.py.
 peft-reparam/tests/golden/heads/CASE: `adapter`, and `expected.safetensors` with what it gives for the inputs of the model in MODELS:
 `logits`, or `states` and `pooled`.
 """
@@ -15,7 +16,7 @@ import warnings
 
 import torch
 from common import MODELS, REPO, batch, fresh, generator, normal, randomize_model, read_json, save, write_json
-from methods import REPARAM, write_case
+from methods import REPARAM, logits, write_case
 from models import BERT, LENGTHS, NO_DROPOUT, ROBERTA
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
@@ -25,10 +26,12 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     BertConfig,
+    BertForQuestionAnswering,
     BertForTokenClassification,
     LlamaConfig,
     LlamaForTokenClassification,
     RobertaConfig,
+    RobertaForQuestionAnswering,
     RobertaForTokenClassification,
     RobertaModel,
 )
@@ -39,6 +42,8 @@ TOKENS = {
     "bert-tokens": (BertForTokenClassification, BertConfig(**BERT, **NO_DROPOUT, num_labels=5)),
     "roberta-tokens": (RobertaForTokenClassification, RobertaConfig(**ROBERTA, **NO_DROPOUT, num_labels=5)),
     "llama-tokens": (LlamaForTokenClassification, LlamaConfig(**LLAMA, classifier_dropout=0.0, num_labels=5)),
+    "bert-answers": (BertForQuestionAnswering, BertConfig(**BERT, **NO_DROPOUT)),
+    "roberta-answers": (RobertaForQuestionAnswering, RobertaConfig(**ROBERTA, **NO_DROPOUT)),
     "roberta-bare": (RobertaModel, RobertaConfig(**ROBERTA, **NO_DROPOUT)),
 }
 
@@ -78,7 +83,7 @@ def write_model(name):
         output = model(**inputs, output_hidden_states=True)
     expected = {"hidden": output.hidden_states[-1]}
     if cls is not RobertaModel:
-        expected["logits"] = output.logits
+        expected["logits"] = logits(output)
     save(folder / "expected.safetensors", expected)
 
 
@@ -116,10 +121,17 @@ def write_head(name):
 if __name__ == "__main__":
     os.chdir(MODELS)
     for name in TOKENS:
-        write_model(name)
+        if name in sys.argv[1:] or len(sys.argv) == 1:
+            write_model(name)
     for name in CASES:
-        write_head(name)
+        if name in sys.argv[1:] or len(sys.argv) == 1:
+            write_head(name)
     for family in ("bert", "roberta", "llama"):
         targets = DECODER if family == "llama" else ENCODER
         config = LoraConfig(task_type=TaskType.TOKEN_CLS, r=3, lora_alpha=5, target_modules=targets)
-        write_case(REPARAM / f"lora-{family}-tokens", f"{family}-tokens", config)
+        if len(sys.argv) == 1:
+            write_case(REPARAM / f"lora-{family}-tokens", f"{family}-tokens", config)
+    for family in ("bert", "roberta"):
+        config = LoraConfig(task_type=TaskType.QUESTION_ANS, r=3, lora_alpha=5, target_modules=ENCODER)
+        if f"{family}-answers" in sys.argv[1:] or len(sys.argv) == 1:
+            write_case(REPARAM / f"lora-{family}-answers", f"{family}-answers", config)

@@ -4,16 +4,16 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use peft_core::generate::{GenerateConfig, Prompt};
-use peft_core::io::{Pretrained, peft};
+use peft_core::io::Pretrained;
 use peft_core::random::Random;
 use peft_core::train::{Run, TrainConfig, check_threads};
 use peft_core::{Bare, Base, Error, Example, Head, Label, LanguageModel, Result, Trained};
 use serde_json::{Value, json};
 
+use super::methods::configured;
 use super::options::{ModelArgs, print, prompt_room};
 use super::speed::Speed;
 use crate::machine::{peak_bytes, threads};
-use crate::registry::by_name;
 
 /// Measure speed and memory
 #[derive(Debug, Args)]
@@ -105,7 +105,10 @@ impl Generate {
         let model = self.model.open()?;
         let trained = Trained::new(Bare {}, model.own_head()?)?;
         let (shape, new) = (model.base.shape(), self.new_tokens as usize);
-        let longest = prompt_room(shape, shape.max_length(), new);
+        let (room, longest) = (shape.max_length(), prompt_room(shape, shape.max_length(), new));
+        if longest == 0 {
+            return Err(Error::config("--new-tokens", new, format!("2 to {room}, the most that the model takes")));
+        }
         if !(1..=longest).contains(&self.prompt_tokens) || !fits(self.batch, self.prompt_tokens.saturating_add(new)) {
             let found = format!("{} prompts of {}", self.batch, self.prompt_tokens);
             let expected = format!("1 or more of 1 to {longest} tokens, before {new} new ones, {MOST} in all");
@@ -162,7 +165,7 @@ fn seconds(values: Vec<f64>) -> Value {
 
 impl Step {
     fn run(&self, base: Base) -> Result<()> {
-        let method = peft::with_words(&by_name(&self.method)?, &self.set)?;
+        let method = configured(&self.method, &self.set, base.shape())?;
         let room = method.room(base.shape());
         if !(1..=room).contains(&self.seq) || !fits(self.batch, self.seq) {
             let found = format!("{} sequences of {}", self.batch, self.seq);

@@ -98,10 +98,16 @@ impl Eval {
         }
         let Some(outputs) = head.outputs() else {
             if let Some(task) = &self.task {
-                return Err(Error::config("--task", task, "none: the head is for words"));
+                return Err(Error::config("--task", task, "none: the head is for words or answers"));
             }
             let rows = self.columns.of(Labelled::open(&self.data)?).read()?;
             let data = rows.prepare(model, self.max_length.min(room))?;
+            if let Head::Answers(_) = head {
+                return match data.purpose()? {
+                    Purpose::Answers => Ok(data),
+                    _ => Err(Error::config("--model", "a head for answers", "a head for the data's labels")),
+                };
+            }
             return match data.examples.iter().all(|example| matches!(example.label, Some(Label::Words(_)))) {
                 true => Ok(data),
                 false => Err(Error::config("--model", "a head for words", "a head for the data's classes or values")),

@@ -1,7 +1,8 @@
 //! `peft methods`
 
 use clap::Args;
-use peft_core::Result;
+use peft_core::io::peft;
+use peft_core::{AnyMethod, Error, Result, Shape};
 use serde_json::{Map, Value, json};
 
 use super::options::print;
@@ -19,6 +20,15 @@ pub struct Methods {
 /// The settings of the method of this name, with their defaults.
 pub fn settings(method: &str) -> Result<Map<String, Value>> {
     Ok(by_name(method)?.settings())
+}
+
+/// The method of this name with the settings of the command line, on a model of this shape.
+pub fn configured(method: &str, set: &[String], shape: &Shape) -> Result<AnyMethod> {
+    let (common, settings) = peft::split_common(set)?;
+    if let Some(module) = common.saved().first() {
+        return Err(Error::config("--set modules_to_save", module, "none: this is of the method's own tensors"));
+    }
+    peft::with_words(&by_name(method)?, &settings)?.narrowed(&common, shape)
 }
 
 impl Methods {

@@ -1,12 +1,12 @@
 //! `peft params`
 
 use clap::Args;
-use peft_core::io::{Pretrained, peft};
+use peft_core::io::Pretrained;
 use peft_core::{Base, Error, Head, Result, Shape};
 use serde_json::json;
 
+use super::methods::configured;
 use super::options::{check_model, print};
-use crate::registry::by_name;
 use crate::reproduce::report::grouped;
 
 /// Count trainable and total parameters, and say where they sit; allocates nothing of the model
@@ -38,7 +38,7 @@ type Group = (String, Vec<usize>, usize);
 impl Params {
     /// Elements, whether they come on top of the model's, and where they sit.
     fn count(&self, shape: Shape) -> Result<(usize, bool, Vec<Group>)> {
-        let method = peft::with_words(&by_name(&self.method)?, &self.set)?;
+        let method = configured(&self.method, &self.set, &shape)?;
         let count = method.checked_count(&shape)?;
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
         let base = Base::hollow(shape, &device);

@@ -6,7 +6,7 @@ use clap::Args;
 use peft_core::io::peft;
 use peft_core::load::Encoded;
 use peft_core::train::{argmax, log_sum_exp};
-use peft_core::{Error, Example, Purpose, Result, io::Pretrained};
+use peft_core::{Error, Example, Purpose, Result, answer, io::Pretrained};
 use serde_json::json;
 
 use super::options::{Computed, ModelArgs, compute, lines, max_length, print};
@@ -28,6 +28,9 @@ pub struct Predict {
     /// A file of texts, one a line
     #[arg(long)]
     file: Option<PathBuf>,
+    /// The text in which the answer to each question is looked for, with a head for answers
+    #[arg(long)]
+    context: Option<String>,
     /// The task of the texts, counted from 0, for an adapter of several
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     task_index: usize,
@@ -49,6 +52,9 @@ impl Predict {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
         }
         let longest = self.max_length.min(max_length(shape, self.adapter.as_deref())?);
+        if let Some(context) = &self.context {
+            return answers(&model, (self.adapter.as_deref(), self.task_index), &texts, context, longest);
+        }
         // Of tokens also the word of each, which special tokens do not have.
         let encoded = |text: &String| tokenizer.encode_text(text, longest);
         let encoded = texts.iter().map(encoded).collect::<Result<Vec<_>>>()?;
@@ -85,6 +91,10 @@ impl Predict {
                         "scores": rows.iter().map(|(row, _)| probability(row, argmax(row))).collect::<Vec<_>>(),
                     }))?;
                 }
+                (Purpose::Answers, _) => {
+                    let expected = "--context TEXT, in which answers are looked for";
+                    return Err(Error::config("--context", "none", expected));
+                }
                 _ => {
                     let expected = "one for classes or values; `peft generate` writes texts";
                     return Err(Error::config("head", "one for words", expected));
@@ -93,6 +103,40 @@ impl Predict {
         }
         Ok(())
     }
+}
+
+/// Prints the answer to each question: the part of the text that the logits speak for, and its probability.
+fn answers(
+    model: &Pretrained,
+    (adapter, task): (Option<&Path>, usize),
+    questions: &[String],
+    context: &str,
+    longest: usize,
+) -> Result<()> {
+    let tokenizer = model.tokenizer()?;
+    let encoded = |question: &String| tokenizer.encode_question(question.trim_start(), context, longest);
+    let encoded = questions.iter().map(encoded).collect::<Result<Vec<_>>>()?;
+    let example = |(encoded, _): &(Encoded, _)| Example {
+        ids: encoded.ids.clone(),
+        types: Some(encoded.types.clone()),
+        task,
+        ..Default::default()
+    };
+    let examples: Vec<Example> = encoded.iter().map(example).collect();
+    let Computed::Logits(logits, Purpose::Answers) = compute(model, adapter, &examples, threads())? else {
+        return Err(Error::config("--context", "a text", "none: the head is not for answers (QUESTION_ANS)"));
+    };
+    for ((question, (_, places)), logits) in questions.iter().zip(&encoded).zip(logits) {
+        let Some(found) = answer::found(&logits.values, places) else {
+            return Err(Error::config("--context", "a text without tokens", "one with an answer"));
+        };
+        let all = |side: usize| logits.values.chunks(2).map(|row| row[side]).collect::<Vec<_>>();
+        let score = f64::from(found.logit) - log_sum_exp(&all(0)) - log_sum_exp(&all(1));
+        let (start, end) = (found.place.start, found.place.end);
+        print(json!({"text": question, "answer": context[start..end].trim(), "start": start, "end": end,
+            "score": score.exp() as f32}))?;
+    }
+    Ok(())
 }
 
 /// The names of so many classes: the adapter's, else the model's.

@@ -425,7 +425,7 @@ impl Job<'_> {
 
     fn run(self, method: AnyMethod) -> Result<()> {
         let Job { args, model, slots } = self;
-        let (modules, settings) = peft::split_modules(&args.set)?;
+        let (common, settings) = peft::split_common(&args.set)?;
         let (method, adapter) = match &args.adapter {
             Some(dir) if !args.method.is_empty() && args.method.join("+") != method.name() => {
                 let found = args.method.join("+");
@@ -438,7 +438,8 @@ impl Job<'_> {
             }
             None => {
                 let sources = args.source.iter().map(|dir| source(dir, model)).collect::<Result<Vec<_>>>()?;
-                (peft::with_words(&method, &settings)?.from_sources(sources), None)
+                let method = peft::with_words(&method, &settings)?.narrowed(&common, model.base.shape())?;
+                (method.from_sources(sources), None)
             }
         };
         // An impossible configuration is told before anything is read for it.
@@ -450,7 +451,7 @@ impl Job<'_> {
         let hashes =
             [Some(&data), eval.as_ref()].into_iter().flatten().map(|data| Example::fingerprint(&data.examples));
         let hashes = hashes.map(|hash| format!("{hash:016x}")).collect::<Vec<_>>().join(", ");
-        let settings = yaml::effective(args, &method, &modules, &config)?;
+        let settings = yaml::effective(args, &method, common.saved(), &config)?;
         let settings = format!("# model {:016x}, data {hashes}\n{settings}", model.fingerprint());
         let output = args.output.output.as_path();
         if args.is_done() {
@@ -474,11 +475,22 @@ impl Job<'_> {
                     Label::Tags(tags) => {
                         tags.iter().filter(|tag| **tag != IGNORED).for_each(|tag| counts[*tag as usize] += 1)
                     }
-                    Label::Value(_) | Label::Words(_) => {}
+                    Label::Value(_) | Label::Words(_) | Label::Answer(_) => {}
                 }
             }
             let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
             tell(format_args!("classes of the training data: {}", told.collect::<Vec<_>>().join(", ")));
+        }
+        let cut = |example: &&Example| match &example.label {
+            Some(Label::Answer(answer)) => answer.tokens == [0, 0] && !answer.right.is_empty(),
+            _ => false,
+        };
+        let cut = data.examples.iter().filter(cut).count();
+        if cut > 0 {
+            tell(format_args!(
+                "{cut} of {} answers are in no token that is left of their texts, and are learnt as none: see --max-length",
+                data.examples.len()
+            ));
         }
         let values: Vec<f32> = data.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
         if let Some(least) = values.iter().copied().reduce(f32::min) {
@@ -493,7 +505,7 @@ impl Job<'_> {
                 tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
                 let trained = trainer.start(model, &method, &data)?;
                 let base = model.base.for_purpose(trained.head.purpose());
-                trained.with_copies(Copies::new(&base, &modules)?)?
+                trained.with_copies(Copies::new(&base, common.saved())?)?
             }
         };
         let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir);

@@ -10,10 +10,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use peft_core::files::read_text;
 use peft_core::io::peft;
 use peft_core::train::{Length, Schedule, TrainConfig};
-use peft_core::{AnyMethod, Error, Result};
+use peft_core::{AnyMethod, Common, Error, Result};
 use serde_json::{Map, Value, json};
 
-use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, is_neutral, unknown};
+use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, unknown};
 use super::Cli;
 use super::methods::settings;
 use super::options::tell;
@@ -192,8 +192,8 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
             let is_head = key == "modules_to_save" && value.as_array().is_some_and(|names| names.iter().all(head));
             match own.contains_key(key) {
                 // transformers and PEFT write all that they know, most of it as null. The head is trained and saved anyway.
-                false if value.is_null() || is_head || is_neutral(key, value) => return Ok(None),
-                false if key == "modules_to_save" => {}
+                false if value.is_null() || is_head || peft::asks_for_nothing(key, value) => return Ok(None),
+                false if Common::KEYS.contains(&key.as_str()) => {}
                 false => return Err(unknown(path, key, value, &own)),
                 true => {}
             }
@@ -252,7 +252,7 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
 
 /// Checks that a method takes a setting.
 fn check_setting(method: &str, setting: &str) -> Result<()> {
-    let (_, settings) = peft::split_modules(&[setting.to_string()])?;
+    let (_, settings) = peft::split_common(&[setting.to_string()])?;
     peft::with_words(&by_name(method)?, &settings).map(drop)
 }
 
@@ -339,7 +339,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
 
 #[cfg(test)]
 mod tests {
-    use super::keys::{OTHERS, PEFT};
+    use super::keys::{IDLE, OTHERS};
     use super::*;
 
     fn expanded(yaml: &str, rest: &[&str]) -> Result<Vec<String>> {
@@ -415,13 +415,14 @@ mod tests {
             megatron_core: megatron.core\nlayer_replication: null\nrevision: ''\n";
         let all = expanded(yaml, &[]).unwrap();
         let own = settings("lora").unwrap();
-        let foreign = |option: &&String| PEFT.iter().any(|(name, _)| !own.contains_key(*name) && option.contains(name));
+        let foreign = |option: &&String| peft::others().any(|name| !own.contains_key(name) && option.contains(name));
         assert_eq!(all.iter().find(foreign), None);
-        for (name, _) in PEFT.iter().filter(|(name, _)| !own.contains_key(*name)) {
+        let known = |name: &&str| own.contains_key(*name) || IDLE.contains(name) || *name == "peft_type";
+        for name in peft::others().filter(|name| !known(name)) {
             assert!(expanded(&format!("method: lora\n{name}: false\n"), &[]).is_ok(), "{name}");
-            let message = expanded(&format!("method: lora\n{name}: [7]\n"), &[]).unwrap_err().to_string();
+            let message = expanded(&format!("method: lora\n{name}: [{{}}]\n"), &[]).unwrap_err().to_string();
             assert!(
-                message.contains(&format!("run.yaml: {name}: found [7]")) && !message.contains("nearest"),
+                message.contains(&format!("run.yaml: {name}: found [{{}}]")) && !message.contains("nearest"),
                 "{message}"
             );
         }
@@ -430,7 +431,7 @@ mod tests {
     #[test]
     fn names_of_others_are_translated() {
         for (name, ours) in OTHERS {
-            let known = KEYS.iter().any(|(key, _)| *key == ours) || PEFT.iter().any(|(key, _)| *key == ours);
+            let known = KEYS.iter().any(|(key, _)| *key == ours) || peft::neutral(ours).is_some();
             assert!(known || settings("lora").unwrap().contains_key(ours), "{ours}");
             assert!(!KEYS.iter().any(|(key, _)| *key == name), "{name} is one of ours");
             let message = expanded(&format!("method: lora\n{name}: 7\n"), &[]).unwrap_err().to_string();

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::method::Erased;
 use super::{AnyMethod, AnyTuner, Many};
 use crate::adapterhub::{Fields, HubKey, Kind};
-use crate::{Base, Error, Key, Result, Shape, Source, Start};
+use crate::{Base, Error, Key, Result, Shape, Site, Source, Start};
 
 /// Several methods at once, the first the outermost. Each has its own settings and steps; files hold each one's tensors under its number.
 #[derive(Clone, Debug)]
@@ -101,6 +101,10 @@ impl Erased for Composed {
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         self.parts.iter().map(|part| part.count(shape)).sum()
+    }
+    /// Its parts have their own.
+    fn modules(&self, _shape: &Shape) -> Vec<(Site, String)> {
+        vec![]
     }
     fn checked_count(&self, shape: &Shape) -> Result<usize> {
         self.parts.iter().map(|part| part.checked_count(shape)).sum()

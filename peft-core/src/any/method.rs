@@ -4,12 +4,12 @@ use std::any::Any;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::AnyTuner;
 use super::composed::Composed;
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
-use crate::{Base, Key, Method, Result, Shape, Source, Start, Trained};
+use crate::{Base, Common, Error, Key, Method, Result, Shape, Site, Sites, Source, Start, Trained};
 
 /// A configuration of any method, with the adapters that it starts from.
 #[derive(Clone)]
@@ -75,6 +75,8 @@ forwarded! {
     with_settings(settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     /// See [`Method::count`].
     count(shape: &Shape) -> Result<usize>;
+    /// See [`Method::modules`].
+    modules(shape: &Shape) -> Vec<(Site, String)>;
     /// See [`Method::checked_count`].
     checked_count(shape: &Shape) -> Result<usize>;
     /// See [`Method::virtual_tokens`].
@@ -153,6 +155,37 @@ impl AnyMethod {
         (config.clone(), Trained { tuner: taken::<M>(tuner), head, copies })
     }
 
+    /// The method on what these settings leave of its `target_modules` on a model of this shape, which it then has as paths.
+    pub fn narrowed(&self, common: &Common, shape: &Shape) -> Result<AnyMethod> {
+        let Some(key) = common.narrowing().into_iter().next() else { return Ok(self.clone()) };
+        let mut settings = self.settings();
+        let chosen = |settings: &Map<String, Value>, key: &str| -> Option<Sites> {
+            settings.get(key).and_then(|sites| serde_json::from_value(sites.clone()).ok())
+        };
+        // A choice that follows from the model stands in what files hold.
+        let targets = match chosen(&settings, "target_modules") {
+            None if settings.contains_key("target_modules") => {
+                chosen(&self.for_files(shape)?.settings(), "target_modules")
+            }
+            targets => targets,
+        };
+        let none = || Error::config(key, "a choice of modules", format!("none: {} has no target_modules", self.name()));
+        let sites = common.among(&targets.ok_or_else(none)?, &self.modules(shape))?;
+        // Without the model's prefix they are the same on a bare model.
+        let paths = self.modules(&Shape { prefix: "", ..shape.clone() });
+        let paths = |sites: &[Site]| {
+            let paths = paths.iter().filter(|(site, _)| sites.contains(site)).map(|(_, path)| path);
+            json!(paths.collect::<Vec<_>>())
+        };
+        settings.insert("target_modules".into(), paths(&sites));
+        if let Some(inputs) = chosen(&settings, "feedforward_modules") {
+            let inputs = inputs.among(&self.modules(shape))?;
+            let left: Vec<Site> = inputs.into_iter().filter(|site| sites.contains(site)).collect();
+            settings.insert("feedforward_modules".into(), paths(&left));
+        }
+        self.with_settings(settings).map_err(|(key, found)| Error::config(key, found, "a setting of the method"))
+    }
+
     /// See [`Method::adapterhub`].
     pub fn adapterhub(&self) -> Option<HubForm<'_>> {
         let (kind, free) = self.method.hub()?;
@@ -192,6 +225,7 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner>;
     fn count(&self, shape: &Shape) -> Result<usize>;
+    fn modules(&self, shape: &Shape) -> Vec<(Site, String)>;
     fn checked_count(&self, shape: &Shape) -> Result<usize>;
     fn virtual_tokens(&self) -> usize;
     fn room(&self, shape: &Shape) -> usize;
@@ -271,6 +305,9 @@ impl<M: Method> Erased for M {
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         Method::count(self, shape)
+    }
+    fn modules(&self, shape: &Shape) -> Vec<(Site, String)> {
+        M::modules(shape)
     }
     fn checked_count(&self, shape: &Shape) -> Result<usize> {
         Method::checked_count(self, shape)

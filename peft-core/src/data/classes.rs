@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Words,
     /// Classes of tokens of these names.
     Tags(Vec<String>),
+    /// Parts of the text that answer a question.
+    Answers,
 }
 
 /// A label as it stands in the file.
@@ -89,6 +91,7 @@ impl Kind {
             Kind::Unlabelled => Ok(None),
             Kind::Words => fail("an array of words".to_string()),
             Kind::Tags(_) => fail("an array of tags".to_string()),
+            Kind::Answers => fail("answers, an object".to_string()),
             Kind::Classes(names) => match class_place(names, text) {
                 Some(class) => Ok(Some(Label::Class(class))),
                 None => fail(format!("one of the classes {names:?}")),

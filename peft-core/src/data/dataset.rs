@@ -25,6 +25,7 @@ impl Dataset {
         match self.examples.first().and_then(|e| e.label.as_ref()) {
             Some(Label::Class(_) | Label::Value(_)) => Ok(Purpose::Texts),
             Some(Label::Tags(_)) => Ok(Purpose::Tokens),
+            Some(Label::Answer(_)) => Ok(Purpose::Answers),
             Some(Label::Words(_)) => Ok(Purpose::Words),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }
@@ -56,7 +57,7 @@ impl Dataset {
         Some(self)
     }
 
-    /// The number of outputs that a head needs: the classes, or 1 for values; none, if it must be one for words.
+    /// The number of outputs that a head needs: the classes, or 1 for values; none, if it must be one for words or answers.
     pub fn outputs(&self) -> Result<Option<usize>> {
         match self.examples.first().and_then(|e| e.label.as_ref()) {
             Some(Label::Class(_)) if self.classes.len() == 1 => {
@@ -65,7 +66,7 @@ impl Dataset {
             Some(Label::Class(_)) => Ok(Some(self.classes.len().max(2))),
             Some(Label::Value(_)) => Ok(Some(1)),
             Some(Label::Tags(_)) => Ok(Some(self.classes.len().max(2))),
-            Some(Label::Words(_)) => Ok(None),
+            Some(Label::Words(_) | Label::Answer(_)) => Ok(None),
             None => Err(Error::config("label", "nothing", "a label for every training example")),
         }
     }

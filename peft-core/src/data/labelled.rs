@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "tokenize")]
 use rayon::prelude::*;
 
+#[cfg(feature = "tokenize")]
+use super::answers;
 use super::classes::{FINITE, Kind, Written};
 #[cfg(feature = "tokenize")]
 use super::dataset::{prompted, room};
@@ -63,7 +65,8 @@ impl Labelled {
     /// The column of the text is the first of the usual names (`sentence`, `text`, `premise` and so on), together with
     /// its usual partner if there is one. An array there holds the words of a text, each of which may have a tag. The label's is
     /// `label`, `labels`, `score` and so on. Labels that all are integers are classes, other numbers are values, arrays are tags of words,
-    /// or words to predict at `input_ids`, anything else names a class. A column `task_id` that is neither holds the number of each row's
+    /// or words to predict at `input_ids`, anything else names a class. With `question` and `context` the objects in `answers` are parts of
+    /// the context (`{"text": [..], "answer_start": [..]}`, as SQuAD has them; no text, where it has no answer). A column `task_id` that is neither holds the number of each row's
     /// task, from 0. A column `messages` holds conversations, arrays of objects with `role` and `content`, which need no label: of those
     /// the assistant's turns are learnt.
     pub fn open(path: &Path) -> Result<Builder> {
@@ -85,7 +88,7 @@ impl Labelled {
     pub fn classes(&self) -> &[String] {
         match &self.kind {
             Kind::Classes(names) | Kind::Tags(names) => names,
-            Kind::Unlabelled | Kind::Values(_) | Kind::Words => &[],
+            Kind::Unlabelled | Kind::Values(_) | Kind::Words | Kind::Answers => &[],
         }
     }
 
@@ -194,6 +197,9 @@ impl Labelled {
     #[cfg(feature = "tokenize")]
     pub fn tokenize(&self, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
         let example = |row: &Row| {
+            if let (Input::Text { a, b: Some(b) }, Some(right)) = (&row.input, &row.right) {
+                return Ok(Example { task: row.task, ..answers::example(tokenizer, (a, b), right, max_length)? });
+            }
             let (a, b) = match &row.input {
                 Input::Text { a, b } => (a, b),
                 Input::Words(words) => {
@@ -362,9 +368,21 @@ impl Builder {
             let cell = |column| Cell { header: &header, record: &record, column };
             let task = task.map_or(Ok(0), |column| cell(column).task())?;
             let target = target.map(|column| cell(column).text()).transpose()?;
-            let mut row = Row { line: record.line, input: columns.input(&header, &record)?, label: None, target, task };
+            let mut row = Row {
+                line: record.line,
+                input: columns.input(&header, &record)?,
+                label: None,
+                target,
+                task,
+                right: None,
+            };
             if let Some(column) = label {
                 let cell = cell(column);
+                if let Some(right) = cell.answers(&row.input) {
+                    row.right = Some(right?);
+                    rows.push(row);
+                    continue;
+                }
                 match (cell.tags(&row.input), cell.words()) {
                     (Some(tags), _) if tagged.len() == rows.len() => {
                         tagged.push(Tagged { line: record.line, tags: tags? })
@@ -379,12 +397,18 @@ impl Builder {
         if rows.is_empty() {
             return Err(Error::file(path, "rows", "none below the header", "at least one"));
         }
+        let answered = rows.iter().filter(|row| row.right.is_some()).count();
+        if let Some(row) = rows.iter().find(|row| row.right.is_some()).filter(|_| answered < rows.len()) {
+            let expected = "an object in every row, or in none";
+            return Err(Error::file(path, format!("line {}, {column}", row.line), "answers, an object", expected));
+        }
         if let Some(first) = tagged.first().filter(|_| tagged.len() < rows.len()) {
             let expected = "an array of tags in every row, or in none";
             return Err(Error::file(path, format!("line {}, {column}", first.line), "an array of tags", expected));
         }
         let kind = match (label, self.kind) {
             (None, _) => Kind::Unlabelled,
+            (Some(_), _) if answered > 0 => Kind::Answers,
             (Some(_), Some(Kind::Classes(names) | Kind::Tags(names))) if !tagged.is_empty() => Kind::Tags(names),
             (Some(_), _) if !tagged.is_empty() => Kind::Tags(classes(path, column, &tagged)?),
             (Some(_), _) if labels.is_empty() => Kind::Words,

@@ -1,5 +1,6 @@
 //! Labelled examples from files: tab-separated, comma-separated, one JSON object a line, or tagged words (CoNLL).
 
+mod answers;
 mod classes;
 mod dataset;
 mod labelled;

@@ -1,14 +1,16 @@
 use serde_json::Value;
 
+use super::answers::{Right, right};
 use super::table::{Header, Record};
 use crate::loss::IGNORED;
 use crate::{Error, Label, Result};
 
 /// Columns that hold a pair of texts, as the common data sets name them.
-const PAIRS: [(&str, &str); 5] = [
+const PAIRS: [(&str, &str); 6] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
+    ("question", "context"),
     ("question1", "question2"),
     ("#1 String", "#2 String"),
 ];
@@ -17,7 +19,8 @@ const TEXTS: [&str; 5] = ["sentence", "text", "sentence1", "question", "premise"
 /// Columns that hold the words of a text in an array.
 const WORDS: [&str; 2] = ["tokens", "words"];
 /// Columns that hold the label.
-const LABELS: [&str; 8] = ["label", "labels", "score", "gold_label", "Quality", "is_duplicate", "ner_tags", "tags"];
+const LABELS: [&str; 9] =
+    ["label", "labels", "score", "gold_label", "Quality", "is_duplicate", "ner_tags", "tags", "answers"];
 /// The column that holds conversations.
 const MESSAGES: &str = "messages";
 /// The column that holds the number of the task.
@@ -65,6 +68,8 @@ pub(super) struct Row {
     // Only the tokenizer takes it.
     #[cfg_attr(not(feature = "tokenize"), expect(dead_code))]
     pub(super) target: Option<String>,
+    /// The right answers to a question.
+    pub(super) right: Option<Vec<Right>>,
     pub(super) task: usize,
 }
 
@@ -216,6 +221,14 @@ impl Cell<'_> {
         })
     }
 
+    /// A label that is an object: the right answers to the first text, parts of the second.
+    pub(super) fn answers(&self, input: &Input) -> Option<Result<Vec<Right>>> {
+        let Input::Text { b: Some(context), .. } = input else { return None };
+        let answers = self.value();
+        let expected = r#"{"text": [..], "answer_start": [..]}, as many of both: parts of the context and the characters at which they begin"#;
+        answers.is_object().then(|| right(answers, context).map_err(|found| self.error(shown(&found), expected)))
+    }
+
     /// A label that is an array: a word for each token, -100 where none is to be predicted.
     pub(super) fn words(&self) -> Option<Result<Label>> {
         let Value::Array(items) = self.value() else { return None };
@@ -281,13 +294,18 @@ impl Cell<'_> {
     }
 
     fn wrong(&self, value: &Value, expected: &str) -> Error {
-        self.error(value.to_string().chars().take(80).collect(), expected)
+        self.error(shown(&value.to_string()), expected)
     }
 
     fn error(&self, found: String, expected: &str) -> Error {
         let column = &self.header.columns[self.column];
         Error::file(self.header.path, format!("line {}, {column}", self.record.line), found, expected)
     }
+}
+
+/// What an error shows of a value.
+fn shown(found: &str) -> String {
+    found.chars().take(80).collect()
 }
 
 fn none_of(header: &Header<'_>, usual: &[&str], what: &str) -> Error {

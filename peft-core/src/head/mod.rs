@@ -57,6 +57,8 @@ pub enum Head {
     Score(Score),
     /// A class for each token.
     Tokens(Tokens),
+    /// For each token, whether the answer begins and whether it ends with it.
+    Answers(Tokens),
     /// Prediction of masked words.
     MaskedLm(MaskedLm),
     /// Prediction of the words of a text with the model's own table; nothing of it is trained.
@@ -102,6 +104,12 @@ impl Head {
         Head::Tokens(Tokens { out: Affine::init([hidden, classes], 0.02, Random::new(seed, "tokens.out"), &device) })
     }
 
+    /// A fresh head for answers, on the base's device with autodiff.
+    pub fn answers(base: &Base, seed: u64) -> Self {
+        let (hidden, device) = (base.shape().hidden, base.device().clone().autodiff());
+        Head::Answers(Tokens { out: Affine::init([hidden, 2], 0.02, Random::new(seed, "answers.out"), &device) })
+    }
+
     /// A fresh masked-word head, tied to the word table, on the base's device with autodiff.
     pub fn masked_lm(base: &Base, seed: u64) -> Self {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
@@ -119,6 +127,7 @@ impl Head {
         match self {
             Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => Purpose::Texts,
             Head::Tokens(_) => Purpose::Tokens,
+            Head::Answers(_) => Purpose::Answers,
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Purpose::Words,
             Head::States(_) => Purpose::States,
         }
@@ -136,7 +145,7 @@ impl Head {
             Head::Score(head) => Some(head.weight.lazy_shape()[1]),
             Head::Tokens(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Verbalizer(head) => Some(head.outputs()),
-            Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) => None,
+            Head::Answers(_) | Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) => None,
         }
     }
 
@@ -157,14 +166,16 @@ impl Head {
         }
     }
 
-    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, classes]` or `[batch, tokens, vocab]` from a head for tokens
-    /// or words (of a decoder's tokens, where there are an encoder and a decoder); without a head the states `[batch, tokens, hidden]`.
+    /// Logits: `[batch, 1, classes]` from a classifier, `[batch, tokens, classes]`, `[batch, tokens, 2]` or `[batch, tokens, vocab]` from a head for
+    /// tokens, answers or words (of a decoder's tokens, where there are an encoder and a decoder); without a head the states `[batch, tokens, hidden]`.
     /// Logits of classes that are texts take a run for each text: [`Trained::logits`](crate::Trained::logits).
     pub fn logits(&self, hidden: Hidden, shape: &Shape, batch: &Batch) -> Result<Tensor<3>> {
         match self {
             Head::Classifier(head) | Head::TwoLayers(head) => head.logits(hidden, shape, batch),
             Head::Score(head) => Ok(head.logits(hidden, batch)),
             Head::Tokens(head) => Ok(head.logits(hidden.tokens(), shape, batch)),
+            // transformers drops nothing before it.
+            Head::Answers(head) => Ok(head.out.forward(hidden.tokens())),
             Head::States(_) => Ok(hidden.tokens()),
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => {
                 Ok(self.words(hidden.tokens(), hidden.words, shape))
@@ -183,9 +194,7 @@ impl Head {
                 linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
             }
             (Head::LanguageModel(_) | Head::Verbalizer(_), _) => linear(states, words.transpose(), None),
-            (Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) | Head::States(_), _) => {
-                panic!("only a head for words has logits over words")
-            }
+            (_, _) => panic!("only a head for words has logits over words"),
         }
     }
 
@@ -199,6 +208,7 @@ impl Head {
             ("Score", _) => "score",
             ("Tokens.out", _) if matches!(architecture, Architecture::Llama(_)) => "score",
             ("Tokens.out", _) => "classifier",
+            ("Answers.out", _) => "qa_outputs",
             ("MaskedLm", true) if leaf == "decoder" => "lm_head.decoder",
             ("MaskedLm", false) if leaf == "decoder" => "cls.predictions.decoder",
             ("Classifier.out", true) => "classifier.out_proj",

@@ -1,6 +1,6 @@
 //! `adapter_config.json`: a method's own fields among those of all methods.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use super::sites;
 use crate::files::{Distinct, read_json};
 use crate::load::Gguf;
 use crate::warning::warn;
-use crate::{AnyMethod, Error, Few, Method, Result, Shape, Start};
+use crate::{AnyMethod, Common, Error, Few, Method, Result, Shape, Start};
 
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str =
@@ -17,9 +17,8 @@ pub(super) const PEFT_FILES: &str =
 
 /// The `peft_type` of each part of an adapter directory of several methods at once.
 pub fn part_types(dir: &Path) -> Result<Vec<String>> {
-    let path = dir.join("adapter_config.json");
+    let Settings { path, fields, .. } = Settings::read(dir)?;
     let wrong = |found: String| Error::file(&path, "parts", found, "a list of settings, each with its peft_type");
-    let fields = read_json(&path)?;
     let parts = fields.get("parts").and_then(Value::as_array).ok_or_else(|| wrong("nothing".into()))?;
     let kind = |part: &Value| part.get("peft_type").and_then(Value::as_str).map(str::to_string);
     parts.iter().map(|part| kind(part).ok_or_else(|| wrong(part.to_string()))).collect()
@@ -27,22 +26,52 @@ pub fn part_types(dir: &Path) -> Result<Vec<String>> {
 
 /// The `peft_type` of an adapter directory.
 pub fn peft_type(dir: &Path) -> Result<String> {
-    let path = dir.join("adapter_config.json");
-    if dir.is_file() {
-        let (holds, expected) = match Gguf::open(dir)?.is_adapter() {
-            true => ("one in GGUF, where general.type is adapter", PEFT_FILES),
-            false => ("a model in GGUF", "an adapter's directory"),
+    Ok(Settings::read(dir)?.kind)
+}
+
+/// `adapter_config.json` as it stands, read once for all that it says.
+pub(super) struct Settings {
+    pub(super) path: PathBuf,
+    pub(super) fields: Map<String, Value>,
+    kind: String,
+}
+
+impl Settings {
+    /// Of an adapter's directory.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("adapter_config.json");
+        if dir.is_file() {
+            let (holds, expected) = match Gguf::open(dir)?.is_adapter() {
+                true => ("one in GGUF, where general.type is adapter", PEFT_FILES),
+                false => ("a model in GGUF", "an adapter's directory"),
+            };
+            return Err(Error::file(dir, "adapter", holds, expected));
+        }
+        if dir.join("config.json").exists() && !path.exists() {
+            return Err(Error::file(dir, "adapter", "a model's directory", "one with an adapter_config.json"));
+        }
+        let Value::Object(fields) = read_json(&path)? else {
+            return Err(Error::file(&path, "content", "no object", "a JSON object"));
         };
-        return Err(Error::file(dir, "adapter", holds, expected));
+        let kind = match fields.get("peft_type") {
+            Some(Value::String(kind)) => kind.clone(),
+            None if fields.contains_key("config") => {
+                return Err(Error::file(dir, "adapter", "one of AdapterHub", PEFT_FILES));
+            }
+            other => {
+                let found = other.map_or("nothing".into(), Value::to_string);
+                return Err(Error::file(&path, "peft_type", found, "a string"));
+            }
+        };
+        Ok(Settings { path, fields, kind })
     }
-    if dir.join("config.json").exists() && !path.exists() {
-        return Err(Error::file(dir, "adapter", "a model's directory", "one with an adapter_config.json"));
-    }
-    let config = read_json(&path)?;
-    match config.get("peft_type") {
-        Some(Value::String(kind)) => Ok(kind.clone()),
-        None if config.get("config").is_some() => Err(Error::file(dir, "adapter", "one of AdapterHub", PEFT_FILES)),
-        other => Err(Error::file(&path, "peft_type", other.map_or("nothing".into(), Value::to_string), "a string")),
+
+    /// The modules that are saved beside the adapter.
+    pub(super) fn modules_to_save(&self) -> Result<Vec<String>> {
+        let value = self.fields.get("modules_to_save").cloned().unwrap_or_default();
+        let names: Option<Few<String>> = serde_json::from_value(value.clone())
+            .map_err(|_| Error::file(&self.path, "modules_to_save", value, "null, or a list of names of modules"))?;
+        Ok(names.map_or(vec![], |names| names.all().to_vec()))
     }
 }
 
@@ -60,26 +89,22 @@ pub(super) type Notes = Vec<(String, String)>;
 
 impl Read {
     /// The configuration, once a warning has named what does not enter it.
-    pub(super) fn tell(&self, dir: &Path) -> AnyMethod {
-        self.told.iter().for_each(|(key, what)| warn(dir.join("adapter_config.json"), key, what));
+    pub(super) fn tell(&self, settings: &Settings) -> AnyMethod {
+        self.told.iter().for_each(|(key, what)| warn(&settings.path, key, what));
         self.config.clone()
     }
 }
 
 /// Reads the settings of a method. Every field that would change the computation and is not understood is refused.
-pub(super) fn read(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<Read> {
-    let path = &dir.join("adapter_config.json");
-    let kind = peft_type(dir)?;
+pub(super) fn read(method: &AnyMethod, settings: &Settings, shape: &Shape) -> Result<Read> {
+    let Settings { path, fields, kind } = settings;
     if kind != method.peft_type() {
         return Err(Error::file(path, "peft_type", kind, method.peft_type()));
     }
-    let Value::Object(fields) = read_json(path)? else {
-        return Err(Error::file(path, "content", "no object", "a JSON object"));
-    };
     let default = method.with_defaults();
     let (own, derived) = (default.settings(), default.derived(shape));
     let (mut config, mut start, mut told) = (Map::new(), None, vec![]);
-    for (key, value) in sites::settled(&own, fields, shape, path, &mut told)? {
+    for (key, value) in sites::settled(method, fields.clone(), shape, path, &mut told)? {
         if derived.get(&key).is_some_and(|expected| value.is_null() || value == *expected) {
             continue;
         }
@@ -94,7 +119,7 @@ pub(super) fn read(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<Read
         } else if let Some(expected) = derived.get(&key) {
             return Err(Error::file(path, key, value, format!("{expected}, as in the model")));
         } else {
-            match fields::judge(&kind, &key, &value) {
+            match fields::judge(kind, &key, &value) {
                 Verdict::Free => {}
                 Verdict::Said(why) => told.push((key, format!("is {value}: {why}"))),
                 Verdict::Start(way) => {
@@ -130,15 +155,6 @@ fn too_large(value: &Value) -> Option<&Value> {
     }
 }
 
-/// The modules that an adapter's settings say are saved beside it.
-pub(super) fn modules_to_save(dir: &Path) -> Result<Vec<String>> {
-    let path = dir.join("adapter_config.json");
-    let value = read_json(&path)?.get("modules_to_save").cloned().unwrap_or_default();
-    let names: Option<Few<String>> = serde_json::from_value(value.clone())
-        .map_err(|_| Error::file(&path, "modules_to_save", value, "null, or a list of names of modules"))?;
-    Ok(names.map_or(vec![], |names| names.all().to_vec()))
-}
-
 /// A configuration from fields of its own; the error is the key and what is wrong.
 pub(crate) fn parse(method: &AnyMethod, fields: Map<String, Value>) -> Result<AnyMethod, (String, String)> {
     let sizes = || fields.iter().filter(|(key, _)| !key.contains("seed"));
@@ -171,28 +187,28 @@ pub(super) fn write(
     Ok(Value::Object(fields))
 }
 
-/// Takes `modules_to_save=..`, which every method has, out of `key=value` words.
-pub fn split_modules(settings: &[String]) -> Result<(Vec<String>, Vec<String>)> {
-    let key = |setting: &&String| setting.split_once('=').is_some_and(|(key, _)| key == "modules_to_save");
-    let (own, others): (Vec<&String>, Vec<&String>) = settings.iter().partition(key);
-    let wrong =
-        |found: &str| Error::config("--set modules_to_save", found, "names of modules, once, such as embed_tokens");
-    let modules = match own[..] {
-        [] => vec![],
-        [setting] => {
-            let text = setting.split_once('=').map_or("", |(_, text)| text);
-            match serde_json::from_str::<Value>(text) {
-                Ok(Value::Null) => vec![],
-                Ok(list) => serde_json::from_value(list).map_err(|_| wrong(text))?,
-                Err(_) => text.split(',').map(|word| word.trim().to_string()).collect(),
-            }
+/// Takes the settings that every method has beside its own out of `key=value` words.
+pub fn split_common(settings: &[String]) -> Result<(Common, Vec<String>)> {
+    let own = Map::from_iter(Common::KEYS.map(|key| (key.to_string(), Value::Null)));
+    let key = |setting: &String| setting.split_once('=').map_or("", |(key, _)| key).to_string();
+    let (common, others): (Vec<String>, Vec<String>) =
+        settings.iter().cloned().partition(|setting| own.contains_key(&key(setting)));
+    let read = |fields: Map<String, Value>| serde_json::from_value::<Common>(Value::Object(fields));
+    let fields = words(&common, &own, "a method", |fields| read(fields).is_ok())?;
+    for (key, value) in &fields {
+        let expected = match key.as_str() {
+            "modules_to_save" => "names of modules, such as embed_tokens",
+            "exclude_modules" => "names of modules, or an expression, such as query",
+            "layers_to_transform" => "a layer's number, or a list of them, such as 0,2",
+            _ => "a name, or a list of them, such as layers",
+        };
+        let has_empty = value.as_array().is_some_and(|list| list.iter().any(|name| name == ""));
+        if has_empty || read(Map::from_iter([(key.clone(), value.clone())])).is_err() {
+            return Err(Error::config(format!("--set {key}"), value, expected));
         }
-        _ => return Err(wrong("given twice")),
-    };
-    match modules.iter().any(String::is_empty) {
-        true => Err(wrong("an empty name")),
-        false => Ok((modules, others.into_iter().cloned().collect())),
     }
+    let common = read(fields).map_err(|error| Error::config("--set", error, "settings that every method has"))?;
+    Ok((common, others))
 }
 
 /// [`with_words`] of a method that is known.
@@ -231,36 +247,46 @@ pub fn with_words(method: &AnyMethod, settings: &[String]) -> Result<AnyMethod> 
         return composed(method.parts(), settings);
     }
     let own = method.with_defaults().settings();
+    let fields = words(settings, &own, method.name(), |fields| parse(method, fields).is_ok())?;
+    parse(method, fields)
+        .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
+}
+
+/// The values of `key=value` words, for settings with these defaults.
+fn words(
+    settings: &[String],
+    own: &Map<String, Value>,
+    of: &str,
+    is_taken: impl Fn(Map<String, Value>) -> bool,
+) -> Result<Map<String, Value>> {
     let mut fields = Map::new();
     for setting in settings {
         let (key, text) =
             setting.split_once('=').ok_or_else(|| Error::config("--set", setting, "KEY=VALUE, such as r=8"))?;
         let Some(default) = own.get(key) else {
             let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::config(
-                format!("--set {key}"),
-                text,
-                format!("one of the keys of {}: {known}", method.name()),
-            ));
+            return Err(Error::config(format!("--set {key}"), text, format!("one of the keys of {of}: {known}")));
         };
         // Names are a list where there are several, a list is the default, or there is no default and a list is taken.
         // Anything else, such as a pattern, is a text.
         let words: Vec<&str> = text.split(',').map(str::trim).collect();
         let plain = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "._".contains(c));
-        let list_taken = || parse(method, Map::from_iter([(key.to_string(), json!(words))])).is_ok();
-        let list =
-            words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && list_taken());
+        let numbers = words.iter().map(|word| word.parse().ok().map(|number: u64| json!(number)));
+        let lists = [Some(json!(words)), numbers.collect::<Option<Vec<_>>>().map(Value::from)];
+        let taken = |list: &Value| is_taken(Map::from_iter([(key.to_string(), list.clone())]));
+        let list = lists.into_iter().flatten().find(taken);
+        let is_list =
+            words.iter().all(plain) && (words.len() > 1 || default.is_array() || default.is_null() && list.is_some());
         let value = match serde_json::from_str::<Value>(text) {
             Ok(_) => serde_json::from_str(text)
                 .map(|Distinct(value)| value)
                 .map_err(|error| Error::config(format!("--set {key}"), text, format!("each key once ({error})")))?,
-            Err(_) if list => json!(words),
+            Err(_) if is_list => list.unwrap_or_else(|| json!(words)),
             Err(_) => json!(text),
         };
         if fields.insert(key.to_string(), value).is_some() {
             return Err(Error::config(format!("--set {key}"), "given twice", "each key once"));
         }
     }
-    parse(method, fields)
-        .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
+    Ok(fields)
 }

@@ -1,4 +1,5 @@
-//! The fields of PEFT 0.21.2's `adapter_config.json` that are no settings here: what each means for an adapter that is finished.
+//! The fields of PEFT 0.21.2's `adapter_config.json` that are no settings of all methods here: by which value each asks for nothing, and
+//! what it means for an adapter that is finished.
 
 use serde_json::Value;
 
@@ -19,80 +20,84 @@ pub(super) enum Verdict {
     Unknown,
 }
 
-/// Names, versions, and texts that a prompt started from.
-const FREE: [&str; 15] = [
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "auto_mapping",
-    "peft_version",
-    "modules_to_save",
-    "megatron_core",
-    "init_ia3_weights",
-    "init_weights",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_name_or_path",
-    "tokenizer_kwargs",
+const NAME: Verdict = Verdict::Free;
+const STARTED: Verdict = Verdict::Said("it decided how the adapter started");
+const OFF: Verdict = Verdict::Refused("null or false: nothing here computes what it asks for");
+
+/// Each field, the value by which it asks for nothing where that is neither null, false nor empty, and what is done with others: names,
+/// versions and texts that a prompt started from are free, what decided how an adapter started or was trained is over, and forms of
+/// LoRA that are not computed here, with all that changes the model or the places of tensors, are refused.
+const FIELDS: [(&str, &str, Verdict); 44] = [
+    ("peft_type", "", NAME),
+    ("task_type", "", NAME),
+    ("base_model_name_or_path", "", NAME),
+    ("revision", "", NAME),
+    ("inference_mode", "", NAME),
+    ("auto_mapping", "", NAME),
+    ("peft_version", "", NAME),
+    ("modules_to_save", "", NAME),
+    ("megatron_core", "\"megatron.core\"", NAME),
+    ("init_ia3_weights", "true", NAME),
+    ("init_weights", "true", NAME),
+    ("prompt_tuning_init", "\"RANDOM\"", NAME),
+    ("prompt_tuning_init_text", "", NAME),
+    ("tokenizer_name_or_path", "", NAME),
+    ("tokenizer_kwargs", "", NAME),
+    ("eva_config", "", STARTED),
+    ("corda_config", "", STARTED),
+    ("lora_ga_config", "", STARTED),
+    ("loftq_config", "", STARTED),
+    ("velora_config", "", Verdict::Said("it decides what is kept for gradients, and no result")),
+    ("runtime_config", "", Verdict::Said("it holds for one run, and PEFT passes it over too")),
+    ("qalora_group_size", "16", Verdict::Said("it counts where use_qalora is true")),
+    ("fan_in_fan_out", "", Verdict::Said("these maps lie as PEFT expects without it, and PEFT turns it off too")),
+    ("init_lora_weights", "true", NAME),
+    ("use_dora", "", OFF),
+    ("use_rslora", "", OFF),
+    ("alpha_pattern", "", OFF),
+    ("rank_pattern", "", OFF),
+    ("lora_bias", "", OFF),
+    ("alora_invocation_tokens", "", OFF),
+    ("use_qalora", "", OFF),
+    ("monteclora_config", "", OFF),
+    ("use_bdlora", "", OFF),
+    ("arrow_config", "", OFF),
+    ("kasa_config", "", OFF),
+    ("bias", "\"none\"", OFF),
+    ("layer_replication", "", OFF),
+    ("trainable_token_indices", "", OFF),
+    ("ensure_weight_tying", "", OFF),
+    ("megatron_config", "", OFF),
+    ("target_parameters", "", OFF),
+    ("exclude_modules", "", OFF),
+    ("layers_to_transform", "", OFF),
+    ("layers_pattern", "", OFF),
 ];
 
-/// What decided how an adapter started or was trained, and is over.
-const PAST: [(&str, &str); 8] = [
-    ("eva_config", "it decided how the adapter started"),
-    ("corda_config", "it decided how the adapter started"),
-    ("lora_ga_config", "it decided how the adapter started"),
-    ("loftq_config", "it decided how the adapter started"),
-    ("velora_config", "it decides what is kept for gradients, and no result"),
-    ("runtime_config", "it holds for one run, and PEFT passes it over too"),
-    ("qalora_group_size", "it counts where use_qalora is true"),
-    ("fan_in_fan_out", "these maps lie as PEFT expects without it, and PEFT turns it off too"),
-];
+/// The names of these fields.
+pub fn others() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, ..)| *name)
+}
 
-/// Forms of LoRA that are not computed here, and what would change the model or the places of tensors.
-const REFUSED: [&str; 19] = [
-    "use_dora",
-    "use_rslora",
-    "alpha_pattern",
-    "rank_pattern",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "monteclora_config",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
-    "bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "ensure_weight_tying",
-    "megatron_config",
-    "layers_to_transform",
-    "layers_pattern",
-    "exclude_modules",
-];
+/// The value by which a field of PEFT that is no setting here asks for nothing, as JSON, where that is neither null, false nor empty
+/// (then it is empty); none, if PEFT has no such field.
+pub fn neutral(key: &str) -> Option<&'static str> {
+    FIELDS.iter().find(|(name, ..)| *name == key).map(|(_, neutral, _)| *neutral)
+}
+
+/// Whether such a field asks for nothing with this value.
+pub fn asks_for_nothing(key: &str, value: &Value) -> bool {
+    neutral(key).is_some_and(|neutral| is_off(value) || value.to_string() == neutral)
+}
 
 /// What is done with a field of this value in a file of this `peft_type`.
 pub(super) fn judge(kind: &str, key: &str, value: &Value) -> Verdict {
-    const OFF: &str = "null or false: nothing here computes what it asks for";
-    if key == "init_lora_weights" {
-        return started(kind, value);
-    }
-    if FREE.contains(&key) || is_off(value) {
-        return Verdict::Free;
-    }
-    if let Some((_, why)) = PAST.iter().find(|(name, _)| *name == key) {
-        // PEFT's default.
-        let default = key == "qalora_group_size" && value == 16;
-        return if default { Verdict::Free } else { Verdict::Said(why) };
-    }
     match (kind, key) {
+        (_, "init_lora_weights") => started(kind, value),
+        _ if is_off(value) || asks_for_nothing(key, value) => Verdict::Free,
         ("ADALORA", "r") if value == 8 => Verdict::Free,
         ("ADALORA", "r" | "use_rslora" | "alpha_pattern" | "lora_bias") => Verdict::Said("AdaLoRA has no use of it"),
-        (_, "bias") if value == "none" => Verdict::Free,
-        (_, key) if REFUSED.contains(&key) => Verdict::Refused(OFF),
-        _ => Verdict::Unknown,
+        _ => FIELDS.iter().find(|(name, ..)| *name == key).map_or(Verdict::Unknown, |(.., verdict)| *verdict),
     }
 }
 

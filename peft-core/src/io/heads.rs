@@ -9,8 +9,8 @@
 //! 5. the head in the model's checkpoint, in the order of [`Purpose::ALL`];
 //! 6. none of them: states.
 //!
-//! A class or task type that is not computed here for the model's family (multiple choice, question answering, T5 with a head for
-//! classes) is refused where it decides, by its name. So a model of such a class can be trained and used with an adapter that says
+//! A class or task type that is not computed here for the model's family (multiple choice, T5 with a head for classes, LLaMA and T5 for
+//! answers) is refused where it decides, by its name. So a model of such a class can be trained and used with an adapter that says
 //! what it is for.
 //!
 //! **Its tensors**, by the names that transformers' class for that purpose has:
@@ -24,11 +24,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::Pretrained;
-use super::config::modules_to_save;
+use super::config::Settings;
 use super::peft::{Labels, head_key};
 use super::tensors::Taker;
 use crate::adapterhub::HubKey;
-use crate::files::read_json;
 use crate::warning::{listed, warn};
 use crate::{Architecture, ClassUse, Error, Head, LanguageModel, Purpose, Result};
 
@@ -42,20 +41,19 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// Reads it from `adapter_config.json`.
-    pub(super) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("adapter_config.json");
-        let config = read_json(&path)?;
+    /// What they say.
+    pub(super) fn of(settings: &Settings) -> Result<Self> {
+        let Settings { path, fields, .. } = settings;
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_string);
-        let task = match config.get("task_type") {
+        let task = match fields.get("task_type") {
             None | Some(Value::Null) => None,
             Some(Value::String(task)) => Some(task.clone()),
-            Some(other) => return Err(Error::file(&path, "task_type", other, "a text or null")),
+            Some(other) => return Err(Error::file(path, "task_type", other, "a text or null")),
         };
-        let class = text(config.get("auto_mapping").and_then(|told| told.get("base_model_class")));
-        let mut modules = modules_to_save(dir)?;
+        let class = text(fields.get("auto_mapping").and_then(|told| told.get("base_model_class")));
+        let mut modules = settings.modules_to_save()?;
         modules.retain(|name| Head::MODULES.contains(&name.as_str()));
-        Ok(Told { path, task, class, modules })
+        Ok(Told { path: path.clone(), task, class, modules })
     }
 
     /// What the adapter is for, see the rule above.
@@ -120,6 +118,7 @@ fn first_tensor(purpose: Purpose, architecture: Architecture) -> String {
         // A matrix alone is a head for texts.
         (Purpose::Tokens, Architecture::Llama(_)) => "Tokens.out.bias",
         (Purpose::Tokens, _) => "Tokens.out.weight",
+        (Purpose::Answers, _) => "Answers.out.weight",
         (Purpose::Words, Architecture::Bert | Architecture::Roberta) => "MaskedLm.bias",
         (Purpose::Words | Purpose::States, _) => return "lm_head.weight".to_string(),
     };

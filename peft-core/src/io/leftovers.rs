@@ -7,11 +7,11 @@ use crate::{Architecture, Base, Error, Head, Place, Result};
 /// Refuses what PEFT would compute with; of the rest, warns.
 pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
     let (shape, file) = (base.shape(), &taker.file);
-    let places = shape.places();
+    let places = shape.uses();
     let (mut empty, mut unused) = (vec![], vec![]);
     // In a T5 of transformers nothing reads the shared table: encoder, decoder and head have their own references to it.
     let shared =
-        |name: &str| matches!(shape.architecture, Architecture::T5(_)) && name.ends_with("model.shared.weight");
+        |name: &str| matches!(shape.architecture, Architecture::T5(_)) && name.starts_with("base_model.model.shared.");
     for name in taker.left() {
         // PEFT itself writes copies of the head's biases under these names when all biases are trained.
         if name.contains(".original_module.") || name.contains(".modules_to_save.") || taker.is_twin(name) {
@@ -23,14 +23,13 @@ pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
         }
         let refused = |found: &str, expected: String| Err(Error::file(file.path_of(name), name, found, expected));
         let without = file.shape(name).is_some_and(|dims| dims.contains(&0));
-        let place = own(name, &places, |place| shape.file_name(place));
+        let place = own(name, &places);
         if name.contains(".lora_") || name.contains(".ia3_") {
             // What has lost its last rank is a matrix without elements there.
             if !without {
                 let module =
                     name.rsplit_once(".lora_").or(name.rsplit_once(".ia3_")).map_or(name, |(module, _)| module);
-                let expected =
-                    format!("none at {module}: target_modules choose it in no linear map of this model's layers");
+                let expected = format!("none at {module}: target_modules choose no such module of this model");
                 return refused("a tensor of the adapter that nothing uses", expected);
             }
         } else if without {
@@ -59,9 +58,9 @@ pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
 }
 
 /// The tensor of the model that PEFT takes this name for.
-fn own<'a>(name: &str, places: &'a [Place], file_name: impl Fn(&Place) -> String) -> Option<&'a Place> {
+fn own<'a>(name: &str, places: &'a [Place]) -> Option<&'a Place> {
     let name = name.strip_prefix("base_model.model.")?.replace(".base_layer.", ".");
-    places.iter().find(|place| file_name(place) == name)
+    places.iter().find(|place| place.name == name)
 }
 
 /// Whether PEFT takes it for a part of a head.

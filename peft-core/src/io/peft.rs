@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Pretrained;
-use super::config;
-pub use super::config::{from_settings, part_types, peft_type, split_modules, with_words};
+use super::config::{self, Settings};
+pub use super::config::{from_settings, part_types, peft_type, split_common, with_words};
+pub use super::fields::{asks_for_nothing, neutral, others};
 use super::heads::Told;
 use super::leftovers;
 use super::tensors::{Contents, Taker};
@@ -97,6 +98,7 @@ pub(super) fn write_settings(
     let Trained { head, copies, .. } = trained;
     let modules: &[&str] = match head {
         Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) => &["classifier", "score"],
+        Head::Answers(_) => &["qa_outputs"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
         Head::LanguageModel(_) | Head::Verbalizer(_) | Head::States(_) => &[],
     };
@@ -216,15 +218,16 @@ pub(super) fn load_from(
         }
     };
     tell_other_base(dir, &model.base)?;
+    let settings = Settings::read(dir)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
-    let head = Told::read(dir)?.head(&mut taker, &head_key, model)?;
+    let head = Told::of(&settings)?.head(&mut taker, &head_key, model)?;
     // PEFT writes names of a bare model without a prefix. What does not fit either way is told as of the model that it is for.
     let base = model.base.for_purpose(head.purpose());
     let attempt = |prefix: &'static str| {
         let base = base.clone().with_shape(Shape { prefix, ..base.shape().clone() });
-        let read = config::read(method, dir, base.shape())?;
-        let in_file = |error: Error| error.in_file(&dir.join("adapter_config.json"));
+        let read = config::read(method, &settings, base.shape())?;
+        let in_file = |error: Error| error.in_file(&settings.path);
         read.config.checked_count(base.shape()).map_err(in_file)?;
         let tuner = read.config.for_loading(&base).map_err(in_file)?;
         let held = |name: &str| taker.file.shape(&key(&read.config, name, base.shape()).name).is_some();
@@ -241,7 +244,7 @@ pub(super) fn load_from(
         Some(Ok(found @ (.., true))) => found,
         _ => first?,
     };
-    let (config, given, shape) = (read.tell(dir), read.start, base.shape());
+    let (config, given, shape) = (read.tell(&settings), read.start, base.shape());
     let tuner = taker.fill(tuner, |name| key(&config, name, shape))?;
     // What is saved of a mask is the mask: were it another then, the settings are not those that it was made by.
     if shapes(&tuner).iter().any(|(name, _)| config.is_mask(name)) {
@@ -251,7 +254,7 @@ pub(super) fn load_from(
             return Err(Error::file(file, key(&config, name, shape).name, "another mask", expected));
         }
     }
-    let modules = config::modules_to_save(dir)?;
+    let modules = settings.modules_to_save()?;
     let copies = taker.copies(|name| copy_key(name, shape), &base, &modules)?;
     leftovers::tell(&taker, &base)?;
     let module = |tensor: &str, name: &str| tensor.rsplit_once('.').is_some_and(|(module, _)| is_in(module, name));
@@ -261,7 +264,7 @@ pub(super) fn load_from(
     let absent: Vec<&str> = absent.into_iter().filter(|name| !held(name)).collect();
     if !absent.is_empty() {
         let what = format!("lists {}: the file holds none of it, so that the model's own stays", listed(&absent));
-        warn(dir.join("adapter_config.json"), "modules_to_save", what);
+        warn(&settings.path, "modules_to_save", what);
     }
     let (config, tuner) = match given {
         None => (config, tuner),
@@ -301,8 +304,10 @@ fn tell_other_base(dir: &Path, base: &Base) -> Result<()> {
 pub fn config(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<AnyMethod> {
     // Its expressions may be for the paths of a bare model.
     let bare = Shape { prefix: "", ..shape.clone() };
-    let read = config::read(method, dir, shape).or_else(|error| config::read(method, dir, &bare).map_err(|_| error))?;
-    let config = read.tell(dir);
+    let settings = Settings::read(dir)?;
+    let read = config::read(method, &settings, shape);
+    let read = read.or_else(|error| config::read(method, &settings, &bare).map_err(|_| error))?;
+    let config = read.tell(&settings);
     Ok(read.start.map_or(config.clone(), |start| config.started(start)))
 }
 

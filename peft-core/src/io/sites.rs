@@ -9,7 +9,7 @@ use super::config::Notes;
 use super::fields::is_off;
 use crate::site::is_end;
 use crate::targets::Chosen;
-use crate::{Error, Few, Pattern, Result, Shape, Site, Sites, Targets};
+use crate::{AnyMethod, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
 
 /// The modules that PEFT saves whole for its tasks, beside those that are listed.
 const HEADS: [(&str, &[&str]); 3] =
@@ -18,16 +18,17 @@ const HEADS: [(&str, &[&str]); 3] =
 /// The linear maps of heads for classes.
 const HEAD_MODULES: [&str; 5] = ["classifier", "classifier.dense", "classifier.out_proj", "score", "qa_outputs"];
 
-/// The fields of a file for a method of these default settings, with those that say where the method is put as our own settings have them.
+/// The fields of a file for this method, with those that say where the method is put as our own settings have them.
 pub(super) fn settled(
-    own: &Map<String, Value>,
+    method: &AnyMethod,
     mut fields: Map<String, Value>,
     shape: &Shape,
     path: &Path,
     told: &mut Notes,
 ) -> Result<Map<String, Value>> {
     target_parameters(&mut fields, shape, path, told)?;
-    let narrowing = ["exclude_modules", "layers_to_transform", "layers_pattern"];
+    let own = method.with_defaults().settings();
+    let [_, narrowing @ ..] = Common::KEYS;
     let is_set = |key: &str| fields.get(key).is_some_and(|value| !is_off(value));
     if !own.contains_key("target_modules") || !is_set("target_modules") && !narrowing.iter().any(|key| is_set(key)) {
         return Ok(fields);
@@ -38,19 +39,20 @@ pub(super) fn settled(
         Some(modules) => modules,
         None => serde_json::from_value(default).unwrap_or(Sites::Names(vec![])),
     };
-    let exclude = sites(&fields, "exclude_modules", path)?;
-    let layers: Option<Few<usize>> =
-        field(&fields, "layers_to_transform", path, "a layer's number, or a list of them")?;
-    let layers_pattern: Option<Few<String>> = field(&fields, "layers_pattern", path, "a name, or a list of them")?;
-    let targets = Targets {
-        modules: &modules,
-        exclude: exclude.as_ref(),
-        layers: layers.as_ref(),
-        layers_pattern: layers_pattern.as_ref(),
+    let common = Common {
+        modules_to_save: None,
+        exclude_modules: sites(&fields, "exclude_modules", path)?,
+        layers_to_transform: field(&fields, "layers_to_transform", path, "a layer's number, or a list of them")?,
+        layers_pattern: field(&fields, "layers_pattern", path, "a name, or a list of them")?,
     };
     let saved = saved(&fields, path)?;
-    let Chosen { sites: chosen, idle } = targets.choose(shape).map_err(in_file)?;
-    let at = |site: &Site| shape.module_path(*site).unwrap_or_default();
+    // A model for something else has no head for words.
+    let is_for_words = fields.get("task_type").and_then(Value::as_str).is_none_or(|task| task.ends_with("_LM"));
+    let all = method.modules(shape);
+    let mut choice = all.clone();
+    choice.retain(|(site, _)| is_for_words || site.part != Part::Vocabulary);
+    let Chosen { sites: chosen, idle } = common.choose(&modules, &choice).map_err(in_file)?;
+    let at = |site: &Site| path_of(&choice, site);
     let mut kept = vec![];
     for site in &chosen {
         if !matches(&saved, &at(site)).map_err(in_file)? {
@@ -62,25 +64,28 @@ pub(super) fn settled(
         let meant = HEAD_MODULES.iter().filter(|module| setting == "target_modules" && is_end(&value, module));
         let of_head = meant.map(|module| matches(&saved, module)).collect::<Result<Vec<bool>>>().map_err(in_file)?;
         if !of_head.contains(&true) {
-            told.push((setting.into(), format!("{value:?} meets no linear map of this model")));
+            told.push((
+                setting.into(),
+                format!("{value:?} meets no module that {} adapts in this model", method.name()),
+            ));
         }
     }
     // What chooses the same alone stays as it is.
-    let same = |sites: &Sites, found: &[Site]| sites.resolve(shape).is_ok_and(|sites| sites == found);
+    let same = |sites: &Sites, found: &[Site]| sites.among(&all).is_ok_and(|sites| sites == found);
     let narrowed = narrowing.map(|key| fields.remove(key)).iter().flatten().any(|value| !is_off(value));
     if kept.is_empty() {
-        let error = modules.resolve(shape).err();
+        let error = modules.among(&choice).err();
         let all = || Error::config("target_modules", "modules that are all left out", "some that are adapted");
         return Err(in_file(error.unwrap_or_else(all)));
     }
     // Without the model's prefix they are the same on a bare model.
-    let bare = Shape { prefix: "", ..shape.clone() };
-    let exact = |sites: &[Site]| json!(sites.iter().filter_map(|site| bare.module_path(*site)).collect::<Vec<_>>());
+    let bare = method.modules(&Shape { prefix: "", ..shape.clone() });
+    let exact = |sites: &[Site]| json!(sites.iter().map(|site| path_of(&bare, site)).collect::<Vec<_>>());
     if narrowed || !same(&modules, &kept) {
         fields.insert("target_modules".into(), exact(&kept));
     }
     if let Some(inputs) = sites(&fields, "feedforward_modules", path)? {
-        let found = Targets::new(&inputs).choose(shape).map_err(in_file)?.sites;
+        let found = Common::default().choose(&inputs, &choice).map_err(in_file)?.sites;
         let found: Vec<Site> = found.into_iter().filter(|site| kept.contains(site)).collect();
         if !same(&inputs, &found) {
             fields.insert("feedforward_modules".into(), exact(&found));
@@ -103,6 +108,11 @@ pub(super) fn settled(
         }
     }
     Ok(fields)
+}
+
+/// The path of one of these modules.
+fn path_of(modules: &[(Site, String)], site: &Site) -> String {
+    modules.iter().find(|(other, _)| other == site).map_or(String::new(), |(_, path)| path.clone())
 }
 
 /// What is saved whole, which PEFT never adapts too.

@@ -98,6 +98,9 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
         (Purpose::Tokens, Architecture::Bert | Architecture::Roberta | Architecture::Llama(_)) => {
             vec![form(&["Tokens.out.bias", "Tokens.out.weight"], Head::tokens)]
         }
+        (Purpose::Answers, Architecture::Bert | Architecture::Roberta) => {
+            vec![form(&["Answers.out.bias", "Answers.out.weight"], |base, _, seed| Head::answers(base, seed))]
+        }
         (Purpose::Words, Architecture::Bert | Architecture::Roberta) => vec![form(
             &[
                 "MaskedLm.bias",
@@ -109,7 +112,7 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
             |base, _, seed| Head::masked_lm(base, seed),
         )],
         (Purpose::Texts | Purpose::Tokens, Architecture::T5(_))
-        | (Purpose::Words, Architecture::T5(_) | Architecture::Llama(_))
+        | (Purpose::Answers | Purpose::Words, Architecture::T5(_) | Architecture::Llama(_))
         | (Purpose::States, _) => vec![],
     }
 }

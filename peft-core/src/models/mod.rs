@@ -14,8 +14,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 pub use cache::Cache;
 
 use crate::{
-    Architecture, Attention, Batch, Error, Example, Hooks, Label, Next, Part, Place, Purpose, Result, Sequence, Shape,
-    Site, Slot, Stack, Weight,
+    Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Part, Place, Purpose, Result, Sequence,
+    Shape, Site, Slot, Stack, Weight,
     random::{Random, fingerprint},
 };
 
@@ -122,11 +122,15 @@ impl Base {
         &self.device
     }
 
-    /// The matrix or table at a site.
+    /// The matrix or table at a site: for a use of the word table that has none of its own, that.
     ///
     /// # Panics
     /// If the model has none there.
     pub fn weight(&self, site: Site) -> &Weight {
+        let site = match self.weights.contains_key(&site) {
+            false if [DECODER_WORDS, VOCABULARY].contains(&site) => self.shape.words(),
+            _ => site,
+        };
         self.weights.get(&site).unwrap_or_else(|| panic!("the model has no matrix at {site}"))
     }
 
@@ -175,6 +179,11 @@ impl Base {
     #[cfg(feature = "load")]
     pub(crate) fn vocabulary(&self) -> &Weight {
         self.weight(if self.shape.tied { self.shape.words() } else { VOCABULARY })
+    }
+
+    /// The places of its tensors.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (Site, Slot)> {
+        self.weights.keys().map(|site| (*site, Slot::Weight)).chain(self.vectors.keys().copied())
     }
 
     /// Whether the decoder behind an encoder has another word table than that.
@@ -363,9 +372,12 @@ impl Frame<'_> {
         x / scale * gain.unsqueeze()
     }
 
-    /// What makes logits over words.
+    /// What makes logits over words: the word table after the hook for that use too, or one of its own.
     pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
-        if self.base.shape.tied { words } else { self.weight(VOCABULARY).dense() }
+        match self.base.shape.tied {
+            true => self.hooks.weight(VOCABULARY, Weight::Dense(words)).dense(),
+            false => self.weight(VOCABULARY).dense(),
+        }
     }
 
     /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
@@ -376,12 +388,10 @@ impl Frame<'_> {
         }
     }
 
-    /// Rows of a table. Those of the padding token take no part in its gradient, as in PyTorch.
-    pub(crate) fn rows(&self, table: Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
-        let rows = module::embedding(table, ids.clone());
-        let Some(padding) = padding.filter(|_| rows.is_autodiff()) else { return rows };
-        let held = ids.equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
-        rows.clone().mask_where(held, rows.detach())
+    /// Rows of a table, inside the hook `rows`.
+    pub(crate) fn rows(&self, site: Site, table: &Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+        let lookup = Lookup { table, ids, padding };
+        self.hooks.rows(site, &lookup, lookup.of(table.clone()))
     }
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.

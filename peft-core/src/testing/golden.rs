@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, Tolerance};
 use super::{device, difference};
+use crate::answer::Answer;
 use crate::load::Checkpoint;
 use crate::loss::targets;
 use crate::train::{Optim, Procedure, Rule, TrainConfig};
@@ -42,6 +43,7 @@ pub fn examples(path: &Path) -> Vec<Example> {
     let ids = rows("input_ids").unwrap_or_else(|| panic!("{}: no input_ids", path.display()));
     let (mask, types, labels) = (rows("attention_mask"), rows("token_type_ids"), rows("labels"));
     let (tags, tasks) = (rows("tags"), rows("tasks"));
+    let answers = rows("start_positions").zip(rows("end_positions"));
     let unsigned = |row: &[i64]| row.iter().map(|x| *x as u32).collect::<Vec<_>>();
     (0..ids.len())
         .map(|i| {
@@ -54,6 +56,10 @@ pub fn examples(path: &Path) -> Vec<Example> {
                     (Some(labels), _) => Some(match &labels[i][..] {
                         [class] => Label::Class(*class as usize),
                         words => Label::Words(words.iter().map(|word| *word as i32).collect()),
+                    }),
+                    (None, None) => answers.as_ref().map(|(first, last)| {
+                        let tokens = [first, last].map(|tokens| tokens[i][0] as usize);
+                        Label::Answer(Answer { tokens, ..Default::default() }.into())
                     }),
                     (None, tags) => {
                         tags.as_ref().map(|tags| Label::Tags(tags[i][..real].iter().map(|tag| *tag as i32).collect()))
@@ -139,13 +145,26 @@ impl Case {
     /// # Panics
     /// If one differs.
     pub fn check<T: Procedure>(&self, trained: Trained<T>, key: impl Fn(&str) -> Key) -> Trained<T> {
+        self.check_holding(trained, key, |trained| trained)
+    }
+
+    /// [`check`](Self::check) where `hold` follows each step, for what has no gradient but roundings.
+    ///
+    /// # Panics
+    /// If one differs.
+    pub fn check_holding<T: Procedure>(
+        &self,
+        trained: Trained<T>,
+        key: impl Fn(&str) -> Key,
+        hold: impl Fn(Trained<T>) -> Trained<T>,
+    ) -> Trained<T> {
         self.compare_logits("logits", &trained, &self.base, REFERENCE);
         let named = named(&trained, &self.gradients(&trained).1);
         assert_eq!(named.len(), tensors(&trained).len(), "every tensor has a gradient");
         for (name, gradient) in named {
             self.compare_named("grad", &name, gradient, &key, REFERENCE);
         }
-        self.check_run(trained, key, |_, trained| trained)
+        self.check_run(trained, key, |_, trained| hold(trained))
     }
 
     /// [`check`](Self::check) from the values of `start.safetensors`, where tensors have the names that records give them.

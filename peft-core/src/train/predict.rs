@@ -9,8 +9,9 @@ use burn::tensor::TensorData;
 use super::entities::entity_scores;
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
+use crate::answer::{Answer, exact_and_f1};
 use crate::loss::{IGNORED, targets};
-use crate::{Base, Error, Example, Label, Result, Trained, Tuner};
+use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The logits of one example.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,8 +87,8 @@ pub fn encode<T: Tuner>(
 }
 
 /// Metrics of a labelled set, by name: `accuracy`, `f1` and `matthews` for classes (the last two for two classes only),
-/// `pearson` and `spearman` for values; for classes of tokens their `accuracy`, and `precision`, `recall` and `f1` of entities; and the
-/// mean `loss`.
+/// `pearson` and `spearman` for values; for classes of tokens their `accuracy`, and `precision`, `recall` and `f1` of entities; for
+/// answers `exact_match` and `f1` of their words; and the mean `loss`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics(pub Vec<(&'static str, f64)>);
 
@@ -115,7 +116,7 @@ pub fn measure<T: Tuner>(
     (examples, classes): (&[Example], &[String]),
     workers: &Workers,
 ) -> Result<Metrics> {
-    if trained.head.outputs().is_some() {
+    if trained.head.outputs().is_some() || matches!(trained.head, Head::Answers(_)) {
         return evaluate(&predict(base, trained, examples, workers)?, examples, classes);
     }
     let trained = trained.valid();
@@ -148,9 +149,13 @@ pub fn evaluate(logits: &[Logits], examples: &[Example], classes: &[String]) -> 
     if let Some(gold) = labels.iter().map(tags).collect::<Option<Vec<_>>>() {
         return evaluate_tags(logits, &gold, classes);
     }
+    let answer = |l: &&Label| if let Label::Answer(answer) = l { Some(answer.clone()) } else { None };
+    if let Some(answers) = labels.iter().map(answer).collect::<Option<Vec<_>>>() {
+        return Ok(evaluate_answers(logits, &answers));
+    }
     let class = |l: &&Label| match l {
         Label::Class(class) => Some(*class),
-        Label::Value(_) | Label::Words(_) | Label::Tags(_) => None,
+        Label::Value(_) | Label::Words(_) | Label::Tags(_) | Label::Answer(_) => None,
     };
     if let Some(gold) = labels.iter().map(class).collect::<Option<Vec<usize>>>() {
         let found: Vec<usize> = logits.iter().map(|l| argmax(&l.values)).collect();
@@ -207,6 +212,23 @@ fn evaluate_tags(logits: &[Logits], gold: &[Arc<[i32]>], classes: &[String]) -> 
     let count = losses.len();
     metrics.extend([("accuracy", accuracy(&found, &right)), ("loss", mean(losses.into_iter(), count))]);
     Ok(Metrics(metrics))
+}
+
+/// The same of answers. A text may lack one where that holds for some of them.
+fn evaluate_answers(logits: &[Logits], answers: &[Arc<Answer>]) -> Metrics {
+    let lacking = answers.iter().any(|answer| answer.right.is_empty());
+    let (mut scores, mut losses) = (vec![], vec![]);
+    for (logits, answer) in logits.iter().zip(answers) {
+        scores.push(exact_and_f1(answer.given(&logits.values, lacking), &answer.right));
+        let side = |side: usize| logits.values.chunks(2).map(|row| row[side]).collect::<Vec<_>>();
+        losses.push((0..2).map(|i| cross_entropy(&side(i), answer.tokens[i])).sum::<f64>() / 2.0);
+    }
+    let count = scores.len();
+    Metrics(vec![
+        ("exact_match", mean(scores.iter().map(|score| score[0]), count)),
+        ("f1", mean(scores.iter().map(|score| score[1]), count)),
+        ("loss", mean(losses.into_iter(), count)),
+    ])
 }
 
 /// The index of the largest number, the first of equal ones.

@@ -148,6 +148,14 @@ impl Trainer {
             (Purpose::Tokens, _) if writes => {
                 Err(Error::config("labels", "a class for each token", "a model with a head for them: not T5"))
             }
+            (Purpose::Answers, _)
+                if matches!(model.base.shape().architecture, Architecture::Bert | Architecture::Roberta) =>
+            {
+                Ok(Head::answers(&model.base, self.config.seed))
+            }
+            (Purpose::Answers, _) => {
+                Err(Error::config("labels", "answers", "a model with a head for them: BERT or RoBERTa"))
+            }
             (Purpose::Tokens, Some(classes)) => Ok(Head::tokens(&model.base, classes, self.config.seed)),
             (_, Some(_)) if writes => data.verbalizer(model).map(Head::Verbalizer),
             (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
@@ -325,7 +333,7 @@ impl Trainer {
     fn check_metric(&self, evaluation: Option<&[Example]>) -> Result<()> {
         let (name, classes) = (&self.config.metric_for_best_model, |label: &Label| match label {
             Label::Class(class) => Some(*class),
-            Label::Value(_) | Label::Words(_) | Label::Tags(_) => None,
+            Label::Value(_) | Label::Words(_) | Label::Tags(_) | Label::Answer(_) => None,
         });
         let Some(first) = evaluation.and_then(|examples| examples.first()?.label.as_ref()) else { return Ok(()) };
         let known: &[&str] = match first {
@@ -337,6 +345,7 @@ impl Trainer {
             Label::Class(_) => &["loss", "accuracy"],
             Label::Value(_) => &["loss", "pearson", "spearman"],
             Label::Tags(_) => &["loss", "accuracy", "precision", "recall", "f1"],
+            Label::Answer(_) => &["loss", "exact_match", "f1"],
             Label::Words(_) => &["loss"],
         };
         match known.contains(&name.as_str()) {

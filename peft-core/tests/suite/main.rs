@@ -1,5 +1,6 @@
 //! The tests of the core, as one program: each program more is one more to link.
 
+mod answers;
 mod chat;
 mod common;
 mod data;

@@ -47,9 +47,11 @@ fn logits_equal_those_of_transformers() {
         "roberta-regress",
         "roberta-mlm",
         "roberta-tokens",
+        "roberta-answers",
         "bert-classify",
         "bert-mlm",
         "bert-tokens",
+        "bert-answers",
         "bert-bare",
     ] {
         check(model, model);

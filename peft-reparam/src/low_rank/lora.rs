@@ -2,7 +2,7 @@
 //! h = W x + s B A x, s = alpha / r         A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0
 //! Paper: Hu et al., 2021, arXiv:2106.09685, eq. 3.   Reference: huggingface/peft tuners/lora
 //! Oracle: package peft 0.21.2: `equals_the_reference`
-//! Trains: r (d_in + d_out) per site, biases by `bias`, and d per row by `trainable_token_indices`.      Merges: yes.
+//! Trains: r (d_in + d_out) per site (of a table its rows and its width), biases by `bias`, and d per row by `trainable_token_indices`.      Merges: yes.
 //! Identities:
 //! - zero at init: `C1`
 //! - merged == unmerged: `C3`, `merging_is_the_same_function_and_leaves_the_original`
@@ -15,6 +15,7 @@
 //! - with G the gradient of W, that of A is s G B^T and that of B is s A^T G: `gradients_of_the_factors_are_tied`
 //! - at init only B has a gradient: `only_b_has_a_gradient_at_the_start`
 //! - rows of word tables by `trainable_token_indices` leave all others: `other_rows_stay`, `tokens_equal_the_reference`
+//! - factors of a table leave its other uses: `tables_equal_the_reference`, `other_uses_of_a_table_stay`
 //! - equals burn's own LoRA: `equals_the_lora_of_burn`
 //! - dropout on x is a mask of the sample, and x on average: `masks_follow_the_sample`, `dropout_is_right_on_average`
 //!
@@ -27,16 +28,17 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
+use peft_core::train::Probe;
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Delta, Error, Hooks, Key, Merge, Method, Next, Part, Pattern, Procedure, Replaced,
-    Result, Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
+    Adapter, AnyTuner, Base, Batch, Delta, Error, Hooks, Key, Lookup, Merge, Method, Next, Part, Pattern, Procedure,
+    Replaced, Result, Shape, Site, SiteMap, Sites, Slot, Start, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
 use serde::{Deserialize, Serialize};
 
 use super::tokens::{Rows, TokenIndices};
-use super::{dora, start};
+use super::{dora, start, tables};
 
 /// The largest rank.
 pub(super) const MAX_RANK: usize = 65_536;
@@ -116,7 +118,7 @@ impl LoraConfig {
         self
     }
 
-    /// On these linear maps.
+    /// On these linear maps and tables.
     pub fn with_sites(mut self, sites: impl Into<Sites>) -> Self {
         self.target_modules = sites.into();
         self
@@ -140,13 +142,24 @@ impl LoraConfig {
         self
     }
 
-    /// Site, rank and scale of every adapted linear map.
+    /// The adapted linear maps and tables.
+    fn adapted(&self, shape: &Shape) -> Result<Vec<Site>> {
+        self.target_modules.among(&shape.matrices())
+    }
+
+    /// The path of a linear map or of a use of a table.
+    fn path(shape: &Shape, site: Site) -> String {
+        let path = shape.matrices().into_iter().find_map(|(other, path)| (other == site).then_some(path));
+        path.unwrap_or_else(|| panic!("the model has no matrix at {site}"))
+    }
+
+    /// Site, rank and scale of every adapted linear map and table.
     fn plan(&self, shape: &Shape) -> Result<Vec<(Site, usize, f64)>> {
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(Error::config("lora_dropout", self.lora_dropout, "a number from 0 to below 1"));
         }
-        let adapted = self.target_modules.resolve(shape)?;
-        let paths: Vec<String> = adapted.iter().filter_map(|site| shape.module_path(*site)).collect();
+        let adapted = self.adapted(shape)?;
+        let paths: Vec<String> = adapted.iter().map(|site| Self::path(shape, *site)).collect();
         let ranks = patterns("rank_pattern", &self.rank_pattern, &paths)?;
         let alphas = patterns("alpha_pattern", &self.alpha_pattern, &paths)?;
         let plan = |(site, path): (Site, &String)| {
@@ -168,7 +181,7 @@ impl LoraConfig {
     /// How many numbers all A have, and how many all B.
     pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
         let add = |[a, b]: [usize; 2], (site, r, _): (Site, usize, f64)| {
-            let [rows, columns] = shape.linear_dims(site);
+            let [rows, columns] = tables::dims(shape, site);
             [a + r * rows, b + r * columns]
         };
         Ok(self.plan(shape)?.into_iter().fold([0, 0], add))
@@ -176,12 +189,20 @@ impl LoraConfig {
 
     /// The trained rows of word tables.
     fn rows(&self, shape: &Shape) -> Result<Vec<(Site, Vec<usize>)>> {
-        self.trainable_token_indices.as_ref().map_or(Ok(vec![]), |tokens| tokens.plan(shape))
+        let Some(tokens) = &self.trainable_token_indices else { return Ok(vec![]) };
+        let (plan, adapted) = (tokens.plan(shape)?, self.adapted(shape)?);
+        match plan.iter().find(|(site, _)| adapted.contains(site)) {
+            None => Ok(plan),
+            Some((site, _)) => {
+                let expected = "tables that target_modules do not choose too";
+                Err(Error::config("trainable_token_indices", Self::path(shape, *site), expected))
+            }
+        }
     }
 
     /// The trained biases of the base.
     fn biases(&self, shape: &Shape) -> Result<Vec<Site>> {
-        let adapted = self.target_modules.resolve(shape)?;
+        let adapted = self.adapted(shape)?;
         let bias = |site: &Site| match self.bias {
             BiasMode::None => false,
             BiasMode::LoraOnly => adapted.contains(site),
@@ -214,7 +235,7 @@ impl LoraConfig {
             let found = format!("{:?}", self.bias);
             return Err(Error::config("bias", found, "none: AdapterHub's files hold no bias of the model"));
         }
-        let sites = self.target_modules.resolve(shape)?;
+        let sites = self.adapted(shape)?;
         lora_fields("add", [self.r as f64, self.lora_alpha], self.lora_dropout, &sites, shape)
     }
 
@@ -269,12 +290,22 @@ pub struct Factors {
 impl Factors {
     /// `x A B s`.
     fn low_rank(&self, x: Tensor<3>) -> Tensor<3> {
-        x.matmul(self.a.val().unsqueeze()).matmul(self.b.val().unsqueeze()) * self.scale
+        self.behind(x.matmul(self.a.val().unsqueeze()))
+    }
+
+    /// `z B s`.
+    fn behind(&self, z: Tensor<3>) -> Tensor<3> {
+        z.matmul(self.b.val().unsqueeze()) * self.scale
     }
 
     /// `A B s`.
     fn update(&self) -> Tensor<2> {
         self.a.val().matmul(self.b.val()) * self.scale
+    }
+
+    /// What stands in place of a site's matrix.
+    fn onto(&self, site: Site, w: Tensor<2>) -> Tensor<2> {
+        tables::turned(site, self.directed(self.update().to_device(&w.device()) + tables::turned(site, w)))
     }
 
     /// What stands in place of a matrix and its update together.
@@ -294,11 +325,15 @@ impl Method for LoraConfig {
     fn init(&self, base: &Base, seed: u64) -> Result<Lora> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         let factors = self.plan(shape)?.into_iter().map(|(site, rank, scale)| {
-            let [rows, columns] = shape.linear_dims(site);
+            let [rows, columns] = tables::dims(shape, site);
             let bound = 1.0 / (rows as f64).sqrt();
-            let a = Random::new(seed, &format!("lora.{site}.a")).uniform_tensor([rows, rank], -bound, bound, &device);
-            let b = Tensor::zeros([rank, columns], &device);
-            let lengths = || Tensor::from_inner(dora::lengths(base.weight(site).dense()));
+            let a =
+                || Random::new(seed, &format!("lora.{site}.a")).uniform_tensor([rows, rank], -bound, bound, &device);
+            let (a, b) = match tables::is_looked_up(site) {
+                false => (a(), Tensor::zeros([rank, columns], &device)),
+                true => (Tensor::zeros([rows, rank], &device), tables::fresh(site, [rank, columns], seed, &device)),
+            };
+            let lengths = || Tensor::from_inner(dora::lengths(tables::turned(site, base.weight(site).dense())));
             let magnitude = self.use_dora.then(|| Param::from_tensor(lengths()));
             (site, Factors { a: Param::from_tensor(a), b: Param::from_tensor(b), magnitude, scale })
         });
@@ -314,23 +349,30 @@ impl Method for LoraConfig {
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         let [a, b] = self.sizes(shape)?;
-        let adapted = if self.use_dora { self.target_modules.resolve(shape)? } else { vec![] };
-        let lengths = adapted.into_iter().map(|site| shape.linear_dims(site)[1]);
+        let adapted = if self.use_dora { self.adapted(shape)? } else { vec![] };
+        let lengths = adapted.into_iter().map(|site| tables::dims(shape, site)[1]);
         let biases = self.biases(shape)?.into_iter().map(|site| base_bias(shape, site).count());
         let tokens = self.rows(shape)?.into_iter().map(|(_, indices)| indices.len() * shape.hidden);
         Ok(a + b + lengths.sum::<usize>() + biases.sum::<usize>() + tokens.sum::<usize>())
     }
 
+    fn modules(shape: &Shape) -> Vec<(Site, String)> {
+        shape.matrices()
+    }
+
     fn key(&self, name: &str, shape: &Shape) -> Key {
+        let of = |site, leaf: &str| format!("base_model.model.{}.{leaf}", Self::path(shape, site));
         match split_name(name) {
-            ("factors", site, "a") => Key::transposed(format!("{}.lora_A.weight", file_path(shape, site))),
-            ("factors", site, "magnitude") => Key::plain(format!("{}.lora_magnitude_vector", file_path(shape, site))),
-            ("factors", site, _) => Key::transposed(format!("{}.lora_B.weight", file_path(shape, site))),
+            ("factors", site, "magnitude") => Key::plain(of(site, "lora_magnitude_vector")),
+            ("factors", site, factor) => Key::transposed(match tables::is_looked_up(site) {
+                false => of(site, &format!("lora_{}.weight", factor.to_uppercase())),
+                true => of(site, &format!("lora_embedding_{}", factor.to_uppercase())),
+            }),
             ("tokens", site, _) => {
                 Key::plain(format!("{}.token_adapter.trainable_tokens_delta", file_path(shape, site)))
             }
             (_, site, _) => {
-                let adapted = self.target_modules.resolve(shape).is_ok_and(|sites| sites.contains(&site));
+                let adapted = self.adapted(shape).is_ok_and(|sites| sites.contains(&site));
                 let base_layer = if adapted { ".base_layer" } else { "" };
                 Key::plain(format!("{}{base_layer}.bias", file_path(shape, site)))
             }
@@ -338,7 +380,7 @@ impl Method for LoraConfig {
     }
 
     fn for_files(&self, shape: &Shape) -> Result<Self> {
-        Ok(LoraConfig { target_modules: self.target_modules.by_name(shape)?, ..self.clone() })
+        Ok(LoraConfig { target_modules: self.target_modules.named_among(&shape.matrices())?, ..self.clone() })
     }
 
     /// Of twice the rank, with the same scale.
@@ -359,7 +401,7 @@ impl Method for LoraConfig {
             Param::from_tensor(Tensor::from_inner(both))
         };
         let doubled = |(site, factors): (Site, &Factors)| {
-            let w = base.weight(site).dense();
+            let w = tables::turned(site, base.weight(site).dense());
             let [a, b] = start::taken(start, &w, factors.a.dims()[1], factors.scale)?;
             let (a, b) = (joined(&factors.a, a, 1), joined(&factors.b, -b, 0));
             Ok((site, Factors { a, b, ..factors.clone() }))
@@ -414,13 +456,24 @@ impl Hooks for Opened<'_> {
         }
     }
 
+    fn rows(&self, site: Site, lookup: &Lookup<'_>, rows: Tensor<3>) -> Tensor<3> {
+        let Some(factors) = self.lora.factors.get(site) else { return rows };
+        let sum = rows + factors.behind(lookup.of(factors.a.val()));
+        match &factors.magnitude {
+            Some(m) => sum * dora::scale(m.val(), &(lookup.table.clone() + factors.update())).unsqueeze(),
+            None => sum,
+        }
+    }
+
     fn weight(&self, site: Site, w: Weight) -> Weight {
         if let Some(rows) = self.lora.tokens.get(site) {
             return Weight::Dense(rows.onto(w.dense()));
         }
-        let Some((factors, m)) = self.lora.factors.get(site).and_then(|f| Some((f, f.magnitude.as_ref()?))) else {
-            return w;
-        };
+        let Some(factors) = self.lora.factors.get(site).filter(|_| !tables::is_looked_up(site)) else { return w };
+        if site.part == Part::Vocabulary {
+            return Weight::Dense(factors.onto(site, w.dense()));
+        }
+        let Some(m) = &factors.magnitude else { return w };
         let sum = || w.dense() + factors.update();
         if self.noise.is_none() {
             return Weight::Dense(factors.directed(sum()));
@@ -463,7 +516,8 @@ impl Adapter for Lora {
 
     /// Without dropout a weight-decomposed map is another matrix, which is computed once.
     fn view(&self, base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
-        let rewrites = self.dropout == 0.0 && self.factors.iter().all(|(_, factors)| factors.magnitude.is_some());
+        let rewritten = |(site, factors): (Site, &Factors)| factors.magnitude.is_some() && !site.part.is_table();
+        let rewrites = self.dropout == 0.0 && self.factors.iter().all(rewritten);
         let opened = Opened { lora: self, noise: None, scales: RefCell::default() };
         Ok(rewrites.then(|| AnyTuner::new(Replaced::by(&opened, base))))
     }
@@ -474,23 +528,34 @@ impl Merge for Lora {
         if let Some(rows) = self.tokens.get(site) {
             return Some(rows.onto(w.dense()));
         }
-        let (factors, w) = (self.factors.get(site)?, w.dense());
-        let sum = factors.update().to_device(&w.device()) + w;
-        Some(factors.directed(sum))
+        Some(self.factors.get(site)?.onto(site, w.dense()))
     }
 
     fn vector(&self, site: Site, slot: Slot, _v: &Tensor<1>) -> Option<Tensor<1>> {
         self.biases.get(site).filter(|_| slot == Slot::Bias).map(Param::val)
     }
+
+    fn unties(&self) -> bool {
+        self.factors.iter().any(|(site, _)| matches!(site.part, Part::Words | Part::Vocabulary))
+    }
 }
 
-impl Procedure for Lora {}
+impl Procedure for Lora {
+    fn prepare(self, _base: &Base, _data: Probe<'_>) -> Result<Self> {
+        if self.dropout > 0.0 && self.factors.iter().any(|(site, _)| site.part == Part::Vocabulary) {
+            let expected = "0 where lm_head is among the target_modules: nothing is dropped there";
+            return Err(Error::config("lora_dropout", self.dropout, expected));
+        }
+        Ok(self)
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use peft_core::testing::golden::Case;
+    use peft_core::{Head, Trained};
 
     use super::*;
 
@@ -512,6 +577,28 @@ mod tests {
         ];
         for (case, base) in cases {
             open(case, base).check_method::<LoraConfig>();
+        }
+    }
+
+    #[test]
+    fn answers_equal_the_reference() {
+        for (case, base) in [("lora-bert-answers", "bert-answers"), ("lora-roberta-answers", "roberta-answers")] {
+            let case = open(case, base);
+            let (config, trained) = case.load::<LoraConfig>();
+            let bias = |trained: &Trained<Lora>| match &trained.head {
+                Head::Answers(head) => head.out.bias.clone(),
+                other => panic!("{other:?}"),
+            };
+            let start = bias(&trained);
+            // A softmax over tokens ignores it.
+            let hold = |mut trained: Trained<Lora>| {
+                if let Head::Answers(head) = &mut trained.head {
+                    head.out.bias = start.clone();
+                }
+                trained
+            };
+            case.check_holding(trained, |name| case.key(&config, name), hold);
+            case.check_merged::<LoraConfig>();
         }
     }
 

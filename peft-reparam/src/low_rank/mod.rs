@@ -5,4 +5,5 @@ mod dora;
 pub mod intrinsic_said;
 pub mod lora;
 mod start;
+mod tables;
 pub mod tokens;

@@ -235,16 +235,13 @@ fn the_rule_as_a_table() {
             "empty",
             &["classifier.bias", "empty"],
         ),
+        // Answers.
+        ("Bert", "QUESTION_ANS", "", "BertForQuestionAnswering", &["spans"], "spans", &["Answers saved"]),
+        ("Roberta", "QUESTION_ANS", "", "RobertaForQuestionAnswering", &["spans"], "", &["Answers own"]),
+        ("Bert", "QUESTION_ANS", "", "BertModel", &[], "", &["qa_outputs.weight", "QUESTION_ANS"]),
+        ("Bert", "", "BertForQuestionAnswering", "BertModel", &["spans"], "", &["Answers own"]),
+        ("Roberta", "", "", "RobertaForMaskedLM", &["lm_head"], "spans", &["Answers saved"]),
         // Task types that are not computed.
-        (
-            "Bert",
-            "QUESTION_ANS",
-            "",
-            "BertForQuestionAnswering",
-            &["spans"],
-            "spans",
-            &["task_type", "QUESTION_ANS", "TOKEN_CLS"],
-        ),
         ("Llama", "QUESTION_ANS", "", "LlamaForCausalLM", &[], "spans", &["task_type", "QUESTION_ANS"]),
         ("Bert", "SEQ_2_SEQ_LM", "", "BertForMaskedLM", &["cls"], "", &["task_type", "SEQ_2_SEQ_LM"]),
         ("Llama", "SEQ_2_SEQ_LM", "", "LlamaForCausalLM", &[], "", &["task_type", "SEQ_2_SEQ_LM"]),
@@ -308,6 +305,7 @@ fn the_rule_as_a_table() {
         ("Bert", "", "", "", &["cls"], "", &["Words own"]),
         ("Bert", "", "", "", &[], "", &["States none"]),
         ("Roberta", "", "", "", &["classifier"], "", &["Tokens own"]),
+        ("Roberta", "", "", "", &["spans"], "", &["Answers own"]),
         ("Llama", "", "", "", &["score"], "", &["Texts own"]),
         ("T5", "", "", "", &[], "", &["Words none"]),
     ];

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use peft_core::Error;
+use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
@@ -84,44 +85,6 @@ pub(super) const IDLE: [&str; 20] = [
     "remove_unused_columns",
 ];
 
-/// What PEFT's configurations have beside the settings of the methods here. It may hold what turns it off: null, false, something
-/// empty, or PEFT's default, which stands here where it is none of these.
-pub(super) const PEFT: [(&str, &str); 33] = [
-    ("alora_invocation_tokens", ""),
-    ("alpha_pattern", ""),
-    ("arrow_config", ""),
-    ("auto_mapping", ""),
-    ("bias", "\"none\""),
-    ("corda_config", ""),
-    ("ensure_weight_tying", ""),
-    ("eva_config", ""),
-    ("exclude_modules", ""),
-    ("fan_in_fan_out", ""),
-    ("init_ia3_weights", "true"),
-    ("init_lora_weights", "true"),
-    ("init_weights", "true"),
-    ("layer_replication", ""),
-    ("layers_pattern", ""),
-    ("layers_to_transform", ""),
-    ("loftq_config", ""),
-    ("lora_bias", ""),
-    ("lora_ga_config", ""),
-    ("megatron_config", ""),
-    ("megatron_core", "\"megatron.core\""),
-    ("modules_to_save", ""),
-    ("prompt_tuning_init", "\"RANDOM\""),
-    ("qalora_group_size", "16"),
-    ("rank_pattern", ""),
-    ("revision", ""),
-    ("target_parameters", ""),
-    ("tokenizer_name_or_path", ""),
-    ("trainable_token_indices", ""),
-    ("use_bdlora", ""),
-    ("use_dora", ""),
-    ("use_qalora", ""),
-    ("use_rslora", ""),
-];
-
 /// Names of LLaMA-Factory, Axolotl and others, and ours.
 pub(super) const OTHERS: [(&str, &str); 30] = [
     ("adapter", "method"),
@@ -162,22 +125,9 @@ pub(super) const TWICE: [[&str; 2]; 2] = [["data", "train_file"], ["method", "pe
 /// Options of which only one may be given.
 pub(super) const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
 
-/// Whether a field of PEFT asks for nothing.
-pub(super) fn is_neutral(key: &str, value: &Value) -> bool {
-    let off = match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(true) | Value::Number(_) => false,
-    };
-    let text = value.to_string();
-    PEFT.iter().any(|(name, default)| *name == key && (off || text == *default))
-}
-
 /// The error of a key that is not known, with a hint.
 pub(super) fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {
-    if let Some((_, default)) = PEFT.iter().find(|(name, _)| *name == key) {
+    if let Some(default) = neutral(key) {
         let default = if default.is_empty() { String::new() } else { format!(", or PEFT's default {default}") };
         return Error::file(path, key, value, format!("false or null{default}: it is not done here"));
     }

@@ -213,6 +213,8 @@ fn generation_is_measured() {
     }
     let args = ["bench", "generate", "--model", "shape:llama-tiny", "--new-tokens", "11", "--prompt-tokens"];
     names(&fail(&[&args[..], &["31"]].concat()), &["--prompt-tokens", "1 prompts of 31", "1 to 30"]);
+    let args = ["bench", "generate", "--model", "shape:llama-tiny", "--prompt-tokens", "1", "--new-tokens", "41"];
+    names(&fail(&args), &["--new-tokens", "41", "2 to 40"]);
     names(&fail(&["bench", "generate", "--model", "shape:bert-tiny"]), &["no head"]);
 }
 

@@ -1,6 +1,10 @@
 //! Texts whose tokens are to be told apart by their words.
 
-use tokenizers::{InputSequence, PostProcessor, PreTokenizerWrapper, truncate_encodings};
+use std::ops::Range;
+
+use tokenizers::{
+    InputSequence, PostProcessor, PreTokenizerWrapper, TruncationParams, TruncationStrategy, truncate_encodings,
+};
 
 use super::{Encoded, MAX_TEXT, Tokenizer, guard};
 use crate::{Error, Result};
@@ -23,6 +27,52 @@ impl Tokenizer {
         self.told_apart(text.into(), text, max_length)
     }
 
+    /// Encodes a question and a text whose end is cut off where both are too long; gives also the bytes of the text that each token is
+    /// of, none of the question's and of special tokens.
+    pub fn encode_question(
+        &self,
+        question: &str,
+        text: &str,
+        max_length: usize,
+    ) -> Result<(Encoded, Vec<Option<Range<usize>>>)> {
+        let room = self.room(max_length, true)?;
+        let Some(finish) = &self.finish else {
+            let expected = "one that sets a question and a text apart";
+            return Err(Error::file(&self.path, "post_processor", "none", expected));
+        };
+        for text in [question, text] {
+            self.check_size(text)?;
+        }
+        let asked = self.tokens(question, usize::MAX, false)?;
+        if asked.len() >= room {
+            let found = format!("a question of {} tokens", asked.len());
+            return Err(Error::config("max_length", found, format!("room for it and for a text in {room} tokens")));
+        }
+        let strategy = TruncationStrategy::OnlySecond;
+        let limit = TruncationParams { max_length: room, strategy, ..Default::default() };
+        let run = || {
+            let text = self.inner.encode(text, false)?;
+            let (asked, text) = truncate_encodings(asked, Some(text), &limit)?;
+            finish.process(asked, text, true)
+        };
+        let expected = "a tokenizer that can encode every text";
+        let encoded = guard(&self.path, "tokenizer", expected, run)?
+            .map_err(|error| Error::file(&self.path, "tokenizer", error, expected))?;
+        let of_text = encoded.get_sequence_ids().into_iter().map(|sequence| sequence == Some(1));
+        let places = encoded.get_offsets().iter().zip(of_text);
+        let places = places.map(|((start, end), of_text)| of_text.then_some(*start..*end)).collect();
+        let types = self.types(encoded.get_type_ids().to_vec());
+        Ok((self.checked(Encoded { ids: encoded.get_ids().to_vec(), types }, max_length)?, places))
+    }
+
+    /// Refuses a text that is too long to be cut into tokens at a time.
+    fn check_size(&self, text: &str) -> Result<()> {
+        if text.len() > MAX_TEXT {
+            return Err(Error::config("text", format!("{} bytes", text.len()), format!("at most {MAX_TEXT}")));
+        }
+        self.growth.check_text(&self.path, text)
+    }
+
     /// A token as the vocabulary writes it.
     pub fn token(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
@@ -35,10 +85,7 @@ impl Tokenizer {
         max_length: usize,
     ) -> Result<(Encoded, Vec<Option<usize>>)> {
         let room = self.room(max_length, false)?;
-        if text.len() > MAX_TEXT {
-            return Err(Error::config("text", format!("{} bytes", text.len()), format!("at most {MAX_TEXT}")));
-        }
-        self.growth.check_text(&self.path, text)?;
+        self.check_size(text)?;
         let run = || {
             let encoded = self.inner.encode(input, false)?;
             let (encoded, _) = truncate_encodings(encoded, None, &self.limit(room))?;

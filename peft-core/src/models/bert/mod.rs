@@ -2,7 +2,7 @@
 
 mod shape;
 
-use burn::tensor::{Int, Tensor, activation, module};
+use burn::tensor::{Int, Tensor, activation};
 
 pub(crate) use shape::{from_fields, named, places, to_config};
 
@@ -28,20 +28,22 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
 fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
     let (shape, batch) = (&*frame.base.shape, frame.batch);
     let [size, tokens] = batch.dims();
-    let hidden = module::embedding(words, batch.ids.clone());
+    let hidden = frame.rows(shape.words(), &words, batch.ids.clone(), None);
     let sequence = Sequence { hidden, mask: batch.mask(), prompt: 0, offset: 0, past: 0 };
     let x = frame.hooks.embed(Stack::Encoder, sequence);
     let length = x.offset + x.prompt + tokens;
     if length > shape.max_length() {
         return Err(Error::TooLong { length, allowed: shape.max_length() });
     }
-    let positions = frame.weight(Site::encoder(0, Part::Positions)).dense();
-    let types = frame.weight(Site::encoder(0, Part::Types)).dense();
-    let hidden = x.hidden + module::embedding(positions, position_ids(frame, x.prompt, x.offset));
+    let rows = |part, ids| {
+        let site = Site::encoder(0, part);
+        frame.rows(site, &frame.weight(site).dense(), ids, None)
+    };
+    let hidden = x.hidden + rows(Part::Positions, position_ids(frame, x.prompt, x.offset));
     let type_ids = batch.types.clone().unwrap_or_else(|| Tensor::zeros([size, tokens], &frame.base.device));
     let type_ids = prepend(Tensor::zeros([size, x.prompt.max(1)], &frame.base.device), x.prompt, type_ids);
     let site = Site::encoder(0, Part::NormEmbedding);
-    let hidden = frame.norm(site, hidden + module::embedding(types, type_ids));
+    let hidden = frame.norm(site, hidden + rows(Part::Types, type_ids));
     Ok(Sequence { hidden: frame.dropout(hidden, shape.dropout, site), ..x })
 }
 

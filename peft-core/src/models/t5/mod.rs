@@ -3,12 +3,12 @@
 
 mod shape;
 
-use burn::tensor::{Int, Tensor, TensorData, activation, module};
+use burn::tensor::{Int, Tensor, TensorData, activation};
 
 pub use shape::T5;
 pub(crate) use shape::{from_fields, named, places, to_config};
 
-use super::{Frame, Hidden};
+use super::{DECODER_WORDS, Frame, Hidden};
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Encoder and decoder.
@@ -17,7 +17,7 @@ pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
     let encoded = match frame.encoded() {
         Some(encoded) => encoded,
         None => {
-            let hidden = module::embedding(words.clone(), frame.batch.ids.clone());
+            let hidden = frame.rows(frame.base.shape.words(), &words, frame.batch.ids.clone(), None);
             let x = Sequence { hidden, mask: frame.batch.mask(), prompt: 0, offset: 0, past: 0 };
             let x = stack(frame, t5, Stack::Encoder, x, None)?;
             frame.keep_encoded(&x);
@@ -29,7 +29,7 @@ pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
         .decoder
         .clone()
         .ok_or_else(|| Error::config("labels", "none", "a text to predict, as an encoder-decoder needs"))?;
-    let hidden = module::embedding(frame.decoder_words(&words), ids);
+    let hidden = frame.rows(DECODER_WORDS, &frame.decoder_words(&words), ids, None);
     let mask = Mask { causal: Some(0), ..Mask::default() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
     let x = stack(frame, t5, Stack::Decoder, x, Some(&encoded))?;
@@ -63,14 +63,14 @@ fn stack(frame: &Frame<'_>, t5: &T5, stack: Stack, x: Sequence, encoded: Option<
 
 /// What is added to the scores of every layer of a stack, `[1, heads, rows, columns]`. Columns begin with those of a prefix.
 fn relative_positions(frame: &Frame<'_>, t5: &T5, stack: Stack, x: &Sequence) -> Tensor<4> {
-    let table = frame.weight(Site { stack, layer: 0, part: Part::RelativePositions }).dense();
-    let (rows, heads) = (x.hidden.dims()[1], frame.base.shape.heads);
+    let site = Site { stack, layer: 0, part: Part::RelativePositions };
+    let rows = x.hidden.dims()[1];
     let first = x.offset + x.past;
     let columns = first + rows;
     let bucket = |i: usize, j: usize| bucket(j as i64 - (first + i) as i64, t5, stack == Stack::Encoder) as i32;
     let buckets: Vec<i32> = (0..rows).flat_map(|i| (0..columns).map(move |j| bucket(i, j))).collect();
-    let buckets = Tensor::<1, Int>::from_data(TensorData::new(buckets, [rows * columns]), &frame.base.device);
-    table.select(0, buckets).reshape([rows, columns, heads]).permute([2, 0, 1]).unsqueeze()
+    let buckets = Tensor::<2, Int>::from_data(TensorData::new(buckets, [rows, columns]), &frame.base.device);
+    frame.rows(site, &frame.weight(site).dense(), buckets, None).permute([2, 0, 1]).unsqueeze()
 }
 
 /// The bucket of a key's position minus a query's: near ones have their own, farther ones share by logarithm. A decoder looks back only.
