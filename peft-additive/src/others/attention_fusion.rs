@@ -1,6 +1,6 @@
 //! # AttentionFusion                        family: additive / others
 //! y_i = sum_j a_ij v_ij, a_ij = softmax_j(q . v_ij)     v_ij: (d,), the state of token i behind layer j; q: (d,), the task's query
-//! Paper: Cao et al., 2022, Findings of NAACL, 857-866, https://aclanthology.org/2022.findings-naacl.64.   Reference: none is public
+//! Paper: Cao et al., 2022, Findings of NAACL, 857-866, ACL anthology 2022.findings-naacl.64.   Reference: none is public
 //! Oracle: paper: `equals_the_derivation_of_attention_fusion`
 //! Trains: d.                                Merges: no, it reads states of all layers.
 //! Identities:

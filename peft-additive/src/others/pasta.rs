@@ -12,7 +12,7 @@
 //! - special tokens are counted on while a text is generated: `C11`
 //! - it starts as the reference's: `each_form_starts_as_its_reference`
 //!
-//! Differs from the paper: special tokens are told by id, as in the reference, so that one inside a text is one too. Each sequence counts its own; the reference takes the number in the batch's first for all, and gives others the wrong vectors where theirs differs. It refuses more than p, which here get none. The paper's is BERT with [CLS] and [SEP]. RoBERTa (<s>, </s>), the encoder of T5 (</s>) and LLaMA (<s>) are an extension.
+//! Differs from the paper: special tokens are told by id, as in the reference, so that one inside a text is one too. Each sequence counts its own; the reference takes the number in the batch's first for all, and gives others the wrong vectors where theirs differs. It refuses more than p, which here get none. The paper's is BERT with `[CLS]` and `[SEP]`. RoBERTa (`<s>`, `</s>`), the encoder of T5 (`</s>`) and LLaMA (`<s>`) are an extension.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};

@@ -1,5 +1,5 @@
 //! # DyLoRA                                 family: reparameterized / low-rank decomposition
-//! h = W x + (alpha / b) B[:b] A[:b] x      A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0, of each the first b of r components
+//! h = W x + (alpha / b) B_b A_b x        A: [d_in, r] ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B: [r, d_out] = 0, of each the first b of r components
 //! b ~ U{r_min, .., r} for each step, one for all maps; frozen: of the b components only the last is trained
 //! Paper: Valipour et al., 2022, arXiv:2210.07558, section 3.   Reference: huawei-noah/KD-NLP DyLoRA
 //! Oracle: paper: `dylora_equals_a_derivation_in_float64`

@@ -1,6 +1,6 @@
 //! # LoRAHub                                family: reparameterized / low-rank decomposition
 //! h = W x + s B^ A^ x, s = alpha / r       A^ = sum_i w_i A_i, B^ = sum_i w_i B_i, of N finished LoRAs: A_i: [d_in, r], B_i: [r, d_out]
-//! w: [N] = 0, searched within [-1.5, 1.5] without a gradient for the least loss + 0.05 mean |w_i| on the training examples
+//! w: (N,) = 0, searched within [-1.5, 1.5] without a gradient for the least loss + 0.05 mean |w_i| on the training examples
 //! Paper: Huang et al., 2023, arXiv:2307.13269, section 3.   Reference: sail-sg/lorahub
 //! Oracle: paper: `the_composition_is_that_of_the_equations`
 //! Trains: N, the weights of the modules.       Merges: yes.

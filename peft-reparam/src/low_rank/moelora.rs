@@ -8,7 +8,7 @@
 //! - zero at init: `C1`
 //! - logits, gradients and ten steps of a batch of two tasks are those of the equations: `moelora_equals_a_derivation_in_float64`
 //! - N = 1 is LoRA: `one_expert_is_lora`
-//! - for one task it is the LoRA of A = [A_i], B = [w_i B_i]: `a_task_is_a_lora`
+//! - for one task it is the LoRA of A = (A_1, .., A_N), B = (w_1 B_1, .., w_N B_N): `a_task_is_a_lora`
 //! - that LoRA merged is the model of the task: `the_lora_of_a_task_merges`
 //! - G = 0 is LoRA with alpha / N: `experts_of_one_weight_are_a_lora`
 //! - the order of the experts does not matter: `the_order_of_the_experts_does_not_matter`
