@@ -169,6 +169,16 @@ pub fn check_width(bottleneck: usize, shape: &Shape) -> Result<()> {
     Err(Error::config("bottleneck", bottleneck, format!("1 to {most}, 16 times the model's width")))
 }
 
+/// The chosen sub-layers of a model, of the setting `sublayers`: self-attention, the feed-forward network, or both.
+pub fn sublayers(chosen: &[Part], shape: &Shape) -> Result<Vec<Site>> {
+    let allowed = [Part::SelfAttention, Part::FeedForward];
+    let wrong = chosen.iter().find(|part| !allowed.contains(part)).map(|part| part.name());
+    if let Some(name) = wrong.or(chosen.is_empty().then_some("none")) {
+        return Err(Error::config("sublayers", name, allowed.map(Part::name).join(", ")));
+    }
+    Ok(allowed.into_iter().filter(|part| chosen.contains(part)).flat_map(|part| shape.sites(part)).collect())
+}
+
 /// The linear map at the end of a sub-layer.
 pub fn projection(site: Site) -> Site {
     Site { part: if site.part == Part::SelfAttention { Part::Output } else { Part::Down }, ..site }

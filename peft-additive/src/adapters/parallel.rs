@@ -26,6 +26,7 @@ use serde_json::json;
 
 use super::bottleneck::{
     Activation, Bottleneck, HUB_FREE, check_dropout, check_width, count, hub_fields, hub_key, hub_settings, key,
+    sublayers,
 };
 
 /// The configuration of parallel adapters.
@@ -90,13 +91,7 @@ impl ParallelConfig {
         if !self.scaling.is_finite() || self.scaling == 0.0 {
             return Err(Error::config("scaling", self.scaling, "a finite number other than 0"));
         }
-        let allowed = [Part::SelfAttention, Part::FeedForward];
-        let wrong = self.sublayers.iter().find(|part| !allowed.contains(part)).map(|part| part.name());
-        if let Some(name) = wrong.or(self.sublayers.is_empty().then_some("none")) {
-            return Err(Error::config("sublayers", name, allowed.map(Part::name).join(", ")));
-        }
-        let chosen = allowed.into_iter().filter(|part| self.sublayers.contains(part));
-        Ok(chosen.flat_map(|part| shape.sites(part)).collect())
+        sublayers(&self.sublayers, shape)
     }
 }
 

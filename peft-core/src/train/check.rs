@@ -11,7 +11,6 @@ use crate::{Base, Error, Example, Procedure, Result, Trained, Tuner};
 /// How things were before the first step.
 pub(super) struct Before {
     tensors: BTreeMap<String, u64>,
-    base: u64,
 }
 
 fn fingerprints<T: Tuner>(trained: &Trained<T>) -> BTreeMap<String, u64> {
@@ -19,13 +18,14 @@ fn fingerprints<T: Tuner>(trained: &Trained<T>) -> BTreeMap<String, u64> {
 }
 
 impl Before {
-    pub(super) fn of<T: Tuner>(trained: &Trained<T>, base: &Base) -> Self {
-        Before { tensors: fingerprints(trained), base: base.fingerprint() }
+    pub(super) fn of<T: Tuner>(trained: &Trained<T>) -> Self {
+        Before { tensors: fingerprints(trained) }
     }
 
-    /// A hash of it all.
-    pub(super) fn identity(&self) -> String {
-        format!("{:016x}", fingerprint(&self.base.to_string(), format!("{:?}", self.tensors).as_bytes()))
+    /// A hash of it all, and of the base.
+    pub(super) fn identity(&self, base: &Base) -> String {
+        let base = base.fingerprint().to_string();
+        format!("{:016x}", fingerprint(&base, format!("{:?}", self.tensors).as_bytes()))
     }
 
     /// The trainable tensors that did not move though they should have. `steps` are those with a learning rate above 0: there must

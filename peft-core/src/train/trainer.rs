@@ -250,8 +250,9 @@ impl Trainer {
             let found = format!("{}, or 0 by warm-up in each of {steps} steps", self.config.learning_rate);
             return Err(Error::config("learning_rate", found, "above 0 in some step"));
         }
-        let before = Before::of(&trained, base);
-        let store = |checkpoints| Store::open(checkpoints, self.identity(method, &before, data, evaluation));
+        let before = Before::of(&trained);
+        let identity = || self.identity(method, before.identity(base), data, evaluation);
+        let store = |checkpoints| Store::open(checkpoints, identity());
         let store = self.checkpoints.as_ref().map(store).transpose()?;
         let mut work = Work { data, evaluation, classes, before, store };
         let result = self.steps(&mut work, base, trained, observer);
@@ -263,10 +264,10 @@ impl Trainer {
     }
 
     /// What decides every bit of a run. The number of threads does not.
-    fn identity(&self, method: Value, before: &Before, data: &[Example], evaluation: Option<&[Example]>) -> Value {
+    fn identity(&self, method: Value, start: String, data: &[Example], evaluation: Option<&[Example]>) -> Value {
         let hash = |data: &[Example]| format!("{:016x}", Example::fingerprint(data));
         let settings = TrainConfig { threads: 1, ..self.config.clone() };
-        json!({"settings": settings, "method": method, "start": before.identity(), "data": hash(data), "evaluation": evaluation.map(hash)})
+        json!({"settings": settings, "method": method, "start": start, "data": hash(data), "evaluation": evaluation.map(hash)})
     }
 
     fn steps<T: Procedure>(

@@ -17,7 +17,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_additive::Activation;
-use peft_additive::adapters::bottleneck::{Norms, check_width, hub_fields, hub_key, hub_settings, key, normalized_sum};
+use peft_additive::adapters::bottleneck::{
+    Norms, check_width, hub_fields, hub_key, hub_settings, key, normalized_sum, sublayers,
+};
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field};
 use peft_core::{
     Base, Error, Frame, Hooks, Key, Method, Next, Part, Place, Procedure, Result, Sequence, Shape, Site, SiteMap, Slot,
@@ -115,13 +117,7 @@ impl CompacterConfig {
         if !(self.phm_init_range > 0.0 && self.phm_init_range <= 1.0) {
             return Err(Error::config("phm_init_range", self.phm_init_range, "a number above 0, at most 1"));
         }
-        let allowed = [Part::SelfAttention, Part::FeedForward];
-        let wrong = self.sublayers.iter().find(|part| !allowed.contains(part)).map(|part| part.name());
-        if let Some(name) = wrong.or(self.sublayers.is_empty().then_some("none")) {
-            return Err(Error::config("sublayers", name, allowed.map(Part::name).join(", ")));
-        }
-        let chosen = allowed.into_iter().filter(|part| self.sublayers.contains(part));
-        Ok(chosen.flat_map(|part| shape.sites(part)).collect())
+        sublayers(&self.sublayers, shape)
     }
 }
 
