@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, output, root, run as run_command};
+use crate::shell::{built, cargo, output, root, run as run_command};
 
 /// What only the program `peft` and the tests need: command lines, tokenizers, hub clients, test tools.
 const UNWANTED: [&str; 9] =
@@ -28,7 +29,7 @@ pub fn run(names: &[&str]) -> Result<()> {
     let names = if names.is_empty() { folders(&folder)? } else { names.iter().map(|name| name.to_string()).collect() };
     for name in names {
         let start = Instant::now();
-        let report = example(&folder.join(&name)).with_context(|| format!("examples/{name}"))?;
+        let report = example(&name, &folder.join(&name)).with_context(|| format!("examples/{name}"))?;
         println!("{name}: {report}, {:.1} s", start.elapsed().as_secs_f32());
     }
     Ok(())
@@ -46,38 +47,31 @@ fn folders(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn example(folder: &Path) -> Result<String> {
-    // The workspace's versions and profiles, so that no dependency is resolved, fetched or compiled a second time.
-    fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock"))?;
-    let crates = isolated(folder)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let cargo = |args: &[&str]| {
-        let mut command = cargo(["--config", "../../Cargo.toml"].iter().chain(args));
-        command.current_dir(folder).env("CARGO_TARGET_DIR", &target);
-        command
-    };
+fn example(name: &str, folder: &Path) -> Result<String> {
+    let package = format!("{}-example", name.replace('_', "-"));
+    let crates = isolated(&package)?;
     let main = folder.join("src/main.rs");
     if !main.exists() {
-        run_command(&mut cargo(&["test", "--quiet", "--lib"]))?;
-        return Ok(format!("{crates} crates, tested"));
+        return Ok(format!("{crates} crates, a library, whose tests are among those of the workspace"));
     }
     let lines = fs::read_to_string(&main)?.lines().count();
     if lines >= MAX_LINES {
         bail!("main.rs has {lines} lines, the limit is below {MAX_LINES}");
     }
-    let out = target.join("examples-out").join(folder.file_name().unwrap_or_default());
+    let out = root().join("target/examples-out").join(name);
     if out.exists() {
         fs::remove_dir_all(&out)?;
     }
-    run_command(cargo(&["run", "--quiet", "--", "shape:roberta-tiny"]).arg(&out))?;
+    let program = built(&["--package", &package], &package)?;
+    run_command(Command::new(program).arg("shape:roberta-tiny").arg(out))?;
     Ok(format!("{lines} lines, {crates} crates, ran"))
 }
 
 /// Fails if the example compiles what its author did not ask for: an unwanted crate, or a family that it does not name and
 /// that no combination which it names is built on. Gives the number of crates.
-fn isolated(folder: &Path) -> Result<usize> {
+fn isolated(package: &str) -> Result<usize> {
     let tree = |args: &[&str]| -> Result<BTreeSet<String>> {
-        let tree = output(cargo(["tree", "--edges", "normal", "--prefix", "none"]).args(args).current_dir(folder))?;
+        let tree = output(cargo(["tree", "--edges", "normal", "--prefix", "none", "--package", package]).args(args))?;
         Ok(tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_string).collect())
     };
     let (asked, compiled) = (tree(&["--depth", "1"])?, tree(&[])?);

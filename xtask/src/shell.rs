@@ -42,21 +42,24 @@ pub fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Builds the program `peft` and says where it is. With the id of a model among its arguments it is the one that can fetch it.
+pub fn program(args: &[&str]) -> Result<PathBuf> {
+    built(if wants_hub(args) { &["--features", "peft-bench/hub"] } else { &[] }, "peft")
+}
+
+/// Builds a program of the workspace, with more arguments for cargo, and says where it is.
 ///
 /// It is the one that the tests run, built beside the smallest of their programs: alone, cargo would give its dependencies other
 /// features and compile them, burn among them, a second time.
-pub fn program(args: &[&str]) -> Result<PathBuf> {
-    let mut build = cargo(["test", "--no-run", "--package", "peft-bench", "--test", "families"]);
-    build.args(["--message-format", "json-render-diagnostics"]);
-    if wants_hub(args) {
-        build.args(["--features", "peft-bench/hub"]);
-    }
+pub fn built(more: &[&str], program: &str) -> Result<PathBuf> {
+    let mut build = cargo(["build", "--package", "peft-bench", "--test", "families", "--bins"]);
+    build.args(["--message-format", "json-render-diagnostics"]).args(more);
     let messages = output(&mut build)?;
     let executable = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "peft").then(|| message["executable"].as_str().map(PathBuf::from))?
+        let is_it = message["target"]["name"] == program && message["profile"]["test"] == false;
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
     };
-    messages.lines().find_map(executable).context("cargo built no program `peft`")
+    messages.lines().find_map(executable).with_context(|| format!("cargo built no program `{program}`"))
 }
 
 /// Whether the model that is named is neither here nor a shape.

@@ -13,7 +13,7 @@ use peft_core::{
     Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Readout, Result, Trained, Tuner, random::Random,
     testing,
 };
-use peft_reparam::{Lora, LoraConfig};
+use peft_reparam::{IntrinsicSaidConfig, Lora, LoraConfig};
 
 fn base() -> Base {
     testing::base("roberta-tiny", &device())
@@ -256,4 +256,27 @@ fn tensors_come_while_a_method_trains() {
     // One that has not is told which tensor it lacks, instead of losing it.
     let message = killed_everywhere(growing(false)).unwrap_err().to_string();
     assert!(message.contains("trained.safetensors") && message.contains("tuner.more.0"), "{message}");
+}
+
+/// Asks which sample each row of its batch is.
+#[derive(Module, Debug)]
+struct Asks {}
+
+impl Adapter for Asks {
+    fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        if let Some(noise) = &batch.noise {
+            assert_eq!(noise.samples.len(), batch.dims()[0], "each row of a batch is a sample");
+        }
+        f(&())
+    }
+}
+
+impl Procedure for Asks {}
+
+#[test]
+fn noise_names_each_row_of_what_a_view_opens_on() {
+    let (base, data) = (base(), data());
+    let said = IntrinsicSaidConfig::new(20).init(&base, 0).unwrap();
+    let mut run = Run::new(&settings(), base.clone(), trained((Asks {}, said), &base)).unwrap();
+    run.step(&data).unwrap();
 }
