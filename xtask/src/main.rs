@@ -2,6 +2,7 @@
 
 mod backends;
 mod card;
+mod cli;
 mod equivalences;
 mod examples;
 mod features;
@@ -21,6 +22,7 @@ The chores of the workspace.
     cargo xtask test [ARGS]         every test; ARGS go to the test runner
     cargo xtask backends [NAMES]    the conformance suite on flex, wgpu, tch (flex if none is named)
     cargo xtask methods [--check]   writes METHODS.md from the cards of the methods, or checks that it is up to date
+    cargo xtask cli [--check]       writes CLI.md from what the program says of its commands, or checks that it is up to date
     cargo xtask equivalences        which methods are the same as which others, and when, as the tests prove it
     cargo xtask features            each library crate with each of its features alone and with none
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
@@ -36,6 +38,8 @@ fn main() -> Result<()> {
         ["backends", names @ ..] => backends::run(names),
         ["methods"] => methods::write(),
         ["methods", "--check"] => methods::check(),
+        ["cli"] => cli::write(),
+        ["cli", "--check"] => cli::check(),
         ["equivalences"] => equivalences::print(),
         ["examples", names @ ..] => examples::run(names),
         ["features"] => features::run(),

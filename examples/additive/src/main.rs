@@ -1,6 +1,10 @@
 //! (IA)3, and then soft prompts, on one frozen RoBERTa. `cargo run -- MODEL_DIR OUTPUT_DIR`
 use peft_additive::{Ia3Config, PromptTuningConfig};
-use peft_core::{data::Labelled, io::Pretrained, train::{TrainConfig, Trainer}};
+use peft_core::{
+    data::Labelled,
+    io::Pretrained,
+    train::{TrainConfig, Trainer},
+};
 use std::{env::args, path::PathBuf};
 
 fn main() -> peft_core::Result<()> {

@@ -1,5 +1,9 @@
 //! A MAM adapter, a prefix and parallel adapters at once. `cargo run -- MODEL_DIR OUTPUT_DIR`
-use peft_core::{data::Labelled, io::Pretrained, train::{TrainConfig, Trainer}};
+use peft_core::{
+    data::Labelled,
+    io::Pretrained,
+    train::{TrainConfig, Trainer},
+};
 use peft_hybrid::MamConfig;
 use std::{env::args, path::PathBuf};
 

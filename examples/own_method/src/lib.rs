@@ -4,10 +4,13 @@
 //! A whole method, outside of the library: what it trains, how it acts, how it merges, what files call it, from what it starts, and
 //! a loss of its own. The library trains, saves and loads it like its own, and `peft_core::conformance!` puts it to the same test.
 
-use burn::{module::{Module, Param}, tensor::Tensor};
+use burn::{
+    module::{Module, Param},
+    tensor::Tensor,
+};
 use peft_core::{
-    Base, Error, Hooks, Key, Merge, Method, Part, Procedure, Readout, Result, Shape, Site, SiteMap, Sites, Slot, Source, Tuner,
-    file_path, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Part, Procedure, Readout, Result, Shape, Site, SiteMap, Sites, Slot,
+    Source, Tuner, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 

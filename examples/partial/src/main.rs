@@ -1,5 +1,10 @@
 //! BitFit beside the two baselines of every table: the head alone, and every weight. `cargo run -- MODEL_DIR OUTPUT_DIR`
-use peft_core::{Method, Result, data::{Dataset, Labelled}, io::Pretrained, train::{TrainConfig, Trainer, Tuned}};
+use peft_core::{
+    Method, Result,
+    data::{Dataset, Labelled},
+    io::Pretrained,
+    train::{TrainConfig, Trainer, Tuned},
+};
 use peft_partial::{BitFitConfig, FullConfig, LinearProbeConfig};
 use std::{env::args, path::PathBuf};
 

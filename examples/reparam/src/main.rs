@@ -1,5 +1,10 @@
 //! LoRA on a frozen RoBERTa: train, evaluate, save, merge. `cargo run -- MODEL_DIR OUTPUT_DIR`
-use peft_core::{Part, data::Labelled, io::Pretrained, train::{TrainConfig, Trainer}};
+use peft_core::{
+    Part,
+    data::Labelled,
+    io::Pretrained,
+    train::{TrainConfig, Trainer},
+};
 use peft_reparam::LoraConfig;
 use std::{env::args, path::PathBuf};
 

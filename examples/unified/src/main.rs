@@ -1,6 +1,10 @@
 //! SparseAdapter: adapters of which half is pruned before training. `cargo run -- MODEL_DIR OUTPUT_DIR`
 use peft_additive::SequentialConfig;
-use peft_core::{data::Labelled, io::Pretrained, train::{TrainConfig, Trainer}};
+use peft_core::{
+    data::Labelled,
+    io::Pretrained,
+    train::{TrainConfig, Trainer},
+};
 use peft_unified::{Scorer, SparseConfig};
 use std::{env::args, path::PathBuf};
 

@@ -276,7 +276,7 @@ impl Procedure for Asks {}
 #[test]
 fn noise_names_each_row_of_what_a_view_opens_on() {
     let (base, data) = (base(), data());
-    let said = IntrinsicSaidConfig::new(20).init(&base, 0).unwrap();
+    let said = IntrinsicSaidConfig::new(80).init(&base, 0).unwrap();
     let mut run = Run::new(&settings(), base.clone(), trained((Asks {}, said), &base)).unwrap();
     run.step(&data).unwrap();
 }
