@@ -102,6 +102,7 @@ methods! {
     peft_additive::AttentionFusionConfig: "additive",
     peft_reparam::LoraConfig: "reparam",
     peft_reparam::AdaLoraConfig: "reparam",
+    peft_reparam::IncreLoraConfig: "reparam",
     peft_reparam::DeltaLoraConfig: "reparam",
     peft_reparam::IntrinsicSaidConfig: "reparam",
     peft_reparam::KronaConfig: "reparam",

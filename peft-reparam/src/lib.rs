@@ -23,6 +23,7 @@ pub use low_rank::adalora::{AdaLora, AdaLoraConfig};
 pub use low_rank::allocation::Triplets;
 pub use low_rank::delta_lora::{DeltaLora, DeltaLoraConfig, Moving, Start};
 pub use low_rank::dylora::{Component, DyLora, DyLoraConfig};
+pub use low_rank::increlora::{IncreLora, IncreLoraConfig};
 pub use low_rank::intrinsic_said::{IntrinsicSaid, IntrinsicSaidConfig};
 pub use low_rank::kernel_mix::{Heads, KernelMix, KernelMixConfig};
 pub use low_rank::krona::{Krona, KronaConfig};

@@ -206,7 +206,7 @@ impl<T: Procedure> Run<T> {
                 None => add(trained, so_far, gradients),
             };
         })?;
-        if let Some(gradients) = view.and_then(|view| back(&view.tuner, &mut sum)) {
+        if let Some(gradients) = view.and_then(|view| back(&view.tuner, trained, &mut sum)) {
             sum = add(trained, sum, GradientsParams::from_grads(gradients, trained));
         }
         if let Some(penalty) = trained.tuner.penalty() {

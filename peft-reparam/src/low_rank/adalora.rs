@@ -36,7 +36,7 @@ use peft_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::allocation::{Allocation, Schedule, Triplets, moved};
+use super::allocation::{Allocation, Schedule, Triplets, moved, orthogonality};
 use super::pair::{self, LowRank, Opened, Pair, check_dropout};
 use super::ranks::check_rank;
 
@@ -352,19 +352,8 @@ impl Procedure for AdaLora {
 
     fn penalty(&self) -> Option<Tensor<1>> {
         let weight = self.config.orth_reg_weight;
-        if weight == 0.0 || self.triplets.is_empty() {
-            return None;
-        }
-        let distance = |gram: Tensor<2>| {
-            let identity = Tensor::eye(gram.dims()[0], &gram.device().without_autodiff());
-            // A root has no slope at 0.
-            ((gram - identity).powi_scalar(2).sum() + f32::MIN_POSITIVE).sqrt()
-        };
-        let distances = self.triplets.iter().flat_map(|(_, triplets)| {
-            let (p, q) = (triplets.p.val(), triplets.q.val());
-            [distance(p.clone().transpose().matmul(p)), distance(q.clone().matmul(q.transpose()))]
-        });
-        Some(Tensor::cat(distances.collect(), 0).mean() * weight)
+        let factors = self.triplets.iter().map(|(_, triplets)| [triplets.p.val(), triplets.q.val()]);
+        (weight != 0.0).then(|| orthogonality(factors)).flatten().map(|distance| distance * weight)
     }
 
     fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {

@@ -149,6 +149,19 @@ impl Allocation {
     }
 }
 
+/// How far the P and Q of all sites are from orthonormal: the mean of their ||P^T P - I||_F and ||Q Q^T - I||_F; nothing of no sites.
+pub(super) fn orthogonality(factors: impl Iterator<Item = [Tensor<2>; 2]>) -> Option<Tensor<1>> {
+    let distance = |gram: Tensor<2>| {
+        let identity = Tensor::eye(gram.dims()[0], &gram.device().without_autodiff());
+        // A root has no slope at 0.
+        ((gram - identity).powi_scalar(2).sum() + f32::MIN_POSITIVE).sqrt()
+    };
+    let distances = factors
+        .flat_map(|[p, q]| [distance(p.clone().transpose().matmul(p)), distance(q.clone().matmul(q.transpose()))]);
+    let distances: Vec<Tensor<1>> = distances.collect();
+    (!distances.is_empty()).then(|| Tensor::cat(distances, 0).mean())
+}
+
 /// With new values, functions of the site, the place among the three tensors and the old value.
 pub(super) fn moved(old: &SiteMap<Triplets>, f: impl Fn(Site, usize, Tensor<2>) -> Tensor<2>) -> SiteMap<Triplets> {
     old.iter().map(|(site, triplets)| (site, triplets.map_values(|i, value| f(site, i, value)))).collect()

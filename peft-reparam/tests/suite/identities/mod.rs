@@ -4,6 +4,7 @@ mod adalora;
 mod copies;
 mod dora;
 mod dylora;
+mod increlora;
 mod intrinsic_said;
 mod kernel_mix;
 mod krona;
