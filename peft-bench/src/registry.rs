@@ -111,6 +111,8 @@ methods! {
     peft_reparam::KernelMixConfig: "reparam",
     peft_reparam::MoeLoraConfig: "reparam",
     peft_reparam::LoraHubConfig: "reparam",
+    peft_reparam::LaplaceLoraConfig: "reparam",
+    peft_reparam::LoraPruneConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
     peft_hybrid::PrunedMamConfig: "hybrid",
     peft_hybrid::CompacterConfig: "hybrid",

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{AnyMethod, AnyTuner, Base, Error, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained};
+use crate::{AnyMethod, AnyTuner, Base, Error, Head, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -38,6 +38,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
                 Err(Error::config("sources", &source.name, format!("none: {} starts from the base alone", Self::NAME)))
             }
         }
+    }
+
+    /// The head with which a run begins, of its sources; `None` for the model's own, or a fresh one.
+    fn head(&self, _sources: &[Source]) -> Option<Head> {
+        None
     }
 
     /// Its number of trainable elements in closed form.

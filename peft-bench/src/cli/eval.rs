@@ -1,12 +1,15 @@
 //! `peft eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
-use peft_core::train::{Metrics, Tuned, Workers, measure};
-use peft_core::{Bare, Error, Head, Label, Purpose, Result, Trained, Tuner};
+use peft_core::train::{
+    Logits, Metrics, Probe, Tuned, Workers, argmax, evaluate, log_sum_exp, measure, metrics::calibration_error, predict,
+};
+use peft_core::{AnyTuner, Bare, Error, Example, Head, Label, Method, Purpose, Result, Source, Trained, Tuner};
+use peft_reparam::{LaplaceLoraConfig, LoraConfig};
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, print, tell, tell_classes, warn_of_broken_rows, workers};
@@ -14,10 +17,14 @@ use crate::machine::threads;
 use crate::registry::load;
 use crate::tasks::Task;
 
+/// Parts of the range of confidences over which calibration is measured.
+const BINS: usize = 15;
+
 /// Measure a model or an adapter on labelled data; prints one JSON object
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft eval --model DIR --adapter out/lora --task mrpc --data GLUE\n  \
-    peft eval --model DIR --adapter out/lora --data reviews.csv --text-column review --label-column stars")]
+    peft eval --model DIR --adapter out/lora --data reviews.csv --text-column review --label-column stars\n  \
+    peft eval --model DIR --adapter out/lora --data dev.csv --laplace train.csv")]
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
@@ -30,6 +37,10 @@ pub struct Eval {
     /// Labelled examples: .tsv, .csv, .jsonl, .conll or .txt; with --task its directory, or GLUE's
     #[arg(long)]
     data: PathBuf,
+    /// Find the posterior of a LoRA by its training data, and measure with it too (Laplace-LoRA); prints accuracy, mean negative
+    /// log-likelihood and expected calibration error of classes before and after
+    #[arg(long, value_name = "DATA", requires = "adapter", conflicts_with = "task")]
+    laplace: Option<PathBuf>,
     #[command(flatten)]
     columns: ColumnArgs,
     /// Tokens to which texts are cut
@@ -47,12 +58,15 @@ impl Eval {
     pub(super) fn run(self) -> Result<()> {
         let task = self.task.as_deref().map(Task::named).transpose()?;
         let model = self.model.open()?;
+        if let (Some(dir), Some(data)) = (&self.adapter, &self.laplace) {
+            return print(self.laplace(&load(dir, &model)?, &model, data)?);
+        }
         let (examples, metrics) = match &self.adapter {
             Some(dir) => self.measure(&load(dir, &model)?, &model)?,
             None => {
                 let trained = Trained::new(Bare {}, model.own_head()?)?;
                 let base = model.base.for_purpose(trained.head.purpose());
-                let data = self.read(&model, &trained.head, &[], model.base.shape().max_length())?;
+                let data = self.read(&self.data, &model, &trained.head, &[], model.base.shape().max_length())?;
                 let data_of = (data.examples.as_slice(), data.classes.as_slice());
                 (data.examples.len(), measure(&base, &trained, data_of, &self.workers(&data)?)?)
             }
@@ -68,7 +82,7 @@ impl Eval {
     /// The number of examples, and the metrics of an adapter on them.
     fn measure(&self, tuned: &Tuned<'_>, model: &Pretrained) -> Result<(usize, Metrics)> {
         let room = tuned.config.room(model.base.shape());
-        let mut data = self.read(model, &tuned.trained.head, &tuned.labels.classes, room)?;
+        let mut data = self.read(&self.data, model, &tuned.trained.head, &tuned.labels.classes, room)?;
         if let Some(task) = self.task_index {
             data.examples.iter_mut().for_each(|example| example.task = task);
         }
@@ -83,12 +97,50 @@ impl Eval {
         Ok((data.examples.len(), measure(&tuned.base, &tuned.trained, data_of, &workers)?))
     }
 
+    /// What a LoRA and its posterior are worth.
+    fn laplace(&self, tuned: &Tuned<'_>, model: &Pretrained, training: &Path) -> Result<Value> {
+        let Some(lora) = tuned.config.downcast_ref::<LoraConfig>() else {
+            return Err(Error::config("--laplace", tuned.config.name(), "an adapter of lora"));
+        };
+        let (trained, base, room) = (&tuned.trained, &tuned.base, tuned.config.room(model.base.shape()));
+        let read = |path: &Path| self.read(path, model, &trained.head, &tuned.labels.classes, room);
+        let (data, training) = (read(&self.data)?, read(training)?);
+        let classes = |example: &Example| match example.label {
+            Some(Label::Class(class)) => Ok(class),
+            _ => Err(Error::config("--laplace", "other labels", "classes of texts")),
+        };
+        let gold = data.examples.iter().map(classes).collect::<Result<Vec<usize>>>()?;
+        let config = LaplaceLoraConfig::of(lora)?;
+        let name = tuned.labels.base.clone();
+        let source = Source { name, config: tuned.config.clone(), trained: trained.clone() };
+        let posterior = config.init_from(base, 0, &[source])?;
+        let posterior = posterior.fitted(base, Probe::new(&trained.head, &training.examples))?;
+        let variance = posterior.variance();
+        let posterior = Trained { tuner: AnyTuner::new(posterior), ..trained.clone() };
+        let (workers, labels) = (self.workers(&data)?, &data.classes);
+        let worth = |trained: &Trained<AnyTuner>| {
+            let logits = predict(base, trained, &data.examples, &workers)?;
+            let metrics = evaluate(&logits, &data.examples, labels)?;
+            let found: Vec<usize> = logits.iter().map(|logits| argmax(&logits.values)).collect();
+            let confidence = |(logits, class): (&Logits, &usize)| {
+                (f64::from(logits.values[*class]) - log_sum_exp(&logits.values)).exp()
+            };
+            let confidences: Vec<f64> = logits.iter().zip(&found).map(confidence).collect();
+            let right: Vec<bool> = found.iter().zip(&gold).map(|(found, gold)| found == gold).collect();
+            let ece = calibration_error(&confidences, &right, BINS);
+            Ok::<_, Error>(json!({"accuracy": metrics.get("accuracy"), "nll": metrics.get("loss"), "ece": ece}))
+        };
+        Ok(
+            json!({"examples": gold.len(), "variance": variance, "before": worth(trained)?, "after": worth(&posterior)?}),
+        )
+    }
+
     fn workers(&self, data: &Dataset) -> Result<Workers> {
         workers(self.threads.map_or_else(threads, usize::from), data.examples.len())
     }
 
     /// The data, its labels numbered as the head's outputs are; `classes` are the names that an adapter brings.
-    fn read(&self, model: &Pretrained, head: &Head, classes: &[String], room: usize) -> Result<Dataset> {
+    fn read(&self, path: &Path, model: &Pretrained, head: &Head, classes: &[String], room: usize) -> Result<Dataset> {
         if let (Head::States(_), _) | (Head::Tokens(_), Some(_)) = (head, &self.task) {
             let (found, expected) = match head {
                 Head::States(_) => ("none", "one for the labels: FEATURE_EXTRACTION has none"),
@@ -100,7 +152,7 @@ impl Eval {
             if let Some(task) = &self.task {
                 return Err(Error::config("--task", task, "none: the head is for words or answers"));
             }
-            let rows = self.columns.of(Labelled::open(&self.data)?).read()?;
+            let rows = self.columns.of(Labelled::open(path)?).read()?;
             let data = rows.prepare(model, self.max_length.min(room))?;
             if let Head::Answers(_) = head {
                 return match data.purpose()? {
@@ -123,10 +175,10 @@ impl Eval {
             }
             Some(task) => {
                 tell_classes(task.classes, &names);
-                task.read_dev(&self.data, &names)?
+                task.read_dev(path, &names)?
             }
             None => {
-                let open = || Ok::<_, Error>(self.columns.of(Labelled::open(&self.data)?));
+                let open = || Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
                 match outputs {
                     1 => open()?.values().read()?,
                     // A file may write the numbers of the classes instead of their names.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::method::Erased;
 use super::{AnyMethod, AnyTuner, Many};
 use crate::adapterhub::{Fields, HubKey, Kind};
-use crate::{Base, Error, Key, Result, Shape, Site, Source, Start};
+use crate::{Base, Error, Head, Key, Result, Shape, Site, Source, Start};
 
 /// Several methods at once, the first the outermost. Each has its own settings and steps; files hold each one's tensors under its number.
 #[derive(Clone, Debug)]
@@ -98,6 +98,9 @@ impl Erased for Composed {
                 Err(Error::config("sources", &source.name, "none: several methods start from the base alone"))
             }
         }
+    }
+    fn head(&self, _sources: &[Source]) -> Option<Head> {
+        None
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         self.parts.iter().map(|part| part.count(shape)).sum()

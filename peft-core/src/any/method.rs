@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::AnyTuner;
 use super::composed::Composed;
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
-use crate::{Base, Common, Error, Key, Method, Result, Shape, Site, Sites, Source, Start, Trained};
+use crate::{Base, Common, Error, Head, Key, Method, Result, Shape, Site, Sites, Source, Start, Trained};
 
 /// A configuration of any method, with the adapters that it starts from.
 #[derive(Clone)]
@@ -142,6 +142,11 @@ impl AnyMethod {
         self.method.init_from(base, seed, &self.sources)
     }
 
+    /// See [`Method::head`].
+    pub fn head(&self) -> Option<Head> {
+        self.method.head(&self.sources)
+    }
+
     /// The configuration, if it is of this type.
     pub fn downcast_ref<M: Method>(&self) -> Option<&M> {
         self.method.as_any().downcast_ref()
@@ -226,6 +231,7 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn settings(&self) -> Map<String, Value>;
     fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner>;
+    fn head(&self, sources: &[Source]) -> Option<Head>;
     fn count(&self, shape: &Shape) -> Result<usize>;
     fn modules(&self, shape: &Shape) -> Vec<(Site, String)>;
     fn checked_count(&self, shape: &Shape) -> Result<usize>;
@@ -305,6 +311,9 @@ impl<M: Method> Erased for M {
     }
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner> {
         Method::init_from(self, base, seed, sources).map(AnyTuner::new)
+    }
+    fn head(&self, sources: &[Source]) -> Option<Head> {
+        Method::head(self, sources)
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         Method::count(self, shape)

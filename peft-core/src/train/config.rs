@@ -256,11 +256,6 @@ impl TrainConfig {
     pub fn clip(&self, norm: f64) -> f64 {
         if self.max_grad_norm == 0.0 { 1.0 } else { (self.max_grad_norm / (norm + 1e-6)).min(1.0) }
     }
-
-    /// How many of the first `done` of `total` steps have a learning rate above 0.
-    pub(super) fn moving_steps(&self, done: usize, total: usize) -> usize {
-        (0..done).filter(|step| self.rate(*step, total) > 0.0).count()
-    }
 }
 
 /// Which samples a step takes: a function of the settings, the lengths and tasks of the samples and the step alone.

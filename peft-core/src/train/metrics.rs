@@ -57,6 +57,18 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
+/// The expected calibration error: how far confidences are from the share of what is right, the mean over as many equal parts of the range
+/// of confidences as there are `bins`, by how many are in each (Guo et al., 2017, arXiv:1706.04599, eq. 3).
+pub fn calibration_error(confidences: &[f64], right: &[bool], bins: usize) -> f64 {
+    let mut sums = vec![0.0; bins];
+    for (confidence, right) in confidences.iter().zip(right) {
+        // A part has its upper end, as there.
+        let bin = ((confidence * bins as f64).ceil() as usize).clamp(1, bins) - 1;
+        sums[bin] += confidence - f64::from(u8::from(*right));
+    }
+    sums.into_iter().map(f64::abs).sum::<f64>() / confidences.len() as f64
+}
+
 fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator == 0.0 { 0.0 } else { numerator / denominator }
 }
@@ -77,6 +89,10 @@ mod tests {
         near(matthews(&found, &gold), 5.0 / 12.0);
         assert_eq!(matthews(&[1, 1], &[1, 0]), 0.0);
         assert_eq!(f1(&[0, 0], &[0, 0]), 0.0);
+        // In (0.5, 0.75] one of 0.6 and 0.75 is right, in (0.75, 1] both of 0.8 and 1, and one of 0.5 is wrong.
+        let (confidences, right) = ([0.6, 0.8, 1.0, 0.75, 0.5], [true, true, true, false, false]);
+        near(calibration_error(&confidences, &right, 4), (0.35 + 0.2 + 0.5) / 5.0);
+        near(calibration_error(&[1.0, 1.0], &[true, false], 15), 0.5);
         let (x, y) = ([1.0, 2.0, 2.0, 4.0], [2.0, 1.0, 3.0, 5.0]);
         near(pearson(&x, &y), 0.8143450710459553);
         near(spearman(&x, &y), 0.632455532033676);

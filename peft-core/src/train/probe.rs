@@ -60,6 +60,11 @@ impl<'a> Probe<'a> {
         self.run.map(|run| run.steps(self.examples.len()))
     }
 
+    /// What turns states into logits.
+    pub fn head(&self) -> &'a Head {
+        self.head
+    }
+
     /// The training examples.
     pub fn examples(&self) -> &'a [Example] {
         self.examples

@@ -105,6 +105,15 @@ impl<T: Procedure> Run<T> {
         Ok(StepReport { step: step + 1, total, loss, learning_rate, grad_norm, tokens, phase })
     }
 
+    /// How many of the first `done` steps have a learning rate above 0.
+    pub(super) fn moving_steps(&self, done: usize, data: &[Example]) -> Result<usize> {
+        let moves = |step| {
+            let Moment { done, of, .. } = self.moment(step, data)?;
+            Ok(of.rate * self.config.rate(done, of.steps) > 0.0)
+        };
+        (0..done).map(moves).try_fold(0, |sum, moves: Result<bool>| Ok(sum + usize::from(moves?)))
+    }
+
     /// Where in the run a step is, counted from 0.
     pub(super) fn moment(&self, step: usize, data: &[Example]) -> Result<Moment> {
         let total = self.config.steps(data.len());

@@ -134,7 +134,7 @@ impl Trainer {
         self.train(model, method, trained, data, None, &mut ())?.checked()
     }
 
-    /// The method's start, with the head of [`own_head`](Self::own_head), else a fresh one.
+    /// The method's start, with the head of [`Method::head`](crate::Method::head), else of [`own_head`](Self::own_head), else a fresh one.
     pub fn start<M: Clone + Into<AnyMethod>>(
         &self,
         model: &Pretrained,
@@ -161,7 +161,10 @@ impl Trainer {
             (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
             (_, None) => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };
-        let head = self.own_head(model, data)?.map_or_else(fresh, Ok)?;
+        let head = match method.head() {
+            Some(head) => head,
+            None => self.own_head(model, data)?.map_or_else(fresh, Ok)?,
+        };
         let tuner = method.init(&model.base.for_purpose(head.purpose()), self.config.seed)?;
         Trained::new(tuner, head)
     }
@@ -324,7 +327,7 @@ impl Trainer {
             done = step;
         }
         // Of what the steps did, not of what is left after the finish, which may take some of it back.
-        let unmoved = before.unmoved(&run.trained, config.moving_steps(done, total));
+        let unmoved = before.unmoved(&run.trained, run.moving_steps(done, data)?);
         let fault = judge(&mut run, data, unmoved)?;
         let Trained { tuner, head, copies } = run.trained;
         Ok(Finished { trained: Trained { tuner: tuner.finish(base)?, head, copies }, fault })

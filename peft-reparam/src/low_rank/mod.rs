@@ -2,6 +2,7 @@
 
 pub mod adalora;
 pub mod allocation;
+pub mod curvature;
 pub mod delta_lora;
 mod dora;
 pub mod dylora;
@@ -14,11 +15,15 @@ pub mod krona;
 pub mod krona_b;
 pub mod kronecker;
 mod l_lora;
+pub mod laplace_lora;
 pub mod lora;
 mod lora_fa;
 pub mod lorahub;
+pub mod loraprune;
 pub mod moelora;
 mod pair;
+mod predictive;
+mod pruning;
 mod ranks;
 mod start;
 mod tables;

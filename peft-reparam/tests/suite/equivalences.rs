@@ -1,13 +1,13 @@
 //! What the methods of this crate are the same as, and when.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Method, Part, Sites, Within, equivalences};
+use peft_core::{AnyTuner, Bare, Base, Head, Method, Part, Sites, Source, Trained, Within, equivalences};
 use peft_reparam::{
-    AdaLoraConfig, DyLoraConfig, IntrinsicSaidConfig, KernelMixConfig, KronaBConfig, KronaConfig, Lora, LoraConfig,
-    MoeLoraConfig,
+    AdaLoraConfig, DyLoraConfig, IncreLoraConfig, IntrinsicSaidConfig, KernelMixConfig, KronaBConfig, KronaConfig,
+    LaplaceLoraConfig, Lora, LoraConfig, LoraPruneConfig, MoeLoraConfig,
 };
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
@@ -139,6 +139,52 @@ equivalences! {
         let lora = with_values(config.init(base, 0).unwrap(), &factors.collect()).unwrap();
         [states(&adalora, base), states(&lora, base)]
     };
+
+    increlora_starts_as_the_base: "IncreLoRA" = "base" if "E = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&IncreLoraConfig::new(2), base, seed, holds)
+    };
+
+    increlora_is_a_lora: "IncreLoRA" = "LoRA" if "A = P, B = E Q, s = alpha / (r + 1e-5), r its rank now", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = IncreLoraConfig { init_r: 2, ..IncreLoraConfig::new(3) };
+            let increlora = random(&config, base, seed);
+            let values = tensors(&increlora);
+            let matrix = |name: String| Tensor::<2>::from_data(values[&name].clone(), base.device());
+            let sites = values.keys().filter_map(|name| name.strip_prefix("maps.")?.strip_suffix(".0.p"));
+            let factors = sites.flat_map(|site| {
+                let [p, e, q] = ["p", "e", "q"].map(|leaf| matrix(format!("maps.{site}.0.{leaf}")));
+                let b = if holds { e * q } else { q };
+                [(format!("factors.{site}.a"), p.into_data()), (format!("factors.{site}.b"), b.into_data())]
+            });
+            let lora = LoraConfig::new(2).with_alpha(32.0 * 2.0 / (2.0 + 1e-5)).with_sites(config.target_modules);
+            let lora = with_values(lora.init(base, 0).unwrap(), &factors.collect()).unwrap();
+            [states(&increlora, base), states(&lora, base)]
+        };
+
+    the_mean_of_laplace_lora_is_a_lora: "Laplace-LoRA" = "LoRA" if "the LoRA is its mean", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = LoraConfig::new(2);
+        let lora = random(&config, base, seed);
+        let of = if holds { lora.clone() } else { random(&config, base, seed + 1) };
+        let trained = Trained::new(AnyTuner::new(of), Head::classifier(base, 2, 3)).unwrap();
+        let source = Source { name: "finished".into(), config: config.clone().into(), trained };
+        let laplace = LaplaceLoraConfig::of(&config).unwrap().init_from(base, 0, &[source]).unwrap();
+        [states(&laplace, base), states(&lora, base)]
+    };
+
+    loraprune_starts_as_the_base: "LoRAPrune" = "base" if "B = 0, nothing is masked", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        start(&LoraPruneConfig::new(2), base, seed, holds)
+    };
+
+    loraprune_of_everything_is_a_lora: "LoRAPrune" = "LoRA" if "nothing is masked, with its factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let pruned = random(&LoraPruneConfig::new(2), base, seed);
+            let factors = tensors(&pruned).into_iter().filter(|(name, _)| name.starts_with("factors.")).collect();
+            let all = LoraConfig::new(2).with_alpha(16.0).with_sites(Sites::Pattern("all-linear".into()));
+            let lora = with_values(all.init(base, 0).unwrap(), &factors).unwrap();
+            let gone = tensors(&pruned).into_iter().filter(|(name, _)| name.starts_with("masks.") && !holds);
+            let gone = gone.map(|(name, data)| (name, TensorData::zeros::<f32, _>(data.shape().clone()))).collect();
+            [states(&with_values(pruned, &gone).unwrap(), base), states(&lora, base)]
+        };
 
     said_starts_as_the_base: "Intrinsic SAID" = "base" if "theta = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
         let start = IntrinsicSaidConfig::new(307).init(base, seed).unwrap();

@@ -153,8 +153,11 @@ fn with_nothing_to_grow_it_is_adalora() {
     let mut theirs = begin(&settings(), &base, &adalora);
     let renamed = |tuner: &IncreLora| {
         let all = tensors(tuner).into_iter().filter(|(name, _)| name.starts_with("maps."));
-        all.map(|(name, data)| (name.replace("maps.", "triplets.").replace(".0.", "."), data))
-            .collect::<BTreeMap<_, _>>()
+        let renamed = |name: &str| {
+            let (_, site, leaf) = split_name(name);
+            format!("triplets.{site}.{}", leaf.trim_start_matches("0."))
+        };
+        all.map(|(name, data)| (renamed(&name), data)).collect::<BTreeMap<_, _>>()
     };
     theirs.trained.tuner = with(theirs.trained.tuner.clone(), renamed(&ours.trained.tuner));
     for step in 0..5 {

@@ -8,8 +8,10 @@ mod increlora;
 mod intrinsic_said;
 mod kernel_mix;
 mod krona;
+mod laplace_lora;
 mod lora_fa;
 mod lorahub;
+mod loraprune;
 mod moelora;
 
 use std::collections::BTreeMap;
