@@ -1,0 +1,172 @@
+//! What LoRAPrune takes away: importances by the gradients of the factors, groups of numbers, the share that goes, and the smaller model.
+
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Tensor, TensorData};
+use peft_core::{Architecture, Base, Error, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
+
+use super::pair::Pair;
+
+/// The sub-layer whose heads or channels a linear map makes or reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    /// The sub-layer.
+    pub block: Site,
+    /// Whether the map makes them.
+    pub outputs: bool,
+}
+
+impl Group {
+    /// Of a linear map in a layer.
+    pub(super) fn of(site: Site) -> Option<Group> {
+        let (part, outputs) = match site.part {
+            Part::Query | Part::Key | Part::Value => (Part::SelfAttention, true),
+            Part::CrossQuery | Part::CrossKey | Part::CrossValue => (Part::CrossAttention, true),
+            Part::Gate | Part::Up => (Part::FeedForward, true),
+            Part::Output => (Part::SelfAttention, false),
+            Part::CrossOutput => (Part::CrossAttention, false),
+            Part::Down => (Part::FeedForward, false),
+            _ => return None,
+        };
+        Some(Group { block: Site { part, ..site }, outputs })
+    }
+}
+
+/// How many groups a sub-layer has: heads that share keys and values are one.
+pub(super) fn count(shape: &Shape, block: Site) -> usize {
+    if block.part == Part::FeedForward { shape.intermediate } else { shape.kv_heads() }
+}
+
+/// The linear map under whose name files hold a mask: of a sub-layer the one that is never missing, of a map itself.
+pub(super) fn first(site: Site) -> Site {
+    let part = match site.part {
+        Part::SelfAttention => Part::Value,
+        Part::CrossAttention => Part::CrossValue,
+        Part::FeedForward => Part::Up,
+        part => part,
+    };
+    Site { part, ..site }
+}
+
+/// |(dA B + A dB - dA dB) (W + s A B)|, `[in, out]`.
+pub(super) fn importance(pair: &Pair, [da, db]: [Tensor<2>; 2], w: &Weight) -> Tensor<2> {
+    let [a, b] = [&pair.a, &pair.b].map(|x| x.clone().without_autodiff());
+    let change = da.clone().matmul(b) + (a - da).matmul(db);
+    (change * pair.onto(w).without_autodiff()).abs()
+}
+
+/// The importances in the form of the masks, of those of the numbers at each site: of a group the sums over its numbers, each matrix's over
+/// their norm.
+pub(super) fn importances(
+    numbers: impl Iterator<Item = (Site, Tensor<2>)>,
+    masks: &SiteMap<Param<Tensor<2>>>,
+    structured: bool,
+) -> BTreeMap<Site, Tensor<2>> {
+    let mut sums = BTreeMap::<Site, Tensor<2>>::new();
+    for (site, numbers) in numbers {
+        let (block, found) = match Group::of(site) {
+            _ if !structured => (site, numbers),
+            None => continue,
+            Some(Group { block, outputs }) => {
+                let Some(mask) = masks.get(block) else { continue };
+                let groups = mask.dims()[0];
+                let sums = numbers.sum_dim(usize::from(!outputs));
+                let width = sums.shape().num_elements();
+                let sums = sums.reshape([groups, width / groups]).sum_dim(1);
+                let norm = sums.clone().powi_scalar(2).sum().sqrt() + 1e-8;
+                (block, sums / norm.unsqueeze())
+            }
+        };
+        let sum = sums.remove(&block).map_or(found.clone(), |sum| sum + found);
+        sums.insert(block, sum);
+    }
+    sums
+}
+
+/// The part of the whole ratio that is to be gone after a step, counted from 0, of so many, where a choice is due: from 0 behind the first
+/// share of the steps along a cubic to 1 before the last.
+pub(super) fn share(step: usize, steps: usize, [warmup, cooldown]: [f64; 2], every: usize) -> Option<f64> {
+    let (first, last) = (warmup * steps as f64, ((1.0 - cooldown) * steps as f64 + 1e-9).floor() as usize);
+    let last = last.min(steps.saturating_sub(1));
+    let due = step == last || (step < last && step as f64 > first && step.is_multiple_of(every));
+    let left = || 1.0 - (step as f64 - first) / (last as f64 - first);
+    due.then(|| if step == last { 1.0 } else { 1.0 - left().powi(3) })
+}
+
+/// A mask without the least important share of all, of which those that are gone already are the least; of equal ones the first go.
+pub(super) fn keep(mask: &Tensor<2>, importance: &Tensor<2>, share: f64) -> Tensor<2> {
+    let left: Vec<f32> =
+        (mask.clone().without_autodiff() * importance.clone().without_autodiff()).into_data().iter().collect();
+    let gone: Vec<f32> = mask.to_data().iter().collect();
+    let mut order: Vec<usize> = (0..left.len()).collect();
+    order.sort_by(|i, j| (gone[*i], left[*i]).partial_cmp(&(gone[*j], left[*j])).unwrap_or(std::cmp::Ordering::Equal));
+    let mut kept = vec![1f32; left.len()];
+    order.iter().take((share * left.len() as f64 + 1e-9) as usize).for_each(|i| kept[*i] = 0.0);
+    Tensor::from_data(TensorData::new(kept, mask.dims()), &mask.device().without_autodiff())
+}
+
+/// A model of which what is masked is cut out: it must be as many channels and heads in each layer, and of heads no table.
+pub(super) fn compacted(base: &Base, masks: &SiteMap<Param<Tensor<2>>>) -> Result<Base> {
+    let shape = base.shape();
+    let left: BTreeMap<Site, Vec<usize>> = masks
+        .iter()
+        .map(|(block, mask)| {
+            (
+                block,
+                mask.val().into_data().iter::<f32>().enumerate().filter(|(_, m)| *m != 0.0).map(|(i, _)| i).collect(),
+            )
+        })
+        .collect();
+    let same = |part: Part, all: usize| {
+        let blocks = shape.sites(part);
+        let counts: Vec<usize> = blocks.iter().map(|block| left.get(block).map_or(all, Vec::len)).collect();
+        match counts.iter().all(|count| *count == counts[0]) {
+            true => Ok(counts.first().copied().unwrap_or(all)),
+            false => Err(Error::config(
+                "masks",
+                format!("{counts:?} of {part:?} left"),
+                "as many in each layer (spare_layers: false)",
+            )),
+        }
+    };
+    let (channels, heads) =
+        (same(Part::FeedForward, shape.intermediate)?, same(Part::SelfAttention, shape.kv_heads())?);
+    let crossed = same(Part::CrossAttention, shape.kv_heads())?;
+    let mut small = Shape { intermediate: channels, ..shape.clone() };
+    if heads < shape.kv_heads() || crossed < shape.kv_heads() {
+        let Architecture::Llama(llama) = &mut small.architecture else {
+            let expected = "none but on LLaMA: others have as many heads as their width or a table says";
+            return Err(Error::config("masks", format!("{heads} of {} heads left", shape.kv_heads()), expected));
+        };
+        (small.heads, llama.kv_heads) = (shape.heads / shape.kv_heads() * heads, heads);
+    }
+    Base::new(small, base.device(), |place| {
+        let whole = shape.places().into_iter().find(|old| old.name == place.name).unwrap_or_else(|| place.clone());
+        Ok(cut(base.tensor_data(&whole), &whole, shape, &left))
+    })
+}
+
+/// A tensor as files hold it, `[out, in]`, without what is gone.
+fn cut(data: TensorData, place: &Place, shape: &Shape, left: &BTreeMap<Site, Vec<usize>>) -> TensorData {
+    let Some((group, left)) = Group::of(place.site).and_then(|group| Some((group, left.get(&group.block)?))) else {
+        return data;
+    };
+    if !group.outputs && place.slot == Slot::Bias {
+        return data;
+    }
+    let (dims, groups) = (place.file_dims(), count(shape, group.block));
+    let [rows, columns] = [dims[0], dims.get(1).copied().unwrap_or(1)];
+    let numbers: Vec<f32> = data.iter().collect();
+    let of = |width: usize| -> Vec<usize> {
+        left.iter().flat_map(|g| g * (width / groups)..(g + 1) * (width / groups)).collect()
+    };
+    let (rows, columns_left) =
+        if group.outputs { (of(rows), (0..columns).collect()) } else { ((0..rows).collect(), of(columns)) };
+    let values: Vec<f32> =
+        rows.iter().flat_map(|i| columns_left.iter().map(|j| numbers[i * columns + j]).collect::<Vec<_>>()).collect();
+    match dims.len() {
+        1 => TensorData::new(values, [rows.len()]),
+        _ => TensorData::new(values, [rows.len(), columns_left.len()]),
+    }
+}
