@@ -170,3 +170,48 @@ fn cut(data: TensorData, place: &Place, shape: &Shape, left: &BTreeMap<Site, Vec
         _ => TensorData::new(values, [rows.len(), columns_left.len()]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use peft_core::random::Random;
+    use peft_core::testing::tolerances::SAME_FUNCTION;
+    use peft_core::testing::{assert_close, device};
+    use proptest::prelude::*;
+
+    use super::super::pair::untrained;
+    use super::*;
+
+    fn normal(seed: u64, name: &str, dims: [usize; 2]) -> Tensor<2> {
+        Random::new(seed, name).normal_tensor(dims, 1.0, &device())
+    }
+
+    proptest! {
+        #[test]
+        fn the_criterion_is_the_change_by_a_step_of_gradient_descent(seed: u64, scale in 0.1..4.0f64) {
+            let draw = |name, dims| normal(seed, name, dims);
+            let (a, b, w) = (draw("a", [5, 2]), draw("b", [2, 4]), draw("w", [5, 4]));
+            let (da, db) = (draw("da", [5, 2]), draw("db", [2, 4]));
+            let pair = Pair { a: a.clone(), b: b.clone(), scale };
+            let found = importance(&pair, [da.clone(), db.clone()], &Weight::Dense(w.clone()));
+            let change = a.clone().matmul(b.clone()) - (a.clone() - da).matmul(b.clone() - db);
+            assert_close(found, (change * (w + a.matmul(b) * scale)).abs(), SAME_FUNCTION, "importance");
+        }
+
+        #[test]
+        fn a_matrix_counts_whatever_its_size(seed: u64, by in 0.01..100.0f64) {
+            let at = |part| Site::encoder(0, part);
+            let block = at(Part::FeedForward);
+            let masks: SiteMap<_> = [(block, untrained(Tensor::ones([6, 1], &device().autodiff())))].into_iter().collect();
+            let of = |by: f64| {
+                let up = normal(seed, "up", [3, 6]).abs() * by;
+                let numbers = [(at(Part::Up), up), (at(Part::Down), normal(seed, "down", [6, 3]).abs())];
+                importances(numbers.into_iter(), &masks, true).remove(&block).unwrap()
+            };
+            assert_close(of(by), of(1.0), SAME_FUNCTION, "the importances of channels");
+            let sums = |x: Tensor<2>, dim| x.sum_dim(dim).reshape([6, 1]);
+            let unit = |x: Tensor<2>| x.clone() / x.powi_scalar(2).sum().sqrt().unsqueeze();
+            let expected = unit(sums(normal(seed, "up", [3, 6]).abs(), 0)) + unit(sums(normal(seed, "down", [6, 3]).abs(), 1));
+            assert_close(of(1.0), expected, SAME_FUNCTION, "the sums of channels");
+        }
+    }
+}
