@@ -10,7 +10,7 @@ use peft_core::testing::tolerances::{MERGED, REFERENCE, REFERENCE_RUN, REFERENCE
 use peft_core::testing::{assert_close, base, batch, device, difference, examples, randomized, states};
 use peft_core::train::{Probe, Run, TrainConfig, Trainer};
 use peft_core::view::tensors;
-use peft_core::{Bare, Base, Head, Method, Part, Procedure, Shape, Sites, Trained, Tuner, random::Random, testing};
+use peft_core::{Bare, Base, Head, Method, Part, Procedure, Shape, Sites, Trained, random::Random, testing};
 use peft_reparam::{LoraConfig, LoraPrune, LoraPruneConfig};
 use proptest::prelude::*;
 
@@ -160,7 +160,7 @@ fn golden_run(case: &str, config: &LoraPruneConfig) {
     let found: Vec<f32> = losses.iter().map(|_| run.step(&golden.examples).unwrap().loss as f32).collect();
     golden.compare("losses", &TensorData::new(found, [losses.len()]), REFERENCE);
     let all = tensors(&run.trained.tuner);
-    golden.compare_all("mask", &all, peft_core::Key::plain, SAME_FUNCTION);
+    golden.compare_all("mask", &all, |name| peft_core::Key::plain(name), SAME_FUNCTION);
     for (name, data) in all.iter().filter_map(|(name, data)| Some((name.strip_prefix("importances.")?, data))) {
         let expected = golden.expected(&format!("importance.{name}"));
         let largest = expected.iter::<f32>().fold(0.0, f32::max);
