@@ -154,3 +154,24 @@ fn the_classes_of_an_adapter_of_peft_are_the_models() {
     let told = String::from_utf8(peft(&args).stderr).unwrap();
     names(&told, &["a new head is trained: that of the model is for Neg, Pos"]);
 }
+
+/// A LoRA that is sure of everything is less so with its posterior, which a run makes a file of as well.
+#[test]
+fn a_lora_is_measured_with_its_posterior() {
+    let (folder, model) = (Folder::new(), "shape:roberta-tiny");
+    let (data, lora, posterior) = (folder.data(), folder.path("lora"), folder.path("posterior"));
+    let train = ["train", "--model", model, "--data", &data, "--steps", "12", "--lr", "0.03"];
+    succeed(&[&train[..], &["--method", "lora", "--set", "r=2", "--output", &lora]].concat());
+    let eval = ["eval", "--model", model, "--data", &data, "--adapter"];
+    let both = json_of(&succeed(&[&eval[..], &[&lora, "--laplace", &data]].concat()));
+    let plain = json_of(&succeed(&[&eval[..], &[&lora]].concat()));
+    assert_eq!(both["before"]["accuracy"], plain["accuracy"]);
+    assert_eq!(both["before"]["nll"], plain["loss"]);
+    assert!(both["variance"].as_f64().unwrap() > 0.0 && both["after"] != both["before"], "{both}");
+    let settings = ["--method", "laplace-lora", "--set", "r=2", "--source", &lora, "--output", &posterior];
+    succeed(&[&train[..5], &["--steps", "1"], &settings].concat());
+    let found = json_of(&succeed(&[&eval[..], &[&posterior]].concat()));
+    assert_eq!(found["loss"], both["after"]["nll"]);
+    let refused = fail(&[&eval[..], &[&posterior, "--laplace", &data]].concat());
+    names(&refused, &["--laplace", "laplace-lora", "an adapter of lora"]);
+}
