@@ -113,6 +113,8 @@ methods! {
     peft_reparam::LoraHubConfig: "reparam",
     peft_reparam::LaplaceLoraConfig: "reparam",
     peft_reparam::LoraPruneConfig: "reparam",
+    peft_reparam::LoftQConfig: "reparam",
+    peft_reparam::QaLoraConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
     peft_hybrid::PrunedMamConfig: "hybrid",
     peft_hybrid::CompacterConfig: "hybrid",

@@ -18,6 +18,7 @@
 
 pub mod bridge;
 pub mod low_rank;
+pub mod quantized;
 
 pub use low_rank::adalora::{AdaLora, AdaLoraConfig};
 pub use low_rank::allocation::Triplets;
@@ -36,3 +37,5 @@ pub use low_rank::lorahub::{LoraHub, LoraHubConfig, Stack};
 pub use low_rank::loraprune::{LoraPrune, LoraPruneConfig, Pruned};
 pub use low_rank::moelora::{Experts, MoeLora, MoeLoraConfig};
 pub use low_rank::tokens::{Rows, TokenIndices};
+pub use quantized::loftq::{Approximation, Earlier, LoftQ, LoftQConfig};
+pub use quantized::qa_lora::{Pooled, Pooling, QaLora, QaLoraConfig};

@@ -4,6 +4,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use faer::Mat;
+use faer::linalg::solvers::Svd;
 use peft_core::{Error, Result, Start};
 
 /// A0 `[in, r]` and B0 `[r, out]` of a matrix `[in, out]`.
@@ -30,12 +31,17 @@ pub(super) fn taken(start: Start, w: &Tensor<2>, r: usize, scale: f64) -> Result
 
 /// The right singular vectors of a matrix `[rows, columns]` for its `r` largest singular values.
 fn right_singular(values: &[f64], columns: usize, r: usize) -> Result<Vec<Vec<f64>>> {
-    let matrix = Mat::from_fn(values.len() / columns, columns, |i, j| values[i * columns + j]);
-    let svd = matrix
-        .thin_svd()
-        .map_err(|error| Error::Check { what: "the singular values of a matrix", detail: format!("{error:?}") })?;
+    let svd = svd(values, columns)?;
     let vector = |k: usize| (0..columns).map(|j| svd.V()[(j, k)]).collect();
     Ok((0..r).map(vector).collect())
+}
+
+/// The singular values of a matrix `[rows, columns]`, the largest first, and their vectors.
+pub(crate) fn svd(values: &[f64], columns: usize) -> Result<Svd<f64>> {
+    let matrix = Mat::from_fn(values.len() / columns, columns, |i, j| values[i * columns + j]);
+    matrix
+        .thin_svd()
+        .map_err(|error| Error::Check { what: "the singular values of a matrix", detail: format!("{error:?}") })
 }
 
 /// An orthonormal basis of what these vectors span (Gram and Schmidt's, twice for its roundings).

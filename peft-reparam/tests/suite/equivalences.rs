@@ -7,8 +7,10 @@ use peft_core::view::{tensors, with_values};
 use peft_core::{AnyTuner, Bare, Base, Head, Method, Part, Sites, Source, Trained, Within, equivalences};
 use peft_reparam::{
     AdaLoraConfig, DyLoraConfig, IncreLoraConfig, IntrinsicSaidConfig, KernelMixConfig, KronaBConfig, KronaConfig,
-    LaplaceLoraConfig, Lora, LoraConfig, LoraPruneConfig, MoeLoraConfig,
+    LaplaceLoraConfig, LoftQConfig, Lora, LoraConfig, LoraPruneConfig, MoeLoraConfig, QaLoraConfig,
 };
+
+use crate::packed::{grouped, nf4};
 
 fn random<M: Method>(config: &M, base: &Base, seed: u64) -> M::Tuner {
     randomized(&config.init(base, seed).unwrap(), seed)
@@ -310,5 +312,52 @@ equivalences! {
         let factors = values.filter_map(|(name, data)| Some((format!("factors.{}", name.strip_prefix("maps.")?), data)));
         let lora = LoraConfig::new(4).with_alpha(4.0).with_sites(Sites::Pattern("all-linear".into())).init(base, 0).unwrap();
         [states(&moelora, base), states(&with_values(lora, &factors.collect()).unwrap(), base)]
+    };
+
+    loftq_of_no_steps_is_a_lora_on_nf4: "LoftQ" = "LoRA on the base in NF4" if "T = 0, the same factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let loftq = random(&LoftQConfig::new(3).with_steps(0).with_sites(Part::Query), base, seed);
+            let lora = LoraConfig::new(3).with_sites(Part::Query).init(base, 0).unwrap();
+            let quantized = if holds { nf4(base, &Part::Query.into()) } else { base.clone() };
+            [states(&loftq, base), states(&with_values(lora, &tensors(&loftq)).unwrap(), &quantized)]
+        };
+
+    loftq_of_full_rank_starts_as_the_base: "LoftQ" = "base" if "r = min(d_in, d_out), at the start", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = LoftQConfig::new(if holds { 24 } else { 8 }).with_sites(Part::Query);
+            [states(&config.init(base, seed).unwrap(), base), states(&Bare {}, base)]
+        };
+
+    loftq_on_nf4_starts_as_the_base: "LoftQ" = "base" if "the base is in NF4 already, at the start", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let base = if holds { nf4(base, &Part::Query.into()) } else { base.clone() };
+            let start = LoftQConfig::new(3).with_sites(Part::Query).init(&base, seed).unwrap();
+            [states(&start, &base), states(&Bare {}, &base)]
+        };
+
+    qa_lora_starts_as_the_quantized_base: "QA-LoRA" = "base in integers of groups" if "B = 0", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = QaLoraConfig::new(3).with_groups(4, 8).with_sites(Part::Query);
+            let start = config.init(base, seed).unwrap();
+            let quantized = grouped(base, &Part::Query.into(), 4, 8);
+            [states(&if holds { start } else { randomized(&start, seed) }, base), states(&Bare {}, &quantized)]
+        };
+
+    qa_lora_of_groups_of_one_is_a_lora: "QA-LoRA" = "LoRA on the base in integers of groups" if "G = 1, the same factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = QaLoraConfig::new(3).with_alpha(8.0).with_groups(8, 1).with_sites(Part::Query);
+            let qa_lora = random(&config, base, seed);
+            let lora = LoraConfig::new(3).with_sites(Part::Query).init(base, 0).unwrap();
+            let other = tensors(&random(&config, base, seed + 1));
+            let values = if holds { tensors(&qa_lora) } else { other };
+            let quantized = grouped(base, &Part::Query.into(), 8, 1);
+            [states(&qa_lora, base), states(&with_values(lora, &values).unwrap(), &quantized)]
+        };
+
+    qa_lora_folds_into_zero_points: "QA-LoRA" = "base in integers of groups" if "z' = z - s A B / a", MERGED on SHAPES, |base, seed, holds| {
+        let config = QaLoraConfig::new(3).with_alpha(2.0).with_groups(4, 8).with_sites(Part::Query);
+        let qa_lora = random(&config, base, seed);
+        let folded = if holds { qa_lora.clone() } else { random(&config, base, seed + 1) };
+        [states(&qa_lora, base), states(&Bare {}, &base.merged(&folded.valid()))]
     };
 }

@@ -7,5 +7,6 @@ mod equivalences;
 mod heads;
 mod identities;
 mod lora_identities;
+mod packed;
 mod seams;
 mod training;

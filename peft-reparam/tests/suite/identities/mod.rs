@@ -9,10 +9,12 @@ mod intrinsic_said;
 mod kernel_mix;
 mod krona;
 mod laplace_lora;
+mod loftq;
 mod lora_fa;
 mod lorahub;
 mod loraprune;
 mod moelora;
+mod qa_lora;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,54 @@
+//! Methods that quantize what they adapt. The quantized matrices follow from the base and the method's own tensors, to the bit: a tuner
+//! holds them, and its files do not.
+
+pub mod loftq;
+pub mod qa_lora;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use peft_core::{Error, Hooks, Shape, Site, Weight};
+
+/// Quantized matrices in the place of a base's own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Instead(Arc<BTreeMap<Site, Weight>>);
+
+impl Instead {
+    /// The matrix at a site.
+    fn get(&self, site: Site) -> Option<&Weight> {
+        self.0.get(&site)
+    }
+}
+
+impl FromIterator<(Site, Weight)> for Instead {
+    fn from_iter<I: IntoIterator<Item = (Site, Weight)>>(weights: I) -> Self {
+        Instead(Arc::new(weights.into_iter().collect()))
+    }
+}
+
+impl Hooks for Instead {
+    fn weight(&self, site: Site, w: Weight) -> Weight {
+        self.get(site).cloned().unwrap_or(w)
+    }
+}
+
+/// The values of a matrix `[in, out]` in the order of the codecs: output by output.
+fn by_outputs(w: Tensor<2>) -> Vec<f32> {
+    w.transpose().into_data().iter::<f32>().collect()
+}
+
+/// The matrix `[in, out]` of such values.
+fn from_outputs(values: &[f32], [inputs, outputs]: [usize; 2], device: &Device) -> Tensor<2> {
+    let turned = (0..inputs).flat_map(|i| values[i..].iter().step_by(inputs).copied()).collect();
+    Tensor::from_data(TensorData::new(turned, [inputs, outputs]), device)
+}
+
+/// An error of a codec, with the module whose matrix it is about.
+fn of_site(error: Error, shape: &Shape, site: Site) -> Error {
+    let path = shape.module_path(site).unwrap_or_else(|| site.to_string());
+    match error {
+        Error::Config { key, found, expected } => Error::config(format!("{key} of {path}"), found, expected),
+        other => other,
+    }
+}
