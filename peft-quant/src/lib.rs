@@ -12,7 +12,7 @@
 //! the machine ([`kernel`] says which vector registers are used).
 //!
 //! [`bitsandbytes`] reads and writes the tensors of files that transformers wrote with it; [`Words`] are those of GPTQ's and AWQ's
-//! files. [`AdamW8`] steps with moments of eight bits ([`Moments8`]), 2.03 bytes a parameter.
+//! files. [`Requantize`] adds an update to packed weights and tells what that costs. [`AdamW8`] steps with moments of eight bits ([`Moments8`]), 2.03 bytes a parameter.
 //!
 //! What is equal to what, to the bit: codes, scales and values of `FourBit`, `Int8Rows` and `Blockwise`, and AdamW's moments, to
 //! bitsandbytes 0.50.2 on a CPU; words to the published formats.
@@ -32,6 +32,7 @@ mod int8;
 mod map8;
 mod mean;
 mod nibbles;
+mod requantized;
 mod scales;
 mod wide;
 mod words;
@@ -44,6 +45,7 @@ pub use four_bit::FourBit;
 pub use grouped::Grouped;
 pub use int8::Int8Rows;
 pub use map8::{Map8, Search};
+pub use requantized::{Requantize, Requantized};
 pub use scales::Scales;
 pub use wide::kernel;
 pub use words::{Packing, Words};

@@ -6,3 +6,4 @@ mod common;
 mod four_bit;
 mod grouped;
 mod int8;
+mod requantized;

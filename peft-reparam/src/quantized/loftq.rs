@@ -25,7 +25,7 @@
 use std::mem::replace;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
     random::Random, split_name,
@@ -33,10 +33,10 @@ use peft_core::{
 use peft_quant::{Codebook, FourBit, Grouped, Int8Rows};
 use serde::{Deserialize, Serialize};
 
-use super::{Instead, by_outputs, from_outputs, of_site};
+use super::matrix::{Matrix, Thin};
+use super::{Instead, of_site};
 use crate::low_rank::pair::{self, LowRank, Opened, Pair, check_dropout, untrained};
 use crate::low_rank::ranks::{check_alpha, check_rank};
-use crate::low_rank::start::svd;
 
 /// Weights for each scale.
 const BLOCK: usize = 64;
@@ -175,79 +175,6 @@ impl LoftQConfig {
     }
 }
 
-/// A matrix `[in, out]` as codecs have it, output by output.
-struct Matrix {
-    values: Vec<f32>,
-    dims: [usize; 2],
-}
-
-impl Matrix {
-    fn of(w: &Weight) -> Self {
-        let w = w.dense();
-        Matrix { dims: w.dims(), values: by_outputs(w) }
-    }
-
-    fn less(&self, other: &Matrix) -> Matrix {
-        let values = self.values.iter().zip(&other.values).map(|(x, y)| x - y).collect();
-        Matrix { values, dims: self.dims }
-    }
-
-    /// The matrix less s A B. The sums are in one order on every machine, since codes are found again from them.
-    fn without(&self, Thin { a, b }: &Thin, scale: f64) -> Matrix {
-        let [inputs, outputs] = self.dims;
-        let row = |(output, row): (usize, &[f32])| {
-            let mut left: Vec<f64> = row.iter().copied().map(f64::from).collect();
-            for (a, b) in a.chunks(inputs).zip(b.chunks(outputs)) {
-                let b = scale * f64::from(b[output]);
-                left.iter_mut().zip(a).for_each(|(left, a)| *left -= b * f64::from(*a));
-            }
-            left.into_iter().map(|x| x as f32)
-        };
-        Matrix { values: self.values.chunks(inputs).enumerate().flat_map(row).collect(), dims: self.dims }
-    }
-
-    fn norm(&self) -> f64 {
-        self.values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
-    }
-
-    fn weight(&self, device: &Device) -> Weight {
-        Weight::Dense(from_outputs(&self.values, self.dims, device))
-    }
-}
-
-/// Two thin factors, rank by rank: A turned, `[r, in]`, and B, `[r, out]`.
-#[derive(Clone)]
-struct Thin {
-    a: Vec<f32>,
-    b: Vec<f32>,
-}
-
-impl Thin {
-    fn of(a: Tensor<2>, b: Tensor<2>) -> Self {
-        Thin { a: by_outputs(a), b: b.into_data().iter::<f32>().collect() }
-    }
-
-    /// The factors with the least |W - s A B|.
-    fn nearest(w: &Matrix, r: usize, scale: f64) -> Result<Self> {
-        let [inputs, outputs] = w.dims;
-        let values: Vec<f64> = w.values.iter().copied().map(f64::from).collect();
-        let svd = svd(&values, inputs)?;
-        let root = |k: usize| (svd.S()[k] / scale.abs()).sqrt();
-        let a = (0..r).flat_map(|k| (0..inputs).map(move |i| (k, i)));
-        let b = (0..r).flat_map(|k| (0..outputs).map(move |j| (k, j)));
-        Ok(Thin {
-            a: a.map(|(k, i)| (root(k) * svd.V()[(i, k)]) as f32).collect(),
-            b: b.map(|(k, j)| (scale.signum() * root(k) * svd.U()[(j, k)]) as f32).collect(),
-        })
-    }
-
-    /// A `[in, r]` and B `[r, out]`.
-    fn tensors(&self, r: usize, device: &Device) -> [Tensor<2>; 2] {
-        let b = TensorData::new(self.b.clone(), [r, self.b.len() / r]);
-        [from_outputs(&self.a, [self.a.len() / r, r], device), Tensor::from_data(b, device)]
-    }
-}
-
 /// Low-rank factors at some sites, and the quantized matrices that they stand beside.
 #[derive(Module, Debug)]
 pub struct LoftQ {
@@ -269,6 +196,14 @@ pub struct Approximation {
     pub b: Param<Tensor<2>>,
     /// What the matrix was quantized without, if the alternation has more than one step.
     pub before: Option<Earlier>,
+}
+
+impl Approximation {
+    fn new(now: [Tensor<2>; 2], before: Option<[Tensor<2>; 2]>) -> Self {
+        let earlier = |[a, b]: [Tensor<2>; 2]| Earlier { a: untrained(a), b: untrained(b) };
+        let [a, b] = now.map(Param::from_tensor);
+        Approximation { a, b, before: before.map(earlier) }
+    }
 }
 
 /// Factors of an earlier step, which go along untrained.
@@ -306,9 +241,8 @@ impl Method for LoftQConfig {
             let a = pair::start([inputs, self.r], Random::new(seed, &format!("lora.{site}.a")), plain);
             let start = Thin::of(a, Tensor::zeros([self.r, outputs], plain));
             let (now, before, quantized) = self.alternated(&w, start).map_err(|error| of_site(error, shape, site))?;
-            let before = (self.loftq_iter > 1).then(|| before.tensors(self.r, &device).map(untrained));
-            let [a, b] = now.tensors(self.r, &device).map(Param::from_tensor);
-            factors.push((site, Approximation { a, b, before: before.map(|[a, b]| Earlier { a, b }) }));
+            let before = (self.loftq_iter > 1).then(|| before.tensors(self.r, &device));
+            factors.push((site, Approximation::new(now.tensors(self.r, &device), before)));
             instead.push((site, quantized.weight(plain)));
         }
         Ok(self.tuner(factors.into_iter().collect(), instead.into_iter().collect()))
@@ -339,9 +273,7 @@ impl Method for LoftQConfig {
         let empty = |site| {
             let [inputs, outputs] = shape.linear_dims(site);
             let pair = || [Tensor::zeros([inputs, self.r], &device), Tensor::zeros([self.r, outputs], &device)];
-            let before = (self.loftq_iter > 1).then(|| pair().map(untrained));
-            let [a, b] = pair().map(Param::from_tensor);
-            (site, Approximation { a, b, before: before.map(|[a, b]| Earlier { a, b }) })
+            (site, Approximation::new(pair(), (self.loftq_iter > 1).then(pair)))
         };
         Ok(self.tuner(self.sites(shape)?.into_iter().map(empty).collect(), Instead::default()))
     }
@@ -385,7 +317,7 @@ mod tests {
     use std::path::Path;
 
     use peft_core::testing::golden::Case;
-    use peft_core::testing::tolerances::REFERENCE;
+    use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
     use peft_core::testing::{assert_close, difference};
     use peft_core::{Part, Trained};
 
@@ -415,7 +347,7 @@ mod tests {
         cases().for_each(|case| case.check_method::<LoftQConfig>());
     }
 
-    /// From the base alone and from the file, to the bit; products of factors, since singular vectors have no sign.
+    /// From the base alone, and from the file; products of factors, since singular vectors have no sign.
     #[test]
     fn starts_equal_the_reference() {
         for case in cases() {
@@ -426,7 +358,9 @@ mod tests {
                 let expected = case.expected(&format!("base.base_model.model.{path}"));
                 for of in [&own, &loaded] {
                     let found = of.instead.get(site).unwrap().dense().transpose().into_data();
-                    assert_eq!(difference(&found, &expected), 0.0, "{path}");
+                    // PEFT adds up what later steps take away in another order, in f32.
+                    let allowed = if config.loftq_iter == 1 { 0.0 } else { SAME_FUNCTION.0 };
+                    assert!(difference(&found, &expected) <= allowed, "{path}");
                 }
                 let [found, expected] = [&own, &loaded].map(|of| of.pair(site).unwrap().update().inner());
                 assert_close(found, expected, REFERENCE, &path);

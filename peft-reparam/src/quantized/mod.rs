@@ -2,12 +2,12 @@
 //! holds them, and its files do not.
 
 pub mod loftq;
+mod matrix;
 pub mod qa_lora;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::{Error, Hooks, Shape, Site, Weight};
 
 /// Quantized matrices in the place of a base's own.
@@ -31,17 +31,6 @@ impl Hooks for Instead {
     fn weight(&self, site: Site, w: Weight) -> Weight {
         self.get(site).cloned().unwrap_or(w)
     }
-}
-
-/// The values of a matrix `[in, out]` in the order of the codecs: output by output.
-fn by_outputs(w: Tensor<2>) -> Vec<f32> {
-    w.transpose().into_data().iter::<f32>().collect()
-}
-
-/// The matrix `[in, out]` of such values.
-fn from_outputs(values: &[f32], [inputs, outputs]: [usize; 2], device: &Device) -> Tensor<2> {
-    let turned = (0..inputs).flat_map(|i| values[i..].iter().step_by(inputs).copied()).collect();
-    Tensor::from_data(TensorData::new(turned, [inputs, outputs]), device)
 }
 
 /// An error of a codec, with the module whose matrix it is about.

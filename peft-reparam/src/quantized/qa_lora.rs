@@ -34,7 +34,8 @@ use peft_core::{
 use peft_quant::Grouped;
 use serde::{Deserialize, Serialize};
 
-use super::{Instead, by_outputs, from_outputs, of_site};
+use super::matrix::{by_outputs, from_outputs};
+use super::{Instead, of_site};
 use crate::low_rank::pair::{self, Pair, check_dropout, dropped};
 use crate::low_rank::ranks::{check_alpha, check_rank};
 

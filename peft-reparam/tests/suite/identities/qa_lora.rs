@@ -86,7 +86,8 @@ proptest! {
             let start = config().init(&base, seed).unwrap();
             let quantized = states(&Bare {}, &grouped(&base, &sites(), BITS, GROUP)).into_data();
             prop_assert_eq!(states(&start, &base).into_data(), quantized.clone());
-            prop_assert!(difference(&states(&Bare {}, &base).into_data(), &quantized) > 10.0 * SAME_FUNCTION.0);
+            let found = difference(&states(&Bare {}, &base).into_data(), &quantized);
+            prop_assert!(found > 10.0 * SAME_FUNCTION.0, "{}", found);
         }
     }
 
