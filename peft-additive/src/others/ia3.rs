@@ -191,7 +191,7 @@ impl Procedure for Ia3 {}
 mod tests {
     use std::path::Path;
 
-    use peft_core::testing::{base, device, golden::Case};
+    use peft_core::testing::{base, device, fixtures::SHAPES, golden::Case};
     use peft_core::{Head, Shape};
 
     use super::*;
@@ -231,6 +231,24 @@ mod tests {
             let shape = Shape::named(shape).unwrap();
             assert_eq!(Ia3Config::new().count(&shape).unwrap() + Head::count(&shape, 2), total);
             assert_eq!(Ia3Config::paper().count(&shape).unwrap(), paper);
+        }
+    }
+
+    /// A pattern of inputs, and the usual choice of them, may take in more than the targets: only targets count.
+    #[test]
+    fn a_wide_choice_of_inputs_is_looked_up_among_the_targets() {
+        let everything = || Some(Sites::Pattern(".*".into()));
+        for shape in SHAPES.map(|name| Shape::named(name).unwrap()) {
+            for (targets, wide, inputs) in [
+                (Part::Key | Part::Down, everything(), vec![Part::Key, Part::Down]),
+                (Part::Key | Part::Down, None, vec![Part::Down]),
+                (Part::Key.into(), everything(), vec![Part::Key]),
+                (Part::Key.into(), None, vec![]),
+            ] {
+                let wide = Ia3Config { target_modules: Some(targets.clone()), feedforward_modules: wide };
+                let exact = Ia3Config::new().with_sites(targets, Sites::Parts(inputs));
+                assert_eq!(wide.plan(&shape).unwrap(), exact.plan(&shape).unwrap(), "{wide:?}");
+            }
         }
     }
 

@@ -343,6 +343,7 @@ impl Procedure for Lst {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
     use peft_core::Head;
     use peft_core::testing::{base, batch, device, examples, fixtures::SHAPES, randomized};
     use peft_core::view::tensors;
@@ -381,6 +382,47 @@ mod tests {
         // The reference has the gates of the layers without a side layer too, 3 in each stack; they do nothing.
         assert_eq!([&some, &all].map(|c| c.count(&t5).unwrap()), [3_878_712 - 6, 5_097_240]);
         assert_eq!([&some, &all].map(|c| c.count(&roberta).unwrap()), [1_819_308 - 3, 2_376_300]);
+    }
+
+    /// Each width is the least that is no smaller than its part, and even where numbers are turned in pairs.
+    #[test]
+    fn widths_are_rounded_up() {
+        let least = |width: usize, r: usize, even: bool| {
+            (1..).find(|part| part * r >= width && (!even || part % 2 == 0)).unwrap()
+        };
+        for shape in SHAPES.map(|name| Shape::named(name).unwrap()) {
+            for r in 1..=shape.head_width {
+                let (side, rotary) = (side_shape(&shape, r), matches!(shape.architecture, Architecture::Llama(_)));
+                let head_width = least(shape.head_width, r, rotary);
+                let encoder = !shape.pre_norm();
+                let hidden = if encoder { shape.heads * head_width } else { least(shape.hidden, r, false) };
+                let expected = (head_width, hidden, least(shape.intermediate, r, false));
+                assert_eq!(
+                    (side.head_width, side.hidden, side.intermediate),
+                    expected,
+                    "{:?} by {r}",
+                    shape.architecture
+                );
+            }
+        }
+    }
+
+    /// Of a base of the opposite numbers the same units are chosen.
+    #[test]
+    fn the_sign_of_a_weight_does_not_matter() {
+        let config = LstConfig::new(2).with_importance(Importance::Weights);
+        for base in SHAPES.map(|shape| base(shape, &device())) {
+            let places = base.shape().places().into_iter().filter(|place| place.slot == Slot::Weight);
+            let opposite = places.fold(base.clone(), |opposite, place| {
+                opposite.with_weight(place.site, Weight::Dense(base.weight(place.site).dense().neg()))
+            });
+            let [values, others] = [&base, &opposite].map(|base| tensors(&config.init(base, 3).unwrap()));
+            for (name, value) in values {
+                let sign = if name.starts_with("weights.") { -1.0 } else { 1.0 };
+                let numbers = |data: &TensorData, sign: f32| data.iter::<f32>().map(|x| sign * x).collect::<Vec<_>>();
+                assert_eq!(numbers(&others[&name], 1.0), numbers(&value, sign), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -309,7 +309,8 @@ fn words(settings: &[&str]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use peft_additive::SequentialConfig;
+    use peft_additive::{PromptInit, PromptTuningConfig, SequentialConfig};
+    use peft_partial::ChildTuningConfig;
 
     use super::*;
     use crate::reproduce::survey::table_iii;
@@ -350,6 +351,22 @@ mod tests {
         let read = |settings| peft::from_settings::<SequentialConfig>(&words(settings)).unwrap();
         assert_eq!(read(row.settings), SequentialConfig::survey());
         assert_eq!(read(row.small_settings), SequentialConfig::survey().with_bottleneck(24));
+    }
+
+    /// Weight decay as in the script, and the Fisher information of the whole training set.
+    #[test]
+    fn child_tuning_is_that_of_its_script() {
+        let row = Row::named(&ROWS, "Child-Tuning_D").unwrap();
+        let settings = peft::from_settings::<ChildTuningConfig>(&words(row.settings)).unwrap();
+        assert_eq!((row.weight_decay, settings), (0.01, ChildTuningConfig::default()));
+    }
+
+    #[test]
+    fn the_row_of_prompts_says_what_they_start_as() {
+        let row = Row::named(&ROWS, "Prompt-tuning").unwrap();
+        let settings = peft::from_settings::<PromptTuningConfig>(&words(row.settings)).unwrap();
+        assert_eq!(settings.prompt_tuning_init, PromptInit::SampleVocab);
+        assert!(row.differs.contains("start as words of the vocabulary"), "{}", row.differs);
     }
 
     /// As the survey states them; the small model's is the same for all rows.

@@ -222,7 +222,7 @@ mod tests {
         assert!(optim.state::<()>(trained.weight.id).is_none());
     }
 
-    /// A step of Adafactor is proportional to the rate, whatever the parameter's size, and its decay to both.
+    /// A step of Adafactor is proportional to the rate, however large, whatever the parameter's size, and its decay to both.
     #[test]
     fn adafactor_follows_the_rate_and_decays() {
         let moved = |weight_decay: f64, rate: f64, size: f64| {
@@ -234,7 +234,10 @@ mod tests {
             (end.weight.val() - start.weight.val()).inner()
         };
         let step = moved(0.0, RATE, 1.0);
-        assert_close(moved(0.0, 2.0 * RATE, 1.0), step.clone() * 2.0, SAME_FUNCTION, "twice the rate");
+        for times in [2.0, 30.0] {
+            let found = moved(0.0, times * RATE, 1.0);
+            assert_close(found, step.clone() * times, SAME_FUNCTION, &format!("{times} times the rate"));
+        }
         assert_close(moved(0.0, RATE, 3.0), step.clone(), SAME_FUNCTION, "a larger parameter");
         let decay = map().weight.val().inner() * (-RATE * 0.3);
         assert_close(moved(0.3, RATE, 1.0), step + decay, SAME_FUNCTION, "with decay");

@@ -250,6 +250,12 @@ impl Procedure for Fragile {
     }
 }
 
+fn fragile(base: &Base) -> Trained<Fragile> {
+    let Trained { tuner: inner, head, .. } = start(base);
+    let extra = Param::from_tensor(Tensor::ones([2], &base.device().clone().autodiff()));
+    Trained::new(Fragile { inner, extra, steps: 0 }, head).unwrap()
+}
+
 /// A step that fails takes nothing of what was kept before it.
 #[test]
 fn the_best_outlives_a_step_that_fails() {
@@ -261,16 +267,11 @@ fn the_best_outlives_a_step_that_fails() {
         }
     }
     let settings = TrainConfig { load_best_model_at_end: true, ..settings() };
-    let start = |base: &Base| {
-        let Trained { tuner: inner, head, .. } = start(base);
-        let extra = Param::from_tensor(Tensor::ones([2], &base.device().clone().autodiff()));
-        Trained::new(Fragile { inner, extra, steps: 0 }, head).unwrap()
-    };
     let base = base();
     let data = data(1);
     let mut witness = Spoiled(vec![]);
     let trainer = Trainer::new(settings.clone());
-    let kept = trainer.run(&base, start(&base), &data, Some(&data[..6]), &mut witness);
+    let kept = trainer.run(&base, fragile(&base), &data, Some(&data[..6]), &mut witness);
     assert!(
         kept.is_ok() && witness.0.len() == 1 && witness.0[0].contains("step 4"),
         "{:?} {:?}",
@@ -278,7 +279,40 @@ fn the_best_outlives_a_step_that_fails() {
         witness.0
     );
     let unevaluated = TrainConfig { eval_steps: Some(7), ..settings.clone() };
-    assert!(Trainer::new(unevaluated).run(&base, start(&base), &data, Some(&data[..6]), &mut ()).is_err());
+    assert!(Trainer::new(unevaluated).run(&base, fragile(&base), &data, Some(&data[..6]), &mut ()).is_err());
     let last = TrainConfig { load_best_model_at_end: false, ..settings };
-    assert!(Trainer::new(last).run(&base, start(&base), &data, Some(&data[..6]), &mut ()).is_err());
+    assert!(Trainer::new(last).run(&base, fragile(&base), &data, Some(&data[..6]), &mut ()).is_err());
+}
+
+/// Where a step has no loss, checkpoints would lead there again: they are removed. What another error stops can go on.
+#[test]
+fn checkpoints_outlive_only_a_run_that_can_go_on() {
+    let (base, data, folder) = (base(), data(1), tempfile::tempdir().unwrap());
+    let left = |name: &str, witness: &mut Witness| {
+        let dir = folder.path().join(name);
+        let checkpoints = Checkpoints { dir: dir.clone(), every: Some(1), resume: false };
+        let trainer = Trainer::new(settings()).with_checkpoints(checkpoints);
+        let error = trainer.run(&base, fragile(&base), &data, None, witness).map(|_| ()).unwrap_err();
+        (matches!(error, Error::Training { .. }), dir.join("step-2").exists(), dir.exists())
+    };
+    assert_eq!(left("hopeless", &mut Witness::default()), (true, false, false));
+    assert_eq!(left("stopped", &mut Witness { stop: Some(2), ..Default::default() }), (false, true, true));
+}
+
+/// What the kept state has not moved is no fault where its steps had no learning rate, whatever the steps behind it did.
+#[test]
+fn the_kept_state_is_judged_by_the_steps_before_it() {
+    // Accuracy does not change at such a rate, and of equal states the first is kept.
+    let kept = TrainConfig {
+        load_best_model_at_end: true,
+        metric_for_best_model: "accuracy".into(),
+        learning_rate: 1e-6,
+        warmup_steps: 1,
+        ..settings()
+    };
+    let data = data(1);
+    let end = |settings: &TrainConfig| tensors(&run(settings, None, &data, &mut Witness::default()).unwrap());
+    let first = end(&kept);
+    assert_eq!(first, tensors(&start(&base())));
+    assert_ne!(first, end(&TrainConfig { load_best_model_at_end: false, ..kept }));
 }

@@ -6,10 +6,10 @@ use burn::store::ModuleRecord;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::data::Dataset;
 use peft_core::io::Pretrained;
-use peft_core::train::{Checkpoints, Run, Schedule, TrainConfig, Trainer};
+use peft_core::train::{Checkpoints, Run, Schedule, TrainConfig, Trainer, Workers, predict};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, AnyMethod, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure,
+    Adapter, AnyMethod, Bare, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure,
     Result, Site, Slot, Trained, testing,
 };
 use peft_reparam::{AdaLora, AdaLoraConfig, Lora, LoraConfig};
@@ -187,6 +187,30 @@ fn the_program_of_the_readme() {
     merged.save(folder.path().join("merged")).unwrap();
     let too_strict = tuned.merge(&data.examples, 1e-12).unwrap_err().to_string();
     assert!(too_strict.contains("merged equals unmerged"), "{too_strict}");
+}
+
+/// Whether logits have grown or shrunk.
+#[test]
+fn a_merge_is_judged_by_the_size_of_the_difference() {
+    let model = Pretrained::of(base());
+    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()] };
+    let tuned = Trainer::new(config()).fit(&model, LoraConfig::new(4), &data).unwrap();
+    let workers = Workers::new(1).unwrap();
+    let [mut grown, mut shrunk] = [0; 2];
+    for example in data.examples.iter().map(std::slice::from_ref) {
+        let merged = tuned.merge(example, 1.0).unwrap();
+        let bare = Trained::new(Bare {}, merged.head.clone()).unwrap();
+        let (before, after) =
+            (tuned.predict(example).unwrap(), predict(&merged.base, &bare, example, &workers).unwrap());
+        let differences: Vec<f32> = after[0].values.iter().zip(&before[0].values).map(|(a, b)| a - b).collect();
+        let largest = differences.iter().map(|x| x.abs()).fold(0.0, f32::max);
+        assert_eq!(merged.difference, largest);
+        assert!(tuned.merge(example, largest).is_ok());
+        assert_eq!(tuned.merge(example, largest / 2.0).is_ok(), largest == 0.0);
+        grown += usize::from(largest > 0.0 && differences.iter().all(|x| *x >= 0.0));
+        shrunk += usize::from(largest > 0.0 && differences.iter().all(|x| *x <= 0.0));
+    }
+    assert!(grown > 0 && shrunk > 0, "{grown} {shrunk}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn methods_on_one_seam_do_not_commute() {
     }
 }
 
-/// Two prompts, or two prefixes, are one of all their rows.
+/// Two prompts, or two prefixes, are one of all their rows, and no head reads any of them.
 #[test]
 fn virtual_tokens_join() {
     fn check<M: Method>(config: impl Fn(usize) -> M, name: &str, base: &Base)
@@ -64,9 +64,11 @@ fn virtual_tokens_join() {
         let rows = |tuner: &M::Tuner| Tensor::<2>::from_data(tensors(tuner)[name].clone(), base.device());
         let joined = with(random(config(8), base, 3), name, Tensor::cat(vec![rows(&a), rows(&b)], 0));
         let batch = batch(base);
-        assert_close(run(&(a, b), base, &batch), run(&joined, base, &batch), SAME_FUNCTION, name);
+        let (found, expected) = ((a, b).valid().run(base, &batch).unwrap(), joined.valid().run(base, &batch).unwrap());
+        assert_close(found.states.clone(), expected.states.clone(), SAME_FUNCTION, name);
+        assert_close(found.tokens(), expected.tokens(), SAME_FUNCTION, name);
     }
-    for base in bases() {
+    for base in ["roberta-tiny", "bert-tiny", "llama-tiny"].map(|shape| base(shape, &device())) {
         check(PromptTuningConfig::new, "prompt_embeddings", &base);
         check(PrefixTuningConfig::new, "embedding", &base);
     }

@@ -7,12 +7,13 @@ use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Lst, LstConfig};
 use peft_core::testing::golden::{self, Case};
 use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
-use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
+use peft_core::testing::{assert_close, base, batch, device, difference, fixtures::SHAPES, randomized};
 use peft_core::train::Probe;
 use peft_core::view::{Rewrite, tensors, view};
 use peft_core::{
     Architecture, Bare, Base, Frame, Hooks, Method, Next, Part, Place, Procedure, Sequence, Shape, Site, Slot, Stack,
-    Tuner, random::Random,
+    Tuner,
+    random::{Noise, Random},
 };
 use proptest::prelude::*;
 
@@ -100,6 +101,27 @@ fn a_side_network_of_full_width_is_the_backbone() {
             assert_close(found, bare, SAME_FUNCTION, "pooled");
         }
         assert_ne!(bits(&start, &base), bits(&same, &base));
+    }
+}
+
+/// Dropout in the side network drops other numbers than in the backbone, though it is the backbone's own layers.
+#[test]
+fn the_side_network_has_a_dropout_of_its_own() {
+    for base in bases().into_iter().map(|base| base.with_dropout(0.3)) {
+        let start = LstConfig::new(1).init(&base, 3).unwrap().valid();
+        let same = view(&view(&start, &mut Straight), &mut Gates(1e3));
+        let samples = (0..batch(&base).dims()[0] as u32).collect();
+        let noisy = batch(&base).with_noise(Noise { seed: 5, step: 1, samples });
+        let [side, backbone, quiet] = [
+            same.run(&base, &noisy).unwrap(),
+            Bare {}.run(&base, &noisy).unwrap(),
+            same.run(&base, &batch(&base)).unwrap(),
+        ]
+        .map(|hidden| hidden.states.into_data());
+        for other in [backbone, quiet] {
+            let found = difference(&side, &other);
+            assert!(found > 100.0 * SAME_FUNCTION.0, "{found}");
+        }
     }
 }
 

@@ -163,6 +163,21 @@ proptest! {
         }
     }
 
+    /// Where no probability is set it is the model's.
+    #[test]
+    fn dropout_is_the_models_unless_it_is_set(seed: u64, p in 0.2..0.8) {
+        for base in bases().into_iter().map(|base| base.with_dropout(p)) {
+            let states = |dropout| {
+                let adapter = random(&ParallelConfig { dropout, ..config() }, &base, seed);
+                let batch = batch(&base);
+                let samples = (0..batch.dims()[0] as u32).collect();
+                run(&adapter, &base, &batch.with_noise(Noise { seed, step: 1, samples })).into_data()
+            };
+            prop_assert_eq!(states(None), states(Some(p)));
+            prop_assert_ne!(states(None), states(Some(0.0)));
+        }
+    }
+
     /// Three times the scale is three times the second map.
     #[test]
     fn the_scale_multiplies_the_second_map(seed: u64) {

@@ -8,7 +8,7 @@ use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION, STANDARD_ERRORS};
 use peft_core::testing::{assert_close, base, batch, device, fixtures::SHAPES, randomized};
 use peft_core::view::{Rewrite, shapes, tensors, view, with_values};
 use peft_core::{
-    Adapter, Bare, Base, Batch, Method, Part, Sequence, Site, Slot,
+    Adapter, Architecture, Bare, Base, Batch, Method, Part, Sequence, Shape, Site, Slot,
     random::{Noise, Random},
 };
 use proptest::prelude::*;
@@ -298,14 +298,28 @@ fn what_cannot_be_is_refused_by_name() {
 
 #[test]
 fn only_a_linear_map_of_the_output_merges() {
-    let base = base("roberta-tiny", &device());
-    let merges = |config: SequentialConfig| SequentialConfig::merge(&config.init(&base, 0).unwrap()).is_some();
     let linear = SequentialConfig::houlsby(5).with_activation(Activation::Identity);
-    assert!(merges(linear.clone()));
-    assert!(!merges(linear.clone().with_inner_norm([Part::FeedForward])));
-    assert!(!merges(linear.clone().with_placement(Placement::Pfeiffer)));
+    let merges = |config: &SequentialConfig, shape: &Shape| {
+        let base = Base::random(shape.clone(), 0, &device());
+        SequentialConfig::merge(&config.init(&base, 0).unwrap()).is_some()
+    };
+    let encoder = Shape::named("roberta-tiny").unwrap();
+    assert!(merges(&linear, &encoder));
+    assert!(!merges(&linear.clone().with_inner_norm([Part::FeedForward]), &encoder));
+    assert!(!merges(&linear.clone().with_placement(Placement::Pfeiffer), &encoder));
     for act in [Activation::Gelu, Activation::Relu, Activation::Swish] {
-        assert!(!merges(linear.clone().with_activation(act)), "{act:?}");
+        assert!(!merges(&linear.clone().with_activation(act), &encoder), "{act:?}");
+    }
+    assert!(!merges(&linear, &Shape::named("t5-tiny").unwrap()), "no bias takes that of the adapter in");
+    // A LLaMA may have biases behind attention, behind the feed-forward network, or both.
+    let feed_forward = linear.clone().with_placement(Placement::FeedForward);
+    for (attention_bias, mlp_bias) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut shape = Shape::named("llama-tiny").unwrap();
+        if let Architecture::Llama(llama) = &mut shape.architecture {
+            (llama.attention_bias, llama.mlp_bias) = (attention_bias, mlp_bias);
+        }
+        assert_eq!(merges(&linear, &shape), attention_bias && mlp_bias, "{attention_bias} {mlp_bias}");
+        assert_eq!(merges(&feed_forward, &shape), mlp_bias, "{attention_bias} {mlp_bias}");
     }
 }
 
