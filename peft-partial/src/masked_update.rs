@@ -46,7 +46,7 @@ pub struct MaskedUpdate {
 pub fn share(key: &str, share: f64, places: &[Place]) -> Result<usize> {
     let whole: usize = places.iter().map(Place::count).sum();
     let count = (share * whole as f64).floor() as usize;
-    if !(share > 0.0 && share <= 1.0) || count == 0 {
+    if count == 0 || share > 1.0 {
         let allowed = format!("above 0 and at most 1, and at least one of {whole} numbers");
         return Err(Error::config(key, share, allowed));
     }

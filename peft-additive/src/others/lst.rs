@@ -387,22 +387,16 @@ mod tests {
     /// Each width is the least that is no smaller than its part, and even where numbers are turned in pairs.
     #[test]
     fn widths_are_rounded_up() {
-        let least = |width: usize, r: usize, even: bool| {
-            (1..).find(|part| part * r >= width && (!even || part % 2 == 0)).unwrap()
-        };
-        for shape in SHAPES.map(|name| Shape::named(name).unwrap()) {
+        let least =
+            |width: usize, r: usize, even: bool| (1..).find(|n| n * r >= width && (!even || n % 2 == 0)).unwrap();
+        for shape in Shape::NAMES.map(|name| Shape::named(name).unwrap()) {
             for r in 1..=shape.head_width {
                 let (side, rotary) = (side_shape(&shape, r), matches!(shape.architecture, Architecture::Llama(_)));
                 let head_width = least(shape.head_width, r, rotary);
-                let encoder = !shape.pre_norm();
-                let hidden = if encoder { shape.heads * head_width } else { least(shape.hidden, r, false) };
-                let expected = (head_width, hidden, least(shape.intermediate, r, false));
-                assert_eq!(
-                    (side.head_width, side.hidden, side.intermediate),
-                    expected,
-                    "{:?} by {r}",
-                    shape.architecture
-                );
+                let hidden = if shape.pre_norm() { least(shape.hidden, r, false) } else { shape.heads * head_width };
+                let expected = [head_width, hidden, least(shape.intermediate, r, false)];
+                let found = [side.head_width, side.hidden, side.intermediate];
+                assert_eq!(found, expected, "{:?} by {r}", shape.architecture);
             }
         }
     }

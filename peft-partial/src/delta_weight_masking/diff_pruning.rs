@@ -106,7 +106,7 @@ impl DiffPruningConfig {
                 return Err(Error::config(key, value, format!("a finite number {allowed}").trim_end()));
             }
         }
-        if !(self.target_sparsity > 0.0 && self.target_sparsity <= 1.0) || left == 0 {
+        if left == 0 || self.target_sparsity > 1.0 {
             let allowed = format!("above 0 and at most 1, and at least one of {whole} differences");
             return Err(Error::config("target_sparsity", self.target_sparsity, allowed));
         }
@@ -175,7 +175,6 @@ impl Method for DiffPruningConfig {
     }
 
     fn for_loading(&self, base: &Base) -> Result<DiffPruning> {
-        self.left(base.shape())?;
         Ok(self.pruned(base))
     }
 

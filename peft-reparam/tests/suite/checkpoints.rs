@@ -284,7 +284,8 @@ fn the_best_outlives_a_step_that_fails() {
     assert!(Trainer::new(last).run(&base, fragile(&base), &data, Some(&data[..6]), &mut ()).is_err());
 }
 
-/// Where a step has no loss, checkpoints would lead there again: they are removed. What another error stops can go on.
+/// Where a step has no loss, checkpoints would lead there again: they are removed. What another error stops can go on, unless there is
+/// nothing yet to go on from.
 #[test]
 fn checkpoints_outlive_only_a_run_that_can_go_on() {
     let (base, data, folder) = (base(), data(1), tempfile::tempdir().unwrap());
@@ -297,6 +298,7 @@ fn checkpoints_outlive_only_a_run_that_can_go_on() {
     };
     assert_eq!(left("hopeless", &mut Witness::default()), (true, false, false));
     assert_eq!(left("stopped", &mut Witness { stop: Some(2), ..Default::default() }), (false, true, true));
+    assert_eq!(left("begun", &mut Witness { stop: Some(0), ..Default::default() }), (false, false, false));
 }
 
 /// What the kept state has not moved is no fault where its steps had no learning rate, whatever the steps behind it did.

@@ -76,7 +76,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4))]
 
     #[test]
-    fn gates_are_hard_concrete(seed: u64, alpha in -2f32..4.0) {
+    fn gates_are_hard_concrete(seed: u64, alpha in -6f32..7.0) {
         for base in bases() {
             let pruning = DiffPruningConfig::new(0.02).unstructured().init(&base, 0).unwrap();
             let pruning = with_each(&pruning, "gates", |_, _| alpha);
@@ -272,6 +272,23 @@ proptest! {
             }
         }
     }
+}
+
+/// u is from 1e-4 to 1 - 1e-4, so that its logit is within 9.21: an alpha a little above that closes no gate, one of ln 5 less than
+/// minus that opens none to the end.
+#[test]
+fn no_draw_is_nearer_to_an_end_than_the_reference_has_it() {
+    let count = |alpha: f32, end: f32| -> usize {
+        let of = |base: Base| {
+            let pruning = DiffPruningConfig::new(0.02).unstructured().init(&base, 0).unwrap();
+            let pruning = with_each(&pruning, "gates", |_, _| alpha);
+            let z = (0..2).flat_map(|step| gates(&pruning, &base, &noisy(&base, 3, step))).flat_map(|z| z.1);
+            z.filter(|z| *z == end).count()
+        };
+        bases().map(of).sum()
+    };
+    assert!(count(8.9, 0.0) > 0 && count(-7.3, 1.0) > 0);
+    assert_eq!([count(9.3, 0.0), count(-7.7, 1.0)], [0, 0]);
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::io::peft::{Labels, load, save};
 use peft_core::load::{Checkpoint, write_safetensors};
-use peft_core::testing::randomized;
+use peft_core::testing::{a_view_is_as_by_hooks, randomized};
 use peft_core::train::{Run, TrainConfig};
 use peft_core::view::{tensors, trainable};
-use peft_core::{Base, Head, Method, Trained};
+use peft_core::{Base, Head, Method, Place, Trained};
 use peft_partial::{ChildMode, ChildTuningConfig, FishMaskConfig, FullConfig, LtSftConfig, SamConfig};
 use proptest::prelude::*;
 
@@ -150,7 +150,8 @@ fn files_hold_indices_and_values() {
 fn a_loaded_mask_stays_and_is_trained_on() {
     for base in bases() {
         let folder = tempfile::tempdir().unwrap();
-        saved(&FishMaskConfig::new(0.02), &base, folder.path());
+        // On another example a run with another seed would choose other numbers.
+        saved(&FishMaskConfig::new(0.02).with_num_samples(1), &base, folder.path());
         let (config, loaded) = load::<FishMaskConfig>(&folder.path().join("adapter"), &base).unwrap();
         assert_eq!(trainable(&loaded.tuner), config.count(base.shape()).unwrap());
         let head = start(&config, &base).head;
@@ -162,15 +163,17 @@ fn a_loaded_mask_stays_and_is_trained_on() {
     }
 }
 
-#[test]
-fn what_no_mask_has_is_refused_by_name() {
-    let base = bases().next().unwrap();
-    let config = FishMaskConfig::new(0.001);
-    let tuner = config.init(&base, 0).unwrap();
-    let trained = Trained::new(tuner.clone(), Head::classifier(&base, 2, 0)).unwrap();
-    let own = tensors(&tuner);
-    let [counts, indices] = ["counts", "indices"].map(|name| own[name].iter::<i64>().collect::<Vec<_>>());
-    let (first, places) = (counts.iter().position(|count| *count > 1).unwrap(), base.shape().places());
+/// Asserts that files whose masks cannot be are refused by name; of these tensors the method trains some numbers.
+fn assert_checks<M: Method>(config: &M, base: &Base, places: &[Place]) {
+    let tuner = config.init(base, 0).unwrap();
+    let trained = Trained::new(tuner.clone(), Head::classifier(base, 2, 0)).unwrap();
+    let of = |words: &str| {
+        let (name, data) = tensors(&tuner).into_iter().find(|(name, _)| name.ends_with(words)).unwrap();
+        (config.key(&name, base.shape()).name, data.iter::<i64>().collect::<Vec<_>>())
+    };
+    let [(counts_name, counts), (indices_name, indices)] = ["counts", "indices"].map(of);
+    let first = counts.iter().position(|count| *count > 1).unwrap();
+    let last = counts.iter().rposition(|count| *count > 0).unwrap();
     let start = counts[..first].iter().sum::<i64>() as usize;
     let with = |numbers: &[i64], at: usize, number: i64| {
         let mut numbers = numbers.to_vec();
@@ -184,25 +187,43 @@ fn what_no_mask_has_is_refused_by_name() {
         (counts.clone(), with(&indices, start + 1, indices[start]), "in rising order"),
         (with(&counts, first, -1), indices.clone(), "counts: found -1 of "),
         (with(&counts, first, i64::from(i32::MAX)), indices.clone(), "counts: found 2147483647 of "),
-        (with(&counts, first, counts[first] - 1), indices.clone(), "found"),
+        (with(&counts, last, counts[last] - 1), indices.clone(), " in all"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let adapter = folder.path().join("adapter");
-        save(&adapter, &config, &trained, base.shape(), &Labels::default(), &[]).unwrap();
+        save(&adapter, config, &trained, base.shape(), &Labels::default(), &[]).unwrap();
         let path = adapter.join("adapter_model.safetensors");
         let file = Checkpoint::open_file(&path).unwrap();
         let whole = |numbers: &[i64]| TensorData::new(numbers.to_vec(), [numbers.len()]);
         let mut contents: Values = file
             .names()
-            .filter(|name| !name.ends_with("counts") && !name.ends_with("indices"))
+            .filter(|name| ![&counts_name, &indices_name].contains(&&name.to_string()))
             .map(|name| (name.to_string(), file.read_f32(name, file.shape(name).unwrap()).unwrap()))
             .collect();
-        contents.insert("base_model.model.counts".into(), whole(&counts));
-        contents.insert("base_model.model.indices".into(), whole(&indices));
+        contents.insert(counts_name.clone(), whole(&counts));
+        contents.insert(indices_name.clone(), whole(&indices));
         write_safetensors(&path, &contents).unwrap();
-        let message = load::<FishMaskConfig>(&adapter, &base).unwrap_err().to_string();
+        let message = load::<M>(&adapter, base).unwrap_err().to_string();
         assert!(message.contains(words) && message.contains("adapter_model.safetensors"), "{words}: {message}");
     }
+}
+
+#[test]
+fn what_no_mask_has_is_refused_by_name() {
+    let base = bases().next().unwrap();
+    let places = base.shape().places();
+    assert_checks(&FishMaskConfig::new(0.001), &base, &places);
+    assert_checks(&SamConfig::new(0.001), &base, &places);
+    assert_checks(&LtSftConfig::new(0.001), &base, &places);
+    let layers: Vec<Place> = places.into_iter().filter(|place| place.name.contains("layer")).collect();
+    assert_checks(&child(0.001), &base, &layers);
+}
+
+/// Once for a step, for all methods alike.
+#[test]
+fn numbers_that_are_put_in_once_are_put_in_alike() {
+    a_view_is_as_by_hooks(&FishMaskConfig::new(0.1));
+    a_view_is_as_by_hooks(&child(0.1));
 }
 
 /// What stands in the file of D is the rest of the base and the child.
