@@ -73,7 +73,7 @@ pub enum Error {
         expected: String,
     },
     /// A pattern of sites matches nothing in the model.
-    #[error("the site pattern {pattern:?} matches nothing in this model; its modules are {}", shown(allowed))]
+    #[error("target_modules: {pattern:?} matches nothing in this model; its modules are {}", shown(allowed))]
     NoSite {
         /// The pattern.
         pattern: String,
@@ -144,12 +144,11 @@ impl Error {
     }
 
     /// The same, said of the file that the setting stands in.
-    #[cfg(feature = "load")]
-    pub(crate) fn in_file(self, path: &Path) -> Self {
+    pub fn in_file(self, path: &Path) -> Self {
         match self {
             Error::Config { key, found, expected } => Error::file(path, key, found, expected),
             Error::NoSite { pattern, allowed } => {
-                Error::file(path, "site pattern", format!("{pattern:?}"), format!("a match among {allowed}"))
+                Error::file(path, "target_modules", format!("{pattern:?}"), format!("a match among {allowed}"))
             }
             other => other,
         }

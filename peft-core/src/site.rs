@@ -219,7 +219,7 @@ impl Sites {
                 select(pattern, &|site, _| Ok(!site.part.is_table()))
             }
             Sites::Pattern(text) => {
-                let pattern = Pattern::whole("site pattern", text)?;
+                let pattern = Pattern::whole("target_modules", text)?;
                 select(text, &|_, path| pattern.matches(path))
             }
         }

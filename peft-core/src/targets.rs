@@ -74,7 +74,7 @@ impl Common {
     pub fn among(&self, targets: &Sites, modules: &[(Site, String)]) -> Result<Vec<Site>> {
         // It names what would match.
         let all = targets.among(modules)?;
-        let Chosen { sites, idle } = self.choose(targets, modules)?;
+        let Chosen { sites, idle } = self.choose("target_modules", targets, modules)?;
         match idle.into_iter().next() {
             Some((setting, value)) => Err(Error::config(setting, value, "what is in this model")),
             None if sites.is_empty() => {
@@ -85,16 +85,21 @@ impl Common {
         }
     }
 
-    /// As PEFT chooses: what meets nothing is told, and is no error.
-    pub(crate) fn choose(&self, targets: &Sites, modules: &[(Site, String)]) -> Result<Chosen> {
+    /// As PEFT chooses of the modules that a setting names: what meets nothing is told, and is no error.
+    pub(crate) fn choose(
+        &self,
+        setting: &'static str,
+        targets: &Sites,
+        modules: &[(Site, String)],
+    ) -> Result<Chosen> {
         let layers = Layers::new(self.layers_to_transform.as_ref(), self.layers_pattern.as_ref())?;
         let layered = !layers.numbers.is_empty();
         if let (true, Sites::Pattern(pattern)) = (layered, targets) {
             let expected = "null where target_modules is one expression, as in PEFT";
             return Err(Error::config("layers_to_transform", format!("set beside {pattern:?}"), expected));
         }
-        let excluded = self.exclude_modules.as_ref().map(Chooser::new).transpose()?;
-        let chooser = Chooser::new(targets)?;
+        let excluded = self.exclude_modules.as_ref().map(|sites| Chooser::new("exclude_modules", sites)).transpose()?;
+        let chooser = Chooser::new(setting, targets)?;
         let mut chosen = Chosen { sites: vec![], idle: vec![] };
         for (site, path) in modules {
             let out = excluded.as_ref().map_or(Ok(false), |excluded| excluded.takes(*site, path))?;
@@ -103,9 +108,8 @@ impl Common {
                 chosen.sites.push(*site);
             }
         }
-        chosen.idle.extend(chooser.idle(modules)?.into_iter().map(|name| ("target_modules", name)));
-        if let Some(excluded) = excluded {
-            chosen.idle.extend(excluded.idle(modules)?.into_iter().map(|name| ("exclude_modules", name)));
+        for chooser in [Some(chooser), excluded].into_iter().flatten() {
+            chosen.idle.extend(chooser.idle(modules)?.into_iter().map(|name| (chooser.setting, name)));
         }
         chosen.idle.extend(layers.idle(modules)?);
         Ok(chosen)
@@ -114,19 +118,18 @@ impl Common {
 
 /// A choice of modules by their paths.
 struct Chooser<'a> {
+    setting: &'static str,
     sites: &'a Sites,
     pattern: Option<Pattern>,
 }
 
 impl<'a> Chooser<'a> {
-    fn new(sites: &'a Sites) -> Result<Self> {
+    fn new(setting: &'static str, sites: &'a Sites) -> Result<Self> {
         let pattern = match sites {
-            Sites::Pattern(text) if !text.eq_ignore_ascii_case(ALL_LINEAR) => {
-                Some(Pattern::whole("site pattern", text)?)
-            }
+            Sites::Pattern(text) if !text.eq_ignore_ascii_case(ALL_LINEAR) => Some(Pattern::whole(setting, text)?),
             _ => None,
         };
-        Ok(Chooser { sites, pattern })
+        Ok(Chooser { setting, sites, pattern })
     }
 
     fn takes(&self, site: Site, path: &str) -> Result<bool> {
@@ -146,7 +149,7 @@ impl<'a> Chooser<'a> {
     /// What of it meets no module.
     fn idle(&self, modules: &[(Site, String)]) -> Result<Vec<String>> {
         let alone = |sites: Sites, text: &str| -> Result<Option<String>> {
-            let chooser = Chooser::new(&sites)?;
+            let chooser = Chooser::new(self.setting, &sites)?;
             for (site, path) in modules {
                 if chooser.takes(*site, path)? {
                     return Ok(None);

@@ -40,7 +40,12 @@ impl Inspect {
             ("model", read_json(&model)?, Checkpoint::open_model(&self.path)?)
         } else if let Some(file) = Gguf::find(&self.path)? {
             let gguf = Gguf::open(&file)?;
-            ("model", gguf.config()?, Checkpoint::from_gguf(&gguf)?)
+            if gguf.is_adapter() {
+                let told = json!({"adapter.type": gguf.text("adapter.type")?, "adapter.lora.alpha": gguf.float("adapter.lora.alpha")?});
+                ("adapter", told, Checkpoint::open_file(&file)?)
+            } else {
+                ("model", gguf.config()?, Checkpoint::from_gguf(&gguf)?)
+            }
         } else {
             let expected = "adapter_config.json, config.json, or a GGUF file";
             return Err(Error::file(&self.path, "content", "none of these", expected));

@@ -200,6 +200,7 @@ pub struct OutputArgs {
 impl OutputArgs {
     /// Refuses before the work what cannot be made at its end, and to replace what the command reads.
     pub fn check(&self, inputs: &Inputs) -> Result<()> {
+        inputs.spare("--output", &self.output)?;
         match self.overwrite {
             true => inputs.spare_directory("--output", &self.output).and_then(|()| check_replaceable(&self.output)),
             false => check_new_directory(&self.output),

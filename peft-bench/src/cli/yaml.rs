@@ -60,12 +60,19 @@ impl Config {
 
     /// An error of the command in the words of the file, if it is about a setting that stands there.
     pub fn place(&self, error: Error) -> Error {
-        let Error::Config { key, found, expected } = &error else { return error };
+        let Error::Config { key, found, expected } = &error else {
+            let names_modules = |(_, key): &Origin| key == "target_modules";
+            return match &error {
+                Error::NoSite { .. } if self.from.iter().any(names_modules) => error.in_file(&self.path),
+                _ => error,
+            };
+        };
         let name = key.strip_prefix("--set ").unwrap_or(key);
         // A setting may be wrong at a site, which its first word is followed by.
         let word = name.split(' ').next().unwrap_or_default();
-        match self.from.iter().find(|(option, key)| option == name || key == word) {
-            Some((option, key)) if option == name => Error::file(&self.path, key, found, expected),
+        let is_option = |option: &str| option == name || option[2..].replace('-', "_") == name;
+        match self.from.iter().find(|(option, key)| is_option(option) || key == word) {
+            Some((option, key)) if is_option(option) => Error::file(&self.path, key, found, expected),
             Some(_) => Error::file(&self.path, name, found, expected),
             None => error,
         }
@@ -198,6 +205,10 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
                 true => {}
             }
             let set = given.iter().any(|arg| arg.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('=')));
+            let default = own.get(key).filter(|default| value.is_null() && !default.is_null());
+            if let Some(default) = default.filter(|_| !set && !is_given("--adapter")) {
+                tell(format_args!("{}: {key}: is null, so that the default counts: {default}", path.display()));
+            }
             if value.is_null() || set || is_given("--adapter") {
                 return Ok(None);
             }
@@ -208,17 +219,19 @@ fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
             return Ok(Some(format!("--set={setting}")));
         };
         // A file with all of transformers' defaults says -1 steps, and then counts epochs.
-        let positive = |value: Option<&Value>| value.and_then(Value::as_f64).is_some_and(|steps| steps > 0.0);
+        let number = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok());
+        let positive = |value: Option<&Value>| value.and_then(number).is_some_and(|steps| steps > 0.0);
+        let off = number(value).is_some_and(|steps| steps <= 0.0);
         // As in transformers: steps of a warm-up count before its share, and a rate that is constant has none.
         let constant = file.get("lr_scheduler_type").and_then(Value::as_str) == Some("constant");
         let unused = match key.as_str() {
-            "max_steps" => !positive(Some(value)),
+            "max_steps" => off,
             "num_train_epochs" => positive(file.get("max_steps")),
-            "warmup_steps" => constant || !positive(Some(value)),
+            "warmup_steps" => constant || off,
             "warmup_ratio" => constant || positive(file.get("warmup_steps")),
             _ => false,
         };
-        if key == "warmup_ratio" && !unused && value.as_f64().is_some_and(|share| share >= 1.0) {
+        if key == "warmup_ratio" && !unused && number(value).is_some_and(|share| share >= 1.0) {
             return Err(Error::file(path, key, value, "a share from 0 to below 1"));
         }
         if unused || is_given(option) || excluded(option) {

@@ -127,17 +127,17 @@ fn what_cannot_be_computed_is_refused_by_name_and_what_nothing_uses_is_told() {
         refused("start-pissa", ("init_lora_weights", json!(way)), &[], &["init_lora_weights", way, "pissa or olora"]);
     }
     for (key, value, words) in [
-        ("target_modules", json!(["query_key_value", "W_pack"]), ["site pattern", "query_key_value"]),
-        ("target_modules", json!("(?<=q_proj"), ["site pattern", "regular expression"]),
+        ("target_modules", json!(["query_key_value", "W_pack"]), ["target_modules", "query_key_value"]),
+        ("target_modules", json!("(?<=q_proj"), ["target_modules", "regular expression"]),
         ("target_modules", json!({"a": 1}), ["target_modules", "a list of names"]),
         ("exclude_modules", json!(["q_proj", "v_proj"]), ["target_modules", "all left out"]),
-        ("exclude_modules", json!("("), ["site pattern", "regular expression"]),
+        ("exclude_modules", json!("("), ["exclude_modules", "regular expression"]),
         ("layers_to_transform", json!([77]), ["target_modules", "all left out"]),
         ("layers_to_transform", json!("1"), ["layers_to_transform", "a layer's number"]),
         ("layers_pattern", json!("layers"), ["layers_pattern", "layers_to_transform"]),
         ("modules_to_save", json!({"a": 1}), ["modules_to_save", "a list of names"]),
         ("rank_pattern", json!({"(": 2}), ["rank_pattern", "regular expression"]),
-        ("target_modules", json!(r"(.|..|...)*(?=c)c"), ["site pattern", "steps"]),
+        ("target_modules", json!(r"(.|..|...)*(?=c)c"), ["target_modules", "steps"]),
     ] {
         refused("start-gaussian", (key, value), &[], &words);
     }
@@ -265,7 +265,7 @@ fn outcomes() -> Vec<(&'static str, &'static str, Value, Outcome)> {
         ("", "target_parameters", json!(["q_proj.weight"]), Refused),
         ("LORA", "trainable_token_indices", json!([1]), Setting),
         ("ADALORA", "trainable_token_indices", json!([1]), Refused),
-        ("", "ensure_weight_tying", json!(true), Refused),
+        ("", "ensure_weight_tying", json!(true), Said),
         ("", "num_virtual_tokens", json!(7), Setting),
         ("", "num_layers", json!(9), Refused),
         ("", "num_attention_heads", json!(9), Refused),

@@ -7,8 +7,10 @@ use burn::tensor::TensorData;
 use serde_json::Value;
 
 use super::config;
+use super::fields::asks_for_nothing;
 use super::peft::file_key;
 use super::tensors::{Contents, Taker};
+use crate::adapterhub::{HubKey, Layout};
 use crate::load::{Gguf, write_lora};
 use crate::{
     AnyMethod, AnyTuner, Architecture, Base, Error, Head, LanguageModel, Method, Procedure, Result, Shape, Trained,
@@ -28,7 +30,7 @@ pub fn load_as(lora: &AnyMethod, path: &Path, base: &Base) -> Result<(AnyMethod,
     let method = config::parse(lora, fields).map_err(wrong)?;
     let mut taker = Taker::new(tensors);
     let tuner = method.for_loading(base).map_err(|error| error.in_file(path))?;
-    let tuner = taker.fill(tuner, |name| file_key(&method, name, shape))?;
+    let tuner = taker.fill(tuner, |name| key(&method, name, shape))?;
     taker.finish(|_| false)?;
     Ok((method, Trained::new(tuner, Head::LanguageModel(LanguageModel {}))?))
 }
@@ -52,13 +54,25 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
         return Err(Error::config("modules_to_save", module, "none: GGUF holds no tensors of the model beside a LoRA"));
     }
     let alpha = alpha(config)?;
-    let key = |name: &str| file_key(config, name, shape);
+    let key = |name: &str| key(config, name, shape);
     let tensors = Contents::default().with("method", &trained.tuner.clone().valid(), key)?.tensors;
+    let table = |part: &'static str| shape.tied && tensors.keys().any(|name| name.contains(part));
+    if let Some(table) = ["embed_tokens", "lm_head"].into_iter().find(|part| table(part)) {
+        let expected = "modules in the layers: llama.cpp takes no LoRA on a word table that also makes logits";
+        return Err(Error::config("target_modules", table, expected));
+    }
     write_lora(path, alpha, &tensors, shape)?;
     verify(path, alpha, &tensors, shape).inspect_err(|_| {
         // The check's error is the one to report.
         let _ = std::fs::remove_file(path);
     })
+}
+
+/// What the file calls a tensor, in the words of PEFT, and how it holds it: of the word table the first factor is turned, so that a
+/// word's numbers lie in a row.
+fn key(config: &AnyMethod, name: &str, shape: &Shape) -> HubKey {
+    let key = file_key(config, name, shape);
+    if key.name.ends_with("lora_embedding_A") { HubKey::new(key.name, Layout::Same) } else { key }
 }
 
 fn check_model(shape: &Shape) -> Result<()> {
@@ -68,12 +82,18 @@ fn check_model(shape: &Shape) -> Result<()> {
     }
 }
 
-/// The one alpha of a file, which is over each factor's own rank.
+/// The one alpha of a file, which is over each factor's own rank; a setting that asks for more than GGUF holds is an error.
 fn alpha(config: &AnyMethod) -> Result<f64> {
+    const OTHERS: [(&str, &str); 4] = [
+        ("alpha_pattern", "none: GGUF holds one alpha"),
+        ("use_dora", "false: GGUF holds no magnitudes"),
+        ("bias", "none: GGUF holds no biases beside a LoRA"),
+        ("trainable_token_indices", "none: GGUF holds no rows of tables beside a LoRA"),
+    ];
     let fields = config.settings();
-    let has = |key: &str| fields.get(key).and_then(Value::as_object).is_some_and(|pattern| !pattern.is_empty());
-    if has("alpha_pattern") {
-        return Err(Error::config("alpha_pattern", &fields["alpha_pattern"], "none: GGUF holds one alpha"));
+    let has = |key: &str| fields.get(key).is_some_and(|value| !asks_for_nothing(key, value));
+    if let Some((key, expected)) = OTHERS.into_iter().find(|(key, _)| has(key)) {
+        return Err(Error::config(key, &fields[key], expected));
     }
     let number = |key: &str| fields.get(key).and_then(Value::as_f64).unwrap_or_default();
     match fields.get("use_rslora") {

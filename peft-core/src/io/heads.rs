@@ -14,7 +14,8 @@
 //! what it is for.
 //!
 //! **Its tensors**, by the names that transformers' class for that purpose has:
-//! 1. those of the adapter's file, if it holds any of them, and then all;
+//! 1. those of the adapter's file, if it holds any of them, and then all; where `modules_to_save` names parts of a head, these, in the
+//!    model's own;
 //! 2. the model's own, whatever its class: tensors of other heads beside them are passed over, as in transformers.
 //!
 //! Where both lack them, transformers would draw them at random; that is an error, which names task and tensor. So is an empty tensor.
@@ -26,10 +27,12 @@ use serde_json::Value;
 use super::Pretrained;
 use super::config::Settings;
 use super::peft::{Labels, head_key};
+use super::sites;
 use super::tensors::Taker;
 use crate::adapterhub::HubKey;
+use crate::view::tensors;
 use crate::warning::{listed, warn};
-use crate::{Architecture, ClassUse, Error, Head, LanguageModel, Purpose, Result};
+use crate::{Architecture, ClassUse, Error, Head, LanguageModel, Pattern, Purpose, Result};
 
 /// What an adapter's settings say of its head.
 pub(super) struct Told {
@@ -38,6 +41,8 @@ pub(super) struct Told {
     class: Option<String>,
     /// The modules of a head among `modules_to_save`.
     modules: Vec<String>,
+    /// What is saved whole.
+    saved: Vec<Pattern>,
 }
 
 impl Told {
@@ -53,7 +58,7 @@ impl Told {
         let class = text(fields.get("auto_mapping").and_then(|told| told.get("base_model_class")));
         let mut modules = settings.modules_to_save()?;
         modules.retain(|name| Head::MODULES.contains(&name.as_str()));
-        Ok(Told { path: path.clone(), task, class, modules })
+        Ok(Told { path: path.clone(), task, class, modules, saved: sites::saved(fields, path)? })
     }
 
     /// What the adapter is for, see the rule above.
@@ -79,12 +84,31 @@ impl Told {
         Ok(saved.find(|purpose| *purpose == own).or(first).unwrap_or(own))
     }
 
+    /// The model's own head, if a part of it is in the file and no other was to be saved.
+    fn parted(&self, file: &Taker, key: &impl Fn(&str) -> HubKey, own: Option<&Head>) -> Result<Option<Head>> {
+        let names: Vec<String> = own.iter().flat_map(|own| tensors(*own)).map(|(name, _)| key(&name).name).collect();
+        let (held, absent): (Vec<String>, Vec<String>) =
+            names.into_iter().partition(|name| file.file.shape(name).is_some());
+        for name in &absent {
+            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
+            let module = module.strip_prefix("base_model.model.").unwrap_or(module);
+            if sites::matches(&self.saved, module)? {
+                return Ok(None);
+            }
+        }
+        Ok(own.filter(|_| !held.is_empty() && !absent.is_empty()).cloned())
+    }
+
     /// The head, see the rule above.
     pub(super) fn head(&self, file: &mut Taker, key: &impl Fn(&str) -> HubKey, model: &Pretrained) -> Result<Head> {
         let purpose = self.purpose(file, key, model)?;
         // A model without a table for words has none for an adapter either.
         let words = purpose == Purpose::Words && model.base.shape().pre_norm();
-        let saved = if words { None } else { file.head(purpose, key, &model.base)? };
+        let saved = match self.parted(file, key, model.head_for(purpose))? {
+            _ if words => None,
+            Some(own) => Some(file.partly(own, key)?),
+            None => file.head(purpose, key, &model.base)?,
+        };
         let is_saved = saved.is_some();
         if let Some(head) = saved.or_else(|| model.head_for(purpose).cloned()) {
             if !is_saved && !words && purpose != Purpose::States && !self.modules.is_empty() {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Pretrained;
 use super::config::{self, Settings};
+use super::fields;
 pub use super::config::{from_settings, part_types, peft_type, split_common, with_words};
 pub use super::fields::{asks_for_nothing, neutral, others};
 use super::heads::Told;
@@ -21,7 +22,7 @@ use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
 use crate::warning::{listed, warn};
 use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, Method, Procedure, Result, Shape, Text, Trained,
+    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape, Text, Trained,
     Verbalizer,
 };
 
@@ -222,6 +223,11 @@ pub(super) fn load_from(
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
     let head = Told::of(&settings)?.head(&mut taker, &head_key, model)?;
+    let rows = settings.fields.get("trainable_token_indices").is_some_and(|rows| !fields::is_off(rows));
+    if let (true, Head::MaskedLm(MaskedLm { decoder: None, .. })) = (rows, &head) {
+        let what = "reach the head: PEFT leaves out its bias unless it is merged, and here it is added as in the merged model";
+        warn(&settings.path, "trainable_token_indices", what);
+    }
     // PEFT writes names of a bare model without a prefix. What does not fit either way is told as of the model that it is for.
     let base = model.base.for_purpose(head.purpose());
     let attempt = |prefix: &'static str| {

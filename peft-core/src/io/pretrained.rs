@@ -156,8 +156,8 @@ impl Pretrained {
         let base = base.for_purpose(head.purpose());
         let shape = base.shape();
         if base.has_two_word_tables() {
-            let expected = "one table: the checkpoint of a T5 has no other for its decoder";
-            return Err(Error::config("modules_to_save", "embed_tokens", expected));
+            let expected = "none by target_modules or modules_to_save: the checkpoint of a T5 has one for encoder and decoder";
+            return Err(Error::config("embed_tokens", "a table of its own in each stack", expected));
         }
         // What makes logits beside a saved word table is the head's own.
         let untied = match head {

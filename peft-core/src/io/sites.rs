@@ -9,7 +9,7 @@ use super::config::Notes;
 use super::fields::is_off;
 use crate::site::is_end;
 use crate::targets::Chosen;
-use crate::{AnyMethod, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
+use crate::{AnyMethod, Architecture, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
 
 /// The modules that PEFT saves whole for its tasks, beside those that are listed.
 const HEADS: [(&str, &[&str]); 3] =
@@ -51,12 +51,24 @@ pub(super) fn settled(
     let all = method.modules(shape);
     let mut choice = all.clone();
     choice.retain(|(site, _)| is_for_words || site.part != Part::Vocabulary);
-    let Chosen { sites: chosen, idle } = common.choose(&modules, &choice).map_err(in_file)?;
+    let Chosen { sites: chosen, idle } = common.choose("target_modules", &modules, &choice).map_err(in_file)?;
     let at = |site: &Site| path_of(&choice, site);
     let mut kept = vec![];
     for site in &chosen {
         if !matches(&saved, &at(site)).map_err(in_file)? {
             kept.push(*site);
+        }
+    }
+    if fields.get("ensure_weight_tying") == Some(&Value::Bool(true)) {
+        let is_table = |site: &Site| matches!(site.part, Part::Words | Part::Vocabulary);
+        let mut meets = kept.iter().any(is_table);
+        for (_, module) in shape.matrices().iter().filter(|(site, _)| is_table(site)) {
+            meets |= matches(&saved, module).map_err(in_file)?;
+        }
+        let untied = matches!(shape.architecture, Architecture::Llama(_)) && !shape.tied;
+        if untied || !meets {
+            fields.remove("ensure_weight_tying");
+            told.push(("ensure_weight_tying".into(), "is true: no word table that is tied is adapted or saved".into()));
         }
     }
     for (setting, value) in idle {
@@ -85,7 +97,7 @@ pub(super) fn settled(
         fields.insert("target_modules".into(), exact(&kept));
     }
     if let Some(inputs) = sites(&fields, "feedforward_modules", path)? {
-        let found = Common::default().choose(&inputs, &choice).map_err(in_file)?.sites;
+        let found = Common::default().choose("feedforward_modules", &inputs, &choice).map_err(in_file)?.sites;
         let found: Vec<Site> = found.into_iter().filter(|site| kept.contains(site)).collect();
         if !same(&inputs, &found) {
             fields.insert("feedforward_modules".into(), exact(&found));
@@ -126,7 +138,7 @@ pub(super) fn saved(fields: &Map<String, Value>, path: &Path) -> Result<Vec<Patt
 }
 
 /// Whether one of these matches a path.
-fn matches(patterns: &[Pattern], path: &str) -> Result<bool> {
+pub(super) fn matches(patterns: &[Pattern], path: &str) -> Result<bool> {
     Ok(patterns.iter().map(|pattern| pattern.matches(path)).collect::<Result<Vec<bool>>>()?.contains(&true))
 }
 

@@ -167,6 +167,18 @@ impl Taker {
         with_values(module, &values)
     }
 
+    /// The head, with those of its tensors that the file holds.
+    pub(super) fn partly<K: Into<HubKey>>(&mut self, head: Head, key: impl Fn(&str) -> K) -> Result<Head> {
+        let mut values = BTreeMap::new();
+        for (name, own) in tensors(&head) {
+            let key = key(&name).into();
+            if self.file.shape(&key.name).is_some() {
+                values.insert(name, self.take(key, &own)?);
+            }
+        }
+        with_values(head, &values)
+    }
+
     /// How many tensors the head for this purpose has, if the file holds them all; `None` of a head without tensors.
     pub(super) fn holds<K: Into<HubKey>>(
         &self,

@@ -14,8 +14,13 @@ use crate::{Error, Result, Shape};
 
 /// What PEFT puts in front of a module's path.
 const PREFIX: &str = "base_model.model.";
-/// What stands behind a weight's name there and here.
-const FACTORS: [(&str, &str); 2] = [("lora_A.weight", "lora_a"), ("lora_B.weight", "lora_b")];
+/// What stands behind a module's path there and here, of a linear map and of the word table.
+const FACTORS: [[(&str, &str); 2]; 2] = [
+    [("lora_A.weight", "lora_a"), ("lora_B.weight", "lora_b")],
+    [("lora_embedding_A", "lora_a"), ("lora_embedding_B", "lora_b")],
+];
+/// The path of the word table.
+const WORDS_PATH: &str = "model.embed_tokens";
 /// What the metadata say of a LoRA for a LLaMA.
 const WORDS: [(&str, &str); 3] =
     [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")];
@@ -35,7 +40,7 @@ impl Gguf {
     }
 
     /// LoRA's settings in the fields of PEFT's `adapter_config.json`, and the tensors under the names and with the rows that its files
-    /// have, of an adapter for a LLaMA of this shape.
+    /// have, of an adapter for a LLaMA of this shape. The first factor of the word table is turned, `[vocab, rank]`.
     pub fn lora(&self, shape: &Shape) -> Result<(Map<String, Value>, Checkpoint)> {
         for (key, expected) in WORDS {
             let found = self.text(key)?;
@@ -51,7 +56,8 @@ impl Gguf {
         for (name, (entry, range)) in &self.tensors {
             let (module, factor, part) = self.factor(name, shape.layers)?;
             let rank = match (entry.shape.as_slice(), factor) {
-                ([rank, _], "lora_A.weight") | ([_, rank], "lora_B.weight") => *rank,
+                ([rank, _], "lora_A.weight")
+                | ([_, rank], "lora_B.weight" | "lora_embedding_A" | "lora_embedding_B") => *rank,
                 _ => return Err(self.refuse(name, format!("shape {:?}", entry.shape), "a matrix")),
             };
             let first = *ranks.entry(module.clone()).or_insert(rank);
@@ -64,7 +70,7 @@ impl Gguf {
         }
         let tensors = Checkpoint::gather(self.path.to_path_buf(), stored)?;
         for module in ranks.keys() {
-            for (factor, _) in FACTORS {
+            for (factor, _) in factors(module) {
                 let name = format!("{PREFIX}{module}.{factor}");
                 if tensors.shape(&name).is_none() {
                     return Err(self.refuse(module, format!("no {factor}"), "both factors"));
@@ -76,14 +82,16 @@ impl Gguf {
 
     /// The module's path, the factor's name and the part of the layer that a tensor is of.
     fn factor<'a>(&self, name: &'a str, layers: usize) -> Result<(String, &'static str, &'a str)> {
-        let found = FACTORS.into_iter().find_map(|(factor, suffix)| {
-            let (weight, part) = translate(name.strip_suffix(suffix)?.strip_suffix('.')?, layers)?;
-            // Of the word table, llama.cpp has the first factor turned; a bias has no factors.
-            let module = weight.strip_suffix(".weight").filter(|module| *module != "model.embed_tokens")?;
+        let found = || {
+            let (weight, suffix) = name.rsplit_once('.')?;
+            let (weight, part) = translate(weight, layers)?;
+            // A bias has no factors.
+            let module = weight.strip_suffix(".weight")?;
+            let (factor, _) = factors(module).into_iter().find(|(_, there)| *there == suffix)?;
             Some((module.to_string(), factor, part))
-        });
-        found.ok_or_else(|| {
-            let expected = format!("lora_a or lora_b of a linear map in a LLaMA of {layers} layers");
+        };
+        found().ok_or_else(|| {
+            let expected = format!("lora_a or lora_b of a linear map or the word table in a LLaMA of {layers} layers");
             self.refuse(name, "a tensor that nothing uses", expected)
         })
     }
@@ -107,11 +115,17 @@ impl Gguf {
     }
 }
 
-/// Writes the factors of a LoRA for a LLaMA, under the names and with the rows that PEFT's files have, as llama.cpp converts them.
+/// The names of a module's factors there and here.
+fn factors(module: &str) -> [(&'static str, &'static str); 2] {
+    FACTORS[usize::from(module == WORDS_PATH)]
+}
+
+/// Writes the factors of a LoRA for a LLaMA, under the names and with the rows that PEFT's files have (but the first factor of the word
+/// table turned, `[vocab, rank]`), as llama.cpp converts them.
 pub fn write_lora(path: &Path, alpha: f64, tensors: &BTreeMap<String, TensorData>, shape: &Shape) -> Result<()> {
     let mut renamed = BTreeMap::new();
     for (name, data) in tensors {
-        let found = FACTORS.iter().find_map(|(factor, suffix)| {
+        let found = FACTORS.iter().flatten().find_map(|(factor, suffix)| {
             let module = name.strip_prefix(PREFIX)?.strip_suffix(factor)?.strip_suffix('.')?;
             let (new, part) = original(module)?;
             Some((format!("{new}.weight.{suffix}"), part, *suffix))
@@ -121,7 +135,7 @@ pub fn write_lora(path: &Path, alpha: f64, tensors: &BTreeMap<String, TensorData
                 path,
                 name,
                 "a tensor that a LoRA in GGUF cannot hold",
-                "factors of linear maps in a LLaMA's layers",
+                "factors of linear maps and the word table in a LLaMA",
             )
         })?;
         let heads = rotary_heads(part, shape.heads, shape.kv_heads()).filter(|_| suffix == "lora_b");

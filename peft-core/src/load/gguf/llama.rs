@@ -248,8 +248,11 @@ pub(super) fn rotary_heads(part: &str, heads: usize, key_heads: usize) -> Option
     }
 }
 
-/// The name of a module of a layer in GGUF, and the part of the layer.
+/// The name of a module in GGUF, and the part of a layer, if it is one.
 pub(super) fn original(module: &str) -> Option<(String, &'static str)> {
+    if let Some((name, _)) = NAMES.iter().find(|(_, new)| *new == module) {
+        return Some((name.to_string(), ""));
+    }
     let (layer, path) = module.strip_prefix("model.layers.")?.split_once('.')?;
     let (part, _) = LAYER_NAMES.iter().find(|(_, new)| *new == path)?;
     Some((format!("blk.{layer}.{part}"), part))

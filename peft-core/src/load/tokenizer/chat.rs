@@ -47,7 +47,7 @@ impl Template {
     pub fn of(folder: &Folder) -> Result<Option<Self>> {
         let tokens =
             folder.specials().iter().map(|(role, token)| (role.clone(), token.content.clone().into())).collect();
-        let template = |path, source| Some(Template { path, source, tokens });
+        let template = |path, source| Some(Template::new(path, source, tokens));
         let file = folder.dir.join("chat_template.jinja");
         if file.exists() {
             let source = read_text(&file, MAX_TEMPLATE)?;
@@ -71,10 +71,9 @@ impl Template {
         Ok(template(path, source))
     }
 
-    /// A template alone.
-    #[cfg(feature = "load")]
+    /// A template alone. Jinja reads all ends of lines alike.
     pub fn new(path: PathBuf, source: String, tokens: Map<String, Value>) -> Self {
-        Template { path, source, tokens }
+        Template { path, source: source.replace("\r\n", "\n").replace('\r', "\n"), tokens }
     }
 
     /// The text of messages, with the beginning of an answer behind them if `answer` says so.
