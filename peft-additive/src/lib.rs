@@ -32,6 +32,7 @@ pub use others::ia3::{Ia3, Ia3Config};
 pub use others::lst::{Importance, Lst, LstConfig};
 pub use others::pasta::{Pasta, PastaConfig};
 pub use prompts::attempt::{Attempt, AttemptConfig};
+pub use prompts::mpt::{Mpt, MptConfig, MptInit};
 pub use prompts::p_tuning::{PTuning, PTuningConfig, Reparameterization};
 pub use prompts::prefix_tuning::{PrefixTuning, PrefixTuningConfig, Projection};
 pub use prompts::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};

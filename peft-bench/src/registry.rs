@@ -94,6 +94,7 @@ methods! {
     peft_additive::PTuningConfig: "additive",
     peft_additive::SpotConfig: "additive",
     peft_additive::AttemptConfig: "additive",
+    peft_additive::MptConfig: "additive",
     peft_additive::PrefixTuningConfig: "additive",
     peft_additive::Ia3Config: "additive",
     peft_additive::LstConfig: "additive",

@@ -171,6 +171,26 @@ impl Batch {
         Batch { noise: Some(Arc::new(noise)), ..self }
     }
 
+    /// The sequences at these places of the batch, in this order, none of them a text that goes on.
+    pub fn select(&self, sequences: &[usize]) -> Self {
+        let index: Vec<i32> = sequences.iter().map(|i| *i as i32).collect();
+        let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.ids.device());
+        let rows = |x: &Tensor<2, Int>| x.clone().select(0, index.clone());
+        let noise = |noise: &Arc<Noise>| {
+            let samples = sequences.iter().map(|i| noise.samples[*i]).collect();
+            Arc::new(Noise { samples, ..(**noise).clone() })
+        };
+        Batch {
+            ids: rows(&self.ids),
+            padding: self.padding.as_ref().map(|padding| rows(&padding.clone().int()).equal_elem(1)),
+            types: self.types.as_ref().map(rows),
+            decoder: self.decoder.as_ref().map(rows),
+            tasks: sequences.iter().map(|i| self.tasks[*i]).collect(),
+            cache: None,
+            noise: self.noise.as_ref().map(noise),
+        }
+    }
+
     /// Number of sequences and length of the longest.
     pub fn dims(&self) -> [usize; 2] {
         self.ids.dims()

@@ -132,10 +132,11 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
 
 /// (KL(p || q) + KL(q || p)) / 2 of the rows of logits `[predictions, outputs]`, summed, each with its first argument held fixed.
 pub fn divergence(p: Tensor<2>, q: Tensor<2>) -> Tensor<1> {
-    let [p, q] = [p, q].map(|logits| activation::log_softmax(logits, 1));
-    let one = |fixed: &Tensor<2>, other: &Tensor<2>| {
-        let fixed = fixed.clone().detach();
-        (fixed.clone().exp() * (fixed - other.clone())).sum()
-    };
-    (one(&p, &q) + one(&q, &p)) * 0.5
+    (kl(p.clone(), q.clone()) + kl(q, p)) * 0.5
+}
+
+/// KL(p || q) of the rows of logits `[predictions, outputs]`, summed, with p held fixed.
+pub fn kl(p: Tensor<2>, q: Tensor<2>) -> Tensor<1> {
+    let [p, q] = [p.detach(), q].map(|logits| activation::log_softmax(logits, 1));
+    (p.clone().exp() * (p - q)).sum()
 }

@@ -18,6 +18,7 @@ CONFIGS = [
     peft.PromptTuningConfig,
     peft.PrefixTuningConfig,
     peft.PromptEncoderConfig,
+    peft.MultitaskPromptTuningConfig,
 ]
 
 
@@ -51,6 +52,7 @@ def main():
             "PromptTuningConfig": "PROMPT_TUNING",
             "PrefixTuningConfig": "PREFIX_TUNING",
             "PromptEncoderConfig": "P_TUNING",
+            "MultitaskPromptTuningConfig": "MULTITASK_PROMPT_TUNING",
         }[config.__name__]
         table[kind] = dict(sorted(fields(config)))
     path = Path(__file__).resolve().parents[2] / "peft-bench/tests/golden/peft-fields.json"

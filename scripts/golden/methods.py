@@ -15,6 +15,7 @@ from peft import (
     IA3Config,
     LoKrConfig,
     LoraConfig,
+    MultitaskPromptTuningConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
@@ -96,6 +97,11 @@ CASES = {
             encoder_num_layers=2,
         ),
     ),
+    ADDITIVE / "mpt": (
+        ROBERTA,
+        MultitaskPromptTuningConfig(task_type=TASK, num_virtual_tokens=4, num_tasks=3, num_ranks=2),
+    ),
+    ADDITIVE / "mpt-bert": (BERT, MultitaskPromptTuningConfig(task_type=TASK, num_virtual_tokens=4, num_tasks=3)),
     REPARAM / "lora-t5": (T5, LoraConfig(task_type=SEQ2SEQ, r=3, lora_alpha=5)),
     REPARAM / "lora-llama": (LLAMA, LoraConfig(task_type=CAUSAL, r=3, lora_alpha=5)),
     REPARAM / "lora-llama-all": (
@@ -319,6 +325,11 @@ CASES = {
     ADDITIVE / "ia3-llama": (LLAMA, IA3Config(task_type=CAUSAL)),
     ADDITIVE / "prompt-t5": (T5, PromptTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4)),
     ADDITIVE / "prompt-llama": (LLAMA, PromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4)),
+    ADDITIVE / "mpt-t5": (T5, MultitaskPromptTuningConfig(task_type=SEQ2SEQ, num_virtual_tokens=4, num_tasks=3)),
+    ADDITIVE / "mpt-llama": (
+        LLAMA,
+        MultitaskPromptTuningConfig(task_type=CAUSAL, num_virtual_tokens=4, num_tasks=3, num_ranks=2),
+    ),
     # PEFT by itself takes the number of the encoder's layers and d_model, which do not fit this decoder.
     ADDITIVE / "prefix-t5": (
         T5,
@@ -388,6 +399,10 @@ SEEDS = {
     "lora-fa-llama": 7,
     "ia3-t5": 16,
     "ia3-llama": 51,
+    "mpt": 0,
+    "mpt-bert": 0,
+    "mpt-t5": 6,
+    "mpt-llama": 0,
     "prompt-t5": 0,
     "prompt-llama": 47,
     "prefix-t5": 14,
@@ -465,7 +480,8 @@ def trainable(model):
             continue
         if name.startswith(prompt):
             network = has_encoder(model.active_peft_config)
-            key = name.removeprefix(prompt) if network else "prompt_embeddings"
+            own = network or "prefix_task" in name
+            key = name.removeprefix(prompt) if own else "prompt_embeddings"
         elif parameter.data_ptr() in saved:
             key = saved[parameter.data_ptr()]
         else:
@@ -486,7 +502,7 @@ def randomize_adapter(tensors, gen):
             value = normal(gen, parameter.shape, 0.5)
         elif "lora_" in key:
             value = normal(gen, parameter.shape, 0.3 if "lora_A" in key else 0.2)
-        elif key in ("prompt_embeddings", "embedding.weight"):
+        elif key in ("prompt_embeddings", "embedding.weight", "prefix_task_cols", "prefix_task_rows"):
             value = normal(gen, parameter.shape, 0.5)
         elif "classifier" in key or "score" in key or "qa_outputs" in key or "transform" in key:
             value = normal(gen, parameter.shape, 0.2 if key.endswith("bias") else 0.3)
@@ -562,6 +578,8 @@ def start(name, base, config, seed):
     """The batch, the model with its adapter at random, and what is trained."""
     gen = generator(f"{name}/{seed}")
     inputs = inputs_for(gen, base)
+    if config.peft_type == "MULTITASK_PROMPT_TUNING":
+        inputs["task_ids"] = torch.tensor([2, 0, 1, 2])
     if name.endswith("-pad"):
         inputs["input_ids"][:, [0, 2]] = torch.tensor([5, 0])
     model = get_peft_model(base_model(base, attn_implementation="eager"), copy.deepcopy(config))
@@ -589,8 +607,8 @@ def write_case(folder, base, config):
     print(name)
     inputs, model, tensors = start(name, base, config, SEEDS[name])
     fresh(folder)
-    tags = {"tags": inputs["labels"]} if base.endswith("-tokens") else {}
-    save(folder / "inputs.safetensors", {k: v for k, v in inputs.items() if k != "labels" or not tags} | tags)
+    ours = {"task_ids": "tasks"} | ({"labels": "tags"} if base.endswith("-tokens") else {})
+    save(folder / "inputs.safetensors", {ours.get(key, key): value for key, value in inputs.items()})
     model.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink()
     settings = read_json(folder / "adapter" / "adapter_config.json")

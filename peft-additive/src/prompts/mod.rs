@@ -1,6 +1,7 @@
 //! Soft prompt-based fine-tuning.
 
 pub mod attempt;
+pub mod mpt;
 pub mod p_tuning;
 pub mod prefix_tuning;
 pub mod prompt_tuning;

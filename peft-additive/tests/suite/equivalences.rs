@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
     AdapterDropConfig, AdapterFusionConfig, AttemptConfig, AttentionFusionConfig, CodaConfig, HadamardConfig,
-    HyperformerConfig, Ia3Config, Init, LstConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig,
+    HyperformerConfig, Ia3Config, Init, LstConfig, MptConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig,
     PromptTuningConfig, Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
@@ -209,6 +209,25 @@ equivalences! {
             let twice = prompt.valid().rows() * 2.0;
             let twice = with(&config, base, [("prompt_embeddings".to_string(), twice.into_data())].into());
             [states(&if holds { start } else { randomized(&start, seed) }, base), states(&twice, base)]
+        };
+
+    a_task_of_mpt_is_prompt_tuning: "MPT on one task" = "prompt tuning" if "the rows are P* o (C_k R_k)", SAME_FUNCTION on ENCODERS,
+        |base, seed, holds| {
+            let mpt = random(&MptConfig::new(4, 3).with_ranks(2), base, seed);
+            let folded = mpt.folded(if holds { 1 } else { 2 }, base).unwrap();
+            [states_of_task(&mpt, base, 1), states_of_task(&folded, base, 1)]
+        };
+
+    mpt_of_factors_alike_is_one_task: "MPT on one task" = "MPT on another" if "they have the same factors", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let mut values = tensors(&random(&MptConfig::new(4, 2), base, seed));
+            for (_, data) in values.iter_mut().filter(|(name, _)| holds && *name != "shared") {
+                let numbers: Vec<f32> = data.iter().collect();
+                let first = numbers[..numbers.len() / 2].repeat(2);
+                *data = TensorData::new(first, data.shape().clone());
+            }
+            let mpt = with(&MptConfig::new(4, 2), base, values);
+            [0, 1].map(|task| states_of_task(&mpt, base, task))
         };
 
     two_prompts_are_one: "prompt tuning" = "prompt tuning and prompt tuning" if "its rows are theirs, the outer one's first",

@@ -273,6 +273,10 @@ fn outcomes() -> Vec<(&'static str, &'static str, Value, Outcome)> {
         ("", "token_dim", json!(9), Refused),
         ("", "prompt_tuning_init", json!("SAMPLE_VOCAB"), Setting),
         ("", "prompt_tuning_init_text", json!("a text"), Free),
+        ("", "prompt_tuning_init_task", json!(1), Setting),
+        ("", "prompt_tuning_init_state_dict_path", json!("elsewhere"), Said),
+        ("", "num_tasks", json!(2), Setting),
+        ("", "num_ranks", json!(3), Setting),
         ("", "tokenizer_name_or_path", json!("elsewhere"), Free),
         ("", "tokenizer_kwargs", some, Free),
         ("", "init_weights", json!(true), Free),
@@ -299,6 +303,7 @@ fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
         ("PROMPT_TUNING", "peft-additive", "prompt-llama"),
         ("PREFIX_TUNING", "peft-additive", "prefix-llama"),
         ("P_TUNING", "peft-additive", "p-tuning-llama"),
+        ("MULTITASK_PROMPT_TUNING", "peft-additive", "mpt-llama"),
     ];
     let mut met = vec![false; outcomes.len()];
     let mut wrong = vec![];
@@ -344,7 +349,8 @@ fn every_field_of_peft_is_obeyed_or_harmless_or_refused_by_name() {
                 wrong.push(format!("{kind} {key} {value}: not {outcome:?}, but {found:?}, {told:?}"));
             }
             // PEFT itself wants these.
-            let wanted = ["peft_type", "num_virtual_tokens", "total_step"].contains(&key.as_str());
+            let wanted = ["peft_type", "num_virtual_tokens", "num_tasks", "num_ranks", "total_step"];
+            let wanted = wanted.contains(&key.as_str());
             match load(key, &Value::Null).0 {
                 Ok((_, found)) if found == logits => {}
                 Err(error) if (wanted || field["null"] == false) && named(&error) => {}

@@ -27,7 +27,7 @@ const OFF: Verdict = Verdict::Refused("null or false: nothing here computes what
 /// Each field, the value by which it asks for nothing where that is neither null, false nor empty, and what is done with others: names,
 /// versions and texts that a prompt started from are free, what decided how an adapter started or was trained is over, and forms of
 /// LoRA that are not computed here, with all that changes the model or the places of tensors, are refused.
-const FIELDS: [(&str, &str, Verdict); 48] = [
+const FIELDS: [(&str, &str, Verdict); 49] = [
     ("peft_type", "", NAME),
     ("task_type", "", NAME),
     ("base_model_name_or_path", "", NAME),
@@ -41,6 +41,7 @@ const FIELDS: [(&str, &str, Verdict); 48] = [
     ("init_weights", "true", NAME),
     ("prompt_tuning_init", "\"RANDOM\"", NAME),
     ("prompt_tuning_init_text", "", NAME),
+    ("prompt_tuning_init_state_dict_path", "", STARTED),
     ("tokenizer_name_or_path", "", NAME),
     ("tokenizer_kwargs", "", NAME),
     ("eva_config", "", STARTED),

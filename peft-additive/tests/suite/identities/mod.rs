@@ -11,6 +11,7 @@ mod hadamard;
 mod hyperformer;
 mod ia3;
 mod lst;
+mod mpt;
 mod parallel;
 mod pasta;
 mod prefix_tuning;
