@@ -19,6 +19,7 @@ pub mod prompts;
 
 pub use adapters::adapter_drop::{AdapterDrop, AdapterDropConfig};
 pub use adapters::adapter_fusion::{AdapterFusion, AdapterFusionConfig};
+pub use adapters::adapter_soup::{AdapterSoup, AdapterSoupConfig, Choice};
 pub use adapters::bottleneck::{Activation, Bottleneck};
 pub use adapters::coda::{Coda, CodaConfig};
 pub use adapters::hyperformer::{Cached, Hyperformer, HyperformerConfig};

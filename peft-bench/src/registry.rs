@@ -88,6 +88,7 @@ methods! {
     peft_additive::TinyAttnConfig: "additive",
     peft_additive::AdapterDropConfig: "additive",
     peft_additive::AdapterFusionConfig: "additive",
+    peft_additive::AdapterSoupConfig: "additive",
     peft_additive::CodaConfig: "additive",
     peft_additive::HyperformerConfig: "additive",
     peft_additive::PromptTuningConfig: "additive",

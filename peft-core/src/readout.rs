@@ -33,6 +33,15 @@ impl<'a> Readout<'a> {
         self.answered(labels.iter().map(|label| head.words(label)).collect::<Result<_>>()?)
     }
 
+    /// Of the sequences at these places of the batch.
+    pub fn select(&self, sequences: &[usize]) -> Self {
+        let labels = match self.labels.is_empty() {
+            true => vec![],
+            false => sequences.iter().map(|i| self.labels[*i].clone()).collect(),
+        };
+        Readout { batch: Cow::Owned(self.batch.select(sequences)), labels, ..self.clone() }
+    }
+
     /// The same batch with these texts as answers.
     pub(crate) fn answered(self, labels: Vec<Label>) -> Result<Self> {
         let batch = Cow::Owned(self.base.answering(self.batch.into_owned(), labels.iter().map(Some))?);

@@ -96,6 +96,50 @@ pub fn tensors<M: Module>(module: &M) -> BTreeMap<String, TensorData> {
     collect.0
 }
 
+/// The same module with ids of their own for its tensors: two finished adapters have the same.
+pub fn copied<M: Module>(module: M) -> M {
+    struct Fresh;
+    impl ModuleMapper for Fresh {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (_, value, mapper) = param.consume();
+            Param::from_mapped_value(ParamId::new(), value, mapper)
+        }
+        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+            let (_, value, mapper) = param.consume();
+            Param::from_mapped_value(ParamId::new(), value, mapper)
+        }
+    }
+    module.map(&mut Fresh)
+}
+
+/// A module like the first, with the sum of the modules' tensors of each name, each times its module's weight: added up in f64 and
+/// rounded once. Tensors of indices are the first's. A module with other tensors, by names and shapes, is an error that gives its number.
+pub fn weighted_sum<M: Module>(modules: &[M], weights: &[f64]) -> Result<M> {
+    let Some(first) = modules.first().filter(|_| modules.len() == weights.len()) else {
+        let expected = format!("at least one, and as many as weights, {}", weights.len());
+        return Err(Error::config("modules", modules.len(), expected));
+    };
+    let form = shapes(first);
+    let other = modules.iter().position(|module| shapes(module) != form);
+    if let Some(i) = other {
+        return Err(Error::config(
+            "modules",
+            format!("other tensors in number {i}"),
+            "names and shapes as in number 0",
+        ));
+    }
+    let all: Vec<_> = modules.iter().map(tensors).collect();
+    let of = |(name, data): (&String, &TensorData)| {
+        let mut sum = vec![0.0; data.num_elements()];
+        for (one, weight) in all.iter().zip(weights) {
+            sum.iter_mut().zip(one[name].iter::<f64>()).for_each(|(sum, x)| *sum += weight * x);
+        }
+        let sum: Vec<f32> = sum.into_iter().map(|x| x as f32).collect();
+        (name.clone(), TensorData::new(sum, data.shape().clone()))
+    };
+    with_values(first.clone(), &all[0].iter().filter(|(_, data)| data.dtype().is_float()).map(of).collect())
+}
+
 /// The shapes of a module's tensors, by name, without reading their values.
 pub fn shapes<M: Module>(module: &M) -> Vec<(String, Vec<usize>)> {
     struct Shapes(Vec<(String, Vec<usize>)>);

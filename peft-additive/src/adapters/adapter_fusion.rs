@@ -17,16 +17,12 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::{
     Added, Affine, Base, Delta, Error, Frame, Hooks, Key, Method, Next, Procedure, Result, Sequence, Shape, Site,
-    SiteMap, Source, adapter,
-    random::Random,
-    split_name,
-    view::{tensors, with_values},
+    SiteMap, Source, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::bottleneck::key;
-use super::sequential::{Sequential, SequentialConfig};
+use super::sequential::{Sequential, SequentialConfig, alike};
 
 /// More adapters than anybody fuses, so that a file cannot ask for any amount of memory.
 const MOST: usize = 256;
@@ -106,23 +102,11 @@ impl Method for AdapterFusionConfig {
 
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AdapterFusion> {
         Self::check(sources.len(), "sources")?;
-        let settings = |source: &Source| -> Result<SequentialConfig> {
-            source.tuner::<SequentialConfig>()?;
-            let wrong = |e: serde_json::Error| Error::config("sources", &source.name, e.to_string());
-            serde_json::from_value(Value::Object(source.config.settings())).map_err(wrong)
-        };
-        let adapter = settings(&sources[0])?;
-        for source in sources {
-            let own = settings(source)?;
-            if own != adapter || own.train_layernorm || !own.inner_norm.is_empty() {
-                let expected = "adapters with the same settings, without normalizations of their own or trained ones";
-                return Err(Error::config("sources", &source.name, expected));
-            }
+        let (adapter, adapters) = alike(sources)?;
+        if adapter.train_layernorm || !adapter.inner_norm.is_empty() {
+            let expected = "adapters without normalizations of their own or trained ones";
+            return Err(Error::config("sources", &sources[0].name, expected));
         }
-        // Tensors with ids of their own: those of two finished adapters are the same.
-        let copied =
-            |source: &Source| with_values(adapter.init(base, 0)?, &tensors(source.tuner::<SequentialConfig>()?));
-        let adapters = sources.iter().map(copied).collect::<Result<Vec<_>>>()?;
         Ok(AdapterFusionConfig { adapter, ..self.clone() }.fused(base, seed, adapters))
     }
 

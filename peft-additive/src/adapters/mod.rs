@@ -2,6 +2,7 @@
 
 pub mod adapter_drop;
 pub mod adapter_fusion;
+pub mod adapter_soup;
 pub mod bottleneck;
 pub mod coda;
 pub mod hyperformer;

@@ -23,7 +23,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::adapterhub::{AdapterHub, Fields, Kind, field};
 use peft_core::{
     Added, Base, Delta, Error, Frame, Hooks, Key, Merge, Method, Next, Part, Place, Procedure, Result, Sequence, Shape,
-    Site, SiteMap, Slot, Weight, adapter, random::Random, split_name,
+    Site, SiteMap, Slot, Source, Weight, adapter, random::Random, split_name, view::copied,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -227,6 +227,25 @@ impl SequentialConfig {
         };
         Ok(config.with_activation(activation).with_train_layernorm(false))
     }
+}
+
+/// Finished adapters as a method that is made of such starts from them, and their settings, which must be the same.
+pub(super) fn alike(sources: &[Source]) -> Result<(SequentialConfig, Vec<Sequential>)> {
+    let settings = |source: &Source| {
+        source.tuner::<SequentialConfig>()?;
+        let known = source.config.downcast_ref::<SequentialConfig>().cloned();
+        Ok::<_, Error>(known.unwrap_or_else(|| unreachable!("the tuner of a method has its configuration")))
+    };
+    let [first, ..] = sources else { return Err(Error::config("sources", "none", "at least one adapter")) };
+    let config = settings(first)?;
+    for source in sources {
+        if settings(source)? != config {
+            let expected = format!("an adapter with the same settings as {}", first.name);
+            return Err(Error::config("sources", &source.name, expected));
+        }
+    }
+    let adapters = sources.iter().map(|source| Ok(copied(source.tuner::<SequentialConfig>()?.clone())));
+    Ok((config, adapters.collect::<Result<_>>()?))
 }
 
 /// Adapters after sub-layers.

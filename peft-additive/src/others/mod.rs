@@ -6,4 +6,4 @@ pub mod ia3;
 pub mod lst;
 pub mod pasta;
 mod pruning;
-mod tap;
+pub(crate) mod tap;

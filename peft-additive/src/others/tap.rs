@@ -8,9 +8,9 @@ use peft_core::{Base, Batch, Frame, Hidden, Hooks, Next, Part, Result, Sequence,
 
 /// The states in front of the layers of each stack, and behind each layer.
 #[derive(Default)]
-pub(super) struct Tap {
-    pub(super) starts: RefCell<BTreeMap<Stack, Tensor<3>>>,
-    pub(super) layers: RefCell<BTreeMap<Site, Tensor<3>>>,
+pub(crate) struct Tap {
+    pub(crate) starts: RefCell<BTreeMap<Stack, Tensor<3>>>,
+    pub(crate) layers: RefCell<BTreeMap<Site, Tensor<3>>>,
 }
 
 impl Hooks for Tap {
@@ -25,7 +25,7 @@ impl Hooks for Tap {
 }
 
 /// What the backbone gives by itself, and its states on the way.
-pub(super) fn tapped(base: &Base, batch: &Batch) -> Result<(Hidden, Tap)> {
+pub(crate) fn tapped(base: &Base, batch: &Batch) -> Result<(Hidden, Tap)> {
     let tap = Tap::default();
     Ok((base.forward(batch, &tap)?, tap))
 }

@@ -22,7 +22,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use peft_core::{
     Adapter, Base, Batch, Error, Head, Hooks, Key, Label, Method, Procedure, Readout, Result, Sequence, Shape, Source,
-    Stack, Tuner, loss, loss::IGNORED, random::Random,
+    Stack, Tuner, loss, loss::IGNORED, random::Random, view::copied,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -233,7 +233,11 @@ impl Mpt {
             return Err(Error::config("model", "encoder and decoder", expected));
         }
         let rows = self.valid().prompts(&[task]).squeeze_dim(0);
-        Ok(self.config.prompt(PromptInit::Random).init(base, 0)?.with_rows(Param::from_tensor(Tensor::from_inner(rows))))
+        Ok(self
+            .config
+            .prompt(PromptInit::Random)
+            .init(base, 0)?
+            .with_rows(Param::from_tensor(Tensor::from_inner(rows))))
     }
 
     /// The summed loss of sequences of one task, with that of what its teacher knows.
@@ -308,12 +312,15 @@ impl Method for MptConfig {
         let teacher = |source: &Source| {
             source_rows(source, [rows, d])?;
             let prompt = source.tuner::<PromptTuningConfig>()?.clone();
-            Ok(Teacher { prompt, head: source.trained.head.clone() }.no_grad())
+            Ok(copied(Teacher { prompt, head: source.trained.head.clone() }.no_grad()))
         };
         let teachers = sources.iter().map(teacher).collect::<Result<_>>()?;
         let factors = match init {
-            PromptInit::Random => [("cols", [self.num_tasks, rows, self.num_ranks]), ("rows", [self.num_tasks, self.num_ranks, d])]
-                .map(|(name, dims)| Random::new(seed, &format!("mpt.{name}")).normal_tensor(dims, STD, base.device())),
+            PromptInit::Random => {
+                [("cols", [self.num_tasks, rows, self.num_ranks]), ("rows", [self.num_tasks, self.num_ranks, d])].map(
+                    |(name, dims)| Random::new(seed, &format!("mpt.{name}")).normal_tensor(dims, STD, base.device()),
+                )
+            }
             _ => self.ones(base, rows, seed),
         };
         Ok(self.built(base, shared, factors, teachers))
@@ -396,12 +403,13 @@ impl Procedure for Mpt {
         let tasks = &readout.batch.tasks;
         let of = |task: usize| {
             let sequences: Vec<usize> = (0..tasks.len()).filter(|i| tasks[*i] == task).collect();
-            let labels = sequences.iter().map(|i| readout.labels[*i].clone()).collect();
-            let batch = Cow::Owned(readout.batch.select(&sequences));
-            self.distilled(task, &Readout { batch, labels, ..readout.clone() })
+            self.distilled(task, &readout.select(&sequences))
         };
         let losses = tasks.iter().copied().collect::<BTreeSet<_>>().into_iter().map(of);
-        Ok(losses.collect::<Result<Vec<_>>>()?.into_iter().fold(Tensor::zeros([1], readout.base.device()), |a, b| a + b))
+        Ok(losses
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .fold(Tensor::zeros([1], readout.base.device()), |a, b| a + b))
     }
 
     fn rate(&self, name: &str, rate: f64) -> f64 {

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
-    AdapterDropConfig, AdapterFusionConfig, AttemptConfig, AttentionFusionConfig, CodaConfig, HadamardConfig,
-    HyperformerConfig, Ia3Config, Init, LstConfig, MptConfig, PTuningConfig, ParallelConfig, PastaConfig, PrefixTuningConfig,
-    PromptTuningConfig, Reparameterization, ResidualConfig, SequentialConfig, TinyAttnConfig,
+    AdapterDropConfig, AdapterFusionConfig, AdapterSoupConfig, AttemptConfig, AttentionFusionConfig, CodaConfig,
+    HadamardConfig, HyperformerConfig, Ia3Config, Init, LstConfig, MptConfig, PTuningConfig, ParallelConfig,
+    PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, ResidualConfig, SequentialConfig,
+    TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
@@ -28,6 +29,12 @@ fn with<M: Method>(config: &M, base: &Base, values: BTreeMap<String, TensorData>
 /// At its start, or (`holds` is false) at a random state.
 fn start<M: Method>(config: &M, base: &Base, seed: u64, holds: bool) -> M::Tuner {
     if holds { config.init(base, seed).unwrap() } else { random(config, base, seed) }
+}
+
+/// A finished adapter.
+fn source<M: Method>(config: M, tuner: M::Tuner, base: &Base) -> Source {
+    let trained = Trained::new(AnyTuner::new(tuner), Head::classifier(base, 2, 3)).unwrap();
+    Source { name: "source".into(), config: config.into(), trained }
 }
 
 /// Two methods that act at different seams, and both in the other order; without `holds` one of them is another.
@@ -203,8 +210,7 @@ equivalences! {
         |base, seed, holds| {
             let config = PromptTuningConfig::new(3);
             let prompt = random(&config, base, seed);
-            let trained = Trained::new(AnyTuner::new(prompt.clone()), Head::classifier(base, 2, 3)).unwrap();
-            let source = Source { name: "source".into(), config: config.clone().into(), trained };
+            let source = source(config.clone(), prompt.clone(), base);
             let start = AttemptConfig::new(3).init_from(base, seed, &[source]).unwrap();
             let twice = prompt.valid().rows() * 2.0;
             let twice = with(&config, base, [("prompt_embeddings".to_string(), twice.into_data())].into());
@@ -331,8 +337,7 @@ equivalences! {
         |base, seed, holds| {
             let config = SequentialConfig::pfeiffer(5);
             let one = random(&config, base, seed);
-            let trained = Trained::new(AnyTuner::new(one.clone()), Head::classifier(base, 2, 3)).unwrap();
-            let source = Source { name: "source".into(), config: config.into(), trained };
+            let source = source(config, one.clone(), base);
             let fusion = AdapterFusionConfig::default().init_from(base, seed, &[source]).unwrap();
             let mut values = tensors(&randomized(&fusion, seed));
             for (_, data) in values.iter_mut().filter(|(name, _)| holds && name.starts_with("value.")) {
@@ -340,6 +345,16 @@ equivalences! {
                 *data = TensorData::new(eye, [24, 24]);
             }
             [states(&with_values(fusion, &values).unwrap(), base), states(&one, base)]
+        };
+
+    a_soup_of_copies_is_the_adapter: "AdapterSoup" = "sequential adapter" if "all adapters are that one", SAME_FUNCTION on SHAPES,
+        |base, seed, holds| {
+            let config = SequentialConfig::pfeiffer(5);
+            let one = random(&config, base, seed);
+            let other = if holds { one.clone() } else { random(&config, base, seed + 1) };
+            let sources = [source(config.clone(), one.clone(), base), source(config, other, base)];
+            let soup = AdapterSoupConfig::default().init_from(base, seed, &sources).unwrap();
+            [states(&soup, base), states(&one, base)]
         };
 
     a_side_network_of_full_width: "ladder side-tuning" = "base" if "r = 1, D_0 = U = I, g = 1", SAME_FUNCTION on SHAPES,

@@ -2,6 +2,7 @@
 
 mod adapter_drop;
 mod adapter_fusion;
+mod adapter_soup;
 mod attempt;
 mod attention_fusion;
 mod bottleneck;

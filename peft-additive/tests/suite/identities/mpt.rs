@@ -316,5 +316,8 @@ fn teachers_stay_and_must_fit() {
     let other = Trained::new(trained.tuner, Head::classifier(&base, 3, 1)).unwrap();
     let all = examples(&base);
     let message = other.objective(&base, &batch(&base), &labels(&all)).unwrap_err().to_string();
-    assert!(message.contains("a head with 2 outputs, of task 0") && message.contains("3, as the run's own"), "{message}");
+    assert!(
+        message.contains("a head with 2 outputs, of task 0") && message.contains("3, as the run's own"),
+        "{message}"
+    );
 }
