@@ -50,7 +50,7 @@ pub use copies::Copies;
 pub use delta::{Added, Delta};
 pub use device::{available, device};
 pub use error::{Error, Result, shown, shown_lines};
-pub use head::{Affine, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
+pub use head::{Affine, AtMask, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
 pub use hooks::{Attention, Hooks, Lookup, Mask, Next, Sequence};
 pub use merge::Merge;
 pub use method::{Key, Method, Source, Start, file_path, place_key, slot_name, split_name};

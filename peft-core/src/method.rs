@@ -41,12 +41,23 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     }
 
     /// The head with which a run begins, of its sources; `None` for the model's own, or a fresh one.
-    fn head(&self, _sources: &[Source]) -> Option<Head> {
+    fn head_from(&self, _sources: &[Source]) -> Option<Head> {
         None
     }
 
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
+
+    /// The head with so many outputs that it trains for classes or values of texts, where that is not the model's usual one; `words` is
+    /// the model's head for words, if it has one.
+    fn head(&self, _words: Option<&Head>, _base: &Base, _outputs: usize, _seed: u64) -> Result<Option<Head>> {
+        Ok(None)
+    }
+
+    /// The number of elements of such a head that are trained.
+    fn head_count(&self, shape: &Shape, outputs: usize) -> usize {
+        Head::count(shape, outputs)
+    }
 
     /// The modules that `target_modules` choose from, by their paths.
     fn modules(shape: &Shape) -> Vec<(Site, String)> {

@@ -71,7 +71,9 @@ impl<'a> Readout<'a> {
     pub fn loss(&self, logits: Tensor<3>) -> Result<Tensor<1>> {
         let labels: Vec<&Label> = self.labels.iter().collect();
         match self.head {
-            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => loss::task_loss(logits, &labels),
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::AtMask(_) => {
+                loss::task_loss(logits, &labels)
+            }
             Head::Tokens(_) => loss::token_loss(logits, &labels),
             Head::Answers(_) => loss::answer_loss(logits, self.batch.padding.as_ref(), &labels),
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(self.word_losses(logits)?.sum()),

@@ -86,12 +86,7 @@ impl Common {
     }
 
     /// As PEFT chooses of the modules that a setting names: what meets nothing is told, and is no error.
-    pub(crate) fn choose(
-        &self,
-        setting: &'static str,
-        targets: &Sites,
-        modules: &[(Site, String)],
-    ) -> Result<Chosen> {
+    pub(crate) fn choose(&self, setting: &'static str, targets: &Sites, modules: &[(Site, String)]) -> Result<Chosen> {
         let layers = Layers::new(self.layers_to_transform.as_ref(), self.layers_pattern.as_ref())?;
         let layered = !layers.numbers.is_empty();
         if let (true, Sites::Pattern(pattern)) = (layered, targets) {

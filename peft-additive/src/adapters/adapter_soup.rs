@@ -32,7 +32,7 @@ use crate::others::tap::tapped;
 /// Which adapters make the soup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Choice {
+pub enum SoupChoice {
     /// All.
     #[default]
     Uniform,
@@ -49,7 +49,7 @@ pub struct AdapterSoupConfig {
     /// The settings of all adapters, which follow from these.
     pub adapter: SequentialConfig,
     /// Which make the soup.
-    pub choice: Choice,
+    pub choice: SoupChoice,
     /// How many, of the nearest.
     pub top_k: usize,
     /// The most texts of each domain that are embedded.
@@ -62,19 +62,19 @@ impl Default for AdapterSoupConfig {
     /// The mean of all of the paper's adapters.
     fn default() -> Self {
         let adapter = SequentialConfig::pfeiffer(64);
-        AdapterSoupConfig { adapter, choice: Choice::Uniform, top_k: 5, samples: 100, train: false }
+        AdapterSoupConfig { adapter, choice: SoupChoice::Uniform, top_k: 5, samples: 100, train: false }
     }
 }
 
 impl AdapterSoupConfig {
     /// Of the adapters of the k nearest domains.
     pub fn nearest(top_k: usize) -> Self {
-        AdapterSoupConfig { choice: Choice::Nearest, top_k, ..Default::default() }
+        AdapterSoupConfig { choice: SoupChoice::Nearest, top_k, ..Default::default() }
     }
 
     /// Of the adapters that lower the loss.
     pub fn greedy() -> Self {
-        AdapterSoupConfig { choice: Choice::Greedy, ..Default::default() }
+        AdapterSoupConfig { choice: SoupChoice::Greedy, ..Default::default() }
     }
 
     /// With the soup trained on.
@@ -182,7 +182,7 @@ impl Method for AdapterSoupConfig {
 
     fn init_from(&self, base: &Base, _seed: u64, sources: &[Source]) -> Result<AdapterSoup> {
         let (adapter, adapters) = alike(sources)?;
-        if self.choice == Choice::Nearest && !(1..=adapters.len()).contains(&self.top_k) {
+        if self.choice == SoupChoice::Nearest && !(1..=adapters.len()).contains(&self.top_k) {
             return Err(Error::config("top_k", self.top_k, format!("1 to {}, the adapters", adapters.len())));
         }
         if self.samples == 0 {
@@ -191,10 +191,10 @@ impl Method for AdapterSoupConfig {
         let config = AdapterSoupConfig { adapter, ..self.clone() };
         let adapters: Vec<Sequential> = adapters.into_iter().map(Module::no_grad).collect();
         let all: Vec<usize> = (0..adapters.len()).collect();
-        let domains = (config.choice == Choice::Nearest).then_some(adapters.len());
+        let domains = (config.choice == SoupChoice::Nearest).then_some(adapters.len());
         let start = AdapterSoup { soup: config.adapter.init(base, 0)?, adapters, domains, config };
         let soup = start.mean(&all)?;
-        let adapters = if start.config.choice == Choice::Uniform { vec![] } else { start.adapters };
+        let adapters = if start.config.choice == SoupChoice::Uniform { vec![] } else { start.adapters };
         Ok(AdapterSoup { soup, adapters, ..start })
     }
 
@@ -237,9 +237,9 @@ impl Adapter for AdapterSoup {
 impl Procedure for AdapterSoup {
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         let chosen = match self.config.choice {
-            Choice::Uniform => return Ok(self),
-            Choice::Nearest => self.nearest(base, &data)?,
-            Choice::Greedy => self.greedy(base, &data)?,
+            SoupChoice::Uniform => return Ok(self),
+            SoupChoice::Nearest => self.nearest(base, &data)?,
+            SoupChoice::Greedy => self.greedy(base, &data)?,
         };
         Ok(AdapterSoup { soup: self.mean(&chosen)?, adapters: vec![], ..self })
     }

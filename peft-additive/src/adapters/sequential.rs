@@ -380,6 +380,24 @@ impl Sequential {
         Sequential { adapters: kept.map(|(site, adapter)| (site, adapter.clone())).collect(), ..self }
     }
 
+    /// The adapters by their sites.
+    pub(super) fn bottlenecks(&self) -> impl Iterator<Item = (Site, &Bottleneck)> {
+        self.adapters.iter()
+    }
+
+    /// With each adapter changed.
+    pub(super) fn with_each(self, change: impl Fn(Site, Bottleneck) -> Result<Bottleneck>) -> Result<Self> {
+        let changed = self.adapters.iter().map(|(site, adapter)| Ok((site, change(site, adapter.clone())?)));
+        let adapters = changed.collect::<Result<_>>()?;
+        Ok(Sequential { adapters, ..self })
+    }
+
+    /// The activations of the adapter at a sub-layer, which has one, on what it reads.
+    pub(super) fn inner(&self, site: Site, read: Tensor<3>) -> Tensor<3> {
+        let adapter = self.adapters.get(site).unwrap_or_else(|| unreachable!("the sub-layer has an adapter"));
+        self.activation.apply(adapter.down.forward(read))
+    }
+
     /// The sub-layers with an adapter.
     pub(super) fn sites(&self) -> impl Iterator<Item = Site> {
         self.adapters.iter().map(|(site, _)| site)

@@ -6,9 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use peft_additive::{
     AdapterDropConfig, AdapterFusionConfig, AdapterSoupConfig, AttemptConfig, AttentionFusionConfig, CodaConfig,
-    HadamardConfig, HyperformerConfig, Ia3Config, Init, LstConfig, MptConfig, PTuningConfig, ParallelConfig,
-    PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, ResidualConfig, SequentialConfig,
-    TinyAttnConfig,
+    HadamardConfig, HyperformerConfig, Ia3Config, Init, LstConfig, MeraConfig, MptConfig, PTuningConfig,
+    ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, ResidualConfig,
+    SequentialConfig, TinyAttnConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
@@ -236,6 +236,25 @@ equivalences! {
             [0, 1].map(|task| states_of_task(&mpt, base, task))
         };
 
+    warp_of_words_is_the_base: "WARP" = "base on a text with mask and words in the template's places" if "the slots are the rows of these words",
+        SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+            let config = WarpConfig::new("1 <mask> 1 {text}").with_mask(5).with_words([30, if holds { 31 } else { 32 }]);
+            let hard = examples(base).into_iter().map(|mut text| {
+                text.ids.splice(1..1, [30, 5, 31]);
+                text.types.as_mut().into_iter().for_each(|types| drop(types.splice(1..1, [0, 0, 0])));
+                text
+            });
+            let batch = base.batch(&hard.collect::<Vec<_>>().iter().collect::<Vec<_>>()).unwrap();
+            let [_, rows] = batch.dims();
+            let padding = batch.padding.clone().unwrap().unsqueeze_dim::<3>(2);
+            let real = |states: Tensor<3>| states.clone().mask_fill(padding.clone().expand(states.dims()), 0.0);
+            // Mask and slots stand in front.
+            let soft = states(&config.init(base, seed).unwrap(), base);
+            let row = |from: usize, n: usize| soft.clone().narrow(1, from, n);
+            let soft = Tensor::cat(vec![row(3, 1), row(1, 1), row(0, 1), row(2, 1), row(4, rows - 4)], 1);
+            [real(soft), real(Bare {}.run(base, &batch).unwrap().states)]
+        };
+
     two_prompts_are_one: "prompt tuning" = "prompt tuning and prompt tuning" if "its rows are theirs, the outer one's first",
         SAME_FUNCTION on SHAPES, |base, seed, holds| joined(PromptTuningConfig::new, "prompt_embeddings", base, seed, holds);
 
@@ -355,6 +374,28 @@ equivalences! {
             let sources = [source(config.clone(), one.clone(), base), source(config, other, base)];
             let soup = AdapterSoupConfig::default().init_from(base, seed, &sources).unwrap();
             [states(&soup, base), states(&one, base)]
+        };
+
+    mera_of_units_in_another_order_is_the_adapter: "MerA of two adapters" = "sequential adapter" if "both are that one but for the order of their units",
+        SAME_FUNCTION on SHAPES, |base, seed, holds| {
+            let config = SequentialConfig::pfeiffer(5);
+            let one = random(&config, base, seed);
+            let mut values = tensors(&one);
+            // The columns of the first map and its bias backwards, and, where they go along, the rows of the second.
+            for (name, data) in &mut values {
+                let (numbers, columns) = (data.iter().collect::<Vec<f32>>(), data.shape().iter().copied().last().unwrap_or(1));
+                let backwards = |row: &[f32]| row.iter().rev().copied().collect::<Vec<_>>();
+                if name.contains(".down.") {
+                    let rows = numbers.chunks(columns).flat_map(backwards).collect();
+                    *data = TensorData::new(rows, data.shape().clone());
+                } else if name.ends_with("up.weight") && holds {
+                    let rows = numbers.chunks(columns).rev().flatten().copied().collect::<Vec<_>>();
+                    *data = TensorData::new(rows, data.shape().clone());
+                }
+            }
+            let sources = [source(config.clone(), one.clone(), base), source(config.clone(), with(&config, base, values), base)];
+            let merged = MeraConfig::default().init_from(base, seed, &sources).unwrap();
+            [states(&merged, base), states(&one, base)]
         };
 
     a_side_network_of_full_width: "ladder side-tuning" = "base" if "r = 1, D_0 = U = I, g = 1", SAME_FUNCTION on SHAPES,

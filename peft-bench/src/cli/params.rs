@@ -2,7 +2,7 @@
 
 use clap::Args;
 use peft_core::io::Pretrained;
-use peft_core::{Base, Error, Head, Result, Shape};
+use peft_core::{AnyMethod, Base, Error, Result, Shape};
 use serde_json::json;
 
 use super::methods::configured;
@@ -37,8 +37,7 @@ type Group = (String, Vec<usize>, usize);
 
 impl Params {
     /// Elements, whether they come on top of the model's, and where they sit.
-    fn count(&self, shape: Shape) -> Result<(usize, bool, Vec<Group>)> {
-        let method = configured(&self.method, &self.set, &shape)?;
+    fn count(&self, method: &AnyMethod, shape: Shape) -> Result<(usize, bool, Vec<Group>)> {
         let count = method.checked_count(&shape)?;
         let device = peft_core::device(peft_core::available().first().unwrap_or(&"none"))?;
         let base = Base::hollow(shape, &device);
@@ -66,9 +65,10 @@ impl Params {
     pub(super) fn run(self) -> Result<()> {
         check_model(&self.model)?;
         let shape = Pretrained::shape(&self.model)?;
-        let head = if self.labels == 0 { 0 } else { Head::count(&shape, self.labels as usize) };
+        let method = configured(&self.method, &self.set, &shape)?;
+        let head = if self.labels == 0 { 0 } else { method.head_count(&shape, self.labels as usize) };
         let base = shape.count();
-        let (count, adds, groups) = self.count(shape)?;
+        let (count, adds, groups) = self.count(&method, shape)?;
         let (trainable, total) = (count + head, base + head + if adds { count } else { 0 });
         let percent = 100.0 * trainable as f64 / total as f64;
         if self.json {

@@ -99,11 +99,20 @@ impl Erased for Composed {
             }
         }
     }
-    fn head(&self, _sources: &[Source]) -> Option<Head> {
+    fn head_from(&self, _sources: &[Source]) -> Option<Head> {
         None
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         self.parts.iter().map(|part| part.count(shape)).sum()
+    }
+    /// The first of its parts that has one decides.
+    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
+        let mut heads = self.parts.iter().map(|part| part.head(words, base, outputs, seed));
+        heads.find_map(Result::transpose).transpose()
+    }
+    fn head_count(&self, shape: &Shape, outputs: usize) -> usize {
+        let usual = Head::count(shape, outputs);
+        self.parts.iter().map(|part| part.head_count(shape, outputs)).find(|count| *count != usual).unwrap_or(usual)
     }
     /// Its parts have their own.
     fn modules(&self, _shape: &Shape) -> Vec<(Site, String)> {

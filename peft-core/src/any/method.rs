@@ -75,6 +75,10 @@ forwarded! {
     with_settings(settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     /// See [`Method::count`].
     count(shape: &Shape) -> Result<usize>;
+    /// See [`Method::head`].
+    head(words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>>;
+    /// See [`Method::head_count`].
+    head_count(shape: &Shape, outputs: usize) -> usize;
     /// See [`Method::modules`].
     modules(shape: &Shape) -> Vec<(Site, String)>;
     /// See [`Method::checked_count`].
@@ -142,9 +146,9 @@ impl AnyMethod {
         self.method.init_from(base, seed, &self.sources)
     }
 
-    /// See [`Method::head`].
-    pub fn head(&self) -> Option<Head> {
-        self.method.head(&self.sources)
+    /// See [`Method::head_from`].
+    pub fn head_from(&self) -> Option<Head> {
+        self.method.head_from(&self.sources)
     }
 
     /// The configuration, if it is of this type.
@@ -231,8 +235,10 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn settings(&self) -> Map<String, Value>;
     fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner>;
-    fn head(&self, sources: &[Source]) -> Option<Head>;
+    fn head_from(&self, sources: &[Source]) -> Option<Head>;
     fn count(&self, shape: &Shape) -> Result<usize>;
+    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>>;
+    fn head_count(&self, shape: &Shape, outputs: usize) -> usize;
     fn modules(&self, shape: &Shape) -> Vec<(Site, String)>;
     fn checked_count(&self, shape: &Shape) -> Result<usize>;
     fn virtual_tokens(&self) -> usize;
@@ -312,11 +318,17 @@ impl<M: Method> Erased for M {
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner> {
         Method::init_from(self, base, seed, sources).map(AnyTuner::new)
     }
-    fn head(&self, sources: &[Source]) -> Option<Head> {
-        Method::head(self, sources)
+    fn head_from(&self, sources: &[Source]) -> Option<Head> {
+        Method::head_from(self, sources)
     }
     fn count(&self, shape: &Shape) -> Result<usize> {
         Method::count(self, shape)
+    }
+    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
+        Method::head(self, words, base, outputs, seed)
+    }
+    fn head_count(&self, shape: &Shape, outputs: usize) -> usize {
+        Method::head_count(self, shape, outputs)
     }
     fn modules(&self, shape: &Shape) -> Vec<(Site, String)> {
         M::modules(shape)

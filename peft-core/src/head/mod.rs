@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 pub use classes::{Classifier, Score, Tokens};
-pub use words::{LanguageModel, MaskedLm};
+pub use words::{AtMask, LanguageModel, MaskedLm};
 
 use crate::random::Random;
 use crate::weight::linear;
@@ -55,6 +55,8 @@ pub enum Head {
     TwoLayers(Classifier),
     /// Sequence classification (or regression) from the last real token, as on LLaMA.
     Score(Score),
+    /// Sequence classification (or regression) from a masked word, whose state is the first: as WARP has it.
+    AtMask(AtMask),
     /// A class for each token.
     Tokens(Tokens),
     /// For each token, whether the answer begins and whether it ends with it.
@@ -122,10 +124,20 @@ impl Head {
         })
     }
 
+    /// A fresh head at a masked word with this many outputs, behind a transform that is to be filled, on the base's device with autodiff.
+    pub(crate) fn at_mask(base: &Base, outputs: usize, seed: u64) -> Self {
+        let (hidden, device) = (base.shape().hidden, base.device().clone().autodiff());
+        let out = Affine::init([hidden, outputs], 0.02, Random::new(seed, "at_mask.out"), &device);
+        match Head::masked_lm(base, seed) {
+            Head::MaskedLm(words) => Head::AtMask(AtMask::of(&words, out)),
+            _ => unreachable!("a head for masked words is one"),
+        }
+    }
+
     /// What a model with this head is used for.
     pub fn purpose(&self) -> Purpose {
         match self {
-            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) => Purpose::Texts,
+            Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::AtMask(_) => Purpose::Texts,
             Head::Tokens(_) => Purpose::Tokens,
             Head::Answers(_) => Purpose::Answers,
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Purpose::Words,
@@ -135,7 +147,7 @@ impl Head {
 
     /// Whether a text has one row of logits, not one for each of its tokens.
     pub fn is_of_texts(&self) -> bool {
-        matches!(self, Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Verbalizer(_))
+        self.purpose() == Purpose::Texts || matches!(self, Head::Verbalizer(_))
     }
 
     /// The number of outputs of a classification head.
@@ -143,6 +155,7 @@ impl Head {
         match self {
             Head::Classifier(head) | Head::TwoLayers(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Score(head) => Some(head.weight.lazy_shape()[1]),
+            Head::AtMask(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Tokens(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Verbalizer(head) => Some(head.outputs()),
             Head::Answers(_) | Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) => None,
@@ -173,6 +186,7 @@ impl Head {
         match self {
             Head::Classifier(head) | Head::TwoLayers(head) => head.logits(hidden, shape, batch),
             Head::Score(head) => Ok(head.logits(hidden, batch)),
+            Head::AtMask(head) => Ok(head.logits(hidden, shape)),
             Head::Tokens(head) => Ok(head.logits(hidden.tokens(), shape, batch)),
             // transformers drops nothing before it.
             Head::Answers(head) => Ok(head.out.forward(hidden.tokens())),
@@ -206,6 +220,9 @@ impl Head {
         let roberta = architecture == Architecture::Roberta;
         let path = match (module, roberta) {
             ("Score", _) => "score",
+            ("AtMask.dense", _) => "verbalizer.dense",
+            ("AtMask.norm", _) => "verbalizer.layer_norm",
+            ("AtMask.out", _) => "verbalizer.out",
             ("Tokens.out", _) if matches!(architecture, Architecture::Llama(_)) => "score",
             ("Tokens.out", _) => "classifier",
             ("Answers.out", _) => "qa_outputs",

@@ -4,9 +4,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, module};
 
 use super::{Affine, Norm};
-use crate::Shape;
 use crate::activation::gelu;
 use crate::weight::linear;
+use crate::{Hidden, Shape};
 
 /// The transposed word table, or what the model has in its place.
 #[derive(Module, Debug)]
@@ -27,9 +27,36 @@ pub struct MaskedLm {
 
 impl MaskedLm {
     pub(super) fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
-        let x = gelu(self.dense.forward(states));
-        let x = module::layer_norm(x, self.norm.gain.val(), Some(self.norm.bias.val()), shape.eps);
+        let x = transformed(&self.dense, &self.norm, states, shape);
         let words = self.decoder.as_ref().map_or(words, Param::val);
         linear(x, words.transpose(), Some(self.bias.val()))
     }
+}
+
+/// A masked word's transform, frozen, and what is trained on it.
+#[derive(Module, Debug)]
+pub struct AtMask {
+    /// The transform of the model's head for masked words.
+    pub dense: Affine,
+    /// Its normalization.
+    pub norm: Norm,
+    /// The vectors of the classes, `[hidden, classes]`, and a bias for each.
+    pub out: Affine,
+}
+
+impl AtMask {
+    /// Behind the transform of this head.
+    pub fn of(words: &MaskedLm, out: Affine) -> Self {
+        AtMask { dense: words.dense.clone().no_grad(), norm: words.norm.clone().no_grad(), out }
+    }
+
+    /// The first position, which is the masked word.
+    pub(super) fn logits(&self, hidden: Hidden, shape: &Shape) -> Tensor<3> {
+        self.out.forward(transformed(&self.dense, &self.norm, hidden.states.narrow(1, 0, 1), shape))
+    }
+}
+
+/// LN(GELU(x W + b)).
+fn transformed(dense: &Affine, norm: &Norm, x: Tensor<3>, shape: &Shape) -> Tensor<3> {
+    module::layer_norm(gelu(dense.forward(x)), norm.gain.val(), Some(norm.bias.val()), shape.eps)
 }

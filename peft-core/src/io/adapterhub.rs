@@ -103,11 +103,17 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
         Head::Classifier(_) | Head::Score(_) => classes,
         Head::TwoLayers(_) => Some(format!("{}AdapterModel", shape.architecture.family())),
         Head::LanguageModel(_) => words,
-        Head::MaskedLm(_) | Head::Verbalizer(_) | Head::Tokens(_) | Head::Answers(_) | Head::States(_) => None,
+        Head::MaskedLm(_)
+        | Head::Verbalizer(_)
+        | Head::AtMask(_)
+        | Head::Tokens(_)
+        | Head::Answers(_)
+        | Head::States(_) => None,
     };
     let model_class = model_class.ok_or_else(|| {
         let found = match trained.head {
             Head::Verbalizer(_) => "texts for labels",
+            Head::AtMask(_) => "one at a masked word",
             Head::Tokens(_) => "one for tokens",
             Head::Answers(_) => "one for answers",
             Head::States(_) => "none",

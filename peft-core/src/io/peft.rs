@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::Pretrained;
 use super::config::{self, Settings};
-use super::fields;
 pub use super::config::{from_settings, part_types, peft_type, split_common, with_words};
+use super::fields;
 pub use super::fields::{asks_for_nothing, neutral, others};
 use super::heads::Told;
 use super::leftovers;
@@ -22,8 +22,8 @@ use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
 use crate::warning::{listed, warn};
 use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape, Text, Trained,
-    Verbalizer,
+    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape,
+    Text, Trained, Verbalizer,
 };
 
 /// What a saved adapter tells beside its tensors.
@@ -99,6 +99,7 @@ pub(super) fn write_settings(
     let Trained { head, copies, .. } = trained;
     let modules: &[&str] = match head {
         Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::Tokens(_) => &["classifier", "score"],
+        Head::AtMask(_) => &["verbalizer"],
         Head::Answers(_) => &["qa_outputs"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
         Head::LanguageModel(_) | Head::Verbalizer(_) | Head::States(_) => &[],
@@ -225,7 +226,8 @@ pub(super) fn load_from(
     let head = Told::of(&settings)?.head(&mut taker, &head_key, model)?;
     let rows = settings.fields.get("trainable_token_indices").is_some_and(|rows| !fields::is_off(rows));
     if let (true, Head::MaskedLm(MaskedLm { decoder: None, .. })) = (rows, &head) {
-        let what = "reach the head: PEFT leaves out its bias unless it is merged, and here it is added as in the merged model";
+        let what =
+            "reach the head: PEFT leaves out its bias unless it is merged, and here it is added as in the merged model";
         warn(&settings.path, "trainable_token_indices", what);
     }
     // PEFT writes names of a bare model without a prefix. What does not fit either way is told as of the model that it is for.

@@ -149,14 +149,21 @@ impl Pretrained {
 
     /// Writes a model directory that transformers loads: `base` with `head`, the other files copied.
     pub fn save(&self, output: &Path, base: &Base, head: &Head, classes: &[String]) -> Result<()> {
-        if let Head::TwoLayers(_) = head {
-            let expected = "BERT's own of one layer: transformers' models of BERT have no other";
-            return Err(Error::config("task head", "two layers", expected));
+        let foreign = match head {
+            Head::TwoLayers(_) => {
+                Some(("two layers", "BERT's own of one layer: transformers' models of BERT have no other"))
+            }
+            Head::AtMask(_) => Some(("one at a masked word", "a head that transformers' models have")),
+            _ => None,
+        };
+        if let Some((found, expected)) = foreign {
+            return Err(Error::config("task head", found, expected));
         }
         let base = base.for_purpose(head.purpose());
         let shape = base.shape();
         if base.has_two_word_tables() {
-            let expected = "none by target_modules or modules_to_save: the checkpoint of a T5 has one for encoder and decoder";
+            let expected =
+                "none by target_modules or modules_to_save: the checkpoint of a T5 has one for encoder and decoder";
             return Err(Error::config("embed_tokens", "a table of its own in each stack", expected));
         }
         // What makes logits beside a saved word table is the head's own.

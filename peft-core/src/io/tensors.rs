@@ -83,6 +83,17 @@ struct Form {
 /// The kinds of heads for a purpose that have tensors.
 fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
     let form = |names, fresh| Form { names, fresh };
+    let at_mask = || {
+        let names = &[
+            "AtMask.out.bias",
+            "AtMask.out.weight",
+            "AtMask.norm.bias",
+            "AtMask.norm.gain",
+            "AtMask.dense.bias",
+            "AtMask.dense.weight",
+        ];
+        form(names, Head::at_mask)
+    };
     match (purpose, architecture) {
         (Purpose::Texts, Architecture::Bert) => vec![
             form(&["Classifier.out.bias", "Classifier.out.weight"], Head::classifier),
@@ -90,11 +101,15 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
                 &["TwoLayers.out.bias", "TwoLayers.out.weight", "TwoLayers.dense.bias", "TwoLayers.dense.weight"],
                 Head::two_layers,
             ),
+            at_mask(),
         ],
-        (Purpose::Texts, Architecture::Roberta) => vec![form(
-            &["Classifier.out.bias", "Classifier.out.weight", "Classifier.dense.bias", "Classifier.dense.weight"],
-            Head::classifier,
-        )],
+        (Purpose::Texts, Architecture::Roberta) => vec![
+            form(
+                &["Classifier.out.bias", "Classifier.out.weight", "Classifier.dense.bias", "Classifier.dense.weight"],
+                Head::classifier,
+            ),
+            at_mask(),
+        ],
         (Purpose::Texts, Architecture::Llama(_)) => vec![form(&["Score.weight"], Head::classifier)],
         (Purpose::Tokens, Architecture::Bert | Architecture::Roberta | Architecture::Llama(_)) => {
             vec![form(&["Tokens.out.bias", "Tokens.out.weight"], Head::tokens)]

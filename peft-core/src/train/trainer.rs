@@ -161,7 +161,13 @@ impl Trainer {
             (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
             (_, None) => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };
-        let head = match method.head() {
+        let own = match (data.purpose()?, data.outputs()?) {
+            (Purpose::Texts, Some(outputs)) => {
+                method.head(model.head_for(Purpose::Words), &model.base, outputs, self.config.seed)?
+            }
+            _ => None,
+        };
+        let head = match method.head_from().or(own) {
             Some(head) => head,
             None => self.own_head(model, data)?.map_or_else(fresh, Ok)?,
         };

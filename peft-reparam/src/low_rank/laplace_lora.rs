@@ -251,7 +251,7 @@ impl Method for LaplaceLoraConfig {
         self.built(base, |site, _| ["a", "b"].map(|leaf| Tensor::from_data(value(site, leaf), base.device())))
     }
 
-    fn head(&self, sources: &[Source]) -> Option<Head> {
+    fn head_from(&self, sources: &[Source]) -> Option<Head> {
         sources.first().map(|source| source.trained.head.clone())
     }
 

@@ -12,6 +12,7 @@ mod hadamard;
 mod hyperformer;
 mod ia3;
 mod lst;
+mod mera;
 mod mpt;
 mod parallel;
 mod pasta;
@@ -21,6 +22,7 @@ mod residual;
 mod sequential;
 mod starts;
 mod tiny_attn;
+mod warp;
 
 use std::collections::BTreeMap;
 

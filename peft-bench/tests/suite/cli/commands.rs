@@ -308,6 +308,7 @@ fn every_method_is_counted() {
             "lst" => &["--set", "task_reduction_factor=2"],
             "adapter-fusion" => &["--set", "num_adapters=2"],
             "attempt" => &["--set", "num_sources=2"],
+            "warp" => &["--set", "mask_token_id=5"],
             _ => &[],
         };
         for (model, family) in [("roberta", ""), ("t5", "T5"), ("llama", "LLaMA")] {
