@@ -8,7 +8,7 @@ use peft_additive::{
     AdapterDropConfig, AdapterFusionConfig, AdapterSoupConfig, AttemptConfig, AttentionFusionConfig, CodaConfig,
     HadamardConfig, HyperformerConfig, Ia3Config, Init, LstConfig, MeraConfig, MptConfig, PTuningConfig,
     ParallelConfig, PastaConfig, PrefixTuningConfig, PromptTuningConfig, Reparameterization, ResidualConfig,
-    SequentialConfig, TinyAttnConfig,
+    SequentialConfig, TinyAttnConfig, WarpConfig,
 };
 use peft_core::testing::{examples, randomized, states};
 use peft_core::view::{tensors, with_values};
