@@ -284,14 +284,16 @@ impl Hooks for Opened<'_> {
                 x
             }
             Part::Positions => {
-                // Looked up one after the other, the same for all sequences.
+                // Looked up one after the other, the same for all sequences. Those in front are of other methods.
                 let [batch, all, width] = x.dims();
                 let own = self.positions.len() / batch;
-                let outer = x.clone().narrow(1, 0, all - own);
-                let places = self.positions.iter().map(|place| (all - own) as i32 + place).collect();
-                let places = Tensor::<1, Int>::from_data(TensorData::new(places, [batch * own]), &x.device().inner());
-                let moved = x.narrow(0, 0, 1).squeeze_dim::<2>(0).select(0, places).reshape([batch, own, width]);
-                Tensor::cat(vec![outer, moved], 1)
+                let front = all - own;
+                let places = self.positions.iter().map(|place| front as i32 + place);
+                let of = |places: Vec<i32>| (0..front as i32).chain(places).collect::<Vec<_>>();
+                let places: Vec<i32> =
+                    places.collect::<Vec<_>>().chunks(own).flat_map(|one| of(one.to_vec())).collect();
+                let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device().inner());
+                x.narrow(0, 0, 1).squeeze_dim::<2>(0).select(0, places).reshape([batch, all, width])
             }
             _ => x,
         }

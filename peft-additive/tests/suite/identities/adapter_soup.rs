@@ -103,7 +103,9 @@ proptest! {
         for base in bases() {
             let all: Vec<Sequential> = (0..3).map(|i| adapter(&base, seed ^ i)).collect();
             let made = uniform(&base, &all);
-            prop_assert_eq!(tensors(made.adapter()), mean(&all.iter().collect::<Vec<_>>()));
+            for (name, data) in mean(&all.iter().collect::<Vec<_>>()) {
+                prop_assert!(difference(&tensors(made.adapter())[&name], &data) <= f32::EPSILON, "{}", name);
+            }
             let turned = uniform(&base, &[all[2].clone(), all[0].clone(), all[1].clone()]);
             let batch = batch(&base);
             let states = |tuner: &Sequential| run(tuner, &base, &batch);
