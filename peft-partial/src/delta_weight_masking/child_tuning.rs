@@ -12,6 +12,7 @@
 //! - F: a step's mask is a function of seed and step: `masks_are_drawn_anew_in_each_step_and_alike_from_one_seed`, `a_run_taken_up_ends_with_the_same_bits`
 //! - D: the Fisher information is the sum over batches of the squared gradient, that of each tensor clipped: `the_child_is_what_has_the_largest_squared_gradients`
 //! - D: what is outside of the child keeps its bits, under weight decay too: `only_the_child_moves`
+//! - D: put in once for a step it is the same as in each of its pieces: `computed_once_it_is_the_same`
 //!
 //! Differs from the paper: with D the update is masked, not only the gradient, so that weight decay does not reach what is outside of
 //! the child, and gradients are clipped by the norm of what is trained. As in the code, F divides by p; D leaves what is outside of the
@@ -230,7 +231,8 @@ impl Visit for Drop {
 
 #[cfg(test)]
 mod tests {
-    use peft_core::{Head, io::peft::from_settings, testing::fixtures::SHAPES};
+    use peft_core::testing::{a_view_is_as_by_hooks, fixtures::SHAPES};
+    use peft_core::{Head, io::peft::from_settings};
 
     use super::*;
     use crate::testing::assert_files_hold;
@@ -240,6 +242,11 @@ mod tests {
     mod drawn {
         use super::*;
         peft_core::conformance!(ChildTuningConfig::new(ChildMode::TaskFree, 0.3));
+    }
+
+    #[test]
+    fn computed_once_it_is_the_same() {
+        a_view_is_as_by_hooks(&ChildTuningConfig::default());
     }
 
     #[test]

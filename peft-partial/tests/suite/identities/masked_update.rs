@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use peft_core::io::peft::{Labels, load, save};
 use peft_core::load::{Checkpoint, write_safetensors};
-use peft_core::testing::{a_view_is_as_by_hooks, randomized};
+use peft_core::testing::randomized;
 use peft_core::train::{Run, TrainConfig};
 use peft_core::view::{tensors, trainable};
 use peft_core::{Base, Head, Method, Place, Trained};
@@ -217,13 +217,6 @@ fn what_no_mask_has_is_refused_by_name() {
     assert_checks(&LtSftConfig::new(0.001), &base, &places);
     let layers: Vec<Place> = places.into_iter().filter(|place| place.name.contains("layer")).collect();
     assert_checks(&child(0.001), &base, &layers);
-}
-
-/// Once for a step, for all methods alike.
-#[test]
-fn numbers_that_are_put_in_once_are_put_in_alike() {
-    a_view_is_as_by_hooks(&FishMaskConfig::new(0.1));
-    a_view_is_as_by_hooks(&child(0.1));
 }
 
 /// What stands in the file of D is the rest of the base and the child.
