@@ -259,6 +259,23 @@ impl Shape {
         stacks.iter().copied().filter(|(stack, _)| has(*stack)).flat_map(layers).collect()
     }
 
+    /// The number of a site's layer among those of all stacks, as AdapterHub counts: a decoder's come after its encoder's.
+    pub fn layer_number(&self, site: Site) -> usize {
+        let before = self.stacks().into_iter().take_while(|(stack, _)| *stack != site.stack);
+        before.map(|(_, layers)| layers).sum::<usize>() + site.layer
+    }
+
+    /// Those of some sites that are in none of these layers, by their [numbers](Self::layer_number): the setting `leave_out`. What is in
+    /// no layer stays.
+    pub fn leaving_out(&self, sites: Vec<Site>, leave_out: &[usize]) -> Result<Vec<Site>> {
+        let layers: usize = self.stacks().into_iter().map(|(_, layers)| layers).sum();
+        if let Some(wrong) = leave_out.iter().find(|layer| **layer >= layers) {
+            return Err(Error::config("leave_out", wrong, format!("numbers below {layers}, the model's layers")));
+        }
+        let out = |site: &Site| site.part.is_in_layer() && leave_out.contains(&self.layer_number(*site));
+        Ok(sites.into_iter().filter(|site| !out(site)).collect())
+    }
+
     /// The word table.
     pub fn words(&self) -> Site {
         Site { stack: self.stacks()[0].0, layer: 0, part: Part::Words }
@@ -362,6 +379,26 @@ mod tests {
         ] {
             assert_eq!(Shape::named(name).unwrap().count(), count, "{name}");
         }
+    }
+
+    #[test]
+    fn layers_are_left_out_by_their_numbers_among_all() {
+        let shape = Shape::named("t5-tiny").unwrap();
+        let [(_, encoder), (_, decoder)] = shape.stacks()[..] else { panic!("two stacks") };
+        let all = shape.sites(Part::FeedForward);
+        assert_eq!(
+            all.iter().map(|site| shape.layer_number(*site)).collect::<Vec<_>>(),
+            (0..encoder + decoder).collect::<Vec<_>>()
+        );
+        let left = shape.leaving_out([all.clone(), shape.sites(Part::NormFinal)].concat(), &[0, encoder + 1]).unwrap();
+        let gone = [Site::encoder(0, Part::FeedForward), Site::decoder(1, Part::FeedForward)];
+        assert!(gone.iter().all(|site| all.contains(site) && !left.contains(site)));
+        assert_eq!(left.len(), 2 * all.len() - 2);
+        let message = shape.leaving_out(all, &[encoder + decoder]).unwrap_err().to_string();
+        assert!(
+            message.contains("leave_out") && message.contains(&format!("below {}", encoder + decoder)),
+            "{message}"
+        );
     }
 
     #[test]

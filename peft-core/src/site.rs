@@ -108,6 +108,11 @@ impl Part {
         matches!(self, Part::Words | Part::Positions | Part::RelativePositions | Part::Types | Part::Vocabulary)
     }
 
+    /// Whether it is a part of a layer, not of what stands in front of the layers or behind them.
+    pub fn is_in_layer(self) -> bool {
+        !self.is_table() && !matches!(self, Part::NormEmbedding | Part::NormFinal | Part::Pooler)
+    }
+
     /// Whether this choice of sites takes in a site with that part.
     pub(crate) fn selects(self, part: Part) -> bool {
         let crossed = matches!(

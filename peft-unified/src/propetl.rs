@@ -77,6 +77,7 @@ impl Shared for SequentialConfig {
         if self.train_layernorm {
             return Err(Error::config("train_layernorm", true, "false: each layer has normalizations of its own"));
         }
+        for_all_layers(&self.leave_out)?;
         // A bottleneck wider by one unit has d + 1 + d more numbers.
         let wider = self.clone().with_bottleneck(self.bottleneck + 1).count(shape)? - self.count(shape)?;
         Ok(wider / (2 * shape.hidden + 1) * 2 * shape.hidden * self.bottleneck)
@@ -85,6 +86,14 @@ impl Shared for SequentialConfig {
     /// Of `[d, m]` and `[m, d]`, which lie there as they do here.
     fn fan([_, columns]: [usize; 2]) -> usize {
         columns
+    }
+}
+
+/// The layers share what each of them has.
+fn for_all_layers(leave_out: &[usize]) -> Result<()> {
+    match leave_out.first() {
+        None => Ok(()),
+        Some(layer) => Err(Error::config("leave_out", layer, "no layer: all share what is trained")),
     }
 }
 
@@ -131,6 +140,7 @@ impl Shared for PrefixTuningConfig {
     }
 
     fn masked(&self, shape: &Shape) -> Result<usize> {
+        for_all_layers(&self.leave_out)?;
         let flat = PrefixTuningConfig { prefix_projection: false, ..self.clone() };
         let layers = flat.count(shape)? / flat.count(&shape.clone().one_layer())?;
         let used = (0..layers).filter(|layer| Self::used(shape, *layer)).count();
@@ -486,6 +496,9 @@ mod tests {
         let uneven = ProPetlConfig::new(LoraConfig { rank_pattern: ranks, ..LoraConfig::new(3) });
         let message = uneven.init(&base, 0).unwrap_err().to_string();
         assert!(message.contains("factors.encoder.1.query.a") || message.contains("rank_pattern"), "{message}");
+        let left_out = SequentialConfig::pfeiffer(5).with_leave_out([0]);
+        let message = ProPetlConfig::new(left_out).init(&base, 0).unwrap_err().to_string();
+        assert!(message.contains("leave_out") && message.contains("no layer"), "{message}");
         let norms = ProPetlConfig::new(SequentialConfig::houlsby(5)).init(&base, 0).unwrap_err().to_string();
         assert!(norms.contains("train_layernorm"), "{norms}");
     }

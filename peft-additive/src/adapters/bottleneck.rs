@@ -229,6 +229,9 @@ pub(super) const HUB_FREE: &[&str] = &[
     "hypercomplex_nonlinearity",
 ];
 
+/// What AdapterHub's `leave_out` is.
+pub const LAYERS: &str = "a list of numbers of layers";
+
 /// AdapterHub's names of the activations.
 const HUB_ACTIVATIONS: [(Activation, &str); 5] = [
     (Activation::Gelu, "gelu"),

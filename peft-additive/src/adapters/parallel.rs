@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::bottleneck::{
-    Activation, Bottleneck, HUB_FREE, check_dropout, check_width, count, hub_fields, hub_key, hub_settings, key,
-    sublayers,
+    Activation, Bottleneck, HUB_FREE, LAYERS, check_dropout, check_width, count, hub_fields, hub_key, hub_settings,
+    key, sublayers,
 };
 
 /// The configuration of parallel adapters.
@@ -41,15 +41,17 @@ pub struct ParallelConfig {
     pub activation: Activation,
     /// Dropout probability behind the activation; the model's, if absent.
     pub dropout: Option<f64>,
-    /// The sub-layers beside which there is an adapter, in every layer.
+    /// The sub-layers beside which there is an adapter.
     pub sublayers: Vec<Part>,
+    /// Layers without an adapter, by their numbers; a decoder's come after its encoder's.
+    pub leave_out: Vec<usize>,
 }
 
 impl Default for ParallelConfig {
     /// The paper's best: width 512, scale 4, beside the feed-forward network.
     fn default() -> Self {
         let (activation, sublayers) = (Activation::Relu, vec![Part::FeedForward]);
-        ParallelConfig { bottleneck: 512, scaling: 4.0, activation, dropout: None, sublayers }
+        ParallelConfig { bottleneck: 512, scaling: 4.0, activation, dropout: None, sublayers, leave_out: vec![] }
     }
 }
 
@@ -83,6 +85,12 @@ impl ParallelConfig {
         self
     }
 
+    /// Without adapters in these layers.
+    pub fn with_leave_out(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.leave_out = layers.into_iter().collect();
+        self
+    }
+
     /// The sub-layers with an adapter; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<Vec<Site>> {
         check_width(self.bottleneck, shape)?;
@@ -91,7 +99,7 @@ impl ParallelConfig {
         if !self.scaling.is_finite() || self.scaling == 0.0 {
             return Err(Error::config("scaling", self.scaling, "a finite number other than 0"));
         }
-        sublayers(&self.sublayers, shape)
+        shape.leaving_out(sublayers(&self.sublayers, shape)?, &self.leave_out)
     }
 }
 
@@ -104,6 +112,7 @@ impl ParallelConfig {
             ("is_parallel", json!(true)),
             ("scaling", json!(self.scaling)),
             ("init_weights", json!("mam_adapter")),
+            ("leave_out", json!(self.leave_out)),
         ];
         Ok(hub_fields(shape, self.bottleneck, self.activation, places, own))
     }
@@ -116,7 +125,8 @@ impl ParallelConfig {
         let config =
             Self::new(bottleneck).with_scaling(field(fields, "scaling", "a number: it is never learned here")?);
         let config = config.with_activation(activation).with_dropout(0.0);
-        Ok(config.with_sublayers(attention.into_iter().chain(feed_forward)))
+        let leave_out: Vec<usize> = field(fields, "leave_out", LAYERS)?;
+        Ok(config.with_sublayers(attention.into_iter().chain(feed_forward)).with_leave_out(leave_out))
     }
 }
 
@@ -189,6 +199,14 @@ mod tests {
         use super::*;
         peft_core::conformance!(
             ParallelConfig::new(5).with_scaling(2.0),
+            skip(C3: "a sub-layer is no linear map that could take the adapter in")
+        );
+    }
+
+    mod some_layers {
+        use super::*;
+        peft_core::conformance!(
+            ParallelConfig::new(5).with_leave_out([1]),
             skip(C3: "a sub-layer is no linear map that could take the adapter in")
         );
     }

@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::bottleneck::{
-    Activation, Bottleneck, HUB_FREE, Norms, check_dropout, check_width, count, hub_fields, hub_key, hub_settings, key,
-    normalized_sum, projection,
+    Activation, Bottleneck, HUB_FREE, LAYERS, Norms, check_dropout, check_width, count, hub_fields, hub_key,
+    hub_settings, key, normalized_sum, projection,
 };
 
 /// Where in a layer the adapters are, and what they read.
@@ -79,6 +79,8 @@ pub struct SequentialConfig {
     pub train_layernorm: bool,
     /// Sub-layers whose adapter begins with a layer normalization of its own, with the model's epsilon.
     pub inner_norm: Vec<Part>,
+    /// Layers without an adapter, by their numbers; a decoder's come after its encoder's.
+    pub leave_out: Vec<usize>,
 }
 
 impl Default for SequentialConfig {
@@ -93,6 +95,7 @@ impl Default for SequentialConfig {
             dropout: 0.0,
             train_layernorm: true,
             inner_norm: vec![],
+            leave_out: vec![],
         }
     }
 }
@@ -169,6 +172,12 @@ impl SequentialConfig {
         self
     }
 
+    /// Without adapters in these layers.
+    pub fn with_leave_out(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.leave_out = layers.into_iter().collect();
+        self
+    }
+
     /// How many numbers the first maps of all adapters have, and how many the second, biases included.
     pub fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
         let (d, m, adapters) = (shape.hidden, self.bottleneck, self.plan(shape)?.len());
@@ -191,7 +200,7 @@ impl SequentialConfig {
             let allowed: Vec<&str> = parts.iter().map(|part| part.name()).collect();
             return Err(Error::config("inner_norm", part.name(), allowed.join(", ")));
         }
-        Ok(parts.iter().flat_map(|part| shape.sites(*part)).collect())
+        shape.leaving_out(parts.iter().flat_map(|part| shape.sites(*part)).collect(), &self.leave_out)
     }
 }
 
@@ -212,6 +221,7 @@ impl SequentialConfig {
             ("is_parallel", json!(false)),
             ("scaling", json!(1.0)),
             ("init_weights", json!("bert")),
+            ("leave_out", json!(self.leave_out)),
         ];
         let attention = self.placement == Placement::Houlsby;
         Ok(hub_fields(shape, self.bottleneck, self.activation, [attention, true], own))
@@ -225,7 +235,8 @@ impl SequentialConfig {
             (false, true) => Self::houlsby(bottleneck),
             (false, false) => Self::pfeiffer(bottleneck).with_placement(Placement::FeedForward),
         };
-        Ok(config.with_activation(activation).with_train_layernorm(false))
+        let leave_out: Vec<usize> = field(fields, "leave_out", LAYERS)?;
+        Ok(config.with_activation(activation).with_train_layernorm(false).with_leave_out(leave_out))
     }
 }
 
@@ -454,6 +465,14 @@ mod tests {
         use super::*;
         peft_core::conformance!(
             SequentialConfig::pfeiffer(5).with_activation(Activation::Swish).with_init(Init::ZeroUp),
+            skip(C3: "the non-linearity stands between the output projection and the residual")
+        );
+    }
+
+    mod some_layers {
+        use super::*;
+        peft_core::conformance!(
+            SequentialConfig::pfeiffer(5).with_init(Init::ZeroUp).with_leave_out([1]),
             skip(C3: "the non-linearity stands between the output projection and the residual")
         );
     }

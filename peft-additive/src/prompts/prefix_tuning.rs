@@ -25,6 +25,8 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::adapters::bottleneck::LAYERS;
+
 use super::{check_length, derived, torch_linear};
 
 /// The configuration of prefix tuning, in the names of PEFT's `PrefixTuningConfig`.
@@ -44,6 +46,9 @@ pub struct PrefixTuningConfig {
     /// the prefix has none (on T5 no distance). PEFT does not have this setting, and refuses files in which it is off: their tensor has
     /// another name.
     pub shift_positions: bool,
+    /// Layers without a prefix, by their numbers; a T5's decoder's come after its encoder's, which have none. PEFT does not have this
+    /// setting either.
+    pub leave_out: Vec<usize>,
 }
 
 impl Default for PrefixTuningConfig {
@@ -55,6 +60,7 @@ impl Default for PrefixTuningConfig {
             encoder_hidden_size: None,
             num_layers: None,
             shift_positions: true,
+            leave_out: vec![],
         }
     }
 }
@@ -83,11 +89,18 @@ impl PrefixTuningConfig {
         self
     }
 
+    /// Without a prefix in these layers.
+    pub fn with_leave_out(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.leave_out = layers.into_iter().collect();
+        self
+    }
+
     /// Checks the settings; gives the shape of the embedding and, for a projection, the width between its maps.
     fn plan(&self, shape: &Shape) -> Result<([usize; 2], Option<usize>)> {
         check_length(self.num_virtual_tokens, shape)?;
-        let (least, most) = (layers(shape), if shape.stacks().len() == 2 { MAX_LAYERS } else { layers(shape) });
-        let count = self.layers(shape);
+        let least = self.sites(shape)?.len();
+        let most = if shape.stacks().len() == 2 { MAX_LAYERS } else { least };
+        let count = self.layers(shape)?;
         if !(least..=most).contains(&count) {
             let expected = if least == most {
                 format!("{least}, as in the model")
@@ -103,18 +116,25 @@ impl PrefixTuningConfig {
         }
         Ok(match self.prefix_projection {
             true => ([self.num_virtual_tokens, key_width(shape)], Some(width)),
-            false => ([self.num_virtual_tokens, self.flat_width(shape)], None),
+            false => ([self.num_virtual_tokens, self.flat_width(shape)?], None),
         })
     }
 
-    /// The layers for which there are keys and values.
-    fn layers(&self, shape: &Shape) -> usize {
-        self.num_layers.unwrap_or(layers(shape))
+    /// The attentions with a prefix.
+    fn sites(&self, shape: &Shape) -> Result<Vec<Site>> {
+        let last = shape.stacks().last().map(|(stack, _)| *stack);
+        let sites = shape.sites(Part::SelfAttention).into_iter().filter(|site| Some(site.stack) == last);
+        shape.leaving_out(sites.collect(), &self.leave_out)
+    }
+
+    /// The number of layers for which there are keys and values.
+    fn layers(&self, shape: &Shape) -> Result<usize> {
+        self.num_layers.map_or_else(|| Ok(self.sites(shape)?.len()), Ok)
     }
 
     /// A key and a value for each layer.
-    fn flat_width(&self, shape: &Shape) -> usize {
-        2 * self.layers(shape) * key_width(shape)
+    fn flat_width(&self, shape: &Shape) -> Result<usize> {
+        Ok(2 * self.layers(shape)? * key_width(shape))
     }
 }
 
@@ -131,7 +151,7 @@ impl PrefixTuningConfig {
             return Err(Error::config("shift_positions", true, expected));
         }
         let fields = json!({
-            "architecture": "prefix_tuning", "encoder_prefix": true, "cross_prefix": true, "leave_out": [], "flat": true,
+            "architecture": "prefix_tuning", "encoder_prefix": true, "cross_prefix": true, "leave_out": self.leave_out, "flat": true,
             "prefix_length": self.num_virtual_tokens, "bottleneck_size": 512, "non_linearity": "tanh", "dropout": 0.0,
             "use_gating": false, "shared_gating": true, "init_weights_seed": null,
         });
@@ -139,7 +159,9 @@ impl PrefixTuningConfig {
     }
 
     fn of_hub(fields: &Fields, shape: &Shape) -> Result<Self> {
-        let config = Self::new(field(fields, "prefix_length", "a number from 1")?).with_shift_positions(false);
+        let leave_out: Vec<usize> = field(fields, "leave_out", LAYERS)?;
+        let config = Self::new(field(fields, "prefix_length", "a number from 1")?).with_leave_out(leave_out);
+        let config = config.with_shift_positions(false);
         if field(fields, "flat", "true or false")? {
             return Ok(config);
         }
@@ -171,14 +193,6 @@ fn key_width(shape: &Shape) -> usize {
     shape.kv_heads() * shape.head_width
 }
 
-/// The layers that have a prefix.
-fn layers(shape: &Shape) -> usize {
-    match shape.architecture {
-        Architecture::T5(t5) => t5.decoder_layers,
-        _ => shape.layers,
-    }
-}
-
 /// Keys and values in front of those of every self-attention.
 #[derive(Module, Debug)]
 pub struct PrefixTuning {
@@ -189,6 +203,9 @@ pub struct PrefixTuning {
     heads: usize,
     #[module(skip)]
     layers: usize,
+    /// The attentions with a prefix.
+    #[module(skip)]
+    sites: Vec<Site>,
     /// Whether the model is T5, of which PEFT gives a prefix to the decoder only.
     #[module(skip)]
     t5: bool,
@@ -218,25 +235,26 @@ impl PrefixTuning {
 impl Method for PrefixTuningConfig {
     const NAME: &'static str = "prefix";
     const PEFT_TYPE: &'static str = "PREFIX_TUNING";
-    const OWN_SETTINGS: &'static [&'static str] = &["shift_positions"];
+    const OWN_SETTINGS: &'static [&'static str] = &["shift_positions", "leave_out"];
     const HEAD_PREFIX: &'static str = "base_model.";
     type Tuner = PrefixTuning;
 
     fn init(&self, base: &Base, seed: u64) -> Result<PrefixTuning> {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
-        let (dims, width) = self.plan(shape)?;
+        let ((dims, width), flat_width) = (self.plan(shape)?, self.flat_width(shape)?);
         let embedding = Random::new(seed, "prefix_tuning.embedding").normal_tensor(dims, 1.0, &device);
         let linear =
             |dims: [usize; 2], name| torch_linear(dims, dims[0], seed, &format!("prefix_tuning.{name}"), &device);
         let projection = width.map(|width| Projection {
             inner: linear([key_width(shape), width], "inner"),
-            outer: linear([width, self.flat_width(shape)], "outer"),
+            outer: linear([width, flat_width], "outer"),
         });
         Ok(PrefixTuning {
             embedding: Param::from_tensor(embedding),
             projection,
             heads: shape.kv_heads(),
-            layers: self.layers(shape),
+            layers: self.layers(shape)?,
+            sites: self.sites(shape)?,
             t5: matches!(shape.architecture, Architecture::T5(_)),
             shift_positions: self.shift_positions,
         })
@@ -244,14 +262,16 @@ impl Method for PrefixTuningConfig {
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         let ([rows, columns], width) = self.plan(shape)?;
-        let projection = width.map_or(0, |h| (columns + 1) * h + (h + 1) * self.flat_width(shape));
+        let flat_width = self.flat_width(shape)?;
+        let projection = width.map_or(0, |h| (columns + 1) * h + (h + 1) * flat_width);
         Ok(rows * columns + projection)
     }
 
     /// Files hold the flat form only, which has one tensor.
     fn key(&self, _name: &str, _shape: &Shape) -> Key {
         // Files that PEFT would compute something else with must not load there.
-        Key::plain(if self.shift_positions { "prompt_embeddings" } else { "prompt_embeddings_in_place" })
+        let of_peft = self.shift_positions && self.leave_out.is_empty();
+        Key::plain(if of_peft { "prompt_embeddings" } else { "prompt_embeddings_in_place" })
     }
 
     fn virtual_tokens(&self) -> usize {
@@ -278,7 +298,8 @@ impl Method for PrefixTuningConfig {
     }
 
     fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        derived(shape, self.layers(shape), shape.kv_heads(), key_width(shape))
+        // What is wrong with the settings was said when it started.
+        derived(shape, self.layers(shape).unwrap_or_default(), shape.kv_heads(), key_width(shape))
     }
 
     fn to_saved(tuner: PrefixTuning) -> PrefixTuning {
@@ -292,26 +313,24 @@ impl Method for PrefixTuningConfig {
 }
 
 /// A prefix during one run.
-struct Opened {
+struct Opened<'a> {
     /// Keys and values in turn, `[2 layers, heads, virtual tokens, head width]`.
     entries: Tensor<4>,
+    sites: &'a [Site],
     t5: bool,
     shift_positions: bool,
 }
 
-impl Opened {
+impl Opened<'_> {
     /// The entries of a key and its value.
     fn places(&self, site: Site) -> Option<[usize; 2]> {
-        let (first, entries) = (2 * site.layer, self.entries.dims()[0]);
-        match (site.part, site.stack) {
-            (Part::SelfAttention, Stack::Decoder) if self.t5 => Some([0, 1].map(|i| (2 * first + i) % entries)),
-            (Part::SelfAttention, _) if !self.t5 => Some([first, first + 1]),
-            _ => None,
-        }
+        let first = 2 * self.sites.iter().position(|own| *own == site)?;
+        let entries = self.entries.dims()[0];
+        Some([0, 1].map(|i| if self.t5 { (2 * first + i) % entries } else { first + i }))
     }
 }
 
-impl Hooks for Opened {
+impl Hooks for Opened<'_> {
     /// The tokens' positions come after those of the prefix, which itself has none.
     fn embed(&self, stack: Stack, x: Sequence) -> Sequence {
         match !self.shift_positions || self.t5 && stack == Stack::Encoder {
@@ -336,7 +355,8 @@ impl Adapter for PrefixTuning {
         let flat = self.flat();
         let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
         let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);
-        f(&Opened { entries: split.permute([1, 2, 0, 3]), t5: self.t5, shift_positions: self.shift_positions })
+        let (entries, PrefixTuning { sites, t5, shift_positions, .. }) = (split.permute([1, 2, 0, 3]), self);
+        f(&Opened { entries, sites, t5: *t5, shift_positions: *shift_positions })
     }
 
     fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
@@ -370,6 +390,14 @@ mod tests {
         use super::*;
         peft_core::conformance!(
             PrefixTuningConfig::new(5).with_projection(11),
+            skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
+        );
+    }
+
+    mod some_layers {
+        use super::*;
+        peft_core::conformance!(
+            PrefixTuningConfig::new(5).with_leave_out([1]),
             skip(C1: "the prefix takes its share of every softmax", C3: "a prefix is no weight")
         );
     }

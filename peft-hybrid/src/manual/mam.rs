@@ -102,8 +102,8 @@ impl MamConfig {
             num_virtual_tokens,
             prefix_projection,
             encoder_hidden_size,
-            num_layers: None,
             shift_positions,
+            ..Default::default()
         }
     }
 

@@ -1,12 +1,13 @@
 //! # BitFit                                 family: partial / bias update
-//! h = W x + b'                             b' = the base's b, trained
+//! h = W x + b'                             b' = the base's b, trained; with `added` also of maps without one, b' = 0
 //! Paper: Ben Zaken et al., 2021, arXiv:2106.10199.   Reference: benzakenelad/BitFit
 //! Oracle: package transformers 5.23.0: `bitfit_equals_the_reference`
-//! Trains: every bias (linear maps, normalizations, pooler), or those of some parts.      Merges: yes, by overwriting.
+//! Trains: every bias (linear maps, normalizations, pooler), or those of some parts; with `added` d_out for each map that has none.      Merges: yes, by overwriting, unless biases are added.
 //! Identities:
 //! - the base at init, bit for bit: `C1`
 //! - merged == unmerged, bit for bit: `C3`, `merging_writes_the_biases_and_nothing_else`
 //! - its gradients are those of full fine-tuning: `gradients_are_those_of_full_fine_tuning`
+//! - an added bias is that of a map which has it: `added_biases_are_those_of_the_maps`
 //! - a key's bias adds the same number to all scores of a query, so that its gradient is 0: `the_bias_of_a_key_has_no_gradient`
 //!
 //! Differs from the paper: nothing. The survey's list of biases leaves out that of the embeddings' normalization; it is trained.
@@ -16,7 +17,7 @@ use std::collections::BTreeSet;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Base, Error, Hooks, Key, Merge, Method, Part, Place, Procedure, Result, Shape, Site, SiteMap, Slot, adapter,
+    Base, Error, Hooks, Key, Merge, Method, Next, Part, Place, Procedure, Result, Shape, Site, SiteMap, Slot, adapter,
     file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,10 @@ use serde::{Deserialize, Serialize};
 pub struct BitFitConfig {
     /// The parts whose biases are trained; every part that has one, if it is not set.
     pub parts: Option<Vec<Part>>,
+    /// Whether linear maps without a bias get one, which starts at 0.
+    pub added: bool,
+    /// Layers whose biases stay, by their numbers; a decoder's come after its encoder's.
+    pub leave_out: Vec<usize>,
 }
 
 impl BitFitConfig {
@@ -41,33 +46,62 @@ impl BitFitConfig {
         self
     }
 
-    /// The places of the trained biases.
+    /// With biases for the linear maps that have none too.
+    pub fn with_added(mut self) -> Self {
+        self.added = true;
+        self
+    }
+
+    /// Without the biases in these layers.
+    pub fn with_leave_out(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.leave_out = layers.into_iter().collect();
+        self
+    }
+
+    /// The places of the trained biases, those that are added among them.
     pub(crate) fn plan(&self, shape: &Shape) -> Result<Vec<Place>> {
-        let biases: Vec<Place> = shape.places().into_iter().filter(|p| p.slot == Slot::Bias).collect();
+        let places = shape.places();
+        let has = |site: Site| places.iter().any(|p| p.site == site && p.slot == Slot::Bias);
+        let bias = |place: &Place| match place.slot {
+            Slot::Bias => Some(place.clone()),
+            Slot::Weight if self.added && place.transposed && !has(place.site) => {
+                let (name, dims) = (format!("{}.bias", place.module()), vec![place.dims[1]]);
+                Some(Place { site: place.site, slot: Slot::Bias, dims, transposed: false, name })
+            }
+            _ => None,
+        };
+        let biases: Vec<Place> = places.iter().filter_map(bias).collect();
         if biases.is_empty() {
             return Err(Error::config(
                 "model",
                 "no bias in it",
-                "a model with biases: BERT, RoBERTa, some LLaMAs, not T5",
+                "a model with biases: BERT, RoBERTa, some LLaMAs, not T5; or added ones",
             ));
         }
-        let Some(parts) = &self.parts else { return Ok(biases) };
+        let left: Vec<Site> = shape.leaving_out(biases.iter().map(|bias| bias.site).collect(), &self.leave_out)?;
+        let kept = |bias: &Place| left.contains(&bias.site);
+        let Some(parts) = &self.parts else { return Ok(biases.into_iter().filter(kept).collect()) };
         let allowed: BTreeSet<Part> = biases.iter().map(|bias| bias.site.part).collect();
         let wrong = match parts.iter().find(|part| !allowed.contains(part)) {
             Some(part) => part.name(),
             None if parts.is_empty() => "an empty list",
-            None => return Ok(biases.into_iter().filter(|bias| parts.contains(&bias.site.part)).collect()),
+            None => {
+                let chosen = |bias: &Place| parts.contains(&bias.site.part) && kept(bias);
+                return Ok(biases.into_iter().filter(chosen).collect());
+            }
         };
         let names: Vec<&str> = allowed.into_iter().map(Part::name).collect();
         Err(Error::config("parts", wrong, format!("parts with a bias in this model: {}", names.join(", "))))
     }
 }
 
-/// A trainable copy of biases of a base.
+/// A trainable copy of biases of a base, and biases that it does not have.
 #[derive(Module, Debug)]
 pub struct BitFit {
     /// `[out]` each.
     biases: SiteMap<Param<Tensor<1>>>,
+    /// `[out]` each.
+    added: SiteMap<Param<Tensor<1>>>,
 }
 
 impl Method for BitFitConfig {
@@ -78,9 +112,12 @@ impl Method for BitFitConfig {
 
     /// The base's values, not differences from 0: weight decay pulls the biases themselves, as in the reference.
     fn init(&self, base: &Base, _seed: u64) -> Result<BitFit> {
-        let bias =
-            |place: Place| (place.site, Param::from_tensor(Tensor::from_inner(base.vector(place.site, Slot::Bias))));
-        Ok(BitFit { biases: self.plan(base.shape())?.into_iter().map(bias).collect() })
+        let (device, places) = (base.device().clone().autodiff(), base.shape().places());
+        let own = |place: &Place| places.iter().any(|p| p.site == place.site && p.slot == Slot::Bias);
+        let (biases, added): (Vec<Place>, Vec<Place>) = self.plan(base.shape())?.into_iter().partition(own);
+        let copy = |p: Place| (p.site, Param::from_tensor(Tensor::from_inner(base.vector(p.site, Slot::Bias))));
+        let zeros = |p: Place| (p.site, Param::from_tensor(Tensor::zeros([p.count()], &device)));
+        Ok(BitFit { biases: biases.into_iter().map(copy).collect(), added: added.into_iter().map(zeros).collect() })
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -93,11 +130,18 @@ impl Method for BitFitConfig {
     }
 
     fn merge(tuner: &BitFit) -> Option<&dyn Merge> {
-        Some(tuner)
+        if tuner.added.is_empty() { Some(tuner) } else { None }
     }
 }
 
 impl Hooks for BitFit {
+    fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        match self.added.get(site) {
+            Some(bias) => next(x) + bias.val().unsqueeze(),
+            None => next(x),
+        }
+    }
+
     fn vector(&self, site: Site, slot: Slot, v: Tensor<1>) -> Tensor<1> {
         Merge::vector(self, site, slot, &v).unwrap_or(v)
     }
@@ -121,16 +165,25 @@ mod tests {
     use burn::tensor::TensorData;
     use peft_core::testing::tolerances::SAME_FUNCTION;
     use peft_core::testing::{
-        base, batch, conformance::loss, device, difference, fixtures::ENCODERS, golden::named, randomized,
+        assert_close, base, batch, conformance::loss, device, difference, fixtures::ENCODERS, golden::named,
+        randomized, states as states_of,
     };
     use peft_core::view::{tensors, with_values};
-    use peft_core::{Bare, Head, Tuner, io::peft::from_settings};
+    use peft_core::{Architecture, Bare, Head, Tuner, io::peft::from_settings, random::Random};
     use proptest::prelude::*;
 
     use super::*;
     use crate::{FullConfig, testing::assert_files_hold};
 
     peft_core::conformance!(BitFitConfig::new(), only(ENCODERS: "T5 and this LLaMA have no bias"));
+
+    mod added {
+        use super::*;
+        peft_core::conformance!(
+            BitFitConfig::new().with_added().with_leave_out([1]),
+            skip(C3: "T5 and this LLaMA have no place for a bias")
+        );
+    }
 
     mod some_parts {
         use super::*;
@@ -205,6 +258,24 @@ mod tests {
                     prop_assert_eq!(same, place.slot != Slot::Bias, "{}", place.name);
                 }
             }
+        }
+
+        /// Against a model of the same tensors whose maps have these biases.
+        #[test]
+        fn added_biases_are_those_of_the_maps(seed: u64) {
+            let plain = base("llama-tiny", &device());
+            let mut shape = plain.shape().clone();
+            let Architecture::Llama(llama) = &mut shape.architecture else { unreachable!("a LLaMA is one") };
+            (llama.attention_bias, llama.mlp_bias) = (true, true);
+            let of = |place: &Place| Random::new(seed, &place.name).normal_tensor([place.count()], 0.3, &device()).into_data();
+            let tensor = |place: &Place| Ok(if place.slot == Slot::Bias { of(place) } else { plain.tensor_data(place) });
+            let biased = Base::new(shape, &device(), tensor).unwrap();
+            let biases = biased.shape().places().into_iter().filter(|place| place.slot == Slot::Bias);
+            let values = biases.map(|place| (format!("added.{}", place.site), of(&place))).collect();
+            let start = BitFitConfig::new().with_added().init(&plain, 0).unwrap();
+            prop_assert_eq!(tensors(&start).into_keys().collect::<Vec<_>>(), BTreeMap::keys(&values).cloned().collect::<Vec<_>>());
+            let added = with_values(start, &values).unwrap();
+            assert_close(states_of(&added, &plain), states_of(&Bare {}, &biased), SAME_FUNCTION, "added");
         }
 
         #[test]

@@ -237,6 +237,7 @@ fn the_usual_adapters_are_those_of_the_code() {
         dropout: 0.1,
         train_layernorm: false,
         inner_norm: vec![Part::SelfAttention, Part::FeedForward],
+        leave_out: vec![],
     };
     assert_eq!(inner, expected);
     assert_eq!((pruning.sparsity, pruning.scorer, pruning.samples), (0.4, Scorer::Snip, 320));
