@@ -141,6 +141,27 @@ impl Batch {
         })
     }
 
+    /// Some of its sequences, padded as here. Of a text that is being generated there is no part.
+    pub fn rows(&self, rows: &[usize]) -> Self {
+        let device = self.ids.device();
+        let places = rows.iter().map(|row| *row as i32).collect::<Vec<_>>();
+        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [rows.len()]), &device);
+        let of = |x: &Tensor<2, Int>| x.clone().select(0, places.clone());
+        let noise = |noise: &Arc<Noise>| {
+            let samples = rows.iter().map(|row| noise.samples[*row]).collect();
+            Arc::new(Noise { samples, ..(**noise).clone() })
+        };
+        Batch {
+            ids: of(&self.ids),
+            padding: self.padding.clone().map(|padding| padding.select(0, places.clone())),
+            types: self.types.as_ref().map(of),
+            decoder: self.decoder.as_ref().map(of),
+            tasks: rows.iter().map(|row| self.tasks[*row]).collect(),
+            cache: None,
+            noise: self.noise.as_ref().map(noise),
+        }
+    }
+
     /// The same batch with what a decoder sees, one list of ids for each sequence. Behind the end of a list stands its first id:
     /// no row before sees it.
     pub fn with_decoder(self, lists: &[Vec<u32>], device: &Device) -> Result<Self> {

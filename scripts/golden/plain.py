@@ -45,6 +45,10 @@ def split(x):
 class Untuned:
     """What a method does; the base's own where a case says nothing else."""
 
+    def tensor(self, name, own):
+        """What stands in the place of a tensor of the base."""
+        return own
+
     def query_and_value(self, layer, x):
         """What is added to the queries and to the values of a layer."""
         return 0, 0
@@ -72,7 +76,7 @@ def logits(base, head, method, inputs):
     x = layer_norm(x, base["embeddings.LayerNorm.weight"], base["embeddings.LayerNorm.bias"])
     layers = max(int(name.split(".")[2]) for name in base if name.startswith("encoder.layer.")) + 1
     for layer in range(layers):
-        of = lambda name: base[f"encoder.layer.{layer}.{name}"]
+        of = lambda name: method.tensor(f"encoder.layer.{layer}.{name}", base[f"encoder.layer.{layer}.{name}"])
         linear = lambda name, x: x @ of(f"{name}.weight").T + of(f"{name}.bias")
         norm = lambda name, x: layer_norm(x, of(f"{name}.LayerNorm.weight"), of(f"{name}.LayerNorm.bias"))
         q, k, v = (linear(f"attention.self.{name}", x) for name in ["query", "key", "value"])

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use peft_additive::{Activation, SequentialConfig};
+use peft_additive::{Activation, ParallelConfig, PrefixTuningConfig, SequentialConfig};
 use peft_core::testing::{randomized, states};
 use peft_core::view::{Rewrite, tensors, view, with_values};
 use peft_core::{Bare, Base, Method, equivalences};
-use peft_hybrid::{CompacterConfig, PrunedMamConfig, UniPelt, UniPeltConfig};
+use peft_hybrid::{
+    AutoPeftConfig, CompacterConfig, MamConfig, PrunedMamConfig, S4Config, Strategy, UniPelt, UniPeltConfig,
+};
+use peft_partial::BitFitConfig;
+use peft_reparam::LoraConfig;
 
 /// Zeros in what has one of these ends of names.
 struct Silent(&'static [&'static str]);
@@ -48,6 +52,22 @@ fn part<M: Method>(config: &M, name: &str, whole: &impl Module, base: &Base) -> 
     let own = tensors(whole).into_iter();
     let own = own.filter_map(|(tensor, data)| Some((tensor.strip_prefix(name)?.to_string(), data)));
     with_values(config.init(base, 0).unwrap(), &own.collect::<BTreeMap<_, _>>()).unwrap()
+}
+
+/// S4 with one group of all layers, and one method that the group has, with the same numbers.
+fn s4_with<M: Method>(group: Vec<Strategy>, plain: M, base: &Base, seed: u64) -> [Tensor<3>; 2] {
+    let s4 = randomized(&S4Config::new(5, 4, 3).with_groups([group]).init(base, seed).unwrap(), seed).valid();
+    [states(&s4, base), states(&part(&plain, "methods.parts.0.", &s4, base), base)]
+}
+
+/// A strategy alone, or with another.
+fn alone(strategy: Strategy, holds: bool) -> Vec<Strategy> {
+    let other = if strategy == Strategy::Lora { Strategy::Prefix } else { Strategy::Lora };
+    if holds { vec![strategy] } else { vec![strategy, other] }
+}
+
+fn autopeft(config: &AutoPeftConfig, base: &Base, seed: u64) -> peft_core::Many {
+    randomized(&config.init(base, seed).unwrap(), seed).valid()
 }
 
 equivalences! {
@@ -95,5 +115,51 @@ equivalences! {
         let whole = randomized(&config.init(base, seed).unwrap(), seed).valid();
         let pruned = if holds { whole.clone() } else { view(&whole, &mut Silent(&["masks.0.embedding"])) };
         [states(&pruned, base), states(&part(&config.mam(), "mam.", &whole, base), base)]
+    };
+
+    an_s4_of_adapters_is_a_sequential_adapter: "S4" = "sequential adapter" if "all layers have adapters alone", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+        s4_with(alone(Strategy::Adapter, holds), SequentialConfig::pfeiffer(5), base, seed)
+    };
+
+    an_s4_of_prefixes_is_prefix_tuning: "S4" = "prefix tuning" if "all layers have prefixes alone, positions stay", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+        s4_with(alone(Strategy::Prefix, holds), PrefixTuningConfig::new(4).with_shift_positions(false), base, seed)
+    };
+
+    an_s4_of_lora_is_lora: "S4" = "LoRA" if "all layers have LoRA alone, alpha = r", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+        s4_with(alone(Strategy::Lora, holds), LoraConfig::new(3).with_alpha(3.0), base, seed)
+    };
+
+    an_s4_of_biases_is_bitfit: "S4" = "BitFit" if "all layers have biases alone, and nothing outside of the layers has", SAME_FUNCTION on ENCODERS, |base, seed, holds| {
+        let parts = S4Config::new(5, 4, 3).with_groups([vec![Strategy::Bias]]).parts(base.shape()).unwrap();
+        let own = parts[0].downcast_ref::<BitFitConfig>().and_then(|bitfit| bitfit.parts.clone()).unwrap();
+        s4_with(alone(Strategy::Bias, holds), BitFitConfig::new().with_parts(own), base, seed)
+    };
+
+    an_autopeft_without_layers_is_the_base: "AutoPEFT" = "base" if "no layer is chosen", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = AutoPeftConfig::new(3, 5, 4).with_layers(if holds { vec![] } else { vec![0] });
+        [states(&autopeft(&config, base, seed), base), states(&Bare {}, base)]
+    };
+
+    an_autopeft_of_parallel_adapters_is_one: "AutoPEFT" = "parallel adapter" if "all layers have parallel adapters alone", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let whole = autopeft(&AutoPeftConfig::new(0, 5, if holds { 0 } else { 4 }), base, seed);
+        [states(&whole, base), states(&part(&ParallelConfig::new(5), "parts.0.", &whole, base), base)]
+    };
+
+    an_autopeft_of_serial_adapters_is_a_sequential_adapter: "AutoPEFT" = "sequential adapter" if "all layers have serial adapters alone", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let whole = autopeft(&AutoPeftConfig::new(3, if holds { 0 } else { 5 }, 0), base, seed);
+        [states(&whole, base), states(&part(&SequentialConfig::pfeiffer(3), "parts.0.", &whole, base), base)]
+    };
+
+    an_autopeft_without_serial_adapters_is_mam: "AutoPEFT" = "MAM adapter" if "all layers have parallel adapters of the same scale and a prefix, not serial ones", SAME_FUNCTION on SHAPES, |base, seed, holds| {
+        let config = AutoPeftConfig::new(0, 5, 4).with_scaling(if holds { 4.0 } else { 2.0 });
+        let whole = autopeft(&config, base, seed);
+        // MAM has the prefix first.
+        let turned = |(name, data): (String, TensorData)| match name.strip_prefix("parts.0.") {
+            Some(name) => (format!("1.{name}"), data),
+            None => (name.replacen("parts.1.", "0.", 1), data),
+        };
+        let own = tensors(&whole).into_iter().map(turned).collect();
+        let mam = MamConfig { prefix_projection: false, ..MamConfig::new(4, 5) };
+        [states(&whole, base), states(&with_values(mam.init(base, 0).unwrap(), &own).unwrap(), base)]
     };
 }

@@ -1,7 +1,10 @@
 //! What the methods are equal to, on random states, every architecture and a padded batch.
 
+mod autopeft;
 mod compacter;
 mod pruned_mam;
+mod s3_delta;
+mod s4;
 mod unipelt;
 
 use std::collections::BTreeMap;
