@@ -30,6 +30,8 @@ mod purpose;
 pub mod random;
 mod readout;
 mod replaced;
+#[cfg(feature = "train")]
+pub mod search;
 mod shape;
 mod site;
 mod targets;

@@ -17,6 +17,7 @@ mod params;
 mod predict;
 mod progress;
 mod reproduce;
+mod search;
 mod speed;
 mod together;
 mod train;
@@ -44,6 +45,8 @@ enum Command {
     Params(params::Params),
     /// Train a method on labelled sentences
     Train(Box<train::Train>),
+    /// Search among configurations of methods for those that are best on held-out data and train few numbers
+    Search(Box<search::Search>),
     /// Measure a model or an adapter on labelled data
     Eval(eval::Eval),
     /// Label texts with a trained adapter
@@ -100,6 +103,7 @@ impl Command {
             Command::Methods(command) => command.run(),
             Command::Params(command) => command.run(),
             Command::Train(command) => command.run(),
+            Command::Search(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Predict(command) => command.run(),
             Command::Forward(command) => command.run(),

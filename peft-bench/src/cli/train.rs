@@ -200,6 +200,11 @@ impl Train {
 
     /// Trains on its model, as one of several runs where there are slots.
     pub(super) fn run_on(&self, model: &Pretrained, slots: Option<&Arc<Slots>>) -> Result<()> {
+        print(self.outcome_on(model, slots)?)
+    }
+
+    /// The same, and gives what is to be printed.
+    pub(super) fn outcome_on(&self, model: &Pretrained, slots: Option<&Arc<Slots>>) -> Result<Value> {
         let method = match (&self.adapter, &self.method[..]) {
             (Some(dir), _) => by_peft_type(dir)?,
             (None, []) => return Err(Error::config("start", "nothing", "--adapter or --method")),
@@ -423,7 +428,7 @@ impl Job<'_> {
         }
     }
 
-    fn run(self, method: AnyMethod) -> Result<()> {
+    fn run(self, method: AnyMethod) -> Result<Value> {
         let Job { args, model, slots } = self;
         let (common, settings) = peft::split_common(&args.set)?;
         let (method, adapter) = match &args.adapter {
@@ -462,7 +467,7 @@ impl Job<'_> {
                 verify(output)?;
             }
             args.checkpoints().remove()?;
-            return print(json!({"output": output.display().to_string(), "method": method.name(), "done": "before"}));
+            return Ok(json!({"output": output.display().to_string(), "method": method.name(), "done": "before"}));
         }
         if args.resume && !args.checkpoints().dir.exists() {
             tell(format_args!("no checkpoints in {}: from the start", args.checkpoints().dir.display()));
@@ -536,7 +541,7 @@ impl Job<'_> {
         }
         args.output.make(|dir| tuned.save_with(dir, &[(SETTINGS, settings), ("README.md", card)]))?;
         args.checkpoints().remove()?;
-        print(json!({
+        Ok(json!({
             "output": output.display().to_string(), "method": tuned.config.name(), "steps": steps,
             "trainable": {"method": method, "head": head}, "seconds": started.elapsed().as_secs_f64(),
             "tokens_per_second": speed, "peak_bytes": peak_bytes(), "metrics": metrics,

@@ -141,24 +141,34 @@ pub fn expand(args: Vec<OsString>) -> Result<(Vec<OsString>, Option<Config>)> {
         None => args.get(i + 1).filter(|_| text(i) == "--config").map(PathBuf::from),
     });
     let Some(path) = path else { return Ok((args, None)) };
-    let given: Vec<&str> = (2..args.len()).map(text).collect();
-    let (options, wrong) = options(&path, &given)?;
-    let (start, rest) = args.split_at(FIRST);
-    let all = options.iter().map(|(option, _)| OsString::from(option));
-    let all = start.iter().cloned().chain(all).chain(rest.iter().cloned()).collect();
-    let name = |(option, key): Origin| (option.split('=').next().unwrap_or_default().to_string(), key);
-    Ok((all, Some(Config { path, from: options.into_iter().map(name).collect(), wrong })))
+    let file = read(&path)?;
+    expand_with(args, path, &file).map(|(args, config)| (args, Some(config)))
 }
 
-/// The options that a file stands for, without those that the command line gives or excludes, and all that is wrong with it.
-fn options(path: &Path, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
-    let file: Map<String, Value> = serde_saphyr::from_str(&read_text(path, 1 << 20)?).map_err(|error| {
+/// The settings of a file.
+fn read(path: &Path) -> Result<Map<String, Value>> {
+    serde_saphyr::from_str(&read_text(path, 1 << 20)?).map_err(|error| {
         // Behind it stand a picture of the place and what a program could configure.
         let text = error.to_string();
         let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         let found = line.split(", set ").next().unwrap_or_default().trim_end_matches(" by the configured policy");
         Error::file(path, "content", found, "a YAML mapping of settings")
-    })?;
+    })
+}
+
+/// The same with settings that are read already, from a file at this path.
+pub fn expand_with(args: Vec<OsString>, path: PathBuf, file: &Map<String, Value>) -> Result<(Vec<OsString>, Config)> {
+    let given: Vec<&str> = args[FIRST..].iter().map(|arg| arg.to_str().unwrap_or_default()).collect();
+    let (options, wrong) = options(&path, file, &given)?;
+    let (start, rest) = args.split_at(FIRST);
+    let all = options.iter().map(|(option, _)| OsString::from(option));
+    let all = start.iter().cloned().chain(all).chain(rest.iter().cloned()).collect();
+    let name = |(option, key): Origin| (option.split('=').next().unwrap_or_default().to_string(), key);
+    Ok((all, Config { path, from: options.into_iter().map(name).collect(), wrong }))
+}
+
+/// The options that a file stands for, without those that the command line gives or excludes, and all that is wrong with it.
+fn options(path: &Path, file: &Map<String, Value>, given: &[&str]) -> Result<(Vec<Origin>, Vec<Error>)> {
     let is_given = |option: &str| given.iter().any(|arg| arg.split('=').next() == Some(option));
     let excluded = |option: &str| {
         EXCLUSIVE
@@ -359,7 +369,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.yaml");
         std::fs::write(&path, yaml).unwrap();
-        let (options, wrong) = options(&path, rest)?;
+        let (options, wrong) = options(&path, &read(&path)?, rest)?;
         Error::all(wrong).map(|()| options.into_iter().map(|(option, _)| option).collect())
     }
 

@@ -15,6 +15,7 @@ mod heads;
 mod messages;
 mod outputs;
 mod refused;
+mod search;
 mod signals;
 mod words;
 
