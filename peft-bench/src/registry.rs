@@ -119,6 +119,7 @@ methods! {
     peft_reparam::LoraPruneConfig: "reparam",
     peft_reparam::LoftQConfig: "reparam",
     peft_reparam::QaLoraConfig: "reparam",
+    peft_reparam::QLoraConfig: "reparam",
     peft_hybrid::MamConfig: "hybrid",
     peft_hybrid::PrunedMamConfig: "hybrid",
     peft_hybrid::CompacterConfig: "hybrid",

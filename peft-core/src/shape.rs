@@ -433,7 +433,6 @@ mod tests {
             ("is_decoder", json!(true)),
             ("is_decoder", json!("yes")),
             ("pruned_heads", json!({"0": [1]})),
-            ("quantization_config", json!({"bits": 4})),
             ("problem_type", json!("multi_label_classification")),
         ] {
             let mut bad = good.clone();

@@ -1,8 +1,10 @@
 //! How a frozen matrix is stored: hooks see the handle, never the storage.
 
-use std::{fmt::Debug, sync::Arc};
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, module};
+
+use crate::packed::{self, Packed};
 
 /// A matrix `[in, out]` (or a table `[rows, hidden]`) in whatever form it is stored.
 #[derive(Clone, Debug)]
@@ -14,23 +16,12 @@ pub enum Weight {
     Packed(Arc<dyn Packed>),
 }
 
-/// A packed matrix. The product is a method so that it need not be unpacked as a whole.
-pub trait Packed: Debug + Send + Sync {
-    /// The matrix, unpacked, `[in, out]`.
-    fn dense(&self) -> Tensor<2>;
-
-    /// `x W` for x `[batch, tokens, in]`.
-    fn product(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.dense(), None)
-    }
-}
-
 impl Weight {
     /// The matrix as a tensor. Asking for it may cost an unpacking.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Weight::Dense(w) => w.clone(),
-            Weight::Packed(w) => w.dense(),
+            Weight::Packed(w) => packed::dense(&**w),
         }
     }
 
@@ -39,7 +30,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => linear(x, w.clone(), bias),
             Weight::Packed(w) => {
-                let y = w.product(x);
+                let y = packed::product(x, w);
                 match bias {
                     Some(bias) => y + bias.unsqueeze(),
                     None => y,

@@ -1,9 +1,11 @@
 //! The 16 values of NF4 and of FP4.
 
 use peft_core::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// The 16 values that a weight can be of its block's largest magnitude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Codebook {
     /// NormalFloat: quantiles of a normal distribution, with 0. Dettmers et al., "QLoRA", 2023.
     Nf4,

@@ -17,35 +17,49 @@
 //! What is equal to what, to the bit: codes, scales and values of `FourBit`, `Int8Rows` and `Blockwise`, and AdamW's moments, to
 //! bitsandbytes 0.50.2 on a CPU; words to the published formats.
 //!
-//! Not here: products with packed weights (a linear map asks [`peft_core::Weight`] for its product, which will be the seam), blocks of
-//! GGUF, and burn's own quantized tensors.
+//! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model that transformers saved with bitsandbytes, or packs one
+//! as it reads it. A [`Matrix`] is what such a base holds: products with it decode a panel of outputs at a time, forward and backward.
+//!
+//! Not here: blocks of GGUF, burn's own quantized tensors, and products that decode inside of the kernel.
 
 mod adamw;
 pub mod bitsandbytes;
 mod blocks;
 mod blockwise;
 mod codebook;
+#[cfg(feature = "load")]
+mod convert;
 mod element;
 mod four_bit;
 mod grouped;
 mod int8;
+#[cfg(feature = "load")]
+mod load;
 mod map8;
+mod matrix;
 mod mean;
 mod nibbles;
 mod requantized;
 mod scales;
+mod scheme;
 mod wide;
 mod words;
 
 pub use adamw::{AdamW8, Moments8};
 pub use blockwise::Blockwise;
 pub use codebook::Codebook;
+#[cfg(feature = "load")]
+pub use convert::Plan;
 pub use element::Element;
 pub use four_bit::FourBit;
 pub use grouped::Grouped;
 pub use int8::Int8Rows;
+#[cfg(feature = "load")]
+pub use load::open;
 pub use map8::{Map8, Search};
+pub use matrix::{Codec, Matrix};
 pub use requantized::{Requantize, Requantized};
 pub use scales::Scales;
+pub use scheme::{Cost, Scheme, is_packed, quantized};
 pub use wide::kernel;
 pub use words::{Packing, Words};

@@ -39,3 +39,4 @@ pub use low_rank::moelora::{Experts, MoeLora, MoeLoraConfig};
 pub use low_rank::tokens::{Rows, TokenIndices};
 pub use quantized::loftq::{Approximation, Earlier, LoftQ, LoftQConfig};
 pub use quantized::qa_lora::{Pooled, Pooling, QaLora, QaLoraConfig};
+pub use quantized::qlora::{QLora, QLoraConfig};

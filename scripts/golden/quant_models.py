@@ -1,4 +1,4 @@
-"""Writes peft-quant/tests/golden/bnb-*: a small LLaMA as transformers saves it with bitsandbytes on a CPU, and what it computes.
+"""Writes peft-quant/tests/golden/bnb-*: a small LLaMA, as transformers saves it with bitsandbytes on a CPU, and what it computes.
 
 Its matrices have rows of whole blocks: see `faults` in quant.py for why.
 
@@ -8,8 +8,6 @@ Usage: python scripts/golden/quant_models.py
 import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-
-import tempfile
 
 import bitsandbytes.functional as F
 import torch
@@ -53,18 +51,19 @@ def main():
     gen = generator("quant models")
     randomize_model(model, gen)
     ids = torch.randint(3, 32, (2, 9), generator=gen)
-    with tempfile.TemporaryDirectory() as dense:
-        model.save_pretrained(dense)
-        for kind, (dtype, settings) in KINDS.items():
-            folder = fresh(FOLDER / f"bnb-{kind}")
-            quantized = AutoModelForCausalLM.from_pretrained(
-                dense, dtype=dtype, quantization_config=BitsAndBytesConfig(**settings), device_map="cpu"
-            )
-            quantized.save_pretrained(folder)
-            expected = {MODULE: decoded(quantized.get_submodule(MODULE)), "input_ids": ids}
-            expected["logits"] = quantized(input_ids=ids).logits.float()
-            save(folder / "expected.safetensors", expected)
-            (folder / "generation_config.json").unlink(missing_ok=True)
+    dense = fresh(FOLDER / "bnb-dense")
+    model.save_pretrained(dense)
+    (dense / "generation_config.json").unlink(missing_ok=True)
+    for kind, (dtype, settings) in KINDS.items():
+        folder = fresh(FOLDER / f"bnb-{kind}")
+        quantized = AutoModelForCausalLM.from_pretrained(
+            dense, dtype=dtype, quantization_config=BitsAndBytesConfig(**settings), device_map="cpu"
+        )
+        quantized.save_pretrained(folder)
+        expected = {MODULE: decoded(quantized.get_submodule(MODULE)), "input_ids": ids}
+        expected["logits"] = quantized(input_ids=ids).logits.float()
+        save(folder / "expected.safetensors", expected)
+        (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

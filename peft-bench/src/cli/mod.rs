@@ -16,6 +16,7 @@ mod options;
 mod params;
 mod predict;
 mod progress;
+mod quantize;
 mod reproduce;
 mod search;
 mod speed;
@@ -57,6 +58,8 @@ enum Command {
     Generate(generate::Generate),
     /// Fold an adapter into its model
     Merge(merge::Merge),
+    /// Pack a model's linear maps to few bits
+    Quantize(quantize::Quantize),
     /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
     Convert(convert::Convert),
     /// Say what a model or adapter directory holds
@@ -109,6 +112,7 @@ impl Command {
             Command::Forward(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
+            Command::Quantize(command) => command.run(),
             Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),

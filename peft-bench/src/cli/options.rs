@@ -12,6 +12,7 @@ use peft_core::train::{Logits, TextStates, Workers, encode, predict};
 use peft_core::{
     Architecture, Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
 };
+use peft_quant::Scheme;
 
 use super::progress::bar;
 use crate::registry::{by_peft_type, load};
@@ -25,6 +26,10 @@ pub struct ModelArgs {
     /// Where to compute: flex, cpu, wgpu, cuda:0, tch, as far as they are compiled in
     #[arg(long, default_value_t = peft_core::available().first().copied().unwrap_or("none").to_string())]
     pub device: String,
+    /// Pack the model's linear maps as they are read: nf4, fp4, nf4-double, fp4-double (with scales of eight bits) or int8 [default: as
+    /// its files have them]
+    #[arg(long, value_name = "SCHEME")]
+    pub base: Option<Scheme>,
 }
 
 impl ModelArgs {
@@ -36,7 +41,7 @@ impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         check_model(&self.model)?;
-        Pretrained::open(&self.model, &peft_core::device(&self.device)?)
+        peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)
     }
 }
 

@@ -11,6 +11,7 @@ use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer};
 use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
+use peft_quant::Scheme;
 use serde_json::{Map, Value, json};
 
 use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
@@ -183,9 +184,9 @@ impl Train {
         self.model.open()
     }
 
-    /// Which model it opens, and on which device.
-    pub(super) fn place(&self) -> (&str, &str) {
-        (&self.model.model, &self.model.device)
+    /// Which model it opens, on which device, and how it is packed.
+    pub(super) fn place(&self) -> (&str, &str, Option<Scheme>) {
+        (&self.model.model, &self.model.device, self.model.base)
     }
 
     /// Where the result goes.

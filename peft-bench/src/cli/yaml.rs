@@ -308,6 +308,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     };
     put("model_name_or_path", json!(args.model.model));
     put("device", json!(args.model.device));
+    put("base", args.model.base.map_or(Value::Null, |scheme| json!(scheme.to_string())));
     match &args.adapter {
         Some(adapter) => put("adapter_name_or_path", shown(adapter)),
         None => put("method", json!(method.name())),

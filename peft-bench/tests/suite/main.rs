@@ -4,6 +4,7 @@ mod adapterhub;
 mod cli;
 mod equivalences;
 mod finished;
+mod packed;
 mod reproduce;
 mod resume;
 mod sizes;

@@ -77,7 +77,7 @@ pub struct States {}
 
 impl Head {
     /// The modules that are heads in one of the families.
-    pub(crate) const MODULES: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
+    pub const MODULES: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
 
     /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5, which writes
     /// classes as texts ([`Verbalizer`]), gets the head for words.

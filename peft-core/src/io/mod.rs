@@ -9,12 +9,14 @@ pub mod gguf;
 mod heads;
 mod leftovers;
 mod names;
+mod packing;
 pub mod peft;
 mod pretrained;
 pub mod record;
 mod sites;
 mod tensors;
 
-pub use pretrained::Pretrained;
+pub use packing::Packing;
+pub use pretrained::{Pretrained, write_model};
 #[cfg(feature = "testing")]
 pub(crate) use tensors::transpose;

@@ -4,20 +4,23 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
 use super::companions;
 use super::heads;
 use super::names::{self, Found};
+use super::packing::{Dense, Packing};
 use super::tensors::{Contents, Taker};
 use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, Gguf, write_safetensors};
-use crate::models::fields::Fields;
+use crate::models::{self, fields::Fields};
 use crate::random::fingerprint;
 use crate::view::tensors;
 use crate::warning::{listed, warn};
-use crate::{Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Purpose, Result, Shape};
+use crate::{
+    Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape, Stored,
+};
 
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
@@ -40,10 +43,22 @@ impl Pretrained {
     /// Opens a model: a directory, a GGUF file or a directory with one, `shape:NAME` for a published shape with random weights, or (with the feature `hub`) the
     /// id of a model on a hub.
     pub fn open(name: &str, device: &Device) -> Result<Self> {
-        if let Some(shape) = name.strip_prefix("shape:") {
-            return Ok(Pretrained { name: name.into(), ..Self::random(Shape::named(shape)?, 0, device) });
-        }
-        Ok(Pretrained { name: name.into(), ..Self::open_dir(directory(name)?, device)? })
+        Self::open_packed(name, device, &Dense)
+    }
+
+    /// The same, with linear maps whose matrices come and are held in another way.
+    pub fn open_packed(name: &str, device: &Device, packing: &dyn Packing) -> Result<Self> {
+        let model = match name.strip_prefix("shape:") {
+            Some(shape) => {
+                let random = |place: &Place| match place.transposed {
+                    true => packing.hold(place.module(), "F32", models::random(place, 0), device),
+                    false => Ok(Stored::Data(models::random(place, 0))),
+                };
+                Self::of(Base::new(Shape::named(shape)?, device, random)?)
+            }
+            None => Self::open_dir(directory(name)?, device, packing)?,
+        };
+        Ok(Pretrained { name: name.into(), ..model })
     }
 
     /// A model of this shape with random weights.
@@ -75,8 +90,9 @@ impl Pretrained {
         }
     }
 
-    fn open_dir(dir: PathBuf, device: &Device) -> Result<Self> {
+    fn open_dir(dir: PathBuf, device: &Device, packing: &dyn Packing) -> Result<Self> {
         let (config, path, gguf) = config(&dir)?;
+        packing.check(&config, &path)?;
         let mut shape = Shape::from_config(&config, &path)?;
         shape.stop = stops(&dir, &shape)?;
         let mut file = match gguf {
@@ -92,14 +108,20 @@ impl Pretrained {
                 Part::Vocabulary => shape.file_name(place),
                 _ => format!("{prefix}{}", place.name),
             };
-            let data = file.read_f32(&name, &place.file_dims());
+            let tensor = matrix(&mut file, &name, place, device, packing);
             taken.insert(name);
-            data
+            tensor
         })?;
         let base = base.with_shape(shape);
         let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
         if !absent.is_empty() {
             warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
+        }
+        for module in packing.modules(&file) {
+            if let Some(w) = packing.take(&mut file, &module, device)? {
+                let [inputs, outputs] = w.dims();
+                file.put(format!("{module}.weight"), TensorData::new(w.outputs(0..outputs), [outputs, inputs]));
+            }
         }
         let mut taker = Taker::new(file);
         taker.tied = tied;
@@ -204,6 +226,9 @@ impl Pretrained {
         let (architecture, purpose) = (self.base.shape().architecture, head.purpose());
         let mut config = self.config.clone();
         // Weights are written as f32, whatever they were.
+        if let Some(config) = config.as_object_mut() {
+            config.shift_remove("quantization_config");
+        }
         for key in ["dtype", "torch_dtype"] {
             if config.get(key).is_some() {
                 config[key] = json!("float32");
@@ -235,11 +260,42 @@ impl Pretrained {
     }
 }
 
+/// Writes a model directory aside, which then takes its name: what `fill` puts there, and the tokenizer and other files of `from` that
+/// belong to a model beside settings and weights.
+///
+/// # Errors
+/// If something is in its place, or cannot be written.
+pub fn write_model<T>(output: &Path, from: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    write_sealed(output, |dir| {
+        companions::copy(from, dir)?;
+        fill(dir)
+    })
+}
+
 impl Base {
     /// The backbone of a model, see [`Pretrained::open`].
     pub fn from_pretrained(name: &str, device: &Device) -> Result<Self> {
         Ok(Pretrained::open(name, device)?.base)
     }
+}
+
+/// The tensor of a place, whose name in the file this is: packed, if it is the matrix of a linear map and the packing has it so.
+fn matrix(file: &mut Checkpoint, name: &str, place: &Place, device: &Device, packing: &dyn Packing) -> Result<Stored> {
+    let (module, dims) = (name.strip_suffix(".weight").unwrap_or(name), place.file_dims());
+    let Some(w) = packing.take(file, module, device)? else {
+        let dtype = file.entry(name).map_or_else(String::new, |entry| entry.dtype.clone());
+        let data = file.read_f32(name, &dims)?;
+        return if place.transposed { packing.hold(module, &dtype, data, device) } else { Ok(data.into()) };
+    };
+    let [inputs, outputs] = w.dims();
+    if dims != [outputs, inputs] {
+        let found = format!("a packed matrix of shape {:?}", [outputs, inputs]);
+        return Err(Error::file(file.path(), name, found, format!("shape {dims:?}")));
+    }
+    if place.transposed {
+        return Ok(Stored::Packed(w));
+    }
+    Ok(TensorData::new(w.outputs(0..outputs), dims).into())
 }
 
 /// `id2label` has a name of its own for every output, or is not there.

@@ -123,6 +123,13 @@ impl Checkpoint {
         }
     }
 
+    /// Puts a tensor in, in memory.
+    pub fn put(&mut self, name: String, data: TensorData) {
+        let entry = Entry { shape: data.shape().to_vec(), dtype: "F32".into() };
+        let source = Source::Memory(data.iter::<f32>().flat_map(f32::to_le_bytes).collect());
+        self.tensors.insert(name, Stored { path: self.path.as_path().into(), entry, source });
+    }
+
     /// Takes a tensor out.
     pub fn remove(&mut self, name: &str) {
         self.tensors.remove(name);
@@ -220,6 +227,7 @@ impl Stored {
             Source::Interleaved(file, range, heads) => {
                 Ok(halves(&file.read(range.clone())?, self.entry.shape[0], *heads))
             }
+            Source::Memory(bytes) => Ok(bytes.clone()),
             Source::Torch(tensor) => guard(&self.path, name, torch::EXPECTED, || tensor.read())?
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
         }

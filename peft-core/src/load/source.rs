@@ -87,6 +87,8 @@ pub(super) enum Source {
     /// The same, with the rows of each of so many heads in the order of GGUF, in which the two halves alternate.
     Interleaved(Arc<Opened>, Range<usize>, usize),
     Torch(pytorch_reader::Tensor),
+    /// In memory.
+    Memory(Vec<u8>),
 }
 
 impl Source {
@@ -99,7 +101,7 @@ impl Source {
     ) -> Result<()> {
         match self {
             Source::File(file, range) => file.pieces(range.clone(), unit, take),
-            Source::Interleaved(..) | Source::Torch(_) => {
+            Source::Interleaved(..) | Source::Torch(_) | Source::Memory(_) => {
                 take(&whole()?);
                 Ok(())
             }

@@ -102,9 +102,8 @@ impl Fields<'_> {
         }
     }
 
-    /// What every model must be: not quantized, all heads there, a task of one label or value.
+    /// What every model must be: all heads there, a task of one label or value.
     pub fn check_common(&self) -> Result<()> {
-        self.off("quantization_config", "none: weights that are not quantized")?;
         self.off("pruned_heads", "none: all heads are there")?;
         let kinds = [("single_label_classification", ()), ("regression", ())];
         self.choice("problem_type", &kinds)

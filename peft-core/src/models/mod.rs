@@ -16,8 +16,8 @@ pub use cache::Cache;
 use cache::Owner;
 
 use crate::{
-    Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Part, Place, Purpose, Result, Sequence,
-    Shape, Site, Slot, Stack, Weight,
+    Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
+    Sequence, Shape, Site, Slot, Stack, Weight,
     random::{Random, fingerprint},
 };
 
@@ -33,6 +33,22 @@ pub struct Base {
     device: Device,
     weights: BTreeMap<Site, Weight>,
     vectors: BTreeMap<(Site, Slot), Tensor<1>>,
+    hollow: bool,
+}
+
+/// A tensor as a backbone takes it.
+#[derive(Debug)]
+pub enum Stored {
+    /// As files hold it, linear maps as `[out, in]`.
+    Data(TensorData),
+    /// The matrix of a linear map, packed.
+    Packed(Arc<dyn Packed>),
+}
+
+impl From<TensorData> for Stored {
+    fn from(data: TensorData) -> Self {
+        Stored::Data(data)
+    }
 }
 
 /// What a backbone gives to a head.
@@ -58,28 +74,27 @@ impl Hidden {
 
 impl Base {
     /// A backbone of this shape whose tensors come from `tensor`.
-    pub fn new(shape: Shape, device: &Device, mut tensor: impl FnMut(&Place) -> Result<TensorData>) -> Result<Self> {
+    pub fn new<T: Into<Stored>>(
+        shape: Shape,
+        device: &Device,
+        mut tensor: impl FnMut(&Place) -> Result<T>,
+    ) -> Result<Self> {
         let device = device.clone().inner();
-        let mut base = Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new() };
+        let mut base =
+            Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new(), hollow: false };
         for place in base.shape.clone().places() {
-            let data = tensor(&place)?;
-            base.set(&place, data);
+            match tensor(&place)?.into() {
+                Stored::Data(data) => base.set(&place, data),
+                Stored::Packed(w) => base = base.with_weight(place.site, Weight::Packed(w)),
+            }
         }
         Ok(base)
     }
 
     /// A backbone with random tensors: normal with standard deviation 0.02 as BERT and RoBERTa start, biases 0, gains 1.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
-        let draw = |place: &Place| {
-            let mut random = Random::new(seed, &place.name);
-            let value = |_| match place.slot {
-                Slot::Weight => (random.normal() * 0.02) as f32,
-                Slot::Bias => 0.0,
-                Slot::Gain => 1.0,
-            };
-            Ok(TensorData::new((0..place.count()).map(value).collect(), place.file_dims()))
-        };
-        Base::new(shape, device, draw).unwrap_or_else(|_: crate::Error| unreachable!("nothing here fails"))
+        Base::new(shape, device, |place| Ok(random(place, seed)))
+            .unwrap_or_else(|_: crate::Error| unreachable!("nothing here fails"))
     }
 
     /// A backbone of zeros that takes no memory, however large the shape: for counting.
@@ -97,7 +112,12 @@ impl Base {
                 }
             }
         }
-        Base { shape, device, weights, vectors }
+        Base { shape, device, weights, vectors, hollow: true }
+    }
+
+    /// Whether it is one for counting: what a method computes from its tensors need not be computed.
+    pub fn is_hollow(&self) -> bool {
+        self.hollow
     }
 
     fn set(&mut self, place: &Place, data: TensorData) {
@@ -321,6 +341,17 @@ impl Base {
             Architecture::Llama(llama) => llama::forward(&frame, llama),
         }
     }
+}
+
+/// What [`Base::random`] has at a place.
+pub(crate) fn random(place: &Place, seed: u64) -> TensorData {
+    let mut random = Random::new(seed, &place.name);
+    let value = |_| match place.slot {
+        Slot::Weight => (random.normal() * 0.02) as f32,
+        Slot::Bias => 0.0,
+        Slot::Gain => 1.0,
+    };
+    TensorData::new((0..place.count()).map(value).collect(), place.file_dims())
 }
 
 /// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has

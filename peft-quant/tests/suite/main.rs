@@ -6,4 +6,7 @@ mod common;
 mod four_bit;
 mod grouped;
 mod int8;
+#[cfg(feature = "load")]
+mod load;
+mod matrix;
 mod requantized;

@@ -4,6 +4,7 @@
 pub mod loftq;
 mod matrix;
 pub mod qa_lora;
+pub mod qlora;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

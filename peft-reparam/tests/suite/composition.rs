@@ -1,10 +1,11 @@
 //! Adapters inside one another and inside some layers only.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use peft_core::testing::{self, assert_close, base, batch, device, randomized, tolerances::SAME_FUNCTION};
 use peft_core::{
     Adapter, AnyMethod, Bare, Base, Batch, Frame, Head, Hooks, Key, Method, Next, Packed, Part, Result, Sequence,
@@ -69,8 +70,21 @@ fn adapters_at_different_sites_commute_and_nest() {
 struct Transposed(Tensor<2>);
 
 impl Packed for Transposed {
-    fn dense(&self) -> Tensor<2> {
-        self.0.clone().transpose()
+    fn dims(&self) -> [usize; 2] {
+        let [outputs, inputs] = self.0.dims();
+        [inputs, outputs]
+    }
+
+    fn kind(&self) -> String {
+        "transposed".into()
+    }
+
+    fn outputs(&self, outputs: Range<usize>) -> Vec<f32> {
+        self.0.clone().slice([outputs]).into_data().try_into_vec().unwrap()
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
     }
 }
 

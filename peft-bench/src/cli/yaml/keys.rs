@@ -7,9 +7,10 @@ use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 44] = [
+pub(super) const KEYS: [(&str, &str); 45] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
+    ("base", "--base"),
     ("adapter_name_or_path", "--adapter"),
     ("method", "--method"),
     ("sources", "--source"),

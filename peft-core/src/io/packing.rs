@@ -1,0 +1,56 @@
+//! Models whose linear maps are packed, in their files or as they are read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, TensorData};
+use serde_json::Value;
+
+use crate::load::Checkpoint;
+use crate::models::fields::Fields;
+use crate::{Packed, Result, Stored};
+
+/// How the matrices of a model's linear maps come and are held.
+pub trait Packing {
+    /// Refuses a model whose configuration says that its tensors are stored in a way that this does not read.
+    ///
+    /// # Errors
+    /// One that names the field `quantization_config`.
+    fn check(&self, config: &Value, path: &Path) -> Result<()>;
+
+    /// The modules whose matrices the checkpoint has packed.
+    fn modules(&self, file: &Checkpoint) -> Vec<String>;
+
+    /// The packed matrix of a module, taken out of the checkpoint with all that goes with it; none, if it is not packed there.
+    ///
+    /// # Errors
+    /// If its tensors are not those of a packed matrix.
+    fn take(&self, file: &mut Checkpoint, module: &str, device: &Device) -> Result<Option<Arc<dyn Packed>>>;
+
+    /// A linear map's matrix `[out, in]` that came dense, with the type of its numbers in the file (as safetensors spells it).
+    ///
+    /// # Errors
+    /// If its numbers cannot be packed.
+    fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored>;
+}
+
+/// All matrices are dense, and stay so.
+pub(super) struct Dense;
+
+impl Packing for Dense {
+    fn check(&self, config: &Value, path: &Path) -> Result<()> {
+        Fields { config, path }.off("quantization_config", "none: weights that are not quantized")
+    }
+
+    fn modules(&self, _file: &Checkpoint) -> Vec<String> {
+        vec![]
+    }
+
+    fn take(&self, _file: &mut Checkpoint, _module: &str, _device: &Device) -> Result<Option<Arc<dyn Packed>>> {
+        Ok(None)
+    }
+
+    fn hold(&self, _module: &str, _dtype: &str, data: TensorData, _device: &Device) -> Result<Stored> {
+        Ok(Stored::Data(data))
+    }
+}

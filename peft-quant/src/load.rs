@@ -1,0 +1,91 @@
+//! Models whose linear maps are packed in their files, as transformers writes them with bitsandbytes, or as they are read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, TensorData};
+use peft_core::io::{Packing, Pretrained};
+use peft_core::load::Checkpoint;
+use peft_core::{Error, Packed, Result, Stored};
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::bitsandbytes::{self, Tensor, Tensors};
+use crate::convert::kept;
+use crate::scheme::of;
+use crate::{Matrix, Scheme};
+
+/// Opens a model as [`Pretrained::open`] does, or one that transformers saved with bitsandbytes. With a scheme, what is not packed in the files
+/// is packed as it is read, so that one dense matrix at a time is in memory.
+///
+/// A weight of four bits is decoded to the type that it had before, as bitsandbytes does. With eight bits it is that of LLM.int8(), but
+/// inputs are not rounded, as they are there.
+///
+/// # Errors
+/// If the model is quantized in another way, or is to be packed though it is.
+pub fn open(name: &str, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
+    Pretrained::open_packed(name, device, &Reader { scheme })
+}
+
+struct Reader {
+    scheme: Option<Scheme>,
+}
+
+impl Packing for Reader {
+    fn check(&self, config: &Value, path: &Path) -> Result<()> {
+        let Some(found) = config.get("quantization_config").filter(|found| !found.is_null()) else { return Ok(()) };
+        let refuse = |key: &str, found: &Value, expected: &str| {
+            Err(Error::file(path, format!("quantization_config{key}"), found, expected))
+        };
+        match (found.get("quant_method").and_then(Value::as_str), self.scheme) {
+            (Some("bitsandbytes"), None) => Ok(()),
+            (Some("bitsandbytes"), Some(scheme)) => {
+                refuse("", found, &format!("none: a model that is not quantized, to be packed as {scheme}"))
+            }
+            _ => refuse(".quant_method", found, "bitsandbytes"),
+        }
+    }
+
+    fn modules(&self, file: &Checkpoint) -> Vec<String> {
+        bitsandbytes::modules(file.names()).into_iter().map(str::to_string).collect()
+    }
+
+    fn take(&self, file: &mut Checkpoint, module: &str, device: &Device) -> Result<Option<Arc<dyn Packed>>> {
+        let weight = format!("{module}.weight");
+        let scales = [format!("{module}.SCB"), format!("{module}.weight_format")];
+        let parts = format!("{weight}.");
+        let goes_with = |name: &str| name.starts_with(&parts) || scales.iter().any(|part| part == name);
+        let mut names: Vec<String> = file.names().filter(|name| goes_with(name)).map(str::to_string).collect();
+        if names.is_empty() {
+            return Ok(None);
+        }
+        names.push(weight);
+        let mut tensors = Tensors::new();
+        for name in &names {
+            if let Some(entry) = file.entry(name) {
+                let (dtype, shape) = (dtype(&entry.dtype), entry.shape.clone());
+                let dtype = dtype.ok_or_else(|| {
+                    Error::file(file.path_of(name), name, format!("type {}", entry.dtype), "a type of safetensors")
+                })?;
+                let bytes = file.bytes(name)?.into();
+                tensors.insert(name.clone(), Tensor { dtype, shape, bytes });
+            }
+        }
+        let Some(packed) = bitsandbytes::read(file.path_of(&names[0]), module, &tensors)? else { return Ok(None) };
+        names.iter().for_each(|name| file.remove(name));
+        Matrix::new(packed, device).map(Some).map_err(|error| of(module, error))
+    }
+
+    fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored> {
+        let Some(scheme) = self.scheme else { return Ok(data.into()) };
+        let dims = [data.shape()[0], data.shape()[1]];
+        let values = data.try_into_vec::<f32>().expect("weights are read as f32");
+        let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| of(module, error))?;
+        Matrix::new(packed, device).map(Stored::Packed)
+    }
+}
+
+/// A type by its name in safetensors.
+pub(crate) fn dtype(name: &str) -> Option<Dtype> {
+    serde_json::from_value(Value::String(name.to_string())).ok()
+}

@@ -1,0 +1,156 @@
+//! Packed matrices in a base.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use half::{bf16, f16};
+use peft_core::{Error, Packed, Result};
+use safetensors::Dtype;
+
+use crate::bitsandbytes::Quantized;
+use crate::{Element, FourBit, Grouped, Int8Rows, Scales, Scheme};
+
+/// A codec's matrix in a base. Codes lie as in files, `[out, in]`.
+#[derive(Clone, Debug)]
+pub struct Matrix<C> {
+    codec: C,
+    dims: [usize; 2],
+    device: Device,
+}
+
+/// A codec of matrices.
+pub trait Codec: Debug + Send + Sync + 'static {
+    /// Its name.
+    fn kind(&self) -> String;
+
+    /// The extents, `[out, in]` of a matrix.
+    fn dims(&self) -> Vec<usize>;
+
+    /// Some rows, that is outputs, decoded.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    fn rows(&self, rows: Range<usize>) -> Vec<f32>;
+}
+
+impl<C: Codec> Matrix<C> {
+    /// On a base's device.
+    ///
+    /// # Errors
+    /// If it is no matrix.
+    pub fn new(codec: C, device: &Device) -> Result<Arc<dyn Packed>> {
+        let dims = codec.dims();
+        let [outputs, inputs] = dims[..] else {
+            return Err(Error::config("shape", format!("{dims:?}"), "that of a matrix"));
+        };
+        Ok(Arc::new(Matrix { codec, dims: [inputs, outputs], device: device.clone().inner() }))
+    }
+}
+
+impl<C: Codec> Packed for Matrix<C> {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn kind(&self) -> String {
+        self.codec.kind()
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn outputs(&self, outputs: Range<usize>) -> Vec<f32> {
+        self.codec.rows(outputs)
+    }
+}
+
+fn plain(count: usize, decode: impl FnOnce(&mut [f32]) -> Result<()>) -> Vec<f32> {
+    let mut values = vec![0.; count];
+    decode(&mut values).unwrap_or_else(|error| panic!("{error}"));
+    values
+}
+
+fn rounded<E: Element>(packed: &FourBit, rows: Range<usize>) -> Vec<f32> {
+    let mut values = E::zeros(rows.len() * packed.dims()[1]);
+    packed.decode_rows(rows, &mut values).unwrap_or_else(|error| panic!("{error}"));
+    let mut wide = vec![0.; values.len()];
+    E::widen(&values, &mut wide);
+    wide
+}
+
+impl Codec for FourBit {
+    /// That of its [`Scheme`], with the size of a block that is none of 64.
+    fn kind(&self) -> String {
+        let double = matches!(self.scales(), Scales::Nested { .. });
+        let scheme = Scheme::FourBit { codebook: self.codebook(), double };
+        match self.block() {
+            Scheme::BLOCK => scheme.to_string(),
+            block => format!("{scheme} in blocks of {block}"),
+        }
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        FourBit::dims(self).to_vec()
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        plain(rows.len() * FourBit::dims(self)[1], |out| self.decode_rows(rows, out))
+    }
+}
+
+impl Codec for Int8Rows {
+    fn kind(&self) -> String {
+        Scheme::Int8.to_string()
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        Int8Rows::dims(self).to_vec()
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        plain(rows.len() * Int8Rows::dims(self)[1], |out| self.decode_rows(rows, out))
+    }
+}
+
+/// Weights of four bits are rounded to the type that they had before.
+impl Codec for Quantized {
+    fn kind(&self) -> String {
+        match self {
+            Quantized::FourBit { packed, .. } => packed.kind(),
+            Quantized::Int8(packed) => packed.kind(),
+        }
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        match self {
+            Quantized::FourBit { packed, .. } => Codec::dims(packed),
+            Quantized::Int8(packed) => Codec::dims(packed),
+        }
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        match self {
+            Quantized::FourBit { packed, dtype: Dtype::F16 } => rounded::<f16>(packed, rows),
+            Quantized::FourBit { packed, dtype: Dtype::BF16 } => rounded::<bf16>(packed, rows),
+            Quantized::FourBit { packed, .. } => packed.rows(rows),
+            Quantized::Int8(packed) => packed.rows(rows),
+        }
+    }
+}
+
+impl Codec for Grouped {
+    fn kind(&self) -> String {
+        format!("int{} in groups of {}", self.bits(), self.group())
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        Grouped::dims(self).to_vec()
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        plain(rows.len() * Grouped::dims(self)[1], |out| self.decode_rows(rows, out))
+    }
+}
