@@ -14,7 +14,7 @@
 use std::cell::RefCell;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use peft_core::{
     Adapter, Affine, Architecture, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure,
     Result, Sequence, Shape, Site, Stack, random::Random,

@@ -572,6 +572,6 @@ mod tests {
         let loss = trained.objective(base, &batch, &labels).unwrap() / labels.len() as f32;
         recorded.compare("loss", &loss.to_data(), REFERENCE);
         let gradients = named(&trained, &GradientsParams::from_grads(loss.backward(), &trained));
-        recorded.compare_all("grad", &gradients, Key::plain, REFERENCE);
+        recorded.compare_all("grad", &gradients, |name| Key::plain(name), REFERENCE);
     }
 }
