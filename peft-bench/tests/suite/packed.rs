@@ -50,7 +50,7 @@ fn every_method_trains_on_a_base_of_four_bits() {
                 _ => Head::classifier(&packed, 2, 3),
             };
             let run = Trained::new(tuner, head).unwrap();
-            let settings = TrainConfig { threads: 1, ..TrainConfig::new(1e-2).with_batch_size(5).with_steps(3) };
+            let settings = TrainConfig { threads: 1, ..TrainConfig::new(1e-2).with_batch_size(5).with_steps(12) };
             // It checks that every trained tensor has a gradient and has moved.
             let result = Trainer::new(settings).run(&packed, run, &data, None, &mut ());
             let result = result.unwrap_or_else(|error| panic!("{} on {shape}: {error}", entry.name));

@@ -123,7 +123,7 @@ fn a_base_is_packed_but_for_tables_normalizations_and_what_transformers_leaves()
                 .iter()
                 .filter(|place| is_packed(dense.shape(), place))
                 .fold(packed.clone(), |base, place| {
-                    base.with_weight(place.site, Weight::Dense(base.weight(place.site).dense()))
+                    base.clone().with_weight(place.site, Weight::Dense(base.weight(place.site).dense()))
                 });
             assert_eq!(decoded.fingerprint(), packed.fingerprint());
             let run = |base| states(&Bare {}, base);
