@@ -22,6 +22,9 @@ use crate::{
     Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape, Stored,
 };
 
+/// The sizes in a `config.json` in which a base may differ from its model's.
+const SIZES: [&str; 5] = ["num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "d_ff"];
+
 /// A backbone with what else its directory holds.
 #[derive(Debug)]
 pub struct Pretrained {
@@ -242,6 +245,11 @@ impl Pretrained {
             if let Architecture::T5(t5) = shape.architecture {
                 config["scale_decoder_outputs"] = json!(t5.scaled);
             }
+        }
+        // A base that was cut out of the model has other sizes.
+        let (now, own) = (shape.to_config(), self.base.shape().to_config());
+        if SIZES.iter().any(|key| now.get(key) != own.get(key)) {
+            SIZES.iter().filter(|key| now.get(key).is_some()).for_each(|key| config[key] = now[key].clone());
         }
         // A class for the same purpose stays, unless it has one head more.
         let said = heads::said(&config, Path::new("config.json"), architecture);
