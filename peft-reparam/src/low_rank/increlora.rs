@@ -16,7 +16,7 @@
 //! - ranks never fall, and end at the budget to the last one: `ranks_grow_to_the_budget`
 //! - a step with the product of the factors at hand is a step with the factors: `the_product_is_as_by_the_factors`
 //! - what has come warms up by itself, for as long as the run does: `new_triplets_warm_up`
-//! - scores, ranks and losses of 40 steps are those of the equations: `a_run_is_that_of_a_derivation_in_float64`
+//! - scores, ranks and losses of 24 steps are those of the equations: `a_run_is_that_of_a_derivation_in_float64`
 //!
 //! Differs from the paper: where incre_r does not divide what is left of the budget the last growth is smaller, where the code goes beyond the budget and then grows on; of equal scores the first maps grow, and no more of them. What was to come goes when the budget is reached, where the code holds it at E = 0, in the penalty alone. After its warm-up a new triplet has the run's learning rate, in the code one that falls from the peak by itself. Steps count from 0, as in the code. If `incre_interval` is not set, it is such that the budget is reached within three quarters of the run. `advance_learn=False` of the code is not offered.
 
