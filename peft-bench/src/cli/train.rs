@@ -508,7 +508,9 @@ impl Job<'_> {
         let trained = match adapter {
             Some(trained) => trained,
             None => {
-                tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
+                if method.head().is_none() {
+                    tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
+                }
                 let trained = trainer.start(model, &method, &data)?;
                 let base = model.base.for_purpose(trained.head.purpose());
                 trained.with_copies(Copies::new(&base, common.saved())?)?
