@@ -43,7 +43,7 @@ impl Curvature {
         self.values.val().into_data().iter::<f64>().collect()
     }
 
-    /// What matrices of slopes G make of the posterior with a prior of this variance: the covariances of <G, W>, one beside the other.
+    /// What matrices of slopes G make of the posterior with a prior of this variance: the covariances of the sums of G W, row by row.
     pub(super) fn covariance(&self, slopes: &[Tensor<2>], variance: f64) -> Vec<f64> {
         let numbers = |x: Tensor<2>| x.into_data().iter::<f64>().collect::<Vec<_>>();
         let deviations: Vec<f64> =

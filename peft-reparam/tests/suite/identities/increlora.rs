@@ -52,7 +52,9 @@ fn begin<M: Method>(settings: &TrainConfig, base: &Base, config: &M) -> Run<M::T
 /// The run after so many steps.
 fn after(steps: usize, config: &IncreLoraConfig, base: &Base) -> Run<IncreLora> {
     let mut run = begin(&settings(), base, config);
-    (0..steps).for_each(|_| drop(run.step(&examples(base)).unwrap()));
+    for _ in 0..steps {
+        run.step(&examples(base)).unwrap();
+    }
     run
 }
 
@@ -277,11 +279,11 @@ fn a_run_is_that_of_a_derivation_in_float64() {
     let (scores, expected) = (rows("scores"), rows("ranks"));
     let mut run = golden.begin(&settings, config.init(&golden.base, 3).unwrap());
     let (mut found, mut worst) = (vec![], 0f32);
-    for step in 0..losses.len() {
+    for (step, expected) in expected.iter().enumerate() {
         let growing = tensors(&run.trained).contains_key("tuner.scores.sensitivity");
         found.push(run.step(&golden.examples).unwrap().loss as f32);
         let ranks: Vec<f32> = ranks(&config, &run.trained.tuner, &golden.base).into_iter().map(|r| r as f32).collect();
-        assert_eq!(ranks, expected[step], "ranks after step {step}");
+        assert_eq!(ranks, *expected, "ranks after step {step}");
         assert_eq!(growing, step < scores.len());
         let all = tensors(&run.trained);
         // The last scores are not kept.
