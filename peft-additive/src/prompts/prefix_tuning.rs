@@ -352,6 +352,9 @@ impl Hooks for Opened<'_> {
 
 impl Adapter for PrefixTuning {
     fn open<R>(&self, _batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        if self.layers == 0 {
+            return f(&());
+        }
         let flat = self.flat();
         let ([n, columns], entries) = (flat.dims(), 2 * self.layers);
         let split = flat.reshape([n, entries, self.heads, columns / entries / self.heads]);

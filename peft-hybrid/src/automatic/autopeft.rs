@@ -75,12 +75,14 @@ impl AutoPeftConfig {
         let serial = || SequentialConfig::pfeiffer(self.serial).with_leave_out(out.clone());
         let parallel = || ParallelConfig::new(self.parallel).with_scaling(self.scaling).with_leave_out(out.clone());
         let prefix = || PrefixTuningConfig::new(self.prefix).with_shift_positions(false).with_leave_out(out.clone());
-        let parts = [
+        let parts: [Option<AnyMethod>; 3] = [
             (self.serial > 0).then(|| serial().into()),
             (self.parallel > 0).then(|| parallel().into()),
             (self.prefix > 0).then(|| prefix().into()),
         ];
-        Ok(parts.into_iter().flatten().collect())
+        // Where no layer can have a part there is none.
+        let there = |part: AnyMethod| Ok((part.count(shape)? > 0).then_some(part));
+        parts.into_iter().flatten().map(there).filter_map(Result::transpose).collect()
     }
 }
 

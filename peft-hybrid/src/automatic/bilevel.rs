@@ -254,7 +254,7 @@ mod tests {
                 let stepped = own.moved(-rate, &own.slopes(&first).unwrap()).unwrap();
                 f64::from(stepped.mean(&second).unwrap().into_scalar::<f32>())
             };
-            let (alpha, h) = (tensors(&own)[ALPHA].iter::<f32>().collect::<Vec<_>>(), 0.1);
+            let (alpha, h) = (tensors(&own)[ALPHA].iter::<f32>().collect::<Vec<_>>(), 0.03);
             let at = |place: usize, by: f32| {
                 let mut moved = alpha.clone();
                 moved[place] += by;

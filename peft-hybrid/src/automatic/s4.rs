@@ -50,8 +50,8 @@ pub struct S4Config {
     pub groups: Vec<Vec<Strategy>>,
     /// How many layers each group has; those of a spindle, if absent.
     pub sizes: Option<Vec<usize>>,
-    /// The share of the model's numbers that is trained, each layer's as large as any other's; if absent, widths are the following.
-    pub share: Option<f64>,
+    /// The share of the model's numbers that is trained, each layer's as large as any other's; with 0 widths are the following.
+    pub share: f64,
     /// Width m of the adapters' bottleneck.
     pub bottleneck: usize,
     /// Number l of virtual tokens of the prefix.
@@ -63,7 +63,7 @@ pub struct S4Config {
 impl Default for S4Config {
     /// The paper's: half a percent of the model's numbers.
     fn default() -> Self {
-        S4Config { share: Some(0.005), ..S4Config::new(48, 10, 8) }
+        S4Config::new(48, 10, 8).with_share(0.005)
     }
 }
 
@@ -73,7 +73,7 @@ impl S4Config {
         use Strategy::*;
         let groups =
             vec![vec![Adapter, Lora], vec![Adapter, Prefix], vec![Adapter, Prefix, Bias], vec![Prefix, Bias, Lora]];
-        S4Config { groups, sizes: None, share: None, bottleneck, num_virtual_tokens, r }
+        S4Config { groups, sizes: None, share: 0.0, bottleneck, num_virtual_tokens, r }
     }
 
     /// With these groups.
@@ -90,7 +90,7 @@ impl S4Config {
 
     /// With this share of the model's numbers.
     pub fn with_share(mut self, share: f64) -> Self {
-        self.share = Some(share);
+        self.share = share;
         self
     }
 
@@ -124,11 +124,10 @@ impl S4Config {
     /// The methods that it is made of.
     pub fn parts(&self, shape: &Shape) -> Result<Vec<AnyMethod>> {
         let layers: usize = shape.stacks().into_iter().map(|(_, layers)| layers).sum();
-        let budget = match self.share {
-            Some(share) if share > 0.0 && share <= 1.0 => Some((share * shape.count() as f64) as usize / layers),
-            Some(share) => return Err(Error::config("share", share, "a number above 0, at most 1, or null")),
-            None => None,
-        };
+        if !(0.0..=1.0).contains(&self.share) {
+            return Err(Error::config("share", self.share, "a number from 0 to 1"));
+        }
+        let budget = (self.share > 0.0).then(|| (self.share * shape.count() as f64) as usize / layers);
         let mut parts = vec![];
         for group in self.layers(shape)? {
             let known = group.strategies.iter().map(|strategy| Ok((*strategy, group.cost(*strategy, shape)?)));
@@ -397,7 +396,7 @@ mod tests {
             (two().with_sizes([1, 1]), ["sizes", "[1, 1]", "3 in all"]),
             (two().with_sizes([0, 3]), ["sizes", "[0, 3]", "above 0"]),
             (two().with_sizes([3]), ["sizes", "[3]", "each of 2 groups"]),
-            (two().with_share(0.0), ["share", "0", "above 0"]),
+            (two().with_share(1.5), ["share", "1.5", "from 0 to 1"]),
             (two().with_share(0.001), ["share", "numbers in each layer", "larger share"]),
             (S4Config::new(0, 4, 3).with_groups([vec![Adapter]]), ["bottleneck", "0", "1 to 384"]),
         ] {

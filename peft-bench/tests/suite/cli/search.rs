@@ -104,7 +104,7 @@ fn halving_gives_some_less_training() {
 fn what_cannot_be_searched_is_refused_before_the_first_trial() {
     for (space, words) in [
         ("method: lora\nchoices: {r: 3}", ["space.yaml", "r", "list"]),
-        ("method: lora\nchoices: {rank: [3]}", ["rank", "known", "`r`"]),
+        ("method: lora\nchoices: {rank: [3]}", ["space.yaml", "rank", "known"]),
         ("method: lora\noutput_dir: here\nchoices: {r: [3]}", ["space.yaml", "output_dir", "option of the search"]),
         ("method: nothing\nchoices: {r: [3]}", ["space.yaml", "method", "nothing"]),
         ("choices: {r: [3]}", ["space.yaml", "method", "a method"]),
