@@ -24,7 +24,17 @@ warnings.filterwarnings("ignore")
 
 FOLDER = REPO / "peft-bench" / "tests" / "golden" / "finished"
 LLAMA, T5, ROBERTA, BERT, T5_EVEN = "llama", "t5", "roberta-classify", "bert-classify", "t5-even"
-TASKS = {LLAMA: "CAUSAL_LM", T5: "SEQ_2_SEQ_LM", T5_EVEN: "SEQ_2_SEQ_LM", ROBERTA: "SEQ_CLS", BERT: "SEQ_CLS"}
+LLAMA_TIED, BERT_MLM, ROBERTA_MLM = "llama-llama3", "bert-mlm", "roberta-mlm"
+TASKS = {
+    LLAMA: "CAUSAL_LM",
+    LLAMA_TIED: "CAUSAL_LM",
+    T5: "SEQ_2_SEQ_LM",
+    T5_EVEN: "SEQ_2_SEQ_LM",
+    ROBERTA: "SEQ_CLS",
+    BERT: "SEQ_CLS",
+    BERT_MLM: None,
+    ROBERTA_MLM: None,
+}
 
 
 def lora(**settings):
@@ -178,6 +188,14 @@ CASES = {
         ["unsloth_fixed", "base_model_class", "corda_config", "runtime_config", "qalora_group_size", "fan_in_fan_out", "experts.gate_up_proj"],
     ),
     "extra-fields-adalora": (LLAMA, ada(target_modules=["q_proj"]), {"r": 4, "use_rslora": True, "alpha_pattern": {"q_proj": 9}}, ["r", "use_rslora", "alpha_pattern"]),
+    # What ties tables where none is tied, or none is adapted.
+    "tying-untied": (LLAMA, lora(target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True), {}, ["ensure_weight_tying"]),
+    "tying-saved": (LLAMA, lora(target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True), {}, ["ensure_weight_tying"]),
+    "tying-idle": (LLAMA_TIED, lora(target_modules=["q_proj"], ensure_weight_tying=True), {}, ["ensure_weight_tying"]),
+    # Parts of a head, in the model's own.
+    "head-dense": (ROBERTA_MLM, lora(target_modules=["query"], modules_to_save=["lm_head.dense"]), {}, []),
+    "head-norm": (ROBERTA_MLM, lora(target_modules=["query"], modules_to_save=["layer_norm"]), {}, []),
+    "head-transform": (BERT_MLM, lora(target_modules=["query"], modules_to_save=["transform.dense"]), {}, []),
     # PEFT counts the encoder's layers; the decoder has the prefix.
     "prefix-t5-more": (T5_EVEN, PrefixTuningConfig(num_virtual_tokens=3, num_layers=5), {}, []),
     "prefix-t5-six": (T5_EVEN, PrefixTuningConfig(num_virtual_tokens=3, num_layers=6), {}, []),

@@ -1,7 +1,7 @@
 """Writes LoRA adapters of PEFT as llama.cpp's converter has them, with the package gguf, beside the directories they are from.
 
 The converter (convert_lora_to_gguf.py) names tensors as the model's, with .lora_a and .lora_b behind, and turns rows of heads as it
-turns those of a model's queries and keys: here the rows of the second factor.
+turns those of a model's queries and keys: here the rows of the second factor. Of the word table it turns the first factor over.
 
 Usage: python scripts/golden/gguf_adapters.py   (after methods.py)
 """
@@ -31,6 +31,14 @@ def write(folder):
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"]))
     for name, tensor in load_file(folder / "adapter" / "adapter_model.safetensors").items():
+        if ".base_layer." in name:
+            continue
+        if not name.startswith("base_model.model.model.layers."):
+            table = "output" if "lm_head" in name else "token_embd"
+            factor = f"lora_{name.removesuffix('.weight')[-1].lower()}"
+            turned = table == "token_embd" and factor == "lora_a"
+            writer.add_tensor(f"{table}.weight.{factor}", (tensor.T if turned else tensor).numpy().copy())
+            continue
         layer, module = name.removeprefix("base_model.model.model.layers.").split(".", 1)
         module, factor = module.removesuffix(".weight").rsplit(".", 1)
         part, factor = NAMES[module], factor.lower()
@@ -42,5 +50,5 @@ def write(folder):
 
 
 if __name__ == "__main__":
-    for case in ["lora-llama", "lora-llama-all"]:
+    for case in ["lora-llama", "lora-llama-all", "tables-llama"]:
         write(REPARAM / case)

@@ -28,6 +28,7 @@ from seq_models import seq_batch
 from transformers import (
     Adafactor,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -437,6 +438,8 @@ def base_model(name, **options):
         auto = AutoModelForTokenClassification
     if name.endswith("-answers"):
         auto = AutoModelForQuestionAnswering
+    if name.endswith("-mlm"):
+        auto = AutoModelForMaskedLM
     return auto.from_pretrained(name, **options)
 
 

@@ -397,10 +397,25 @@ mod tests {
             ("warmup_ratio: 0.5\nwarmup_steps: 7\n", &["--warmup=7"]),
             ("lr_scheduler_type: constant\nwarmup_ratio: 0.5\n", &["--schedule=constant"]),
             ("adam_beta1: 0.8\nfp16: false\n", &["--adam-beta1=0.8"]),
+            ("warmup_steps: '7'\nwarmup_ratio: 0.5\n", &["--warmup=7"]),
+            ("max_steps: '7'\nnum_train_epochs: 3\n", &["--steps=7"]),
+            ("max_steps: '-1'\nnum_train_epochs: 3\n", &["--epochs=3"]),
+            // Which the option then refuses.
+            ("warmup_steps: 7 steps\n", &["--warmup=7 steps"]),
+            ("max_steps: null\nwarmup_steps: -1\n", &[]),
         ] {
             assert_eq!(expanded(yaml, &[]).unwrap(), expected, "{yaml}");
         }
-        assert!(expanded("warmup_ratio: 1.0\n", &[]).unwrap_err().to_string().contains("warmup_ratio"));
+        for wrong in [
+            "warmup_ratio: 1.0\n",
+            "warmup_ratio: '1.5'\n",
+            "warmup_steps: true\n",
+            "max_steps: true\n",
+            "max_steps: [7]\n",
+        ] {
+            let key = wrong.split(':').next().unwrap();
+            assert!(expanded(wrong, &[]).unwrap_err().to_string().contains(key), "{wrong}");
+        }
         assert!(expanded("fp16: true\n", &[]).is_err());
     }
 

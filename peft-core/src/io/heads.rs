@@ -90,10 +90,11 @@ impl Told {
         let (held, absent): (Vec<String>, Vec<String>) =
             names.into_iter().partition(|name| file.file.shape(name).is_some());
         for name in &absent {
-            let module = name.rsplit_once('.').map_or(name.as_str(), |(module, _)| module);
-            let module = module.strip_prefix("base_model.model.").unwrap_or(module);
-            if sites::matches(&self.saved, module)? {
-                return Ok(None);
+            let module = name.strip_prefix("base_model.model.").and_then(|name| name.rsplit_once('.'));
+            match module {
+                Some((module, _)) if !sites::matches(&self.saved, module)? => {}
+                // It is missed, or no name of PEFT's.
+                _ => return Ok(None),
             }
         }
         Ok(own.filter(|_| !held.is_empty() && !absent.is_empty()).cloned())

@@ -63,7 +63,9 @@ pub(super) fn settled(
         let is_table = |site: &Site| matches!(site.part, Part::Words | Part::Vocabulary);
         let mut meets = kept.iter().any(is_table);
         for (_, module) in shape.matrices().iter().filter(|(site, _)| is_table(site)) {
-            meets |= matches(&saved, module).map_err(in_file)?;
+            // On the bare model no path has the prefix that a name may have.
+            let table = module.rsplit('.').next().unwrap_or_default();
+            meets |= matches(&saved, module).map_err(in_file)? || idle.iter().any(|(_, name)| is_end(table, name));
         }
         let untied = matches!(shape.architecture, Architecture::Llama(_)) && !shape.tied;
         if untied || !meets {

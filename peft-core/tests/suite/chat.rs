@@ -59,6 +59,26 @@ fn templates_write_what_they_write_in_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Jinja reads all ends of lines alike, in whichever file a template stands.
+#[test]
+fn ends_of_lines_are_read_alike() {
+    let golden: Value = serde_json::from_slice(&fs::read(golden::model_dir("chat_templates.json")).unwrap()).unwrap();
+    for (name, template) in golden["templates"].as_object().unwrap() {
+        let template = template.as_str().unwrap();
+        for ends in ["\r\n", "\r"] {
+            let turned = template.replace('\n', ends);
+            let dir = folder(CHATML);
+            fs::write(dir.path().join("chat_template.jinja"), &turned).unwrap();
+            for messages in golden["chats"].as_object().unwrap().values().map(|chat| chat.as_array().unwrap()) {
+                let Ok(expected) = tokenizer(template).chat_text(messages, true) else { continue };
+                for tokenizer in [tokenizer(&turned), Tokenizer::from_dir(dir.path(), 1000).unwrap()] {
+                    assert_eq!(tokenizer.chat_text(messages, true).unwrap(), expected, "{name}, {ends:?}");
+                }
+            }
+        }
+    }
+}
+
 const CHATML: &str = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '|' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}";
 

@@ -110,10 +110,38 @@ fn the_settings_that_a_run_saves_repeat_it() {
     );
     assert_eq!(error.matches("wrong.yaml: ").count(), 5, "{error}");
     assert!(!error.contains("--set"), "{error}");
-    // What only the method can tell names the file, too.
-    let text = text.replace("lora_r: 4\nuse_dora: [1]\nr: many\nseed: x\nlearning_rate: fast", "r: 0");
-    let error = fail(&["train", "--config", &folder.write("wrong.yaml", &text)]);
-    names(&error, &["wrong.yaml: r at bert.encoder.layer.0", "found 0"]);
+    // What only the method, the model or the trainer can tell names the file and the key in it, too.
+    for (line, words) in [
+        ("r: 0", ["r at bert.encoder.layer.0", "found 0"]),
+        ("target_modules: [nowhere]", ["target_modules: found", "nowhere"]),
+        ("target_modules: .*nowhere", ["target_modules: found", "nowhere"]),
+        ("target_modules: '(('", ["target_modules: found ((", "regular expression"]),
+        ("exclude_modules: '(('", ["exclude_modules: found ((", "regular expression"]),
+        ("rank_pattern: {nowhere: 3}", ["rank_pattern: found nowhere", "module"]),
+        ("learning_rate: -1", ["learning_rate: found -1", "from 0"]),
+        ("max_steps: true", ["max_steps: found true", "--steps"]),
+        ("warmup_steps: many", ["warmup_steps: found many", "--warmup"]),
+    ] {
+        let text = text.replace("lora_r: 4\nuse_dora: [1]\nr: many\nseed: x\nlearning_rate: fast", line);
+        let text = if line.starts_with("max_steps") { text.replace("max_steps: 1\n", "") } else { text };
+        let error = fail(&["train", "--config", &folder.write("wrong.yaml", &text)]);
+        names(&error, &[&format!("wrong.yaml: {}", words[0]), words[1]]);
+    }
+    // The same of keys that stand in place of others.
+    let text = text.replace(
+        "max_steps: 1\nlora_r: 4\nuse_dora: [1]\nr: many\nseed: x\nlearning_rate: fast",
+        "num_train_epochs: -1",
+    );
+    names(
+        &fail(&["train", "--config", &folder.write("wrong.yaml", &text)]),
+        &["wrong.yaml: num_train_epochs: found -1"],
+    );
+    // Without a value the default counts, which is told.
+    let text = text.replace("num_train_epochs: -1", "max_steps: 1\nlora_alpha: null\nmodules_to_save: null");
+    let told = peft(&["train", "--config", &folder.write("null.yaml", &text)]);
+    let told = String::from_utf8(told.stderr).unwrap();
+    names(&told, &["null.yaml: lora_alpha: is null, so that the default counts: 8.0"]);
+    assert!(!told.contains("modules_to_save"), "{told}");
 }
 
 /// With an adapter a method is what it must be of.
