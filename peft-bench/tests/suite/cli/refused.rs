@@ -95,7 +95,10 @@ fn outputs_that_cannot_be_written_are_named_before_the_work() {
     let (model, data) = (model("roberta-classify"), folder.data());
     let start = ["train", "--model", &model, "--method", "lora", "--data", &data, "--steps", "2"];
     let train = |output: &str| fail(&[&start[..], &["--output", output]].concat());
-    names(&train(&folder.path("data.jsonl")), &["data.jsonl", "new or empty"]);
+    names(&train(&folder.path("data.jsonl")), &["--output", "another file than the input"]);
+    let other = folder.write("other", "");
+    names(&train(&other), &["other", "new or empty"]);
+    fs::remove_file(other).unwrap();
     names(&train(&folder.path("data.jsonl/out")), &["data.jsonl/out"]);
     names(&train("/proc/nowhere/out"), &["cannot create /proc/nowhere/out"]);
     names(&train("."), &["output", "the name of a directory"]);
