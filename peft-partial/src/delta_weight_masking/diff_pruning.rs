@@ -318,7 +318,8 @@ impl Procedure for DiffPruning {
 
 #[cfg(test)]
 mod tests {
-    use peft_core::testing::a_view_is_as_by_hooks;
+    use peft_core::place_key;
+    use peft_core::testing::{a_view_is_as_by_hooks, fixtures::SHAPES};
 
     use super::*;
 
@@ -341,6 +342,18 @@ mod tests {
     #[test]
     fn computed_once_it_is_the_same() {
         a_view_is_as_by_hooks(&DiffPruningConfig::new(0.01).with_alpha_init(0.8));
+    }
+
+    #[test]
+    fn files_call_a_difference_by_its_tensor() {
+        for shape in SHAPES.map(|name| Shape::named(name).unwrap()) {
+            for place in shape.places() {
+                let key = DiffPruningConfig::default()
+                    .key(&format!("differences.{}", slot_name(place.site, place.slot)), &shape);
+                let tensor = place_key(&shape, &place);
+                assert_eq!((key.name, key.transposed), (tensor.name + ".difference", tensor.transposed));
+            }
+        }
     }
 
     #[test]

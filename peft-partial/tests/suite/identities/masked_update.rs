@@ -212,11 +212,11 @@ fn assert_checks<M: Method>(config: &M, base: &Base, places: &[Place]) {
 fn what_no_mask_has_is_refused_by_name() {
     let base = bases().next().unwrap();
     let places = base.shape().places();
-    assert_checks(&FishMaskConfig::new(0.001), &base, &places);
-    assert_checks(&SamConfig::new(0.001), &base, &places);
-    assert_checks(&LtSftConfig::new(0.001), &base, &places);
+    assert_checks(&FishMaskConfig::new(0.01), &base, &places);
+    assert_checks(&SamConfig::new(0.01), &base, &places);
+    assert_checks(&LtSftConfig::new(0.01), &base, &places);
     let layers: Vec<Place> = places.into_iter().filter(|place| place.name.contains("layer")).collect();
-    assert_checks(&child(0.001), &base, &layers);
+    assert_checks(&child(0.01), &base, &layers);
 }
 
 /// What stands in the file of D is the rest of the base and the child.
