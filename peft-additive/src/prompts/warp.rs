@@ -287,11 +287,10 @@ impl Hooks for Opened<'_> {
                 // Looked up one after the other, the same for all sequences. Those in front are of other methods.
                 let [batch, all, width] = x.dims();
                 let own = self.positions.len() / batch;
-                let front = all - own;
-                let places = self.positions.iter().map(|place| front as i32 + place);
-                let of = |places: Vec<i32>| (0..front as i32).chain(places).collect::<Vec<_>>();
-                let places: Vec<i32> =
-                    places.collect::<Vec<_>>().chunks(own).flat_map(|one| of(one.to_vec())).collect();
+                let front = (all - own) as i32;
+                let of =
+                    |places: &[i32]| (0..front).chain(places.iter().map(|place| front + place)).collect::<Vec<_>>();
+                let places: Vec<i32> = self.positions.chunks(own).flat_map(of).collect();
                 let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device().inner());
                 x.narrow(0, 0, 1).squeeze_dim::<2>(0).select(0, places).reshape([batch, all, width])
             }
