@@ -254,9 +254,12 @@ mod tests {
             let merged = case.base.merged(&tuner.valid());
             let (again, _) = quantized(&merged, config.scheme()).unwrap();
             let bare = Trained::new(Bare {}, trained.head.clone()).unwrap();
-            let logits = bare.logits(&again, &case.batch).unwrap();
-            let expected = Tensor::from_data(case.expected("merged"), &device());
-            assert_close(logits, expected, REFERENCE, name);
+            let found = bare.logits(&again, &case.batch).unwrap();
+            let expected = Tensor::<3>::from_data(case.expected("merged"), &device());
+            for (i, length) in [11, 8, 7, 3].into_iter().enumerate() {
+                let real = |x: &Tensor<3>| x.clone().slice([i..i + 1, 0..length]);
+                assert_close(real(&found), real(&expected), REFERENCE, name);
+            }
             case.check_named(&config, Trained::new(tuner, trained.head).unwrap());
         }
     }
