@@ -16,6 +16,9 @@ use crate::load::dtype;
 use crate::scheme::of;
 use crate::{Codebook, Cost, Scheme, is_packed};
 
+/// The file that says what each matrix has come to.
+const REPORT: &str = "quantization.json";
+
 /// What packing a model's directory is to do.
 pub struct Plan {
     dir: PathBuf,
@@ -62,8 +65,8 @@ impl Plan {
         self.packed.len()
     }
 
-    /// Writes the packed model as transformers writes it with bitsandbytes, with one shard for each of the model's, and tells what each matrix
-    /// has come to. In memory are a shard of packed matrices and one that is not.
+    /// Writes the packed model as transformers writes it with bitsandbytes, with one shard for each of the model's, and a report of what
+    /// each matrix has come to, which is also told as it goes. In memory are a shard of packed matrices and one that is not.
     ///
     /// # Errors
     /// If a weight is not finite, or the directory cannot be written.
@@ -102,6 +105,7 @@ impl Plan {
             let mut config = self.config.clone();
             config["quantization_config"] = self.settings(scheme);
             write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
+            write_file(&dir.join(REPORT), format!("{:#}\n", report(scheme, &costs)).as_bytes())?;
             Ok(costs)
         })
     }
@@ -156,6 +160,11 @@ impl Plan {
             "quant_method": "bitsandbytes",
         })
     }
+}
+
+fn report(scheme: Scheme, costs: &[Cost]) -> Value {
+    let of = |Cost { module, dims, bytes, error }: &Cost| json!({"module": module, "shape": dims, "bytes": bytes, "error": error});
+    json!({"scheme": scheme.to_string(), "matrices": costs.iter().map(of).collect::<Vec<_>>()})
 }
 
 /// The type to which a weight of four bits is decoded: its own, if that is a short one.

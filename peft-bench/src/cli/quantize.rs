@@ -3,17 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use peft_core::files::{Inputs, write_file};
+use peft_core::files::Inputs;
 use peft_core::{Error, Result};
-use peft_quant::{Cost, Plan, Scheme};
+use peft_quant::{Plan, Scheme};
 use serde_json::json;
 
 use super::options::{OutputArgs, check_model, print};
 use super::progress::bar;
 use crate::machine::peak_bytes;
-
-/// The file of what each matrix has come to.
-const REPORT: &str = "quantization.json";
 
 /// Pack a model's linear maps to few bits; writes a directory that transformers loads with bitsandbytes
 #[derive(Debug, Args)]
@@ -45,13 +42,7 @@ impl Quantize {
         };
         let plan = Plan::new(&self.model)?;
         let bar = bar(plan.count());
-        let costs = self.output.make(|dir| {
-            let costs = plan.write(dir, scheme, |_| bar.inc(1))?;
-            let of = |Cost { module, dims, bytes, error }: &Cost| json!({"module": module, "shape": dims, "bytes": bytes, "error": error});
-            let report = json!({"scheme": scheme.to_string(), "matrices": costs.iter().map(of).collect::<Vec<_>>()});
-            write_file(&dir.join(REPORT), format!("{report:#}\n").as_bytes())?;
-            Ok(costs)
-        })?;
+        let costs = self.output.make(|dir| plan.write(dir, scheme, |_| bar.inc(1)))?;
         bar.finish_and_clear();
         let weights: usize = costs.iter().map(|cost| cost.dims[0] * cost.dims[1]).sum();
         let bytes: usize = costs.iter().map(|cost| cost.bytes).sum();

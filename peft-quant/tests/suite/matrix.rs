@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::random::Random;
+use peft_core::testing::fixtures::SHAPES;
 use peft_core::testing::tolerances::{SAME_FUNCTION, SAME_GRADIENT};
 use peft_core::testing::{assert_close, base, device, states};
 use peft_core::{Bare, Packed, Weight};
@@ -94,8 +95,10 @@ fn weights_are_decoded_to_the_type_that_they_had() {
 
 #[test]
 fn a_base_is_packed_but_for_tables_normalizations_and_what_transformers_leaves() {
-    for (shape, left) in [("roberta-tiny", 0), ("bert-tiny", 0), ("t5-tiny", 2), ("llama-tiny", 0)] {
+    for shape in SHAPES {
         let dense = base(shape, &device());
+        let left = dense.shape().linears().iter().filter(|(_, path)| path.ends_with(".wo")).count();
+        assert_eq!(left > 0, shape == "t5-tiny");
         for scheme in SCHEMES {
             let (packed, costs) = quantized(&dense, scheme.parse().unwrap()).unwrap();
             let stays = |packed: bool| {
@@ -139,7 +142,7 @@ fn a_base_is_packed_but_for_tables_normalizations_and_what_transformers_leaves()
 
 #[test]
 fn what_cannot_be_packed_is_refused() {
-    assert_error("nf5".parse::<Scheme>(), &["scheme: found nf5", "nf4, fp4, nf4-double"]);
+    assert_error("nf5".parse::<Scheme>(), &["scheme: nf5", "nf4, fp4, nf4-double"]);
     let base = base("llama-tiny", &device());
     let (site, path) = base.shape().linears()[3].clone();
     let w = base.weight(site).dense();
@@ -148,5 +151,5 @@ fn what_cannot_be_packed_is_refused() {
     let shape = |dims: Vec<usize>| {
         peft_quant::FourBit::encode(&draw("w", 64, 1.), &dims, peft_quant::Codebook::Nf4, 64).unwrap()
     };
-    assert_error(Matrix::new(shape(vec![4, 4, 4]), &device()), &["shape: found [4, 4, 4]", "a matrix"]);
+    assert_error(Matrix::new(shape(vec![4, 4, 4]), &device()), &["shape: [4, 4, 4]", "a matrix"]);
 }
