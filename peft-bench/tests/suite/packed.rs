@@ -6,23 +6,30 @@ use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::trainable;
 use peft_core::{AnyMethod, Base, Head, Label, LanguageModel, Result, Source, Trained};
 use peft_quant::quantized;
+use serde_json::{Map, json};
 
 /// Finished adapters for methods that start from such.
 fn sources(method: &AnyMethod, base: &Base) -> Result<Vec<Source>> {
-    let of = match method.name() {
-        "adapter-fusion" | "attempt" | "spot" | "lorahub" => method.name(),
+    let (config, count) = match method.name() {
+        "adapter-fusion" | "adapter-soup" | "mera" => (AnyMethod::of::<peft_additive::SequentialConfig>(), 2),
+        "attempt" | "spot" => (AnyMethod::of::<peft_additive::PromptTuningConfig>(), 2),
+        "lorahub" => (AnyMethod::of::<peft_reparam::LoraConfig>(), 2),
+        "laplace-lora" => (AnyMethod::of::<peft_reparam::LoraConfig>(), 1),
         _ => return Ok(vec![]),
     };
     let source = |i: u64| {
-        let config = match of {
-            "adapter-fusion" => AnyMethod::of::<peft_additive::SequentialConfig>(),
-            "lorahub" => AnyMethod::of::<peft_reparam::LoraConfig>(),
-            _ => AnyMethod::of::<peft_additive::PromptTuningConfig>(),
-        };
         let trained = Trained::new(config.init(base, i)?, Head::classifier(base, 2, i))?;
-        Ok(Source { name: format!("source-{i}"), config, trained })
+        Ok(Source { name: format!("source-{i}"), config: config.clone(), trained })
     };
-    (0..2).map(source).collect()
+    (0..count).map(source).collect()
+}
+
+/// The default settings, but for what a method cannot be without.
+fn settings(method: AnyMethod) -> AnyMethod {
+    match method.name() {
+        "warp" => method.with_settings(Map::from_iter([("mask_token_id".into(), json!(5))])).unwrap(),
+        _ => method,
+    }
 }
 
 #[test]
@@ -33,7 +40,7 @@ fn every_method_trains_on_a_base_of_four_bits() {
         let (packed, _) = quantized(&dense, "nf4-double".parse().unwrap()).unwrap();
         let before = packed.fingerprint();
         for entry in METHODS {
-            let method = (entry.method)();
+            let method = settings((entry.method)());
             let method = method.clone().from_sources(sources(&method, &packed).unwrap());
             let start = |base: &Base| method.init(base, 3).map_err(|error| error.to_string());
             // What cannot be on this model cannot be on it in either form.
@@ -45,7 +52,8 @@ fn every_method_trains_on_a_base_of_four_bits() {
                     continue;
                 }
             };
-            let data = examples(&packed);
+            let mut data = examples(&packed);
+            data.iter_mut().for_each(|example| example.task = 0);
             let head = match data[0].label {
                 Some(Label::Words(_)) => Head::LanguageModel(LanguageModel {}),
                 _ => Head::classifier(&packed, 2, 3),
