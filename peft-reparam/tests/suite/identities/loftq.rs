@@ -156,7 +156,8 @@ proptest! {
                 prop_assert_eq!((small * by).into_data(), large.into_data());
             }
             let theirs = tensors(&other);
-            for (name, data) in tensors(&one) {
+            // Of the pair before the last the product counts: where no second step was taken that is LoRA's start, and 0.
+            for (name, data) in tensors(&one).into_iter().filter(|(name, _)| !name.contains(".before.")) {
                 let [own, theirs] = [data, theirs[&name].clone()].map(|data| Tensor::<2>::from_data(data, base.device()));
                 assert_close(own * by.sqrt(), theirs, SAME_FUNCTION, &name);
             }
