@@ -91,12 +91,8 @@ impl Plan {
                 map.extend(tensors.keys().map(|name| (name.clone(), json!(file))));
                 let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
                 let path = dir.join(&file);
-                safetensors::serialize_to_file(
-                    tensors.iter().map(|(name, tensor)| (name, tensor)),
-                    Some(metadata),
-                    &path,
-                )
-                .map_err(|error| Error::file(&path, "tensors", error, "a file that can be written"))?;
+                safetensors::serialize_to_file(&tensors, Some(metadata), &path)
+                    .map_err(|error| Error::file(&path, "tensors", error, "a file that can be written"))?;
             }
             if shards.len() > 1 {
                 let index = json!({"metadata": {"total_size": size}, "weight_map": map});

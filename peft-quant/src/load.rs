@@ -73,7 +73,7 @@ impl Packing for Reader {
         }
         let Some(packed) = bitsandbytes::read(file.path_of(&names[0]), module, &tensors)? else { return Ok(None) };
         names.iter().for_each(|name| file.remove(name));
-        Matrix::new(packed, device).map(Some).map_err(|error| of(module, error))
+        Matrix::packed(packed, device).map(Some).map_err(|error| of(module, error))
     }
 
     fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored> {
@@ -81,7 +81,7 @@ impl Packing for Reader {
         let dims = [data.shape()[0], data.shape()[1]];
         let values = data.try_into_vec::<f32>().expect("weights are read as f32");
         let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| of(module, error))?;
-        Matrix::new(packed, device).map(Stored::Packed)
+        Matrix::packed(packed, device).map(Stored::Packed)
     }
 }
 

@@ -36,11 +36,11 @@ pub trait Codec: Debug + Send + Sync + 'static {
 }
 
 impl<C: Codec> Matrix<C> {
-    /// On a base's device.
+    /// A codec on a base's device.
     ///
     /// # Errors
     /// If it is no matrix.
-    pub fn new(codec: C, device: &Device) -> Result<Arc<dyn Packed>> {
+    pub fn packed(codec: C, device: &Device) -> Result<Arc<dyn Packed>> {
         let dims = codec.dims();
         let [outputs, inputs] = dims[..] else {
             return Err(Error::config("shape", format!("{dims:?}"), "that of a matrix"));

@@ -127,7 +127,7 @@ pub fn quantized(base: &Base, scheme: Scheme) -> Result<(Base, Vec<Cost>)> {
         let dims = [place.dims[1], place.dims[0]];
         let matrix = scheme.pack(&values, dims, Dtype::F32).map_err(|error| of(&module, error))?;
         done.push(Cost::of(&module, &values, &matrix));
-        packed = packed.with_weight(place.site, Weight::Packed(Matrix::new(matrix, base.device())?));
+        packed = packed.with_weight(place.site, Weight::Packed(Matrix::packed(matrix, base.device())?));
     }
     Ok((packed, done))
 }

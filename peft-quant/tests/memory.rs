@@ -49,7 +49,7 @@ fn forward_and_backward_hold_a_panel_and_never_the_matrix() {
     let values: Vec<f32> = (0..dims[0] * dims[1]).map(|_| random.normal() as f32 / 64.).collect();
     let (packed, bytes, _) = measured(|| {
         let scheme: Scheme = "nf4-double".parse().unwrap();
-        Weight::Packed(Matrix::new(scheme.pack(&values, dims, Dtype::F32).unwrap(), &device).unwrap())
+        Weight::Packed(Matrix::packed(scheme.pack(&values, dims, Dtype::F32).unwrap(), &device).unwrap())
     });
     drop(values);
     // 4.127 bits a weight.

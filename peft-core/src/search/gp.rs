@@ -20,9 +20,9 @@ impl Process {
         let mut factor: Vec<Vec<f64>> = vec![];
         for i in 0..inputs.len() {
             let mut row: Vec<f64> = Vec::with_capacity(i + 1);
-            for j in 0..i {
-                let known: f64 = row.iter().zip(&factor[j]).map(|(a, b)| a * b).sum();
-                row.push((kernel(i, j) - known) / factor[j][j]);
+            for (j, above) in factor.iter().enumerate() {
+                let known: f64 = row.iter().zip(above).map(|(a, b)| a * b).sum();
+                row.push((kernel(i, j) - known) / above[j]);
             }
             let known: f64 = row.iter().map(|a| a * a).sum();
             // Of equal inputs without noise rounding could leave nothing.

@@ -56,10 +56,10 @@ impl Trials {
         let _lock = self.lock()?;
         let all = self.all()?;
         for (number, trial) in all.iter().enumerate() {
-            if !done(&self.dir, number).exists() {
-                if let Ok(claim) = self.hold(number, trial.proposal.clone()) {
-                    return Ok(Some(claim));
-                }
+            if !done(&self.dir, number).exists()
+                && let Ok(claim) = self.hold(number, trial.proposal.clone())
+            {
+                return Ok(Some(claim));
             }
         }
         let Some((proposal, numbers)) = next(&all) else { return Ok(None) };

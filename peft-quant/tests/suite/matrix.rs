@@ -37,7 +37,7 @@ fn check(codec: impl Codec, what: &str) {
     let device = device();
     let dense = decoded(&codec, &device);
     let [inputs, outputs] = dense.dims();
-    let packed: Arc<dyn Packed> = Matrix::new(codec, &device).unwrap();
+    let packed: Arc<dyn Packed> = Matrix::packed(codec, &device).unwrap();
     assert_eq!(packed.dims(), [inputs, outputs]);
     let packed = Weight::Packed(packed);
     packed.dense().into_data().assert_eq(&dense.clone().into_data(), true);
@@ -151,5 +151,5 @@ fn what_cannot_be_packed_is_refused() {
     let shape = |dims: Vec<usize>| {
         peft_quant::FourBit::encode(&draw("w", 64, 1.), &dims, peft_quant::Codebook::Nf4, 64).unwrap()
     };
-    assert_error(Matrix::new(shape(vec![4, 4, 4]), &device()), &["shape: [4, 4, 4]", "a matrix"]);
+    assert_error(Matrix::packed(shape(vec![4, 4, 4]), &device()), &["shape: [4, 4, 4]", "a matrix"]);
 }

@@ -60,6 +60,9 @@ fn two_texts(base: &Base, seed: u64, [a, b]: [usize; 2]) -> ([Vec<u32>; 2], Exam
     (texts, Example { ids, types, ..Default::default() })
 }
 
+/// Ids of the pieces of a text, each with its type.
+type Pieces<'a> = Vec<(&'a [u32], u32)>;
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
@@ -74,7 +77,7 @@ proptest! {
                 config.with_words(w[..n].iter().map(|id| *id as usize)).with_verbalizers(verbalizers)
             };
             // What the text is, piece by piece, and which piece is of the second type.
-            let texts: [(WarpConfig, Vec<(&[u32], u32)>); 3] = [
+            let texts: [(WarpConfig, Pieces<'_>); 3] = [
                 (
                     config("1 {text} 1 <mask> 1 {pair} 1", 4),
                     vec![(&[4], 0), (&w[..1], 0), (&first, 0), (&w[1..2], 0), (&[MASK], 0), (&w[2..3], 0), (&[2], 0),
