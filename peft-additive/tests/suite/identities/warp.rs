@@ -33,6 +33,9 @@ fn words(base: &Base, seed: u64) -> Head {
     randomized(&Head::masked_lm(base, seed), seed).valid()
 }
 
+/// What a text is made of, each piece with its type.
+type Pieces<'a> = Vec<(&'a [u32], u32)>;
+
 /// The logits of the classes at the mask, `[classes]`.
 fn classes(config: &WarpConfig, base: &Base, head: &Head, example: &Example) -> Tensor<1> {
     let warp = config.init(base, 1).unwrap();
