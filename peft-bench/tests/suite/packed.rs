@@ -47,7 +47,7 @@ fn every_method_trains_on_a_base_of_four_bits() {
             let tuner = match (start(&packed), start(&dense)) {
                 (Ok(tuner), Ok(_)) => tuner,
                 (packed, dense) => {
-                    let [packed, dense] = [packed, dense].map(|start| start.err().expect("neither starts"));
+                    let [packed, dense] = [packed, dense].map(|start| start.expect_err("neither starts"));
                     assert_eq!(packed, dense, "{} on {shape}", entry.name);
                     continue;
                 }

@@ -63,9 +63,6 @@ fn two_texts(base: &Base, seed: u64, [a, b]: [usize; 2]) -> ([Vec<u32>; 2], Exam
     (texts, Example { ids, types, ..Default::default() })
 }
 
-/// Ids of the pieces of a text, each with its type.
-type Pieces<'a> = Vec<(&'a [u32], u32)>;
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
