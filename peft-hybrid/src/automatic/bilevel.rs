@@ -206,7 +206,6 @@ mod tests {
 
     use peft_core::testing::fixtures::ENCODERS;
     use peft_core::testing::golden::named;
-    use peft_core::testing::tolerances::FINITE_DIFFERENCE;
     use peft_core::testing::{base, device, examples, randomized};
     use peft_core::{Example, Head, Label, Method};
 
@@ -237,46 +236,6 @@ mod tests {
         let batch = base.batch(&data.iter().collect::<Vec<_>>()).unwrap();
         let labels = data.iter().filter_map(|example| example.label.clone()).collect();
         Readout { base, batch: Cow::Owned(batch), head, labels }
-    }
-
-    /// Against central differences of the whole of L_2 behind the step of w, of which the term that looks past the step is a part.
-    #[test]
-    fn logits_follow_the_unrolled_loss() {
-        for base in ENCODERS.map(|shape| base(shape, &device())) {
-            let config = S3DeltaConfig::new(0.1).with_bottleneck(3).with_unrolled_rate(0.3);
-            let (own, head) = (drawn(&config, &base), randomized(&Head::classifier(&base, 2, 1), 1).no_grad());
-            let data = data(&base);
-            let readout = readout(&base, &head, &data);
-            let [Some(first), Some(second)] = halves(&readout) else { panic!("both halves have texts") };
-            let found = own.unrolled(&first, &second).unwrap();
-            let rate = config.unrolled_rate as f32;
-            let behind = |own: S3Delta| {
-                let stepped = own.moved(-rate, &own.slopes(&first).unwrap()).unwrap();
-                f64::from(stepped.mean(&second).unwrap().into_scalar::<f32>())
-            };
-            let (alpha, h) = (tensors(&own)[ALPHA].iter::<f32>().collect::<Vec<_>>(), 0.03);
-            let at = |place: usize, by: f32| {
-                let mut moved = alpha.clone();
-                moved[place] += by;
-                let moved = TensorData::new(moved, [alpha.len()]);
-                behind(with_values(own.clone(), &BTreeMap::from([(ALPHA.to_string(), moved)])).unwrap())
-            };
-            let size = found.iter().fold(0.0, |size: f32, g| size.max(g.abs()));
-            let direct = own.moved(-rate, &own.slopes(&first).unwrap()).unwrap().slopes(&second).unwrap();
-            let mut order: Vec<usize> = (0..alpha.len()).collect();
-            order.sort_by(|a, b| found[*b].abs().total_cmp(&found[*a].abs()));
-            for place in &order[..5] {
-                let slope = ((at(*place, h) - at(*place, -h)) / f64::from(2.0 * h)) as f32;
-                assert!(
-                    (slope - found[*place]).abs() <= FINITE_DIFFERENCE.0 * size,
-                    "{place}: {slope}, {}",
-                    found[*place]
-                );
-            }
-            let past =
-                found.iter().zip(&direct[ALPHA]).fold(0.0, |most: f32, (all, direct)| most.max((all - direct).abs()));
-            assert!(past > 2.0 * FINITE_DIFFERENCE.0 * size, "the second term is {past} of {size}");
-        }
     }
 
     #[test]

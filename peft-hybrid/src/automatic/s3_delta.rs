@@ -12,7 +12,7 @@
 //! - what is chosen is within B, and nothing that was passed over fits: `the_likeliest_parts_that_fit_are_chosen`, `what_is_found_is_within_the_budget`
 //! - a part is multiplied by its gate: `a_gate_multiplies_what_its_part_adds`
 //! - with B for all, all are chosen: `a_budget_for_all_chooses_all`
-//! - the gradient of alpha is that of L_2 behind the step of w: `logits_follow_the_unrolled_loss`
+//! - the gradient of alpha is that of L_2 behind the step of w, with zeta and the sum of p held: `a_step_of_the_search_is_that_of_the_equations`
 //! - w learns of one half, alpha of the other: `each_half_teaches_its_own`
 //! - LNFit merges into the gain, zeros at the start are the base: `C1`, `C3`
 //!

@@ -107,7 +107,7 @@ fn what_cannot_be_searched_is_refused_before_the_first_trial() {
         ("method: lora\nchoices: {rank: [3]}", ["space.yaml", "rank", "known"]),
         ("method: lora\noutput_dir: here\nchoices: {r: [3]}", ["space.yaml", "output_dir", "option of the search"]),
         ("method: nothing\nchoices: {r: [3]}", ["space.yaml", "method", "nothing"]),
-        ("choices: {r: [3]}", ["space.yaml", "method", "a method"]),
+        ("choices: {r: [3]}", ["space.yaml", "r", "known"]),
         ("method: lora\nchoices: {r: [0]}", ["space.yaml", "r", "0"]),
         ("[", ["space.yaml", "content", "YAML"]),
     ] {
