@@ -91,7 +91,8 @@ impl Search {
             "strategy": format!("{:?}", self.strategy), "seed": self.seed, "budget": self.budget,
         });
         let trials = Trials::open(&self.output.join("trials"), &identity)?;
-        let numbers = |point: &Point| numbers(&space.settings(point), &shape).ok();
+        // Points that train nothing are all the same.
+        let numbers = |point: &Point| numbers(&space.settings(point), &shape).ok().filter(|count| *count > 0);
         let search = Strategic {
             space: &space,
             strategy: self.strategy,
