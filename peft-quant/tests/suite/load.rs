@@ -41,7 +41,7 @@ fn logits_of_packed_models_are_those_of_transformers() {
     }
 }
 
-/// transformers computed these in numbers of sixteen bits, with eight bits also of rounded inputs. Logits go up to some ten.
+/// transformers computed these in numbers of sixteen bits, with eight bits also of rounded inputs. Logits go up to about two.
 #[test]
 fn logits_of_packed_models_of_short_numbers_are_near_those_of_transformers() {
     for (kind, most) in [("nf4-double", 0.2), ("fp4", 0.02), ("int8", 0.2)] {
