@@ -1,19 +1,33 @@
 //! Every method on a base of four bits, and models that are packed in their files or as they are read.
 
 use peft_bench::registry::METHODS;
+use peft_core::io::peft::with_words;
 use peft_core::testing::{base, device, examples};
 use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::trainable;
 use peft_core::{AnyMethod, Base, Head, Label, LanguageModel, Result, Source, Trained};
 use peft_quant::quantized;
-use serde_json::{Map, json};
 
-/// Finished adapters for methods that start from such.
+/// Settings of methods whose own are not for a model so small.
+fn settings(method: &str) -> &'static [&'static str] {
+    match method {
+        "parallel" | "mam" => &["bottleneck=8"],
+        "adapter-drop" => &["drop=1"],
+        "intrinsic-said" => &["intrinsic_dim=100"],
+        "lorahub" => &["modules=2"],
+        "warp" => &["mask_token_id=5"],
+        _ => &[],
+    }
+}
+
+/// Finished adapters for methods that start from such, each with the settings that it takes.
 fn sources(method: &AnyMethod, base: &Base) -> Result<Vec<Source>> {
+    let adapters: AnyMethod = peft_additive::SequentialConfig::pfeiffer(4).into();
+    let lora: AnyMethod = peft_reparam::LoraConfig::new(16).with_alpha(32.0).into();
     let (config, count) = match method.name() {
-        "adapter-fusion" | "adapter-soup" | "mera" => (AnyMethod::of::<peft_additive::SequentialConfig>(), 2),
+        "adapter-fusion" | "adapter-soup" | "mera" => (adapters, 2),
         "attempt" | "spot" => (AnyMethod::of::<peft_additive::PromptTuningConfig>(), 2),
-        "lorahub" => (AnyMethod::of::<peft_reparam::LoraConfig>(), 2),
+        "lorahub" => (lora, 2),
         "laplace-lora" => (AnyMethod::of::<peft_reparam::LoraConfig>(), 1),
         _ => return Ok(vec![]),
     };
@@ -24,14 +38,6 @@ fn sources(method: &AnyMethod, base: &Base) -> Result<Vec<Source>> {
     (0..count).map(source).collect()
 }
 
-/// The default settings, but for what a method cannot be without.
-fn settings(method: AnyMethod) -> AnyMethod {
-    match method.name() {
-        "warp" => method.with_settings(Map::from_iter([("mask_token_id".into(), json!(5))])).unwrap(),
-        _ => method,
-    }
-}
-
 #[test]
 fn every_method_trains_on_a_base_of_four_bits() {
     let mut trained = vec![];
@@ -40,7 +46,8 @@ fn every_method_trains_on_a_base_of_four_bits() {
         let (packed, _) = quantized(&dense, "nf4-double".parse().unwrap()).unwrap();
         let before = packed.fingerprint();
         for entry in METHODS {
-            let method = settings((entry.method)());
+            let words: Vec<String> = settings(entry.name).iter().map(|word| word.to_string()).collect();
+            let method = with_words(&(entry.method)(), &words).unwrap();
             let method = method.clone().from_sources(sources(&method, &packed).unwrap());
             let start = |base: &Base| method.init(base, 3).map_err(|error| error.to_string());
             // What cannot be on this model cannot be on it in either form.
