@@ -1,6 +1,6 @@
 //! # LoftQ                                  family: reparameterized / quantized
 //! h = Q x + s B A x, s = alpha / r         A: [d_in, r], B: [r, d_out], Q: [d_in, d_out] of few bits, |W - Q - s B A| made small
-//! Q_t = q(W - s B_(t-1) A_(t-1))           s B_t A_t: the best of rank r for W - Q_t, each factor with the root of its singular values; t = 1 .. T
+//! Q_t = q(W - s B_(t-1) A_(t-1))           s B_t A_t: the best of rank r for W - Q_t, the roots of its singular values in each; t = 1 .. T
 //! Paper: Li et al., 2023, arXiv:2310.08659, algorithm 1.   Reference: huggingface/peft utils/loftq_utils.py
 //! Oracle: package peft 0.21.2: `equals_the_reference`, `starts_equal_the_reference`
 //! Trains: r (d_in + d_out) per site.       Merges: yes, into Q + s B A.
@@ -19,8 +19,8 @@
 //! Differs from the paper: a step that would leave a larger residual is not taken. The factors start divided by the scale, so that s B A
 //! is what was found; the authors' code and PEFT leave it out (`loftq_scaled` false), which is the same at alpha = r. Q is not
 //! written into the model, as PEFT does, whose users then save a second one: it is q of the base less the pair of the step before, which
-//! goes along untrained where there was one. Bits are 4 (NF4, blocks of 64), 8 (LLM.int8), or 2 and 3 (integers with scale and zero point for each 64
-//! inputs); the authors' two bits are a cut of NF4 to four values.
+//! goes along untrained where there was one. Bits are 4 (NF4, blocks of 64), 8 (LLM.int8), or 2 and 3 (integers with scale and zero
+//! point for each 64 inputs); the authors' two bits are a cut of NF4 to four values.
 
 use std::mem::replace;
 

@@ -1,5 +1,5 @@
 //! # QA-LoRA                                family: reparameterized / quantized
-//! h = W x + s B A p, s = alpha / r         p: [d_in / G], p_l = f times the sum of the G inputs of group l; A: [d_in / G, r], B: [r, d_out] = 0
+//! h = W x + s B A p, s = alpha / r         p: [d_in / G], f times the sums of G inputs each; A: [d_in / G, r], B: [r, d_out] = 0
 //! w_ij = a_lj (q_ij - z_lj)                q: integers of few bits, a and z: [d_in / G, d_out], l the group of input i
 //! Paper: Xu et al., 2023, arXiv:2309.14717, section 3.   Reference: yuhuixu1993/qa-lora, huggingface/peft tuners/lora/variants.py
 //! Oracle: package peft 0.21.2: `equals_the_reference`
@@ -16,9 +16,9 @@
 //! - the mean is the sum with A / G, and PEFT's with A in / G^2: `poolings_differ_by_a_factor_of_a`
 //! - it is the LoRA whose A repeats its rows G times: `it_is_a_lora_with_repeated_rows`
 //!
-//! Differs from the paper: integers are the nearest between the least and the largest weight of a group, not GPTQ's, which needs data. f is 1
-//! as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting `pooling`. Table I of the survey
-//! groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
+//! Differs from the paper: integers are the nearest between the least and the largest weight of a group, not GPTQ's, which needs data. f
+//! is 1 as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting `pooling`. Table I of
+//! the survey groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
