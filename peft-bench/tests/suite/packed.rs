@@ -16,6 +16,9 @@ fn settings(method: &str) -> &'static [&'static str] {
         "intrinsic-said" => &["intrinsic_dim=100"],
         "lorahub" => &["modules=2"],
         "warp" => &["mask_token_id=5"],
+        "qa-lora" => &["qalora_group_size=8", r"target_modules=.*(query|\.q|\.q_proj)"],
+        "s4" => &[r#"groups=[["adapter","lora"],["bias","adapter"]]"#, "share=0.2"],
+        "s3delta" => &["share=0.1"],
         _ => &[],
     }
 }

@@ -337,6 +337,9 @@ fn every_method_is_counted() {
             "adapter-fusion" => &["--set", "num_adapters=2"],
             "attempt" => &["--set", "num_sources=2"],
             "warp" => &["--set", "mask_token_id=5"],
+            "qa-lora" => &["--set", "qalora_group_size=8", "--set", r"target_modules=.*(query|\.q|\.q_proj)"],
+            "s4" => &["--set", r#"groups=[["adapter","lora"],["bias","adapter"]]"#, "--set", "share=0.2"],
+            "s3delta" => &["--set", "share=0.1"],
             _ => &[],
         };
         for (model, family) in [("roberta", ""), ("t5", "T5"), ("llama", "LLaMA")] {
