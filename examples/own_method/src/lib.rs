@@ -1,5 +1,5 @@
 //! # Shift                                  family: of one's own
-//! h = W x + b + s                          s: [d_out] = 0
+//! h = W x + b + s                          s: d_out numbers, 0
 //!
 //! A whole method, outside of the library: what it trains, how it acts, how it merges, what files call it, from what it starts, and
 //! a loss of its own. The library trains, saves and loads it like its own, and `peft_core::conformance!` puts it to the same test.

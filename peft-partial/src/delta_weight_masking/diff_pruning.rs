@@ -319,7 +319,7 @@ impl Procedure for DiffPruning {
 #[cfg(test)]
 mod tests {
     use peft_core::place_key;
-    use peft_core::testing::{a_view_is_as_by_hooks, fixtures::SHAPES};
+    use peft_core::testing::{a_view_is_as_by_hooks, base, device, fixtures::SHAPES};
 
     use super::*;
 
@@ -366,7 +366,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_by_name() {
-        let shape = Shape::named("t5-tiny").unwrap();
+        let base = base("t5-tiny", &device());
+        let shape = base.shape();
         let good = DiffPruningConfig::default();
         for (bad, key) in [
             (DiffPruningConfig { sparsity_pen: 0.0, ..good.clone() }, "sparsity_pen"),
@@ -379,9 +380,10 @@ mod tests {
             (DiffPruningConfig::new(1.5), "target_sparsity"),
             (DiffPruningConfig::new(1e-9), "at least one of"),
         ] {
-            let message = bad.count(&shape).unwrap_err().to_string();
-            assert!(message.contains(key), "{key}: {message}");
+            for message in [bad.count(shape).unwrap_err(), bad.init(&base, 0).unwrap_err()].map(|e| e.to_string()) {
+                assert!(message.contains(key), "{key}: {message}");
+            }
         }
-        assert_eq!(DiffPruningConfig::new(1.0).left(&shape).unwrap(), shape.count());
+        assert_eq!(DiffPruningConfig::new(1.0).left(shape).unwrap(), shape.count());
     }
 }
