@@ -3,6 +3,11 @@
 //! The product is an operation of our own: burn's would keep what it is given, the decoded matrix, until backward. This one keeps the
 //! packed matrix and decodes again. The weight is frozen, so that backward is one more such product, dx = dy W^T.
 
+#![cfg_attr(
+    not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "cpu", feature = "tch")),
+    expect(unused_variables, reason = "without a backend there is nothing to hand them to")
+)]
+
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;

@@ -125,6 +125,7 @@ impl Head {
     }
 
     /// A fresh head at a masked word with this many outputs, behind a transform that is to be filled, on the base's device with autodiff.
+    #[cfg(feature = "load")]
     pub(crate) fn at_mask(base: &Base, outputs: usize, seed: u64) -> Self {
         let (hidden, device) = (base.shape().hidden, base.device().clone().autodiff());
         let out = Affine::init([hidden, outputs], 0.02, Random::new(seed, "at_mask.out"), &device);
