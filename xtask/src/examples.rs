@@ -63,7 +63,7 @@ fn example(name: &str, folder: &Path) -> Result<String> {
         fs::remove_dir_all(&out)?;
     }
     let program = built(&["--package", &package], &package)?;
-    run_command(Command::new(program).arg("shape:roberta-tiny").arg(out))?;
+    run_command(Command::new(program).current_dir(folder).arg("shape:roberta-tiny").arg(out))?;
     Ok(format!("{lines} lines, {crates} crates, ran"))
 }
 
