@@ -26,7 +26,8 @@ The chores of the workspace.
     cargo xtask equivalences        which methods are the same as which others, and when, as the tests prove it
     cargo xtask features            each library crate with each of its features alone and with none
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
-    cargo xtask reproduce [ARGS]    the survey's Tables III to VI, trained from nothing or on real files (--help tells more)
+    cargo xtask reproduce [ARGS]    the survey's Tables III to VI and the table of all methods, trained from nothing or on real files
+                                    (--help tells more)
     cargo xtask real [ARGS]         trains on a real model and real sentences, merges, and compares (--help tells more)
     cargo xtask interop             exchanges adapters and merged models with transformers and PEFT (python3)";
 

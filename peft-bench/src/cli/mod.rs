@@ -66,7 +66,7 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure speed and memory
     Bench(bench::Bench),
-    /// Train the rows of the survey's Tables III to VI and set them beside its figures
+    /// Train the rows of the survey's Tables III to VI and set them beside its figures, or all methods on one small model
     Reproduce(reproduce::Reproduce),
     /// Print a completion script for a shell
     Completions(complete::Completions),

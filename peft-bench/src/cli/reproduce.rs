@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use peft_core::train::TrainConfig;
 use peft_core::{Error, Result};
 
@@ -11,39 +11,61 @@ use crate::machine::threads;
 use crate::reproduce::rows::{self, Row};
 use crate::reproduce::sequences::Sizes;
 use crate::reproduce::translation::{self, Stems};
-use crate::reproduce::{Plan, classification, instruction};
+use crate::reproduce::{Plan, classification, field, instruction};
 use crate::signals;
 use crate::tasks::{TASKS, Task};
 
-/// Train the rows of a table of the survey and set them beside its figures
+/// A table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Table {
+    /// RoBERTa on GLUE
+    #[value(name = "3")]
+    Classification,
+    /// T5 on translation
+    #[value(name = "4")]
+    Translation,
+    /// LLaMA fine-tuned at three rates
+    #[value(name = "5")]
+    Rates,
+    /// LLaMA on MMLU
+    #[value(name = "6")]
+    Instruction,
+    /// All methods on one small model
+    Methods,
+}
+
+/// Train the rows of a table of the survey and set them beside its figures, or all methods on one small model
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft reproduce\n  peft reproduce --quick\n  \
     peft reproduce --model roberta-base --data GLUE --rows LoRA,BitFit --tasks rte,mrpc --seeds 0,1,2 --epochs 20\n  \
     peft reproduce --table 4\n  peft reproduce --table 4 --model t5-base --data wmt16-en-ro --test newstest2016\n  \
-    peft reproduce --table 6 --model DIR --data DIR --max-steps 200 --limit 20\n\n\
+    peft reproduce --table 6 --model DIR --data DIR --max-steps 200 --limit 20\n  \
+    peft reproduce --table methods --quick\n\n\
     Without --model and --data it makes both from a grammar: for Table III a corpus, eight tasks of GLUE's kinds and a small \
-    RoBERTa, for Table IV two languages and a small T5, for Tables V and VI facts, instructions, questions and a small LLaMA. \
+    RoBERTa, for Table IV two languages and a small T5, for Tables V and VI facts, instructions, questions and a small LLaMA. The table \
+    of all methods has every method of `peft methods` on three tasks of Table III's and its small RoBERTa, each run in a process of its \
+    own: what it scores, trains, stores and costs. Its settings are for that model; with --model learning rates are 1e-3 unless given. \
     Interrupted, the same command goes on where it was. The report has the rows and tasks of the last call; outcomes of earlier ones \
     are kept, so that a call with all of them brings them back.\n\n\
     The directory of the data is for Table III that of GLUE; for Table IV it has line-aligned files TRAIN.en, TRAIN.ro, TEST.en, \
     TEST.ro; for Tables V and VI alpaca_data.json (or .jsonl) and the questions in mmlu/.")]
 pub struct Reproduce {
-    /// The table: 3 (RoBERTa on GLUE), 4 (T5 on translation), 5 (LLaMA fine-tuned at three rates), 6 (LLaMA on MMLU)
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=6))]
-    table: u8,
+    /// The table: 3 (RoBERTa on GLUE), 4 (T5 on translation), 5 (LLaMA fine-tuned at three rates), 6 (LLaMA on MMLU), methods (all methods)
+    #[arg(long, default_value = "3", hide_possible_values = true)]
+    table: Table,
     /// A model directory, or the id of a model on a hub
     #[arg(long, requires = "data")]
     model: Option<String>,
     /// The directory of the data, see below
     #[arg(long, requires = "model")]
     data: Option<PathBuf>,
-    /// Less pretraining, fewer tasks and rows, one seed: two minutes
+    /// Less pretraining, fewer tasks and rows, one seed: two minutes; of all methods one task, one seed and 30 steps
     #[arg(long, conflicts_with = "model")]
     quick: bool,
     /// Rows by the survey's names or ours [default: all]
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Tasks of Table III [default: all]
+    /// Tasks of Table III [default: all], and of all methods [default: cola,qnli,stsb]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
     /// Table IV: the names of the files that are trained on [default: train]
@@ -82,30 +104,43 @@ pub struct Reproduce {
     /// Where to compute
     #[arg(long, default_value_t = peft_core::available().first().copied().unwrap_or("none").to_string())]
     device: String,
+    /// One run of the table of all methods, by its name: ROW/TASK/SEED
+    #[arg(long, hide = true)]
+    job: Option<String>,
 }
 
 impl Reproduce {
     pub(super) fn run(self) -> Result<()> {
-        if self.table != 4 {
+        if self.table != Table::Translation {
             refuse("--train", &self.train, "Table IV")?;
             refuse("--test", &self.test, "Table IV")?;
         }
         let (output, _) = self.places();
         signals::will_say(format!("what is done lies in {}; the same command goes on from there", output.display()));
-        if self.table == 3 { self.classification() } else { self.sequences() }
+        match self.table {
+            Table::Classification => self.classification(),
+            Table::Methods => self.methods(),
+            Table::Translation | Table::Rates | Table::Instruction => self.sequences(),
+        }
     }
 
-    /// Where everything is written, and what is made. Tables V and VI are about one model.
+    /// Where everything is written, and what is made. Tables V and VI are about one model, all methods about that of Table III.
     fn places(&self) -> (PathBuf, PathBuf) {
         let all = PathBuf::from("target/reproduce");
         let usual = match (self.table, &self.model) {
-            (3, None) => all.clone(),
-            (3, Some(_)) => all.join("real"),
-            (table, _) => all.join(format!("table-{table}")),
+            (Table::Classification, None) => all.clone(),
+            (Table::Classification, Some(_)) => all.join("real"),
+            (Table::Methods, _) => all.join("methods"),
+            (Table::Translation, _) => all.join("table-4"),
+            (Table::Rates, _) => all.join("table-5"),
+            (Table::Instruction, _) => all.join("table-6"),
         };
         let output = self.output.clone().unwrap_or(usual);
-        let shared = matches!(self.table, 5 | 6) && self.output.is_none();
-        let made = if shared { all.join("tables-5-and-6") } else { output.clone() };
+        let made = match self.table {
+            Table::Rates | Table::Instruction if self.output.is_none() => all.join("tables-5-and-6"),
+            Table::Methods if self.output.is_none() => all,
+            _ => output.clone(),
+        };
         (output, made.join(if self.quick { "quick" } else { "made" }))
     }
 
@@ -168,16 +203,39 @@ impl Reproduce {
         })
     }
 
-    fn classification(self) -> Result<()> {
+    /// Tasks by their names, `quick` in a quick run and `all` else.
+    fn tasks(&self, all: &[&str], quick: &[&str]) -> Result<Vec<Task>> {
         refuse("--limit", &self.limit, "Tables IV to VI")?;
         refuse("--max-length", &self.max_length, "Tables IV to VI")?;
         once("--tasks", &self.tasks)?;
-        let tasks = match (self.tasks.is_empty(), self.quick) {
-            (false, _) => self.tasks.clone(),
-            (true, true) => ["cola", "mnli", "qnli"].map(str::to_string).to_vec(),
-            (true, false) => TASKS.map(|task| task.name.to_string()).to_vec(),
-        };
-        let tasks = tasks.iter().map(|name| Task::named(name)).collect::<Result<Vec<_>>>()?;
+        match (self.tasks.is_empty(), self.quick) {
+            (false, _) => self.tasks.iter().map(|name| Task::named(name)).collect(),
+            (true, quickly) => (if quickly { quick } else { all }).iter().map(|name| Task::named(name)).collect(),
+        }
+    }
+
+    fn methods(self) -> Result<()> {
+        let tasks = self.tasks(&field::TASKS, &field::TASKS[..1])?;
+        if let Some(task) = tasks.iter().find(|task| field::SOURCES.contains(&task.name)) {
+            return Err(Error::config(
+                "--tasks",
+                task.name,
+                format!("none of {}: the sources", field::SOURCES.join(", ")),
+            ));
+        }
+        let job = self.job.clone();
+        let steps = self.max_steps.or(self.quick.then_some(30));
+        let names: Vec<&str> = field::rows::ROWS.iter().map(|row| row.name).collect();
+        let epochs = if self.model.is_some() { 10 } else { 3 };
+        let plan = Reproduce { max_steps: steps, ..self }.plan((&field::rows::ROWS, &names), epochs)?;
+        match job {
+            Some(job) => field::run_one(&plan, &job),
+            None => field::run(&plan, &tasks).map(|_| ()),
+        }
+    }
+
+    fn classification(self) -> Result<()> {
+        let tasks = self.tasks(&TASKS.map(|task| task.name), &["cola", "mnli", "qnli"])?;
         let epochs = if self.model.is_some() { 10 } else { 3 };
         let plan = self.plan((&rows::ROWS, &["Linear probe", "FT", "BitFit", "LoRA"]), epochs)?;
         classification::run(&plan, &tasks).map(|_| ())
@@ -185,10 +243,10 @@ impl Reproduce {
 
     fn sequences(self) -> Result<()> {
         refuse("--tasks", &self.tasks.first(), "Table III")?;
-        let (table, translation, made) = (self.table, self.table == 4, self.model.is_none());
+        let (table, translation, made) = (self.table, self.table == Table::Translation, self.model.is_none());
         let rows: (&[Row], &[&str]) = match table {
-            4 => (&rows::ROWS_IV, &["LoRA"]),
-            5 => (&rows::ROWS_V, &["FT, 2e-4"]),
+            Table::Translation => (&rows::ROWS_IV, &["LoRA"]),
+            Table::Rates => (&rows::ROWS_V, &["FT, 2e-4"]),
             _ => (&rows::ROWS_VI, &["LoRA"]),
         };
         let sizes = Sizes {
@@ -204,8 +262,8 @@ impl Reproduce {
         };
         let plan = self.plan(rows, epochs)?;
         match table {
-            4 => translation::run(&plan, &sizes, &stems),
-            table => instruction::run(&plan, &sizes, table == 5),
+            Table::Translation => translation::run(&plan, &sizes, &stems),
+            table => instruction::run(&plan, &sizes, table == Table::Rates),
         }
         .map(|_| ())
     }

@@ -31,21 +31,25 @@ struct Job<'a> {
 }
 
 /// The texts of a task, and their tokens by the length to which they are cut: made once for all runs.
-struct Data {
+pub(super) struct Data {
     train: Labelled,
     dev: Labelled,
     tokens: Mutex<BTreeMap<usize, Arc<Tokens>>>,
 }
 
-struct Tokens {
-    train: Dataset,
-    dev: Dataset,
+pub(super) struct Tokens {
+    pub train: Dataset,
+    pub dev: Dataset,
     /// The fingerprints of both.
     hashes: [u64; 2],
 }
 
 impl Data {
-    fn tokens(&self, model: &Pretrained, length: usize) -> Result<Arc<Tokens>> {
+    pub fn new((train, dev): (Labelled, Labelled)) -> Self {
+        Data { train, dev, tokens: Mutex::default() }
+    }
+
+    pub fn tokens(&self, model: &Pretrained, length: usize) -> Result<Arc<Tokens>> {
         let mut known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokens) = known.get(&length) {
             return Ok(tokens.clone());
@@ -70,8 +74,8 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
     let broken = read.iter().flat_map(|(train, dev)| [train, dev]).flat_map(Labelled::broken_rows);
     report.notes.extend(broken.map(|row| format!("Left out: {row}.")));
     let mut failures = Failures::default();
-    for ((column, task), (train, dev)) in tasks.iter().enumerate().zip(read) {
-        let data = Data { train, dev, tokens: Default::default() };
+    for ((column, task), read) in tasks.iter().enumerate().zip(read) {
+        let data = Data::new(read);
         let jobs: VecDeque<(usize, u64)> =
             (0..plan.rows.len()).flat_map(|row| plan.seeds.iter().map(move |seed| (row, *seed))).collect();
         // Small models leave threads idle within a run, so several runs go side by side; a large one needs the memory.
@@ -134,6 +138,7 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
             params: row.count(shape, plan.real.is_none())?,
             head: Head::count(shape, 2),
             cells: tasks.iter().map(cell).collect(),
+            ..report::Row::default()
         })
     };
     let made = plan.real.is_none();
@@ -174,6 +179,7 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         columns: tasks.iter().map(column).collect(),
         rows: plan.rows.iter().map(row).collect::<Result<_>>()?,
         notes,
+        costs: false,
     })
 }
 

@@ -36,11 +36,10 @@ impl Report {
         let style = (0..STYLES).map(fade).fold(style.to_string(), |style, rule| style + &rule);
         let body = [
             format!("<h1>{title}</h1>\n<dl>{setting}</dl>\n"),
-            self.scores(),
+            if self.costs { self.field_scores() } else { self.scores() },
             list("How to read it", &self.reading()),
             list("Notes", &self.notes),
-            self.parameters(),
-            self.losses(),
+            if self.costs { self.field_plots() } else { self.parameters() + &self.losses() },
         ];
         format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
@@ -79,12 +78,14 @@ impl Report {
     fn parameters(&self) -> String {
         let averages: Vec<Cell> = self.rows.iter().map(|row| row.average()).collect();
         let (mut ours, mut survey) = (Vec::new(), Vec::new());
+        fn dot(row: &Row, x: f64, y: f64, spread: Option<f64>) -> Dot<'_> {
+            Dot { label: &row.name, name: &row.name, x, y, spread, unit: "parameters" }
+        }
         for (row, average) in self.rows.iter().zip(&averages) {
             let x = (row.params + row.head) as f64;
-            ours.extend(average.ours().first().map(|s| Dot { label: &row.name, x, y: s.mean, spread: s.spread }));
+            ours.extend(average.ours().first().map(|s| dot(row, x, s.mean, s.spread)));
             let printed = row.survey_params.as_deref().and_then(|text| text.trim_end_matches('M').parse::<f64>().ok());
-            let dot = |(x, y): (f64, &f64)| Dot { label: &row.name, x: x * 1e6, y: *y, spread: None };
-            survey.extend(printed.zip(average.survey.first()).map(dot));
+            survey.extend(printed.zip(average.survey.first()).map(|(x, y)| dot(row, x * 1e6, *y, None)));
         }
         let figure = |name: &str, class: &str, dots: &[Dot]| {
             let [x, y] = ["trainable parameters, with the head (log)", "average score"];

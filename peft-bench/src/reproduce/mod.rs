@@ -1,6 +1,7 @@
 //! The survey's tables: every row that is written, on models and data that are made here or on real ones.
 
 pub mod classification;
+pub mod field;
 mod html;
 pub mod instruction;
 mod masked;
@@ -146,15 +147,19 @@ impl Plan {
         TrainConfig { warmup_steps: (steps as f64 * 0.06).ceil() as usize, ..config.with_steps(steps) }
     }
 
-    /// What a report says of the setting: a table's own, then what all have.
-    fn setting(&self, own: &[(&str, String)], survey: &str) -> Vec<(String, String)> {
+    /// What a report says of the setting: a table's own, then what all have, and what of the survey stands beside it.
+    fn setting<'s>(&self, own: &[(&str, String)], survey: impl Into<Option<&'s str>>) -> Vec<(String, String)> {
         let all = [
             ("Training", format!("{} epochs, AdamW, linear schedule after 6 % warm-up, last state", self.epochs)),
             ("Steps", self.max_steps.map_or("as the epochs say".into(), |steps| format!("at most {steps} a run"))),
             ("Seeds", self.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
-            ("Survey", format!("{survey}, whose settings and number of runs are mostly not stated")),
         ];
-        own.iter().chain(&all).map(|(key, value)| (key.to_string(), value.clone())).collect()
+        let told = |survey| ("Survey", format!("{survey}, whose settings and number of runs are mostly not stated"));
+        own.iter()
+            .chain(&all)
+            .chain(&survey.into().map(told))
+            .map(|(key, value)| (key.to_string(), value.clone()))
+            .collect()
     }
 
     /// Before the first run: what is written can be, and is not what is read. Removes what killed processes left unfinished.

@@ -34,7 +34,7 @@ pub(super) struct Runs<'a> {
     pub device: &'a Device,
 }
 
-impl Runs<'_> {
+impl<'a> Runs<'a> {
     /// Trains a method and scores it, unless the outcome is there. `data` tells by fingerprints and settings what is trained on and
     /// how it is scored.
     pub fn outcome(
@@ -45,30 +45,55 @@ impl Runs<'_> {
         data: &[Value],
         score: impl FnOnce(&Tuned<'_>) -> Result<Scored>,
     ) -> Result<Outcome> {
-        let settings = TrainConfig { threads: 1, ..config.clone() };
-        let device = json!(format!("{:?}", self.device));
-        let key =
-            [vec![json!(method.settings()), json!(settings), json!(self.weights), device], data.to_vec()].concat();
-        self.kept(name, &json!(key), |path| {
+        let key = self.key(&method, &config, data);
+        self.kept(name, &key, |path| {
             let seed = config.seed;
-            let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
-            let start = trainer.start(self.model, &method, train)?;
-            let mut losses = Losses::new(name, path);
-            let train = || trainer.train(self.model, method, start, train, None, &mut losses);
-            let tuned = signals::by_steps(train)?.checked()?;
+            let (tuned, losses) = self.trained(name, path, (method, config), train)?;
             let (scores, errors) = score(&tuned)?;
             Ok(Outcome { seed, scores, errors, seconds: losses.seconds(), losses: losses.kept, ..Outcome::default() })
         })
     }
 
+    /// All that decides a run, `data` among it.
+    pub fn key(&self, method: &AnyMethod, config: &TrainConfig, data: &[Value]) -> Value {
+        let settings = TrainConfig { threads: 1, ..config.clone() };
+        let device = json!(format!("{:?}", self.device));
+        json!([vec![json!(method.settings()), json!(settings), json!(self.weights), device], data.to_vec()].concat())
+    }
+
+    /// Trains a method, with checkpoints and losses beside the path of its outcome.
+    pub fn trained<'n>(
+        &self,
+        name: &'n str,
+        path: &Path,
+        (method, config): (AnyMethod, TrainConfig),
+        train: &Dataset,
+    ) -> Result<(Tuned<'a>, Losses<'n>)> {
+        let trainer = Trainer::new(config).with_checkpoints(checkpoints(path));
+        let start = trainer.start(self.model, &method, train)?;
+        let mut losses = Losses::new(name, path);
+        let tuned =
+            signals::by_steps(|| trainer.train(self.model, method, start, train, None, &mut losses))?.checked()?;
+        Ok((tuned, losses))
+    }
+
+    /// Where the outcome under a key is, or will be.
+    pub fn place(&self, name: &str, key: &Value) -> PathBuf {
+        let hash = digest(&[program().as_bytes(), key.to_string().as_bytes()]);
+        self.output.join(RUNS).join(format!("{name}-{hash}.json"))
+    }
+
+    /// The outcome under a key, if this program has written it.
+    pub fn known(&self, name: &str, key: &Value) -> Option<Outcome> {
+        read(&self.place(name, key)).map(|outcome| Outcome { earlier: true, ..outcome })
+    }
+
     /// The outcome under a key: from its file, if this program wrote it, or from `run`, which may write beside the path that it is given.
     pub fn kept(&self, name: &str, key: &Value, run: impl FnOnce(&Path) -> Result<Outcome>) -> Result<Outcome> {
-        let place = self.output.join(RUNS);
-        let hash = digest(&[program().as_bytes(), key.to_string().as_bytes()]);
-        let path = place.join(format!("{name}-{hash}.json"));
-        if let Some(outcome) = read(&path) {
-            return Ok(Outcome { earlier: true, ..outcome });
+        if let Some(outcome) = self.known(name, key) {
+            return Ok(outcome);
         }
+        let path = self.place(name, key);
         let outcome = run(&path)?;
         let written = json!(outcome);
         let sealed = json!({"digest": digest(&[written.to_string().as_bytes()]), "outcome": written});
@@ -103,25 +128,42 @@ fn losses(path: &Path) -> PathBuf {
 const TELL: Duration = Duration::from_secs(20);
 
 /// Losses on the way, at most a hundred, which outlive a run that is stopped; of a long run they are told now and then.
-struct Losses<'a> {
+pub(super) struct Losses<'a> {
     name: &'a str,
     path: PathBuf,
-    kept: Vec<(usize, f64)>,
+    pub kept: Vec<(usize, f64)>,
     started: Instant,
     /// The seconds that the run took before it was taken up.
     before: f64,
     /// The time and step of the last word.
     told: (Instant, usize),
+    /// When this process began to step and after which step, and when it did the last one.
+    steps: [(Instant, usize); 2],
 }
 
 impl<'a> Losses<'a> {
     fn new(name: &'a str, outcome: &Path) -> Self {
         let now = Instant::now();
-        Losses { name, path: losses(outcome), kept: vec![], started: now, before: 0.0, told: (now, 0) }
+        Losses {
+            name,
+            path: losses(outcome),
+            kept: vec![],
+            started: now,
+            before: 0.0,
+            told: (now, 0),
+            steps: [(now, 0); 2],
+        }
     }
 
-    fn seconds(&self) -> f64 {
+    /// What the run took so far, all that it prepares included.
+    pub fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// The mean of the steps that this process did; none, if it did none.
+    pub fn step_seconds(&self) -> Option<f64> {
+        let [(began, before), (ended, done)] = self.steps;
+        (done > before).then(|| (ended - began).as_secs_f64() / (done - before) as f64)
     }
 }
 
@@ -132,6 +174,7 @@ impl Observer for Losses<'_> {
 
     fn start(&mut self, done: usize, notes: &[String]) -> Result<()> {
         self.told = (Instant::now(), done);
+        self.steps = [self.told; 2];
         notes.iter().for_each(|note| say(format_args!("  {}: {note}", self.name)));
         if done > 0 {
             say(format_args!("  {}: taken up after step {done}", self.name));
@@ -145,6 +188,7 @@ impl Observer for Losses<'_> {
 
     fn step(&mut self, report: &StepReport) -> Result<()> {
         let StepReport { step, total, loss, .. } = *report;
+        self.steps[1] = (Instant::now(), step);
         if step.is_multiple_of(total.div_ceil(100)) {
             self.kept.push((step, loss));
             write_file(&self.path, json!([self.kept, self.seconds()]).to_string().as_bytes())?;

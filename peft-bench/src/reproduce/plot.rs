@@ -7,11 +7,16 @@ use super::report::grouped;
 
 /// A method in [`scatter`].
 pub(super) struct Dot<'a> {
+    /// What stands beside it.
     pub label: &'a str,
+    /// What it is called where one points at it.
+    pub name: &'a str,
     /// On a logarithmic axis, so above zero.
     pub x: f64,
     pub y: f64,
     pub spread: Option<f64>,
+    /// Of what `x` is a number.
+    pub unit: &'a str,
 }
 
 /// A method in [`curves`].
@@ -160,9 +165,10 @@ pub(super) fn scatter(title: &str, class: &str, x_label: &str, y_label: &str, do
             svg += &format!(r#"M{:.1} {bottom:.1}h6"/>"#, x - 3.0);
         }
         let spread = dot.spread.map_or_else(String::new, |s| format!(" ±{s:.2}"));
-        let (label, score, parameters) = (escape(label), dot.y, grouped(dot.x as usize));
+        let (label, name, score) = (escape(label), escape(dot.name), dot.y);
+        let x_text = if dot.x.fract() == 0.0 { grouped(dot.x as usize) } else { format!("{:.1}", dot.x) };
         svg += &format!(r#"<circle cx="{x:.1}" cy="{y:.1}" r="4.5">"#);
-        svg += &format!("<title>{label}: {score:.2}{spread}, {parameters} parameters</title></circle>");
+        svg += &format!("<title>{name}: {score:.2}{spread}, {x_text} {}</title></circle>", dot.unit);
         // A text that is longer than was reckoned grows away from its dot.
         let (tx, anchor) = match place.x - x {
             side if side > place.w => (place.x - place.w, "start"),

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::field::Line;
+
 /// All results.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -16,6 +18,9 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What a reader should know beside [`Report::reading`].
     pub notes: Vec<String>,
+    /// Whether it shows what runs took in place of the survey's figures.
+    #[serde(default)]
+    pub costs: bool,
 }
 
 /// A task.
@@ -32,6 +37,9 @@ pub struct Column {
 pub struct Row {
     /// Its name.
     pub name: String,
+    /// Its place in the survey's tree, where rows are sorted by that.
+    #[serde(default)]
+    pub group: String,
     /// The survey's number of trainable parameters, as printed.
     pub survey_params: Option<String>,
     /// What that number counts, derived for the model of the survey (most rows with the head).
@@ -71,9 +79,27 @@ pub struct Outcome {
     pub losses: Vec<(usize, f64)>,
     /// How long it took.
     pub seconds: f64,
+    /// What it took, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
     /// Whether an earlier call had it.
     #[serde(skip)]
     pub earlier: bool,
+}
+
+/// What a run took, in a process of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Numbers that the method trained, and the head.
+    pub trained: [usize; 2],
+    /// What its file holds beside the head, in numbers of four bytes.
+    pub stored: usize,
+    /// The mean of its steps; none, if the run was taken up after the last one.
+    pub step_seconds: Option<f64>,
+    /// The most memory that the process held while it trained, where the system tells.
+    pub peak_bytes: Option<u64>,
+    /// The largest difference of a logit once it is folded into the model; none, if it does not merge.
+    pub merged: Option<f64>,
 }
 
 /// JSON has no NaN: what a diverged run leaves is written as null, and must not keep the others from being read.
@@ -166,6 +192,14 @@ impl Report {
     /// All lines have the same width.
     pub fn table(&self) -> String {
         let mut lines = vec![self.header()];
+        if self.costs {
+            let empty = vec![String::new(); lines[0].len()];
+            lines.extend(self.field_lines().into_iter().map(|line| match line {
+                Line::Group(group) => [vec![String::new(), group.to_string()], empty[2..].to_vec()].concat(),
+                Line::Row(texts) => texts,
+            }));
+            return aligned(&lines);
+        }
         for row in &self.rows {
             let cells = row.with_average();
             let ours: Vec<Vec<Stat>> = cells.iter().map(Cell::ours).collect();
@@ -196,6 +230,9 @@ impl Report {
 
     /// How to read the table, in plain sentences.
     pub fn reading(&self) -> Vec<String> {
+        if self.costs {
+            return self.field_reading();
+        }
         let metrics = self.columns.iter().map(|column| format!("{} {}", column.name, column.metrics.join("/")));
         let runs = self.rows.iter().flat_map(|row| &row.cells).map(|cell| cell.runs.len()).filter(|n| *n > 0);
         let seeds = match (runs.clone().min(), runs.max()) {
@@ -246,7 +283,15 @@ impl Report {
         }
         let header: Vec<String> = self.header().iter().map(|name| markdown(name)).collect();
         out += &format!("\n| {} |\n|---|---|{}\n", header.join(" | "), "---:|".repeat(header.len() - 2));
-        for row in &self.rows {
+        for line in if self.costs { self.field_lines() } else { vec![] } {
+            out += &match line {
+                Line::Group(group) => format!("| | **{}** |{}\n", markdown(group), " |".repeat(header.len() - 2)),
+                Line::Row(texts) => {
+                    format!("| {} |\n", texts.iter().map(|text| markdown(text)).collect::<Vec<_>>().join(" | "))
+                }
+            };
+        }
+        for row in self.rows.iter().filter(|_| !self.costs) {
             let cells = row.with_average();
             let [survey_counts, our_counts] = row.counts();
             let mut line = |name: &str, kind: &str, counts: [String; 4], scores: Vec<String>| {
@@ -272,6 +317,9 @@ impl Report {
 
     /// The names of the columns.
     pub(super) fn header(&self) -> Vec<String> {
+        if self.costs {
+            return self.field_header();
+        }
         let tasks = self.columns.iter().map(|column| &*column.name);
         let average = (self.columns.len() != 1).then_some("Avg");
         ["method", "", "#TPs", "exactly", "here", "head"]
@@ -354,12 +402,14 @@ pub(super) mod tests {
                 errors: if seed == 0 { vec![1.5; scores.len()] } else { vec![] },
                 losses: (1..9).map(|step| (step, 1.0 / step as f64)).collect(),
                 seconds: 1.5,
+                cost: None,
                 earlier: false,
             };
             Cell { survey: survey.to_vec(), runs: (0..seeds).map(run).collect() }
         };
         let row = |name: &str, params| Row {
             name: name.into(),
+            group: String::new(),
             survey_params: Some("0.89M".into()),
             counted: Some(887_042),
             real_params: Some(294_912),
@@ -373,6 +423,7 @@ pub(super) mod tests {
             columns: vec![column("CoLA", &["matthews"]), column("MRPC", &["accuracy", "f1"])],
             rows: vec![row("LoRA", 1_234_567), row("a_b|c<d>", 12), row("probe", 0)],
             notes: vec!["*one*\ntwo".into()],
+            costs: false,
         }
     }
 

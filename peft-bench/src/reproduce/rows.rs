@@ -31,9 +31,26 @@ pub struct Row {
     pub counted: &'static [(&'static str, &'static [&'static str], usize)],
     /// What else is not as in the survey, or in the code that it ran, in sentences; empty, if nothing is known.
     pub differs: &'static str,
+    /// Where it stands in the survey's tree, family / group: of the table of all methods.
+    pub group: &'static str,
+    /// What it starts from, in the same table.
+    pub sources: Sources,
 }
 
-const ROW: Row = Row {
+/// The finished adapters from which a row starts: of another row, by its name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sources {
+    /// None.
+    Base,
+    /// That of the same task and seed.
+    Own(&'static str),
+    /// Those of other tasks.
+    Others(&'static str),
+    /// That of a row which is trained on the other tasks together.
+    Together(&'static Row),
+}
+
+pub(super) const ROW: Row = Row {
     name: "",
     method: "",
     settings: &[],
@@ -46,6 +63,8 @@ const ROW: Row = Row {
     counts_head: true,
     counted: &[],
     differs: "",
+    group: "",
+    sources: Sources::Base,
 };
 
 const PROPETL: &str = "The authors' batches are of 128, and their warm-up is 10 % of the steps.";

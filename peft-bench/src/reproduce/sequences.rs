@@ -127,6 +127,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
                 params: row.count(shape, plan.real.is_none())?,
                 head: 0,
                 cells: vec![cell],
+                ..Default::default()
             })
         };
         let rows = plan.rows.iter().map(row).collect::<Result<Vec<_>>>()?;
@@ -160,6 +161,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
             columns: vec![column],
             rows: [vec![untuned], rows].concat(),
             notes,
+            costs: false,
         })
     }
 }

@@ -1,9 +1,10 @@
 //! The tables on models and data that are there: the reports, and a run that was interrupted.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use peft_bench::hermetic;
 use peft_bench::reproduce::report::{Cell, Outcome, Report};
@@ -103,6 +104,16 @@ fn tables_v_and_vi_on_a_model_and_files_of_ones_own() {
     assert!(!output.status.success() && message.contains("output") && message.contains("alpaca"), "{message}");
 }
 
+/// The outcomes of `killed`, and when they were written.
+fn written(folder: &Path) -> Vec<(OsString, SystemTime)> {
+    let entries = fs::read_dir(folder.join("killed/runs")).unwrap().map(|entry| entry.unwrap());
+    // A kill may leave a scratch file, which nothing reads.
+    let outcomes = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "json"));
+    let mut times: Vec<_> = outcomes.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect();
+    times.sort();
+    times
+}
+
 const TABLE_III: &str =
     "--rows BitFit,lora --tasks cola,mrpc --seeds 3,4 --max-steps 4 --batch-size 8 --learning-rate LoRA=1e-2";
 
@@ -133,14 +144,7 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     assert!(reproduce("killed").status().unwrap().success());
     assert_eq!(scores(folder, "killed"), expected);
     // Nothing is computed twice.
-    let times = || {
-        let entries = fs::read_dir(folder.join("killed/runs")).unwrap().map(|entry| entry.unwrap());
-        // A kill may leave a scratch file, which nothing reads.
-        let outcomes = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "json"));
-        let mut times: Vec<_> = outcomes.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect();
-        times.sort();
-        times
-    };
+    let times = || written(folder);
     let before = times();
     assert!(reproduce("killed").status().unwrap().success());
     assert_eq!((times(), before.len()), (before.clone(), 8));
@@ -160,6 +164,74 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     fs::write(&config, other.to_string()).unwrap();
     assert!(reproduce("killed").status().unwrap().success());
     assert_eq!(times().len(), 16);
+}
+
+const ALL_METHODS: &str =
+    "--table methods --rows lora,spot,mpt,laplace-lora --tasks cola,stsb --seeds 3 --max-steps 2 --batch-size 8";
+
+/// Rows that start from others' adapters among them; each run is a process of its own.
+#[test]
+fn the_table_of_all_methods_goes_on_and_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::write(folder, 0).unwrap();
+    model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
+    let reproduce = |output| reproduce(folder, "glue", ALL_METHODS, output);
+    let started = Instant::now();
+    assert!(reproduce("whole").status().unwrap().success());
+    let whole = started.elapsed();
+    // All but times and memory, which are measured anew.
+    let results = |output: &str| -> Vec<(u64, Vec<f64>, [usize; 2], usize, Option<f64>)> {
+        let of = |run: &Outcome| {
+            let cost = run.cost.clone().unwrap();
+            assert!(
+                cost.step_seconds.is_none_or(|seconds| seconds > 0.0)
+                    && cost.peak_bytes.is_none_or(|bytes| bytes > 1 << 20)
+            );
+            (run.seed, run.scores.clone(), cost.trained, cost.stored, cost.merged)
+        };
+        runs(&report(folder, output)).map(of).collect()
+    };
+    let expected = results("whole");
+    // CoLA and STS-B, of a LoRA, two prompts and a posterior, which trains nothing and does not merge.
+    assert_eq!(expected.iter().map(|run| run.1.len()).collect::<Vec<_>>(), [1, 2].repeat(4));
+    let merges = expected.iter().map(|run| run.4.is_some_and(|difference| difference < 1e-3)).collect::<Vec<_>>();
+    assert_eq!(merges, [[true; 2], [false; 2], [false; 2], [false; 2]].concat());
+    assert!(expected[..6].iter().all(|run| run.2[0] > 0 && run.3 >= run.2[0]) && expected[6].2[0] == 0);
+    for file in ["REPORT.md", "report.html"] {
+        let text = fs::read_to_string(folder.join("whole").join(file)).unwrap();
+        assert!(["Laplace-LoRA", "low-rank decomposition", "peak MB"].iter().all(|word| text.contains(word)), "{file}");
+    }
+
+    for part in 1..4 {
+        let mut child = reproduce("killed").spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(0.2 * f64::from(part)).min(Duration::from_secs(20)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(reproduce("killed").status().unwrap().success());
+    assert_eq!(results("killed"), expected);
+    // Beside the eight of the table three prompts and the MPT of the sources.
+    let before = written(folder);
+    assert!(reproduce("killed").status().unwrap().success());
+    assert_eq!((written(folder), before.len()), (before.clone(), 12));
+}
+
+/// A method that cannot run on a model is told with its reason, and keeps no other from being run.
+#[test]
+fn a_method_that_cannot_run_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::write(folder, 0).unwrap();
+    // WARP stands behind the head for masked words.
+    model(folder, "roberta-tiny", |base| Head::classifier(base, 2, 0));
+    let args = "--table methods --rows warp,bitfit --tasks cola --seeds 0 --max-steps 2 --batch-size 8";
+    let output = reproduce(folder, "glue", args, "out").stderr(Stdio::piped()).output().unwrap();
+    assert!(!output.status.success());
+    let report = report(folder, "out");
+    assert_eq!(filled(&report), [("WARP", vec![]), ("BitFit", vec![1])]);
+    let told = report.notes.iter().find(|note| note.starts_with("Failed: WARP on CoLA"));
+    assert!(told.is_some_and(|note| note.contains("masked words")), "{:?}", report.notes);
 }
 
 /// The others are trained, and the report and the last word say which run failed.
@@ -190,6 +262,8 @@ fn what_cannot_be_is_named() {
         ("--test dev", &["--test", "Table IV"]),
         ("--limit 3", &["--limit", "Tables IV to VI"]),
         ("--table 6 --tasks rte", &["--tasks", "Table III"]),
+        ("--table methods --tasks rte", &["--tasks", "rte", "sources"]),
+        ("--table methods --rows lora --job LoRA/cola", &["--job", "ROW/TASK/SEED"]),
         ("--model nowhere --data GLUE", &["nowhere"]),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));

@@ -1,0 +1,484 @@
+//! Every method of the registry on the same tasks: what it scores, and what it costs. Each run is a process of its own, so that the most
+//! memory that it holds can be told.
+
+mod report;
+pub mod rows;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use peft_core::data::Dataset;
+use peft_core::io::{Pretrained, peft};
+use peft_core::train::{TrainConfig, Tuned};
+use peft_core::{AnyMethod, Error, Example, Result, Source, view};
+use serde_json::{Value, json};
+
+use super::classification::Data;
+use super::outcome::Runs;
+use super::report::{Cell, Column, Cost, Outcome, Report, Row as Shown};
+use super::rows::{Row, Sources};
+use super::{Failures, Plan, masked, say};
+use crate::machine::{digest, peak_bytes};
+use crate::registry::{by_name, by_peft_type};
+use crate::tasks::Task;
+pub(super) use report::Line;
+use rows::ROWS;
+
+/// The tasks on which sources are trained, none of them of the table: one of single texts and two of pairs, with two classes each, so
+/// that one head serves all.
+pub const SOURCES: [&str; 3] = ["sst2", "mrpc", "rte"];
+/// The tasks of the table: a text, a pair, and a pair with a value.
+pub const TASKS: [&str; 3] = ["cola", "qnli", "stsb"];
+/// On how many examples it is measured how far folding a method into the model moves logits.
+const PROBE: usize = 32;
+/// How often the report is written on the way: its plots take longer than a short run.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// What a run is trained on.
+#[derive(Clone, Copy, PartialEq)]
+enum On {
+    Task(Task),
+    /// The tasks of the sources together.
+    Together,
+}
+
+/// One run: a row on a task with a seed.
+#[derive(Clone, Copy, PartialEq)]
+struct Job {
+    row: Row,
+    on: On,
+    seed: u64,
+}
+
+/// All runs of a table, on a model.
+struct Field<'a> {
+    plan: &'a Plan,
+    model: &'a Pretrained,
+    /// The model's fingerprint.
+    weights: u64,
+    /// The directory of the tasks.
+    glue: &'a Path,
+    data: Mutex<BTreeMap<&'static str, Arc<Data>>>,
+}
+
+/// What a run needs beside its sources, and all that decides it.
+struct Setting {
+    name: String,
+    method: AnyMethod,
+    config: TrainConfig,
+    train: Dataset,
+    /// What it is scored on; the source tasks together are not.
+    dev: Option<Dataset>,
+    key: Value,
+}
+
+/// Runs all rows on all tasks, goes on where it was interrupted, and writes REPORT.md and report.html.
+pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
+    let started = Instant::now();
+    let source = plan.source(|made| masked::prepare(made, plan))?;
+    let field = Field::new(plan, &source.model, &source.data);
+    let mut report = field.blank(tasks, &source.name);
+    let rows = plan.rows.iter().flat_map(|row| tasks.iter().map(move |task| (*row, On::Task(*task))));
+    let wanted: Vec<Job> =
+        rows.flat_map(|(row, on)| plan.seeds.iter().map(move |seed| Job { row, on, seed: *seed })).collect();
+    let (mut failures, mut written) = (Failures::default(), started);
+    for jobs in waves(&wanted)? {
+        field.together(&jobs, |job, outcome| {
+            let Some(outcome) = failures.sort(&job.told(), outcome)? else { return Ok(()) };
+            say(job.progress(&outcome));
+            let row = plan.rows.iter().position(|row| row.name == job.row.name);
+            let column = tasks.iter().position(|task| On::Task(*task) == job.on);
+            if let Some((row, column)) = row.zip(column) {
+                let runs = &mut report.rows[row].cells[column].runs;
+                runs.push(outcome);
+                runs.sort_by_key(|run| run.seed);
+                if written.elapsed() > WRITE {
+                    plan.write(&report)?;
+                    written = Instant::now();
+                }
+            }
+            Ok(())
+        })?;
+    }
+    plan.finish(started, report, failures)
+}
+
+/// One run of such a table, by its name; its outcome and its adapter lie in the output when this comes to its end, which it does at once when
+/// whoever holds the other end of the standard input is gone.
+pub fn run_one(plan: &Plan, job: &str) -> Result<()> {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(1);
+    });
+    let job = Job::named(job)?;
+    let (name, glue) = match &plan.real {
+        Some((name, glue)) => (name.clone(), glue.clone()),
+        None => {
+            let (model, glue) = masked::prepare(&plan.made, plan)?;
+            (model.to_string_lossy().into_owned(), glue)
+        }
+    };
+    let model = Pretrained::open(&name, &plan.device)?;
+    Field::new(plan, &model, &glue).run(&job).map(|_| ())
+}
+
+impl Sources {
+    /// The runs that one of a row needs.
+    fn of(self, job: &Job) -> Result<Vec<Job>> {
+        let row = |name: &str| Row::named(&ROWS, name);
+        Ok(match self {
+            Sources::Base => vec![],
+            Sources::Own(name) => vec![Job { row: row(name)?, ..*job }],
+            Sources::Others(name) => {
+                let on = |task: &str| Ok(Job { row: row(name)?, on: On::Task(Task::named(task)?), seed: job.seed });
+                SOURCES.into_iter().map(on).collect::<Result<_>>()?
+            }
+            Sources::Together(row) => vec![Job { row: *row, on: On::Together, seed: job.seed }],
+        })
+    }
+}
+
+/// The wanted runs and those that they need, in an order in which each wave needs earlier ones only.
+fn waves(wanted: &[Job]) -> Result<Vec<Vec<Job>>> {
+    fn place(job: Job, waves: &mut Vec<Vec<Job>>) -> Result<usize> {
+        if let Some(at) = waves.iter().position(|wave| wave.contains(&job)) {
+            return Ok(at);
+        }
+        let needs = job.row.sources.of(&job)?;
+        let at = needs.into_iter().map(|need| Ok(place(need, waves)? + 1)).collect::<Result<Vec<_>>>()?;
+        let at = at.into_iter().max().unwrap_or(0);
+        waves.resize(waves.len().max(at + 1), vec![]);
+        waves[at].push(job);
+        Ok(at)
+    }
+    let mut waves = vec![];
+    wanted.iter().try_for_each(|job| place(*job, &mut waves).map(drop))?;
+    Ok(waves)
+}
+
+impl On {
+    fn name(&self) -> &'static str {
+        match self {
+            On::Task(task) => task.name,
+            On::Together => "sources",
+        }
+    }
+}
+
+impl Job {
+    /// What names it among all runs.
+    fn name(&self) -> String {
+        format!("{}/{}/{}", self.row.name, self.on.name(), self.seed)
+    }
+
+    fn named(name: &str) -> Result<Self> {
+        let wrong = || Error::config("--job", name, "ROW/TASK/SEED");
+        let [seed, on, row] = name.rsplitn(3, '/').collect::<Vec<_>>()[..] else { return Err(wrong()) };
+        let seed = seed.parse().map_err(|_| wrong())?;
+        let together = ROWS.iter().filter_map(|row| match row.sources {
+            Sources::Together(row) => Some(*row),
+            _ => None,
+        });
+        let row = ROWS.into_iter().chain(together).find(|known| known.name == row).ok_or_else(wrong)?;
+        let on = if on == On::Together.name() { On::Together } else { On::Task(Task::named(on)?) };
+        Ok(Job { row, on, seed })
+    }
+
+    /// The same for a reader.
+    fn told(&self) -> String {
+        let on = match &self.on {
+            On::Task(task) => task.directory,
+            On::Together => "the source tasks together",
+        };
+        format!("{} on {on}, seed {}", self.row.name, self.seed)
+    }
+
+    fn progress(&self, outcome: &Outcome) -> String {
+        let metrics = match &self.on {
+            On::Task(task) => task.metrics,
+            On::Together => &[],
+        };
+        let scores = metrics.iter().zip(&outcome.scores).map(|(name, score)| format!("{name} {score:.2} "));
+        let when = if outcome.earlier { "by an earlier call, which took" } else { "in" };
+        format!("{}: {}{when} {:.1} s", self.told(), scores.collect::<String>(), outcome.seconds)
+    }
+}
+
+/// Where the adapter of an outcome lies, if others start from it.
+fn adapter(outcome: &Path) -> PathBuf {
+    outcome.with_extension("adapter")
+}
+
+impl<'a> Field<'a> {
+    fn new(plan: &'a Plan, model: &'a Pretrained, glue: &'a Path) -> Self {
+        Field { plan, model, weights: model.fingerprint(), glue, data: Mutex::default() }
+    }
+
+    fn runs(&self) -> Runs<'a> {
+        Runs { model: self.model, weights: self.weights, output: &self.plan.output, device: &self.plan.device }
+    }
+
+    /// The texts of a task, which are read once.
+    fn data(&self, task: &Task) -> Result<Arc<Data>> {
+        let mut known = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(data) = known.get(task.name) {
+            return Ok(data.clone());
+        }
+        let data = Arc::new(Data::new(task.read(self.glue)?));
+        known.insert(task.name, data.clone());
+        Ok(data)
+    }
+
+    /// How many runs go side by side, and the threads of each: small models leave threads idle, a large one needs the memory.
+    fn threads(&self) -> (usize, usize) {
+        if self.plan.real.is_none() { (self.plan.threads, 1) } else { (1, self.plan.threads) }
+    }
+
+    fn setting(&self, job: &Job) -> Result<Setting> {
+        let (plan, shape) = (self.plan, self.model.base.shape());
+        let Job { row, on, seed } = *job;
+        let method = peft::with_words(&by_name(row.method)?, &row.settings(shape, true))?;
+        let tokens = |task: &Task| self.data(task)?.tokens(self.model, method.room(shape).min(128));
+        let (train, dev) = match on {
+            On::Task(task) => {
+                let tokens = tokens(&task)?;
+                (tokens.train.clone(), Some(tokens.dev.clone()))
+            }
+            On::Together => {
+                let mut examples = vec![];
+                for (i, task) in SOURCES.iter().enumerate() {
+                    let tokens = tokens(&Task::named(task)?)?;
+                    let of_task = |example: &Example| Example { task: i, ..example.clone() };
+                    examples.extend(tokens.train.examples.iter().map(of_task));
+                }
+                let classes = vec!["0".to_string(), "1".to_string()];
+                (Dataset { examples, classes }, None)
+            }
+        };
+        let config = plan.config((&row, seed), shape, train.examples.len());
+        let config = TrainConfig { threads: self.threads().1, ..config };
+        let hash = |data: &Dataset| json!(Example::fingerprint(&data.examples));
+        let sources =
+            row.sources.of(job)?.iter().map(|need| Ok(json!(self.digest(need)?))).collect::<Result<Vec<_>>>()?;
+        let decides = [json!([hash(&train), dev.as_ref().map(hash)]), json!(sources)];
+        let key = self.runs().key(&method, &config, &decides);
+        let name = format!("{}-{}-{seed}", row.method, on.name());
+        Ok(Setting { name, method, config, train, dev, key })
+    }
+
+    /// A hash of all that decides a run.
+    fn digest(&self, job: &Job) -> Result<String> {
+        Ok(digest(&[self.setting(job)?.key.to_string().as_bytes()]))
+    }
+
+    /// Runs of which none needs another, several side by side, each in a process of its own; `take` is told each as it ends.
+    fn together(&self, jobs: &[Job], mut take: impl FnMut(&Job, Result<Outcome>) -> Result<()>) -> Result<()> {
+        let (queue, (results, outcomes)) = (Mutex::new(jobs.iter()), mpsc::channel());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads().0.min(jobs.len()) {
+                let (results, next) = (results.clone(), &next);
+                scope.spawn(move || {
+                    while let Some(job) = next() {
+                        let outcome = self.kept(job);
+                        let stop = outcome.as_ref().is_err_and(|error| !Failures::of_one(error));
+                        if results.send((job, outcome)).is_err() || stop {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(results);
+            outcomes.into_iter().try_for_each(|(job, outcome)| take(job, outcome))
+        })
+    }
+
+    /// The outcome of a run, from its file or from a process that writes it.
+    fn kept(&self, job: &Job) -> Result<Outcome> {
+        let Setting { name, key, .. } = self.setting(job)?;
+        let known = || self.runs().known(&name, &key);
+        if let Some(outcome) = known() {
+            return Ok(outcome);
+        }
+        let program = std::env::current_exe().map_err(Error::io("find", "the program"))?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).arg("--job").arg(job.name());
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::inherit()).stderr(Stdio::piped()).spawn();
+        let mut process = started.map_err(Error::io("start", "a run"))?;
+        // While this end is open the run goes on.
+        let _open = process.stdin.take();
+        let ended = process.wait_with_output().map_err(Error::io("wait for", "a run"))?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        match known().filter(|_| ended.status.success()) {
+            Some(outcome) => Ok(Outcome { earlier: false, ..outcome }),
+            None => {
+                let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+                let detail = format!("{} ({})", last.trim_start_matches("error: "), ended.status);
+                Err(Error::Check { what: "a run comes to its end", detail })
+            }
+        }
+    }
+
+    /// Trains and measures, in this process.
+    fn run(&self, job: &Job) -> Result<Outcome> {
+        let Setting { name, method, config, train, dev, key } = self.setting(job)?;
+        let runs = self.runs();
+        runs.kept(&name, &key, |path| {
+            let sources = job.row.sources.of(job)?.iter().map(|need| self.source(need)).collect::<Result<Vec<_>>>()?;
+            let seed = config.seed;
+            let (tuned, losses) = runs.trained(&name, path, (method.from_sources(sources), config), &train)?;
+            let (seconds, peak_bytes) = (losses.seconds(), peak_bytes());
+            let stored = self.stored(&tuned, job, path)?;
+            let merged = match tuned.merge(&train.examples[..PROBE.min(train.examples.len())], f32::INFINITY) {
+                Ok(merged) => Some(f64::from(merged.difference)),
+                // That it has no weight-space form.
+                Err(Error::Config { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            let (method, head) = tuned.trainable();
+            let step_seconds = losses.step_seconds();
+            let cost = Cost { trained: [method, head], stored, step_seconds, peak_bytes, merged };
+            let metrics = dev.as_ref().map(|dev| tuned.evaluate(dev)).transpose()?;
+            let score =
+                |metric: &&str| metrics.as_ref().and_then(|known| known.get(metric)).map_or(f64::NAN, |x| 100.0 * x);
+            let scores = match &job.on {
+                On::Task(task) => task.metrics.iter().map(score).collect(),
+                On::Together => vec![],
+            };
+            Ok(Outcome { seed, scores, seconds, losses: losses.kept, cost: Some(cost), ..Outcome::default() })
+        })
+    }
+
+    /// Writes the adapter; how many numbers of four bytes its file has beside the head. It stays if others start from it.
+    fn stored(&self, tuned: &Tuned<'_>, job: &Job, outcome: &Path) -> Result<usize> {
+        let dir = adapter(outcome);
+        let remove = || std::fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir));
+        if dir.exists() {
+            remove()?;
+        }
+        tuned.save(&dir)?;
+        let file = dir.join("adapter_model.safetensors");
+        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
+        // A safetensors file is the size of its header in eight bytes, the header, and the tensors.
+        let header = bytes.first_chunk().map_or(0, |size| u64::from_le_bytes(*size) as usize);
+        let head: usize = view::shapes(&tuned.trained.head.clone().valid())
+            .iter()
+            .map(|(_, dims)| dims.iter().product::<usize>())
+            .sum();
+        let serves = |row: &Row| match row.sources {
+            Sources::Base => false,
+            Sources::Own(name) | Sources::Others(name) => name == job.row.name,
+            Sources::Together(row) => {
+                row.name == job.row.name || matches!(row.sources, Sources::Others(name) if name == job.row.name)
+            }
+        };
+        if !ROWS.iter().any(serves) {
+            remove()?;
+        }
+        Ok(bytes.len().saturating_sub(8 + header).div_ceil(4).saturating_sub(head))
+    }
+
+    /// The finished adapter of a run.
+    fn source(&self, job: &Job) -> Result<Source> {
+        let Setting { name, key, .. } = self.setting(job)?;
+        let dir = adapter(&self.runs().place(&name, &key));
+        if !dir.is_dir() {
+            return Err(Error::config("sources", job.told(), "a run that has come to its end"));
+        }
+        let (config, trained) = peft::load_as(&by_peft_type(&dir)?, &dir, self.model)?;
+        Ok(Source { name: job.on.name().to_string(), config, trained })
+    }
+
+    /// The report before the first run.
+    fn blank(&self, tasks: &[Task], name: &str) -> Report {
+        let (plan, shape) = (self.plan, self.model.base.shape());
+        let made = plan.real.is_none();
+        let column = |task: &Task| Column {
+            name: task.directory.to_string(),
+            metrics: task.metrics.iter().map(|metric| metric.to_string()).collect(),
+        };
+        let row = |row: &Row| Shown {
+            name: row.name.to_string(),
+            group: row.group.to_string(),
+            cells: vec![Cell::default(); tasks.len()],
+            ..Shown::default()
+        };
+        let own = [
+            (
+                "Model",
+                if made { "a small RoBERTa, pretrained here with masked words".into() } else { name.to_string() },
+            ),
+            ("Its shape", format!("{} layers of {}, {} parameters", shape.layers, shape.hidden, shape.count())),
+            (
+                "Tasks",
+                if made { "generated by a seeded grammar, of GLUE's kinds".into() } else { "GLUE's files".into() },
+            ),
+            (
+                "Sources",
+                format!("adapters of the same seed on {}, for the rows that start from such", SOURCES.join(", ")),
+            ),
+            ("Processes", format!("one for each run, {} at a time", self.threads().0)),
+        ];
+        let note = |row: &Row| {
+            let (settings, differs) = (row.settings_text(shape, true), row.differs_text());
+            let (rate, decay) = (plan.learning_rate(row), row.weight_decay);
+            let decay = if decay > 0.0 { format!(", weight decay {decay}") } else { String::new() };
+            let sources = match row.sources {
+                Sources::Base => String::new(),
+                Sources::Own(name) => format!("; from {name} on the same task"),
+                Sources::Others(name) => format!("; from {name} on each of the source tasks"),
+                Sources::Together(row) => format!("; from {} ({})", row.name, row.settings_text(shape, true)),
+            };
+            format!("{}: {}, {settings}; learning rate {rate}{decay}{sources}.{differs}", row.name, row.method)
+        };
+        Report {
+            title: "All methods on one small model".into(),
+            setting: plan.setting(&own, None),
+            columns: tasks.iter().map(column).collect(),
+            rows: plan.rows.iter().map(row).collect(),
+            notes: plan.rows.iter().map(note).collect(),
+            costs: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(row: &str, task: &str) -> Job {
+        Job { row: Row::named(&ROWS, row).unwrap(), on: On::Task(Task::named(task).unwrap()), seed: 3 }
+    }
+
+    #[test]
+    fn sources_come_before_what_starts_from_them() {
+        let wanted = [job("MPT", "cola"), job("Laplace-LoRA", "cola"), job("SPoT", "qnli"), job("BitFit", "cola")];
+        let waves = waves(&wanted).unwrap();
+        let all: Vec<&Job> = waves.iter().flatten().collect();
+        // Beside the wanted: three prompts, the MPT of the sources, a LoRA.
+        assert_eq!(all.len(), 9);
+        let wave = |job: &Job| waves.iter().position(|wave| wave.contains(job)).unwrap();
+        for job in all {
+            assert!(job.row.sources.of(job).unwrap().iter().all(|need| wave(need) < wave(job)), "{}", job.told());
+        }
+        assert_eq!((waves.len(), wave(&wanted[3])), (3, 0));
+    }
+
+    #[test]
+    fn a_run_is_found_by_its_name() {
+        let [mpt, lora] = [job("MPT", "cola"), job("Sequential adapter (Pfeiffer)", "stsb")];
+        let stage = mpt.row.sources.of(&mpt).unwrap()[0];
+        for job in [mpt, lora, stage] {
+            assert!(Job::named(&job.name()).unwrap() == job, "{}", job.name());
+        }
+        assert!(
+            ["LoRA", "LoRA/cola", "LoRa/cola/1", "LoRA/wnli/1", "LoRA/cola/x"]
+                .iter()
+                .all(|name| Job::named(name).is_err())
+        );
+    }
+}
