@@ -96,7 +96,7 @@ pub struct Cost {
     pub stored: usize,
     /// The mean of its steps; none, if the run was taken up after the last one.
     pub step_seconds: Option<f64>,
-    /// The most memory that the process held while it trained, where the system tells.
+    /// The most memory that the process held from the start of the method to the last step, where the system tells.
     pub peak_bytes: Option<u64>,
     /// The largest difference of a logit once it is folded into the model; none, if it does not merge.
     pub merged: Option<f64>,

@@ -22,7 +22,7 @@ use super::outcome::Runs;
 use super::report::{Cell, Column, Cost, Outcome, Report, Row as Shown};
 use super::rows::{Row, Sources};
 use super::{Failures, Plan, masked, say};
-use crate::machine::{digest, peak_bytes};
+use crate::machine::{digest, forget_peak, peak_bytes};
 use crate::registry::{by_name, by_peft_type};
 use crate::tasks::Task;
 pub(super) use report::Line;
@@ -330,6 +330,8 @@ impl<'a> Field<'a> {
         runs.kept(&name, &key, |path| {
             let sources = job.row.sources.of(job)?.iter().map(|need| self.source(need)).collect::<Result<Vec<_>>>()?;
             let seed = config.seed;
+            // What reading the texts took is no method's.
+            forget_peak();
             let (tuned, losses) = runs.trained(&name, path, (method.from_sources(sources), config), &train)?;
             let (seconds, peak_bytes) = (losses.seconds(), peak_bytes());
             let stored = self.stored(&tuned, job, path)?;

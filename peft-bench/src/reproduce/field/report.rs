@@ -55,7 +55,11 @@ impl Costs {
             or_none(self.step.map(|x| 1e3 * x), 1),
             format!("{:.1}", self.seconds),
             or_none(self.peak.map(|bytes| bytes as f64 / 1e6), 0),
-            self.merged.map_or("no".into(), |difference| format!("yes, {difference:.0e}")),
+            match self.merged {
+                None => "no".into(),
+                Some(0.0) => "yes, to the bit".into(),
+                Some(difference) => format!("yes, {difference:.0e}"),
+            },
         ]
     }
 }
@@ -104,8 +108,9 @@ impl Report {
              Stored: what the method's file holds beside the head, in numbers of four bytes; a mask takes a bit for each of its numbers."
                 .into(),
             "ms a step: the mean of a run's steps without what is computed before the first one. s a run: training with that, without \
-             what its sources took. Peak MB: the most that the process of a run held until its last step, the model, the data and the \
-             program itself among it: compare it with linear probing. Times are of whatever else the machine did beside them."
+             what its sources took; of whatever else the machine did beside them. Peak MB: the most that the process of a run held from \
+             the start of the method to its last step, the model, the data and the program itself among it: compare it with linear \
+             probing."
                 .into(),
             "Merges: whether it folds into the model, and by how much that moved a logit of 32 examples at most.".into(),
             "A … is what is not there yet, or failed, which the notes say.".into(),

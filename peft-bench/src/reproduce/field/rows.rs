@@ -223,10 +223,10 @@ pub const ROWS: [Row; 69] = [
     Row {
         name: "Laplace-LoRA",
         method: "laplace-lora",
-        settings: LORA,
+        settings: &["r=8", "lora_alpha=16", "prediction=sampled", "samples=16"],
         sources: Sources::Own("LoRA"),
-        differs: "It is the posterior of the row LoRA of the same task and seed: nothing is trained, and no score is to be expected \
-                  above that row's.",
+        differs: "It is the posterior of the row LoRA of the same task and seed: nothing is trained. It predicts by 16 draws; the \
+                  linearized prediction differentiates each logit of each text, which takes minutes here.",
         ..LOW_RANK
     },
     Row { name: "LoRA", method: "lora", settings: LORA, ..LOW_RANK },
@@ -244,7 +244,7 @@ pub const ROWS: [Row; 69] = [
         name: "MOELoRA",
         method: "moelora",
         settings: &["r=8", "lora_alpha=16", "expert_num=4", "task_num=1", "task_embedding_dim=16"],
-        differs: "Of one task, so that its gate is one for all texts.",
+        differs: "Of one task, so that its gate is one for all texts. It merges for one task at a time, which is not tried here.",
         ..LOW_RANK
     },
     Row { name: "QLoRA", method: "qlora", settings: LORA, ..LOW_RANK },
