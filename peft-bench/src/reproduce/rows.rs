@@ -276,8 +276,11 @@ impl Row {
     /// The row of this name, in any case, among those of a table.
     pub fn named(rows: &[Row], name: &str) -> Result<Self> {
         let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
-        let same = |row: &&Row| row.name.eq_ignore_ascii_case(name) || row.method == name;
-        rows.iter().find(same).copied().ok_or_else(|| Error::config("--rows", name, known()))
+        let named = rows.iter().find(|row| row.name.eq_ignore_ascii_case(name));
+        named
+            .or_else(|| rows.iter().find(|row| row.method == name))
+            .copied()
+            .ok_or_else(|| Error::config("--rows", name, known()))
     }
 
     /// Sequences in a step with the survey's settings for a model of this shape.

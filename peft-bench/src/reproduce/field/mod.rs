@@ -110,11 +110,11 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
 /// One run of such a table, by its name; its outcome and its adapter lie in the output when this comes to its end, which it does at once when
 /// whoever holds the other end of the standard input is gone.
 pub fn run_one(plan: &Plan, job: &str) -> Result<()> {
+    let job = Job::named(job)?;
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(1);
     });
-    let job = Job::named(job)?;
     let (name, glue) = match &plan.real {
         Some((name, glue)) => (name.clone(), glue.clone()),
         None => {
@@ -242,18 +242,24 @@ impl<'a> Field<'a> {
         let (plan, shape) = (self.plan, self.model.base.shape());
         let Job { row, on, seed } = *job;
         let method = peft::with_words(&by_name(row.method)?, &row.settings(shape, true))?;
-        let tokens = |task: &Task| self.data(task)?.tokens(self.model, method.room(shape).min(128));
+        // A few steps are on no more texts than they take, so that what goes through all of them beforehand is short too.
+        let most = plan.max_steps.map_or(usize::MAX, |steps| steps.saturating_mul(plan.batch_size(&row, shape)));
+        let tokens = |task: &Task| -> Result<[Dataset; 2]> {
+            let tokens = self.data(task)?.tokens(self.model, method.room(shape).min(128))?;
+            let mut train = tokens.train.clone();
+            train.examples.truncate(most);
+            Ok([train, tokens.dev.clone()])
+        };
         let (train, dev) = match on {
             On::Task(task) => {
-                let tokens = tokens(&task)?;
-                (tokens.train.clone(), Some(tokens.dev.clone()))
+                let [train, dev] = tokens(&task)?;
+                (train, Some(dev))
             }
             On::Together => {
                 let mut examples = vec![];
                 for (i, task) in SOURCES.iter().enumerate() {
-                    let tokens = tokens(&Task::named(task)?)?;
-                    let of_task = |example: &Example| Example { task: i, ..example.clone() };
-                    examples.extend(tokens.train.examples.iter().map(of_task));
+                    let [train, _] = tokens(&Task::named(task)?)?;
+                    examples.extend(train.examples.into_iter().map(|example| Example { task: i, ..example }));
                 }
                 let classes = vec!["0".to_string(), "1".to_string()];
                 (Dataset { examples, classes }, None)

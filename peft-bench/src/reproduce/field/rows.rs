@@ -225,8 +225,8 @@ pub const ROWS: [Row; 69] = [
         method: "laplace-lora",
         settings: &["r=8", "lora_alpha=16", "prediction=sampled", "samples=16"],
         sources: Sources::Own("LoRA"),
-        differs: "It is the posterior of the row LoRA of the same task and seed: nothing is trained. It predicts by 16 draws; the \
-                  linearized prediction differentiates each logit of each text, which takes minutes here.",
+        differs: "It is the posterior of the row LoRA of the same task and seed: nothing is trained. It predicts by 16 draws. Its \
+                  preparation, a singular value decomposition for each text, map and factor, takes the longest of all rows.",
         ..LOW_RANK
     },
     Row { name: "LoRA", method: "lora", settings: LORA, ..LOW_RANK },
