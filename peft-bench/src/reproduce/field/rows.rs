@@ -63,7 +63,7 @@ pub const ROWS: [Row; 69] = [
         name: "CoDA",
         method: "coda",
         settings: &["reduction=2", "bottleneck=24"],
-        small_learning_rate: 3e-3,
+        small_learning_rate: 1e-3,
         differs: "Half of the tokens run through the frozen layers, with no pretraining for that.",
         ..ADAPTER
     },
@@ -95,7 +95,13 @@ pub const ROWS: [Row; 69] = [
         small_learning_rate: 3e-3,
         ..ADAPTER
     },
-    Row { name: "Residual adapter", method: "residual", settings: &["bottleneck=24"], ..ADAPTER },
+    Row {
+        name: "Residual adapter",
+        method: "residual",
+        settings: &["bottleneck=24"],
+        small_learning_rate: 2e-3,
+        ..ADAPTER
+    },
     Row { name: "Sequential adapter (Houlsby)", method: "adapter", settings: &["bottleneck=24"], ..ADAPTER },
     Row {
         name: "Sequential adapter (Pfeiffer)",
@@ -158,6 +164,7 @@ pub const ROWS: [Row; 69] = [
         name: "WARP",
         method: "warp",
         settings: &["mask_token_id=4"],
+        small_learning_rate: 1e-2,
         differs: "Its head is the vectors of the classes, behind the frozen transform of the model's head for masked words.",
         ..PROMPT
     },
