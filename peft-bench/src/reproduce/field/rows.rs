@@ -256,7 +256,7 @@ pub const ROWS: [Row; 69] = [
     },
     Row { name: "QLoRA", method: "qlora", settings: LORA, ..LOW_RANK },
     Row { name: "LoftQ", method: "loftq", settings: LORA, ..QUANTIZED },
-    Row { name: "QA-LoRA", method: "qa-lora", settings: LORA, ..QUANTIZED },
+    Row { name: "QA-LoRA", method: "qa-lora", settings: LORA, small_learning_rate: 5e-4, ..QUANTIZED },
     Row {
         name: "Compacter",
         method: "compacter",
