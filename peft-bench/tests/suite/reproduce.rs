@@ -169,6 +169,9 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
 const ALL_METHODS: &str =
     "--table methods --rows lora,spot,mpt,laplace-lora --tasks cola,stsb --seeds 3 --max-steps 2 --batch-size 8";
 
+/// Seed, scores, numbers trained, numbers stored, and what a merge changes.
+type Found = (u64, Vec<f64>, [usize; 2], usize, Option<f64>);
+
 /// Rows that start from others' adapters among them; each run is a process of its own.
 #[test]
 fn the_table_of_all_methods_goes_on_and_is_the_same() {
@@ -181,7 +184,7 @@ fn the_table_of_all_methods_goes_on_and_is_the_same() {
     assert!(reproduce("whole").status().unwrap().success());
     let whole = started.elapsed();
     // All but times and memory, which are measured anew.
-    let results = |output: &str| -> Vec<(u64, Vec<f64>, [usize; 2], usize, Option<f64>)> {
+    let results = |output: &str| -> Vec<Found> {
         let of = |run: &Outcome| {
             let cost = run.cost.clone().unwrap();
             assert!(
