@@ -308,7 +308,7 @@ pub const ROWS: [Row; 69] = [
         method: "s4",
         settings: &[
             r#"groups=[["adapter","lora"],["adapter","prefix","bias"],["prefix","bias","lora"]]"#,
-            "share=null",
+            "share=0",
             "bottleneck=24",
         ],
         differs: "Three groups, since there are three layers; parts have sizes of their own, not equal shares.",
