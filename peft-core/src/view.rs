@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Int, Shape, Tensor, TensorData};
+use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 
 use crate::{Error, Result, random::hash};
 
@@ -110,6 +110,32 @@ pub fn copied<M: Module>(module: M) -> M {
         }
     }
     module.map(&mut Fresh)
+}
+
+/// The module with its tensors on this device, of whatever backend they were.
+pub(crate) fn on_device<M: Module>(module: M, device: &Device) -> M {
+    struct Onto(Device);
+    impl ModuleMapper for Onto {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (id, value, mapper) = param.consume();
+            if value.device().inner() == self.0 {
+                return Param::from_mapped_value(id, value, mapper);
+            }
+            let device = if value.is_autodiff() { self.0.clone().autodiff() } else { self.0.clone() };
+            let moved = Tensor::from_data(value.to_data(), &device).set_require_grad(value.is_require_grad());
+            Param::from_mapped_value(id, moved, mapper)
+        }
+        fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+            let (id, value, mapper) = param.consume();
+            let there = value.device().inner() != self.0;
+            Param::from_mapped_value(
+                id,
+                if there { Tensor::from_data(value.into_data(), &self.0) } else { value },
+                mapper,
+            )
+        }
+    }
+    module.map(&mut Onto(device.clone().inner()))
 }
 
 /// A module like the first, with the sum of the modules' tensors of each name, each times its module's weight: added up in f64 and

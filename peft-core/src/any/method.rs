@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::AnyTuner;
 use super::composed::Composed;
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
+use crate::view::on_device;
 use crate::{Base, Common, Error, Head, Key, Method, Result, Shape, Site, Sites, Source, Start, Trained};
 
 /// A configuration of any method, with the adapters that it starts from.
@@ -141,9 +142,11 @@ impl AnyMethod {
         AnyMethod { sources: sources.into(), ..self }
     }
 
-    /// See [`Method::init_from`].
+    /// See [`Method::init_from`]. Sources may be on another device than the base.
     pub fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner> {
-        self.method.init_from(base, seed, &self.sources)
+        let here =
+            |source: &Source| Source { trained: on_device(source.trained.clone(), base.device()), ..source.clone() };
+        self.method.init_from(base, seed, &self.sources.iter().map(here).collect::<Vec<_>>())
     }
 
     /// See [`Method::head_from`].
