@@ -66,7 +66,7 @@ impl Plan {
     }
 
     /// Writes the packed model as transformers writes it with bitsandbytes, with one shard for each of the model's, and a report of what
-    /// each matrix has come to, which is also told as it goes. In memory are a shard of packed matrices and one that is not.
+    /// each matrix has come to, which is also told as it goes. In memory are a packed shard, twice while it is written, and a matrix that is not.
     ///
     /// # Errors
     /// If a weight is not finite, or the directory cannot be written.
@@ -91,8 +91,9 @@ impl Plan {
                 map.extend(tensors.keys().map(|name| (name.clone(), json!(file))));
                 let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
                 let path = dir.join(&file);
-                safetensors::serialize_to_file(&tensors, Some(metadata), &path)
-                    .map_err(|error| Error::file(&path, "tensors", error, "a file that can be written"))?;
+                let bytes = safetensors::serialize(&tensors, Some(metadata))
+                    .map_err(|error| Error::file(&path, "tensors", error, "tensors that can be written"))?;
+                write_file(&path, &bytes)?;
             }
             if shards.len() > 1 {
                 let index = json!({"metadata": {"total_size": size}, "weight_map": map});

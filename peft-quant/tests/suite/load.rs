@@ -104,6 +104,10 @@ fn a_directory_is_packed_as_transformers_packs_it() {
         assert_eq!(found["quantization_config"], expected["quantization_config"]);
         let base = |dir: &Path| model(dir, None).unwrap().base.fingerprint();
         assert_eq!(base(&output), base(&folder(kind)));
+        // Who may read one of its files may read all.
+        let modes =
+            ["config.json", "model.safetensors"].map(|file| fs::metadata(output.join(file)).unwrap().permissions());
+        assert_eq!(modes[0], modes[1]);
     }
 }
 
