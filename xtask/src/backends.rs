@@ -57,11 +57,12 @@ pub fn run(names: &[&str]) -> Result<()> {
 }
 
 /// One process a crate, so that kernels are compiled once for all tests; flex is compiled in beside each backend. Only those programs
-/// are built that hold the suite: the methods' own tests, and LoRA's variants. The whole workspace is selected, since cargo would
-/// give the dependencies of a few crates other features, and compile those a second time that know nothing of the backend.
+/// are built that hold the suite: the methods' own tests, and LoRA's variants.
 fn command(backend: &str) -> Result<Command> {
-    let mut command = cargo(["test", "--workspace", "--lib", "--test", "lora_config", "--no-fail-fast"]);
-    command.args(["--features", &format!("peft-core/{backend}")]);
+    let mut command = cargo(["test", "--lib", "--test", "lora_config", "--no-fail-fast"]);
+    for name in METHOD_CRATES {
+        command.args(["--package", name, "--features", &format!("{name}/{backend}")]);
+    }
     command.args(["conformance::", "--", "--show-output"]).env("PEFT_DEVICE", backend);
     match backend {
         "flex" | "wgpu" => {}
