@@ -114,6 +114,24 @@ fn written(folder: &Path) -> Vec<(OsString, SystemTime)> {
     times
 }
 
+/// How long the table takes that is made in `whole`.
+fn timed(reproduce: impl Fn(&'static str) -> Command) -> Duration {
+    let started = Instant::now();
+    assert!(reproduce("whole").status().unwrap().success());
+    started.elapsed()
+}
+
+/// The same table in `killed`, made to its end after it was killed three times.
+fn interrupted(reproduce: impl Fn(&'static str) -> Command, whole: Duration) {
+    for part in 1..4 {
+        let mut child = reproduce("killed").spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(0.2 * f64::from(part)).min(Duration::from_secs(20)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(reproduce("killed").status().unwrap().success());
+}
+
 const TABLE_III: &str =
     "--rows BitFit,lora --tasks cola,mrpc --seeds 3,4 --max-steps 4 --batch-size 8 --learning-rate LoRA=1e-2";
 
@@ -124,9 +142,7 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
     hermetic::write(folder, 0).unwrap();
     model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
     let reproduce = |output| reproduce(folder, "glue", TABLE_III, output);
-    let started = Instant::now();
-    assert!(reproduce("whole").status().unwrap().success());
-    let whole = started.elapsed();
+    let whole = timed(reproduce);
     let expected = scores(folder, "whole");
     // Two rows, two tasks, two seeds; MRPC has two metrics.
     assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 2, 2, 1, 1, 2, 2]);
@@ -135,13 +151,7 @@ fn a_table_that_was_interrupted_goes_on_and_is_the_same() {
         assert!(["BitFit", "LoRA", "62.09", "0.89M"].iter().all(|word| text.contains(word)), "{file}");
     }
 
-    for part in 1..4 {
-        let mut child = reproduce("killed").spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(0.2 * f64::from(part)).min(Duration::from_secs(20)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert!(reproduce("killed").status().unwrap().success());
+    interrupted(reproduce, whole);
     assert_eq!(scores(folder, "killed"), expected);
     // Nothing is computed twice.
     let times = || written(folder);
@@ -180,9 +190,7 @@ fn the_table_of_all_methods_goes_on_and_is_the_same() {
     hermetic::write(folder, 0).unwrap();
     model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
     let reproduce = |output| reproduce(folder, "glue", ALL_METHODS, output);
-    let started = Instant::now();
-    assert!(reproduce("whole").status().unwrap().success());
-    let whole = started.elapsed();
+    let whole = timed(reproduce);
     // All but times and memory, which are measured anew.
     let results = |output: &str| -> Vec<Found> {
         let of = |run: &Outcome| {
@@ -206,13 +214,7 @@ fn the_table_of_all_methods_goes_on_and_is_the_same() {
         assert!(["Laplace-LoRA", "low-rank decomposition", "peak MB"].iter().all(|word| text.contains(word)), "{file}");
     }
 
-    for part in 1..4 {
-        let mut child = reproduce("killed").spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(0.2 * f64::from(part)).min(Duration::from_secs(20)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert!(reproduce("killed").status().unwrap().success());
+    interrupted(reproduce, whole);
     assert_eq!(results("killed"), expected);
     // Beside the eight of the table three prompts and the MPT of the sources.
     let before = written(folder);

@@ -102,19 +102,13 @@ impl Sums {
         let rows: Vec<Vec<f64>> = self.narrow.chunks(r).map(<[f64]>::to_vec).collect();
         let ((u, s), (v, l)) = (singular(d, &self.wide)?, singular(r, &rows)?);
         let matrix = |columns: &[Vec<f64>], dims: [usize; 2]| {
-            let value = |i: usize| columns.get(i % dims[1]).map_or(0.0, |column| column[i / dims[1]]) as f32;
+            let number = |i: usize| columns.get(i % dims[1])?.get(i / dims[1]).copied();
+            let value = |i| number(i).unwrap_or_default() as f32;
             let values: Vec<f32> = (0..dims[0] * dims[1]).map(value).collect();
             untrained(Tensor::from_data(TensorData::new(values, dims), device))
         };
         let products: Vec<Vec<f64>> =
             l.iter().map(|l| s.iter().map(|s| s * s * l / self.rows as f64).collect()).collect();
-        let products: Vec<Vec<f64>> = products
-            .into_iter()
-            .map(|mut column| {
-                column.resize(k, 0.0);
-                column
-            })
-            .collect();
         Ok(Curvature { wide: matrix(&u, [d, k]), narrow: matrix(&v, [r, r]), values: matrix(&products, [k, r]) })
     }
 }

@@ -8,11 +8,11 @@ use peft_core::testing::tolerances::REFERENCE;
 use peft_core::testing::{base, batch, device, difference, examples, fixtures::SHAPES, randomized};
 use peft_core::train::{Probe, Run, TrainConfig, Trainer};
 use peft_core::view::{tensors, weighted_sum, with_values};
-use peft_core::{AnyTuner, Base, Example, Head, Label, LanguageModel, Method, Procedure, Source, Trained, Tuner, io};
+use peft_core::{Base, Example, Head, Label, LanguageModel, Method, Procedure, Trained, Tuner};
 use proptest::prelude::*;
 
 use super::bottleneck::values;
-use super::run;
+use super::{finished, run, sources};
 
 fn bases() -> Vec<Base> {
     SHAPES.iter().map(|shape| base(shape, &device())).collect()
@@ -34,11 +34,7 @@ fn head(base: &Base) -> Head {
 }
 
 fn soup(config: &AdapterSoupConfig, base: &Base, adapters: &[Sequential]) -> AdapterSoup {
-    let source = |adapter: &Sequential| {
-        let trained = Trained::new(AnyTuner::new(adapter.clone()), head(base)).unwrap();
-        Source { name: "source".into(), config: self::config().into(), trained }
-    };
-    config.init_from(base, 3, &adapters.iter().map(source).collect::<Vec<_>>()).unwrap()
+    config.init_from(base, 3, &sources(&self::config(), &head(base), adapters)).unwrap()
 }
 
 fn uniform(base: &Base, adapters: &[Sequential]) -> AdapterSoup {
@@ -62,11 +58,7 @@ fn equals_adapterhubs_average() {
     for (case, base) in [("adapter-soup", "roberta-classify"), ("adapter-soup-bert", "bert-classify")] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
         let case = Case::open(dir.clone(), base);
-        let source = |name: &str| {
-            let (config, trained) = io::peft::load::<SequentialConfig>(&dir.join(name), &case.base).unwrap();
-            Source { name: name.into(), config: config.into(), trained: trained.erased() }
-        };
-        let sources = ["a", "b", "c"].map(source);
+        let sources = finished(&case, &dir);
         let made = AdapterSoupConfig::default().init_from(&case.base, 0, &sources).unwrap();
         let (_, average) = case.load::<AdapterSoupConfig>();
         for (name, data) in tensors(&average.tuner) {

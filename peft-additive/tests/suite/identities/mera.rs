@@ -8,11 +8,11 @@ use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
 use peft_core::testing::{assert_close, base, batch, device, difference, examples, fixtures::SHAPES, randomized};
 use peft_core::train::Probe;
 use peft_core::view::{tensors, with_values};
-use peft_core::{AnyTuner, Base, Example, Head, Method, Procedure, Source, Trained, io};
+use peft_core::{Base, Example, Head, Method, Procedure};
 use proptest::prelude::*;
 
 use super::bottleneck::values;
-use super::{pick, run};
+use super::{finished, pick, run, sources};
 
 const WAYS: [Merging; 4] = [Merging::Sum, Merging::Average, Merging::Weights, Merging::Activations];
 
@@ -29,11 +29,7 @@ fn adapter(base: &Base, seed: u64) -> Sequential {
 }
 
 fn started(config: &MeraConfig, base: &Base, adapters: &[Sequential]) -> Mera {
-    let source = |adapter: &Sequential| {
-        let trained = Trained::new(AnyTuner::new(adapter.clone()), Head::classifier(base, 2, 3)).unwrap();
-        Source { name: "source".into(), config: self::config().into(), trained }
-    };
-    config.init_from(base, 3, &adapters.iter().map(source).collect::<Vec<_>>()).unwrap()
+    config.init_from(base, 3, &sources(&self::config(), &Head::classifier(base, 2, 3), adapters)).unwrap()
 }
 
 /// As a run begins.
@@ -66,11 +62,7 @@ fn equals_the_derivation_of_mera() {
     for (case, base) in [("mera", "roberta-classify"), ("mera-bert", "bert-classify")] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
         let case = Case::open(dir.clone(), base);
-        let source = |name: &str| {
-            let (config, trained) = io::peft::load::<SequentialConfig>(&dir.join(name), &case.base).unwrap();
-            Source { name: name.into(), config: config.into(), trained: trained.erased() }
-        };
-        let sources = ["a", "b", "c"].map(source);
+        let sources = finished(&case, &dir);
         let data: Vec<Example> = golden_examples(&dir.join("inputs.safetensors"));
         for (way, config) in [
             ("sum", MeraConfig::new(Merging::Sum)),

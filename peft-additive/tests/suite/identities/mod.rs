@@ -25,11 +25,13 @@ mod tiny_attn;
 mod warp;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use peft_core::testing::{base, device, fixtures::ENCODERS};
-use peft_core::{Base, Batch, Tuner, view::with_values};
+use peft_additive::{Sequential, SequentialConfig};
+use peft_core::testing::{base, device, fixtures::ENCODERS, golden::Case};
+use peft_core::{AnyTuner, Base, Batch, Head, Source, Trained, Tuner, io, view::with_values};
 
 /// The models that every identity is tested on.
 fn bases() -> Vec<Base> {
@@ -57,4 +59,21 @@ fn with<M: Module, const D: usize>(module: M, name: &str, value: Tensor<D>) -> M
 /// `x` with these entries of a dimension, in this order.
 fn pick<const D: usize>(x: Tensor<D>, dim: usize, entries: &[usize]) -> Tensor<D> {
     Tensor::cat(entries.iter().map(|i| x.clone().narrow(dim, *i, 1)).collect(), dim)
+}
+
+/// These adapters, as finished ones.
+fn sources(config: &SequentialConfig, head: &Head, adapters: &[Sequential]) -> Vec<Source> {
+    let source = |adapter: &Sequential| {
+        let trained = Trained::new(AnyTuner::new(adapter.clone()), head.clone()).unwrap();
+        Source { name: "source".into(), config: config.clone().into(), trained }
+    };
+    adapters.iter().map(source).collect()
+}
+
+/// The three finished adapters that lie beside a golden case.
+fn finished(case: &Case, dir: &Path) -> [Source; 3] {
+    ["a", "b", "c"].map(|name| {
+        let (config, trained) = io::peft::load::<SequentialConfig>(&dir.join(name), &case.base).unwrap();
+        Source { name: name.into(), config: config.into(), trained: trained.erased() }
+    })
 }

@@ -5,6 +5,8 @@ mod report;
 pub mod rows;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -370,9 +372,11 @@ impl<'a> Field<'a> {
         }
         tuned.save(&dir)?;
         let file = dir.join("adapter_model.safetensors");
-        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
+        let mut size = [0; 8];
+        let read = File::open(&file).and_then(|mut file| file.read_exact(&mut size).and_then(|()| file.metadata()));
+        let bytes = read.map_err(Error::io("read", &file))?.len() as usize;
         // A safetensors file is the size of its header in eight bytes, the header, and the tensors.
-        let header = bytes.first_chunk().map_or(0, |size| u64::from_le_bytes(*size) as usize);
+        let header = u64::from_le_bytes(size) as usize;
         let head: usize = view::shapes(&tuned.trained.head.clone().valid())
             .iter()
             .map(|(_, dims)| dims.iter().product::<usize>())
@@ -387,7 +391,7 @@ impl<'a> Field<'a> {
         if !ROWS.iter().any(serves) {
             remove()?;
         }
-        Ok(bytes.len().saturating_sub(8 + header).div_ceil(4).saturating_sub(head))
+        Ok(bytes.saturating_sub(8 + header).div_ceil(4).saturating_sub(head))
     }
 
     /// The finished adapter of a run.
