@@ -508,7 +508,7 @@ impl Job<'_> {
         let trained = match adapter {
             Some(trained) => trained,
             None => {
-                if method.head_from().is_none() {
+                if method.head_from(&model.base).is_none() {
                     tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
                 }
                 let trained = trainer.start(model, &method, &data)?;

@@ -144,14 +144,21 @@ impl AnyMethod {
 
     /// See [`Method::init_from`]. Sources may be on another device than the base.
     pub fn init(&self, base: &Base, seed: u64) -> Result<AnyTuner> {
-        let here =
-            |source: &Source| Source { trained: on_device(source.trained.clone(), base.device()), ..source.clone() };
-        self.method.init_from(base, seed, &self.sources.iter().map(here).collect::<Vec<_>>())
+        self.method.init_from(base, seed, &self.sources_at(base))
+    }
+
+    /// The sources, on the base's device.
+    fn sources_at(&self, base: &Base) -> Vec<Source> {
+        let at = |source: &Source| {
+            let trained = on_device(source.trained.clone(), base.device());
+            Source { trained, ..source.clone() }
+        };
+        self.sources.iter().map(at).collect()
     }
 
     /// See [`Method::head_from`].
-    pub fn head_from(&self) -> Option<Head> {
-        self.method.head_from(&self.sources)
+    pub fn head_from(&self, base: &Base) -> Option<Head> {
+        self.method.head_from(&self.sources_at(base))
     }
 
     /// The configuration, if it is of this type.

@@ -167,7 +167,7 @@ impl Trainer {
             }
             _ => None,
         };
-        let head = match method.head_from().or(own) {
+        let head = match method.head_from(&model.base).or(own) {
             Some(head) => head,
             None => self.own_head(model, data)?.map_or_else(fresh, Ok)?,
         };

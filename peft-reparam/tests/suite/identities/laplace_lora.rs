@@ -88,8 +88,8 @@ fn a_run_finds_the_posterior_and_moves_nothing() {
     let (base, folder) = (roberta(), tempfile::tempdir().unwrap());
     let of = source(&lora(), &base);
     let method = AnyMethod::from(config()).from_sources([of.clone()]);
-    assert_eq!(tensors(&method.head_from().unwrap()), tensors(&head(&base)));
-    let start = Trained::new(method.init(&base, 0).unwrap(), method.head_from().unwrap()).unwrap();
+    assert_eq!(tensors(&method.head_from(&base).unwrap()), tensors(&head(&base)));
+    let start = Trained::new(method.init(&base, 0).unwrap(), method.head_from(&base).unwrap()).unwrap();
     let settings = TrainConfig { weight_decay: 0.1, ..TrainConfig::new(1e-2).with_batch_size(2).with_steps(4) };
     let trained = Trainer::new(settings).run(&base, start, &examples(&base), None, &mut ()).unwrap();
     assert_eq!(tensors(&trained.head), tensors(&head(&base)));
