@@ -1,7 +1,8 @@
 //! The seams of a frozen backbone: every place where a method may act, the identity unless overridden.
 
-use burn::tensor::{Bool, Int, Tensor, TensorData, module};
+use burn::tensor::{Int, Tensor, module};
 
+pub use crate::ops::attention::{Attention, Mask};
 use crate::{Frame, Site, Slot, Stack, Weight};
 
 /// The frozen computation inside a hook. It may be called never, once or twice.
@@ -20,83 +21,6 @@ pub struct Sequence {
     pub offset: usize,
     /// How many rows of earlier steps are in the cache: while it is not 0, a text is going on and prompts are in it.
     pub past: usize,
-}
-
-/// One attention: split into heads, before the scores.
-#[derive(Clone, Debug)]
-pub struct Attention {
-    /// The input of the projections, `[batch, tokens, hidden]`.
-    pub input: Tensor<3>,
-    /// Queries, `[batch, heads, tokens, head width]`.
-    pub query: Tensor<4>,
-    /// Keys, `[batch, key heads, keys, head width]`; those of earlier steps are among them.
-    pub key: Tensor<4>,
-    /// Values, `[batch, key heads, keys, head width]`.
-    pub value: Tensor<4>,
-    /// Who sees whom.
-    pub mask: Mask,
-}
-
-/// Which keys a query sees, and what is added to their scores.
-#[derive(Clone, Debug, Default)]
-pub struct Mask {
-    /// True where a key is padding, `[batch, keys]`.
-    pub padding: Option<Tensor<2, Bool>>,
-    /// In a decoder, by how much the first query comes after the first key: query i sees key j if j <= i + causal.
-    pub causal: Option<usize>,
-    /// Added to the scores, `[1, heads, queries, keys]`: T5's relative positions.
-    pub bias: Option<Tensor<4>>,
-}
-
-impl Mask {
-    /// `n` more keys in front that every query sees: a prefix.
-    pub fn extend(self, n: usize) -> Self {
-        Mask { causal: self.causal.map(|causal| causal + n), ..self.prepend(n) }
-    }
-
-    /// `n` more rows in front of the sequence itself: a prompt.
-    pub fn prepend(self, n: usize) -> Self {
-        let front = |padding: Tensor<2, Bool>| {
-            let visible = Tensor::<2, Bool>::full([padding.dims()[0], n], false, &padding.device());
-            Tensor::cat(vec![visible, padding], 1)
-        };
-        Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }), ..self }
-    }
-
-    /// Attention scores `[batch, heads, queries, keys]` with the bias, and the unseen keys at half the least finite value, which
-    /// no sum can push to infinity. Of a bias for more keys than there are the last columns count; keys in front of it get none.
-    pub fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
-        let dims = scores.dims();
-        let [_, _, queries, keys] = dims;
-        let unseen = f32::MIN / 2.0;
-        let mut scores = match &self.bias {
-            None => scores,
-            Some(bias) => {
-                let [_, heads, _, columns] = bias.dims();
-                scores
-                    + match columns >= keys {
-                        true => bias.clone().narrow(3, columns - keys, keys),
-                        false => {
-                            let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
-                            Tensor::cat(vec![front, bias.clone()], 3)
-                        }
-                    }
-            }
-        };
-        if let Some(padding) = &self.padding {
-            scores = scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), unseen);
-        }
-        match self.causal {
-            // The first query sees the fewest.
-            Some(causal) if causal + 1 < keys => {
-                let hidden: Vec<bool> = (0..queries).flat_map(|i| (0..keys).map(move |j| j > i + causal)).collect();
-                let hidden =
-                    Tensor::<2, Bool>::from_data(TensorData::new(hidden, [queries, keys]), &scores.device().inner());
-                scores.mask_fill(hidden.unsqueeze::<4>().expand(dims), unseen)
-            }
-            _ => scores,
-        }
-    }
 }
 
 /// A lookup in a table.

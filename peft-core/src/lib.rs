@@ -1,6 +1,5 @@
 //! Hooks, sites, frozen backbones, training and adapter files for parameter-efficient fine-tuning on burn.
 
-pub mod activation;
 mod adapter;
 pub mod adapterhub;
 pub mod answer;
@@ -21,10 +20,10 @@ mod hooks;
 pub mod io;
 #[cfg(any(feature = "load", feature = "tokenize"))]
 pub mod load;
-pub mod loss;
 mod merge;
 mod method;
 mod models;
+pub mod ops;
 mod packed;
 mod pattern;
 mod purpose;
@@ -60,6 +59,7 @@ pub use method::{Key, Method, Source, Start, file_path, place_key, slot_name, sp
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
 pub use models::{Base, Cache, Frame, Hidden, Stored};
+pub use ops::loss;
 pub use packed::Packed;
 pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};

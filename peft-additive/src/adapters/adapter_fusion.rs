@@ -14,7 +14,8 @@
 //! Differs from the paper: the adapters are finished ones, of any placement; the first training of each is a run of its own. Wv starts with 1e-6 beside its diagonal, as in the reference. Pruning of adapters after the fusion is not part of it.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
+use peft_core::ops::attention::mixed;
 use peft_core::{
     Added, Affine, Base, Delta, Error, Frame, Hooks, Key, Method, Next, Procedure, Result, Sequence, Shape, Site,
     SiteMap, Source, adapter, random::Random, split_name,
@@ -151,7 +152,7 @@ impl Hooks for AdapterFusion {
         let p = frame.shape().attention_dropout;
         let scores = frame.dropout(scores, p, format_args!("adapter_fusion.{site}"));
         let values = added.matmul(value.val().unsqueeze());
-        output + (values * activation::softmax(scores, 2)).sum_dim(2).squeeze_dim::<3>(2)
+        output + mixed(values, scores)
     }
 }
 

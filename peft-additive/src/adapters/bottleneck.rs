@@ -1,9 +1,9 @@
 //! What adapters have in common: two linear maps with a narrow space between them, and normalizations that are trained with them.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation, module};
-use peft_core::activation::gelu;
+use burn::tensor::{Device, Tensor, activation};
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
+use peft_core::ops::gelu;
 use peft_core::{
     Affine, Architecture, Base, Error, Frame, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path,
     place_key, random::Random, split_name,
@@ -79,7 +79,7 @@ impl Bottleneck {
     /// x, normalized if there is a normalization in front.
     pub(super) fn read(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
         match &self.norm {
-            Some(norm) => module::layer_norm(x, norm.gain.val(), Some(norm.bias.val()), eps),
+            Some(norm) => norm.forward(x, eps),
             None => x,
         }
     }

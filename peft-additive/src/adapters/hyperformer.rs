@@ -23,7 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use peft_core::{
     Adapter, Affine, AnyTuner, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Norm, Part, Place, Procedure,
     Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, adapter,
@@ -220,8 +220,7 @@ impl Hypernetwork {
         let row = |table: &Param<Tensor<2>>, i| table.val().narrow(0, i, 1);
         let embedding = Tensor::cat(vec![task, row(&self.layers, layer), row(&self.kinds, kind)], 1);
         let inner = activation::relu(self.inner.forward(embedding));
-        let norm = &self.norm;
-        let input = module::layer_norm(self.outer.forward(inner), norm.gain.val(), Some(norm.bias.val()), EPS);
+        let input = self.norm.forward(self.outer.forward(inner), EPS);
         let vector = |from: &Affine| from.forward(input.clone()).squeeze_dim::<1>(0);
         // Generated row by row of the transposed matrix, as the reference's linear maps hold it.
         let affine = |from: &Generator| {
@@ -245,8 +244,7 @@ fn computed<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
 impl Generated {
     /// LN(act(u Wd + bd) Wu + bu).
     fn forward(&self, u: Tensor<3>, act: Activation) -> Tensor<3> {
-        let Norm { gain, bias } = &self.norm;
-        module::layer_norm(self.bottleneck.forward(u, act), gain.val(), Some(bias.val()), POST_EPS)
+        self.norm.forward(self.bottleneck.forward(u, act), POST_EPS)
     }
 }
 

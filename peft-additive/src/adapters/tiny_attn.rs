@@ -16,10 +16,11 @@
 //! Differs from the paper: the projections Wm and Wo are the reference's, the paper's equations have none. Its decoders (BART, GPT-2) draw one vector in place of q, k and v; here all models have RoBERTa's form. How the paper's experts are averaged is not in the reference: here queries, keys and values are the means of the heads', and the outputs their sum.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation, module};
+use burn::tensor::{Device, Tensor};
+use peft_core::ops::attention::{joined, split};
 use peft_core::{
-    Affine, Base, Error, Frame, Hooks, Key, Mask, Method, Next, Norm, Part, Procedure, Result, Sequence, Shape, Site,
-    SiteMap, Stack, adapter, random::Random, split_name,
+    Affine, Attention, Base, Error, Frame, Hooks, Key, Mask, Method, Next, Norm, Part, Procedure, Result, Sequence,
+    Shape, Site, SiteMap, Stack, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -135,26 +136,21 @@ impl Tiny {
     /// o Wu + bu.
     fn forward(&self, frame: &Frame<'_>, site: Site, x: &Sequence, config: &TinyAttnConfig) -> Tensor<3> {
         let (a, heads) = (config.attention_embd, config.attention_head);
-        let [batch, rows, _] = x.hidden.dims();
-        let (norm, eps) = (&self.norm, frame.shape().eps);
-        let read = module::layer_norm(x.hidden.clone(), norm.gain.val(), Some(norm.bias.val()), eps);
-        let read = self.down.forward(read);
+        let input = self.down.forward(self.norm.forward(x.hidden.clone(), frame.shape().eps));
         let project = |i: usize| {
             let (weight, bias) = (self.mix.weight.val().narrow(1, i * a, a), self.mix.bias.val().narrow(0, i * a, a));
-            let projected = read.clone().narrow(2, i * a, a).matmul(weight.unsqueeze()) + bias.unsqueeze();
-            projected.reshape([batch, rows, heads, a / heads]).swap_dims(1, 2)
+            split(input.clone().narrow(2, i * a, a).matmul(weight.unsqueeze()) + bias.unsqueeze(), heads)
         };
         let (query, key, value) = (project(0), project(1), project(2));
         let (key, value) = match site.stack {
             Stack::Encoder => (key, value),
             Stack::Decoder => frame.remember_own(self.up.weight.id, key, value),
         };
-        let scores = query.matmul(key.swap_dims(2, 3)) / ((a / heads) as f64).sqrt();
         // The model's biases are for its own heads.
-        let weights = activation::softmax(Mask { bias: None, ..x.mask.clone() }.apply(scores), 3);
-        let weights = frame.dropout(weights, config.attention_dropout, format_args!("tiny_attn.{site}"));
-        let context = weights.matmul(value).swap_dims(1, 2).reshape([batch, rows, a]);
-        self.up.forward(self.out.forward(context))
+        let mask = Mask { bias: None, ..x.mask.clone() };
+        let dropout = |weights| frame.dropout(weights, config.attention_dropout, format_args!("tiny_attn.{site}"));
+        let context = Attention { input, query, key, value, mask }.context(true, dropout);
+        self.up.forward(self.out.forward(joined(context)))
     }
 
     /// One head whose query, key and value are the means of those of `heads`, and whose output is their sum.

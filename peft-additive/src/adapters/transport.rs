@@ -2,7 +2,7 @@
 
 use pathfinding::matrix::Matrix;
 use pathfinding::prelude::kuhn_munkres_min;
-use peft_core::{Error, Result};
+use peft_core::{Error, Result, loss::log_sum_exp};
 use serde::{Deserialize, Serialize};
 
 /// How a transport is found.
@@ -50,20 +50,16 @@ fn sinkhorn(cost: &[Vec<f64>], epsilon: f64) -> Vec<Vec<f64>> {
     let n = cost.len();
     let (zeros, mut f, mut g) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let share = |f: &[f64], g: &[f64], i: usize, j: usize| (f[i] + g[j] - cost[i][j]) / epsilon;
+    let log_sum = |term: &dyn Fn(usize) -> f64| log_sum_exp(&(0..n).map(term).collect::<Vec<_>>());
     for _ in 0..ITERATIONS {
-        f = (0..n).map(|i| -epsilon * log_sum_exp((0..n).map(|j| share(&zeros, &g, i, j)))).collect();
-        g = (0..n).map(|j| -epsilon * log_sum_exp((0..n).map(|i| share(&f, &zeros, i, j)))).collect();
+        f = (0..n).map(|i| -epsilon * log_sum(&|j| share(&zeros, &g, i, j))).collect();
+        g = (0..n).map(|j| -epsilon * log_sum(&|i| share(&f, &zeros, i, j))).collect();
         let rows = (0..n).map(|i| (0..n).map(|j| share(&f, &g, i, j).exp()).sum::<f64>());
         if rows.map(|sum| (sum - 1.0).abs()).fold(0.0, f64::max) <= CLOSE {
             break;
         }
     }
     (0..n).map(|i| (0..n).map(|j| share(&f, &g, i, j).exp()).collect()).collect()
-}
-
-fn log_sum_exp(terms: impl Iterator<Item = f64> + Clone) -> f64 {
-    let largest = terms.clone().fold(f64::NEG_INFINITY, f64::max);
-    largest + terms.map(|x| (x - largest).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

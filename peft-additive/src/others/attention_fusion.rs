@@ -16,7 +16,8 @@
 use std::collections::BTreeSet;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
+use peft_core::ops::attention::mixed;
 use peft_core::{Base, Batch, Error, Hidden, Key, Method, Part, Procedure, Result, Shape, Site, Tuner};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +101,7 @@ impl Tuner for AttentionFusion {
         };
         let states = Tensor::stack::<4>(self.layers.iter().map(state).collect(), 2);
         let scores = states.clone().matmul(self.query.val().unsqueeze_dims::<4>(&[0, 1, 3]));
-        let states = (states * activation::softmax(scores, 2)).sum_dim(2).squeeze_dim::<3>(2);
+        let states = mixed(states, scores);
         Ok(Hidden { pooled: pooled(base, &states), states, prompt, words })
     }
 }

@@ -14,7 +14,7 @@
 //! Differs from the paper: padding is left out of m, into which the reference takes it. N is trained, as the paper's count has it; the reference freezes it. One task: there is one P_t, and its Wd, Wu and N are not shared with others. BERT and RoBERTa are an extension. A decoder alone is refused, since m would look ahead.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation, module};
+use burn::tensor::{Tensor, activation};
 use peft_core::{
     Base, Error, Hooks, Key, Method, Norm, Procedure, Result, Sequence, Shape, Source, Stack, adapter, random::Random,
 };
@@ -132,7 +132,7 @@ impl Attempt {
         };
         let largest = |x: Tensor<3>| x.max_dim(1).squeeze_dim::<2>(1);
         let inner = activation::silu(largest(words).matmul(self.down.val())).matmul(self.up.val());
-        let query = module::layer_norm(inner, self.norm.gain.val(), Some(self.norm.bias.val()), EPS);
+        let query = self.norm.forward(inner, EPS);
         let prompts = Tensor::cat(vec![self.sources.val(), self.prompt.val().unsqueeze()], 0);
         let [count, rows, width] = prompts.dims();
         let scores = query.matmul(largest(prompts.clone()).transpose()) / self.temperature;

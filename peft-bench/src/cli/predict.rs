@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use peft_core::io::peft;
 use peft_core::load::Encoded;
-use peft_core::train::{argmax, log_sum_exp};
+use peft_core::loss::log_sum_exp;
+use peft_core::train::argmax;
 use peft_core::{Error, Example, Purpose, Result, answer, io::Pretrained};
 use serde_json::json;
 

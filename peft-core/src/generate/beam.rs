@@ -3,7 +3,7 @@
 use super::decoder::Decoder;
 use super::rules::Rules;
 use super::{EarlyStopping, GenerateConfig};
-use crate::train::log_sum_exp;
+use crate::loss::log_sum_exp;
 use crate::{Result, Tuner};
 
 /// A score below every other.

@@ -1,7 +1,7 @@
 //! What changes the logits of a next token before it is chosen, in transformers' order.
 
 use super::GenerateConfig;
-use crate::train::log_sum_exp;
+use crate::loss::log_sum_exp;
 
 /// The rules of a configuration, for all texts.
 pub(super) struct Rules<'a> {

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor};
 pub use classes::{Classifier, Score, Tokens};
 pub use words::{AtMask, LanguageModel, MaskedLm};
 
+use crate::ops::{layer_norm, linear};
 use crate::random::Random;
-use crate::weight::linear;
 use crate::{Architecture, Base, Batch, Hidden, Key, Purpose, Result, Shape, Verbalizer};
 
 /// A linear map with bias.
@@ -44,6 +44,13 @@ pub struct Norm {
     pub gain: Param<Tensor<1>>,
     /// `[hidden]`.
     pub bias: Param<Tensor<1>>,
+}
+
+impl Norm {
+    /// The layer normalization of x `[.., hidden]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>, eps: f64) -> Tensor<D> {
+        layer_norm(x, self.gain.val(), self.bias.val(), eps)
+    }
 }
 
 /// A head. Its record names are those of a Hugging Face checkpoint up to the names of its leaves.

@@ -1,11 +1,10 @@
 //! Heads for words.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, module};
+use burn::tensor::Tensor;
 
 use super::{Affine, Norm};
-use crate::activation::gelu;
-use crate::weight::linear;
+use crate::ops::{gelu, linear};
 use crate::{Hidden, Shape};
 
 /// The transposed word table, or what the model has in its place.
@@ -58,5 +57,5 @@ impl AtMask {
 
 /// LN(GELU(x W + b)).
 fn transformed(dense: &Affine, norm: &Norm, x: Tensor<3>, shape: &Shape) -> Tensor<3> {
-    module::layer_norm(gelu(dense.forward(x)), norm.gain.val(), Some(norm.bias.val()), shape.eps)
+    norm.forward(gelu(dense.forward(x)), shape.eps)
 }

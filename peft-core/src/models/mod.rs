@@ -10,7 +10,7 @@ pub(crate) mod t5;
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use burn::module::ParamId;
-use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use cache::Cache;
 use cache::Owner;
@@ -18,6 +18,8 @@ use cache::Owner;
 use crate::{
     Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
     Sequence, Shape, Site, Slot, Stack, Weight,
+    ops::attention::joined,
+    ops::{layer_norm, rms_norm},
     random::{Random, fingerprint},
 };
 
@@ -312,7 +314,7 @@ impl Base {
     /// What a decoder sees of the texts that it is to predict: all behind it by one, as in transformers. Without a text, the start.
     fn shifted<'a>(&self, labels: impl IntoIterator<Item = Option<&'a Label>>, start: usize) -> Result<Vec<Vec<u32>>> {
         let word = |word: &i32| match *word {
-            crate::loss::IGNORED => Ok(self.shape.pad as u32),
+            crate::ops::loss::IGNORED => Ok(self.shape.pad as u32),
             word if (0..self.shape.vocab as i32).contains(&word) => Ok(word as u32),
             word => Err(Error::config("labels", word, format!("words below {}", self.shape.vocab))),
         };
@@ -399,10 +401,9 @@ impl Frame<'_> {
     pub fn norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
         let (gain, eps) = (self.vector(site, Slot::Gain), self.base.shape.eps);
         if self.base.vectors.contains_key(&(site, Slot::Bias)) {
-            return module::layer_norm(x, gain, Some(self.vector(site, Slot::Bias)), eps);
+            return layer_norm(x, gain, self.vector(site, Slot::Bias), eps);
         }
-        let scale = (x.clone().powi_scalar(2).mean_dim(2) + eps).sqrt();
-        x / scale * gain.unsqueeze()
+        rms_norm(x, gain, eps)
     }
 
     /// What makes logits over words: the word table after the hook for that use too, or one of its own.
@@ -444,32 +445,9 @@ impl Frame<'_> {
     /// Multi-head attention from split queries, keys and values, inside the hook `attend`; heads are joined again. Scores are divided
     /// by the root of the heads' width, if they are to be.
     pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
-        let attend = |a: Attention| {
-            let [batch, heads, rows, width] = a.query.dims();
-            // Heads that share keys and values read the same ones; copies of them would cost more than the product.
-            let own = a.key.dims()[1];
-            let product = |x: Tensor<4>, y: Tensor<4>| {
-                let [inner, outer] = [x.dims()[3], y.dims()[3]];
-                if own == heads {
-                    return x.matmul(y);
-                }
-                let x = x.reshape([batch, own, heads / own, rows, inner]);
-                x.matmul(y.unsqueeze_dim(2)).reshape([batch, heads, rows, outer])
-            };
-            let scores = product(a.query, a.key.swap_dims(2, 3));
-            let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
-            let weights = activation::softmax(a.mask.apply(scores), 3);
-            product(self.dropout(weights, self.base.shape.attention_dropout, site), a.value)
-        };
-        let context = self.hooks.attend(site, attention, &attend);
-        let [batch, heads, tokens, width] = context.dims();
-        context.swap_dims(1, 2).reshape([batch, tokens, heads * width])
-    }
-
-    /// Splits `[batch, tokens, heads * width]` into heads, `[batch, heads, tokens, width]`.
-    pub(crate) fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
-        let [batch, tokens, inner] = x.dims();
-        x.reshape([batch, tokens, heads, inner / heads]).swap_dims(1, 2)
+        let p = self.base.shape.attention_dropout;
+        let attend = |a: Attention| a.context(scaled, |weights| self.dropout(weights, p, site));
+        joined(self.hooks.attend(site, attention, &attend))
     }
 
     /// How many rows the cache holds.

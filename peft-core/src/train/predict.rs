@@ -10,7 +10,7 @@ use super::entities::entity_scores;
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
 use crate::answer::{Answer, exact_and_f1};
-use crate::loss::{IGNORED, targets};
+use crate::loss::{IGNORED, log_sum_exp, targets};
 use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The logits of one example.
@@ -234,13 +234,6 @@ fn evaluate_answers(logits: &[Logits], answers: &[Arc<Answer>]) -> Metrics {
 /// The index of the largest number, the first of equal ones.
 pub fn argmax(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
-}
-
-/// The logarithm of the sum of e^x, which a logit exceeds by the logarithm of its probability.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = f64::from(logits[argmax(logits)]);
-    let sum: f64 = logits.iter().map(|x| (f64::from(*x) - largest).exp()).sum();
-    largest + sum.ln()
 }
 
 fn cross_entropy(logits: &[f32], gold: usize) -> f64 {

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, activation};
 pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
-use crate::activation::gelu;
+use crate::ops::{attention::split, gelu};
 use crate::{Attention, Error, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, and the pooler where there is one.
@@ -80,7 +80,7 @@ fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
 fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::encoder(layer, part);
     let heads = frame.base.shape.heads;
-    let project = |part| frame.split(frame.linear(at(part), x.hidden.clone()), heads);
+    let project = |part| split(frame.linear(at(part), x.hidden.clone()), heads);
     let (query, key, value) = (project(Part::Query), project(Part::Key), project(Part::Value));
     let attention = Attention { input: x.hidden, query, key, value, mask: x.mask };
     let context = frame.attend(at(Part::SelfAttention), attention, true);

@@ -11,6 +11,7 @@ pub use shape::{Llama, Scaling};
 pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
+use crate::ops::attention::split;
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, the last normalization.
@@ -47,7 +48,7 @@ fn decoder_layer(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) 
 fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Tensor<3> {
     let (at, shape) = (|part| Site::decoder(layer, part), &*frame.base.shape);
     let input = frame.norm(at(Part::NormAttention), x.hidden);
-    let project = |part, heads| frame.split(frame.linear(at(part), input.clone()), heads);
+    let project = |part, heads| split(frame.linear(at(part), input.clone()), heads);
     let query = rotary.turn(project(Part::Query, shape.heads));
     let key = rotary.turn(project(Part::Key, shape.kv_heads()));
     let (key, value) = frame.remember(at(Part::SelfAttention), key, project(Part::Value, shape.kv_heads()));

@@ -9,6 +9,7 @@ pub use shape::T5;
 pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{DECODER_WORDS, Frame, Hidden};
+use crate::ops::attention::split;
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Encoder and decoder.
@@ -103,7 +104,7 @@ fn one_layer(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence, encoded: Opti
 fn self_attention(frame: &Frame<'_>, layer: Site, x: Sequence) -> Tensor<3> {
     let at = |part| Site { part, ..layer };
     let input = frame.norm(at(Part::NormAttention), x.hidden);
-    let project = |part| frame.split(frame.linear(at(part), input.clone()), frame.base.shape.heads);
+    let project = |part| split(frame.linear(at(part), input.clone()), frame.base.shape.heads);
     let (query, mut key, mut value) = (project(Part::Query), project(Part::Key), project(Part::Value));
     if layer.stack == Stack::Decoder {
         (key, value) = frame.remember(at(Part::SelfAttention), key, value);
@@ -116,7 +117,7 @@ fn self_attention(frame: &Frame<'_>, layer: Site, x: Sequence) -> Tensor<3> {
 fn cross_attention(frame: &Frame<'_>, layer: Site, x: Sequence, encoded: &Sequence) -> Tensor<3> {
     let at = |part| Site { part, ..layer };
     let input = frame.norm(at(Part::NormCrossAttention), x.hidden);
-    let project = |part, x| frame.split(frame.linear(at(part), x), frame.base.shape.heads);
+    let project = |part, x| split(frame.linear(at(part), x), frame.base.shape.heads);
     let query = project(Part::CrossQuery, input.clone());
     let (key, value) = frame.remember_once(at(Part::CrossAttention), || {
         (project(Part::CrossKey, encoded.hidden.clone()), project(Part::CrossValue, encoded.hidden.clone()))

@@ -140,3 +140,10 @@ pub fn kl(p: Tensor<2>, q: Tensor<2>) -> Tensor<1> {
     let [p, q] = [p.detach(), q].map(|logits| activation::log_softmax(logits, 1));
     (p.clone().exp() * (p - q)).sum()
 }
+
+/// The logarithm of the sum of e^x, which a logit exceeds by the logarithm of its probability.
+pub fn log_sum_exp<T: Copy + Into<f64>>(terms: &[T]) -> f64 {
+    let terms = terms.iter().map(|x| (*x).into());
+    let largest = terms.clone().fold(f64::NEG_INFINITY, f64::max);
+    largest + terms.map(|x| (x - largest).exp()).sum::<f64>().ln()
+}

@@ -1,0 +1,118 @@
+//! Attention.
+
+use burn::tensor::{Bool, Tensor, TensorData, activation};
+
+/// One attention: split into heads, before the scores.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// The input of the projections, `[batch, tokens, hidden]`.
+    pub input: Tensor<3>,
+    /// Queries, `[batch, heads, tokens, head width]`.
+    pub query: Tensor<4>,
+    /// Keys, `[batch, key heads, keys, head width]`; those of earlier steps are among them.
+    pub key: Tensor<4>,
+    /// Values, `[batch, key heads, keys, head width]`.
+    pub value: Tensor<4>,
+    /// Who sees whom.
+    pub mask: Mask,
+}
+
+/// Which keys a query sees, and what is added to their scores.
+#[derive(Clone, Debug, Default)]
+pub struct Mask {
+    /// True where a key is padding, `[batch, keys]`.
+    pub padding: Option<Tensor<2, Bool>>,
+    /// In a decoder, by how much the first query comes after the first key: query i sees key j if j <= i + causal.
+    pub causal: Option<usize>,
+    /// Added to the scores, `[1, heads, queries, keys]`: T5's relative positions.
+    pub bias: Option<Tensor<4>>,
+}
+
+impl Attention {
+    /// The values summed by the softmax of the scores, `[batch, heads, tokens, head width]`. Scores are divided by the root of the heads'
+    /// width, if they are to be; `dropout` is that of the softmax.
+    pub fn context(self, scaled: bool, dropout: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+        let [batch, heads, rows, width] = self.query.dims();
+        // Heads that share keys and values read the same ones; copies of them would cost more than the product.
+        let own = self.key.dims()[1];
+        let product = |x: Tensor<4>, y: Tensor<4>| {
+            let [inner, outer] = [x.dims()[3], y.dims()[3]];
+            if own == heads {
+                return x.matmul(y);
+            }
+            let x = x.reshape([batch, own, heads / own, rows, inner]);
+            x.matmul(y.unsqueeze_dim(2)).reshape([batch, heads, rows, outer])
+        };
+        let scores = product(self.query, self.key.swap_dims(2, 3));
+        let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
+        product(dropout(activation::softmax(self.mask.apply(scores), 3)), self.value)
+    }
+}
+
+/// Splits `[batch, tokens, heads * width]` into heads, `[batch, heads, tokens, width]`.
+pub fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, tokens, inner] = x.dims();
+    x.reshape([batch, tokens, heads, inner / heads]).swap_dims(1, 2)
+}
+
+/// Joins heads `[batch, heads, tokens, width]` again, `[batch, tokens, heads * width]`.
+pub fn joined(x: Tensor<4>) -> Tensor<3> {
+    let [batch, heads, tokens, width] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, tokens, heads * width])
+}
+
+/// Of each token, values `[batch, tokens, n, width]` summed by the softmax of their scores `[batch, tokens, n, 1]`.
+pub fn mixed(values: Tensor<4>, scores: Tensor<4>) -> Tensor<3> {
+    (values * activation::softmax(scores, 2)).sum_dim(2).squeeze_dim(2)
+}
+
+impl Mask {
+    /// `n` more keys in front that every query sees: a prefix.
+    pub fn extend(self, n: usize) -> Self {
+        Mask { causal: self.causal.map(|causal| causal + n), ..self.prepend(n) }
+    }
+
+    /// `n` more rows in front of the sequence itself: a prompt.
+    pub fn prepend(self, n: usize) -> Self {
+        let front = |padding: Tensor<2, Bool>| {
+            let visible = Tensor::<2, Bool>::full([padding.dims()[0], n], false, &padding.device());
+            Tensor::cat(vec![visible, padding], 1)
+        };
+        Mask { padding: self.padding.map(|p| if n == 0 { p } else { front(p) }), ..self }
+    }
+
+    /// Attention scores `[batch, heads, queries, keys]` with the bias, and the unseen keys at half the least finite value, which
+    /// no sum can push to infinity. Of a bias for more keys than there are the last columns count; keys in front of it get none.
+    pub fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
+        let dims = scores.dims();
+        let [_, _, queries, keys] = dims;
+        let unseen = f32::MIN / 2.0;
+        let mut scores = match &self.bias {
+            None => scores,
+            Some(bias) => {
+                let [_, heads, _, columns] = bias.dims();
+                scores
+                    + match columns >= keys {
+                        true => bias.clone().narrow(3, columns - keys, keys),
+                        false => {
+                            let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
+                            Tensor::cat(vec![front, bias.clone()], 3)
+                        }
+                    }
+            }
+        };
+        if let Some(padding) = &self.padding {
+            scores = scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), unseen);
+        }
+        match self.causal {
+            // The first query sees the fewest.
+            Some(causal) if causal + 1 < keys => {
+                let hidden: Vec<bool> = (0..queries).flat_map(|i| (0..keys).map(move |j| j > i + causal)).collect();
+                let hidden =
+                    Tensor::<2, Bool>::from_data(TensorData::new(hidden, [queries, keys]), &scores.device().inner());
+                scores.mask_fill(hidden.unsqueeze::<4>().expand(dims), unseen)
+            }
+            _ => scores,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The operations of models and methods, each written once: whatever computes one calls it here.
+
+mod activations;
+pub mod attention;
+pub(crate) mod dropout;
+mod linear;
+pub mod loss;
+mod norms;
+
+pub use activations::gelu;
+pub use linear::linear;
+pub use norms::{layer_norm, rms_norm};
