@@ -6,6 +6,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::answer::Answer;
 use crate::random::{Noise, fingerprint};
+use crate::transfer::send;
 use crate::{Cache, Error, Mask, Result};
 
 /// The label of an example.
@@ -129,7 +130,7 @@ impl Batch {
             padded(&|e| e.types.as_ref().map_or(vec![0; e.ids.len()], |t| t.iter().map(|t| *t as i32).collect()), 0);
         let real =
             padded(&|e| e.mask.as_ref().map_or(vec![1; e.ids.len()], |m| m.iter().map(|m| i32::from(*m)).collect()), 0);
-        let tensor = |values: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(values, size), device);
+        let tensor = |values: Vec<i32>| send::<2, Int>(TensorData::new(values, size), device);
         Ok(Batch {
             ids: tensor(ids),
             padding: real.contains(&0).then(|| tensor(real).equal_elem(0)),
@@ -145,7 +146,7 @@ impl Batch {
     pub fn rows(&self, rows: &[usize]) -> Self {
         let device = self.ids.device();
         let places = rows.iter().map(|row| *row as i32).collect::<Vec<_>>();
-        let places = Tensor::<1, Int>::from_data(TensorData::new(places, [rows.len()]), &device);
+        let places = send::<1, Int>(TensorData::new(places, [rows.len()]), &device);
         let of = |x: &Tensor<2, Int>| x.clone().select(0, places.clone());
         let noise = |noise: &Arc<Noise>| {
             let samples = rows.iter().map(|row| noise.samples[*row]).collect();
@@ -172,7 +173,7 @@ impl Batch {
         let filled = lists
             .iter()
             .flat_map(|list| list.iter().chain(std::iter::repeat(&list[0])).take(size[1]).map(|id| *id as i32));
-        let decoder = Tensor::from_data(TensorData::new(filled.collect::<Vec<_>>(), size), device);
+        let decoder = send(TensorData::new(filled.collect::<Vec<_>>(), size), device);
         Ok(Batch { decoder: Some(decoder), ..self })
     }
 
@@ -195,7 +196,7 @@ impl Batch {
     /// The sequences at these places of the batch, in this order, none of them a text that goes on.
     pub fn select(&self, sequences: &[usize]) -> Self {
         let index: Vec<i32> = sequences.iter().map(|i| *i as i32).collect();
-        let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.ids.device());
+        let index = send::<1, Int>(index.as_slice(), &self.ids.device());
         let rows = |x: &Tensor<2, Int>| x.clone().select(0, index.clone());
         let noise = |noise: &Arc<Noise>| {
             let samples = sequences.iter().map(|i| noise.samples[*i]).collect();

@@ -33,6 +33,11 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
+/// Whether it computes in the memory of the program: what it is given is not sent anywhere.
+pub(crate) fn is_host(device: &Device) -> bool {
+    ["flex", "cpu", "tch"].iter().any(|name| crate::device(name).is_ok_and(|host| host == *device))
+}
+
 /// The names of the devices whose backends are compiled in.
 pub fn available() -> Vec<&'static str> {
     [

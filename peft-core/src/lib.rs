@@ -39,6 +39,7 @@ mod targets;
 pub mod testing;
 pub mod train;
 mod trained;
+pub mod transfer;
 mod verbalizer;
 pub mod view;
 pub mod warning;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::transfer::send;
 use crate::{Base, Batch, Error, Head, Hidden, Label, Purpose, Result, loss};
 
 /// A batch on a base with a head, and its labels where a loss is asked for.
@@ -62,7 +63,7 @@ impl<'a> Readout<'a> {
             rows.push(0);
         }
         let count = rows.len();
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), self.base.device());
+        let rows = send::<1, Int>(TensorData::new(rows, [count]), self.base.device());
         let states = states.reshape([size * tokens, width]).select(0, rows);
         Ok(self.head.words(states.unsqueeze(), hidden.words, self.base.shape()))
     }
@@ -95,7 +96,7 @@ impl<'a> Readout<'a> {
             _ => return Ok(Some(all)),
         };
         let count = rows.len();
-        let rows = || Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), self.base.device());
+        let rows = || send::<1, Int>(TensorData::new(rows, [count]), self.base.device());
         Ok((count > 0).then(|| all.select(0, rows())))
     }
 

@@ -49,7 +49,7 @@ impl Adapter for Many {
     fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         // Of any batch: the tokens make no difference to how tensors are rewritten.
         let batch = base.batch(&[&Example { ids: vec![base.shape().pad as u32], ..Default::default() }])?;
-        let noise_of_it = noise.map(|noise| Arc::new(Noise { samples: Arc::from([0]), ..noise.clone() }));
+        let noise_of_it = noise.map(|noise| Arc::new(Noise { samples: [0].into_iter().collect(), ..noise.clone() }));
         let batch = Batch { noise: noise_of_it, ..batch };
         let (mut base, mut parts, mut computes) = (base.clone(), vec![], false);
         for part in self.parts.iter().rev() {

@@ -2,6 +2,7 @@
 
 use super::Prompt;
 use super::rules::Context;
+use crate::transfer::read;
 use crate::{Architecture, Base, Batch, Cache, Error, Example, Result, Trained, Tuner};
 
 /// Texts in progress.
@@ -96,7 +97,7 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         let hidden = self.trained.run(self.base, &batch)?;
         let [size, rows, _] = hidden.states.dims();
         let last = hidden.states.narrow(1, rows - 1, 1);
-        let logits = self.trained.head.words(last, hidden.words, shape).into_data();
+        let logits = read(self.trained.head.words(last, hidden.words, shape));
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         if let Some(bad) = logits.iter().find(|x| !x.is_finite()) {
             return Err(Error::Check { what: "generation", detail: format!("a logit is {bad}") });

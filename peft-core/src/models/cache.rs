@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::ParamId;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
+use crate::transfer::send;
 use crate::{Sequence, Site};
 
 /// Rows for which room is made at a time, so that a new row is written in place and not with a copy of all before it.
@@ -119,7 +120,7 @@ impl Cache {
     /// The sequences at these places of the batch, in this order: those that beams go on with.
     pub fn select(&self, sequences: &[usize], device: &Device) {
         let index = sequences.iter().map(|i| *i as i32).collect();
-        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [sequences.len()]), device);
+        let index = send::<1, Int>(TensorData::new(index, [sequences.len()]), device);
         let mut state = self.state();
         let state = &mut *state;
         for Entry { pair: (keys, values), .. } in state.kept.values_mut() {

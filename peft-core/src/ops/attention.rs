@@ -1,6 +1,6 @@
 //! Attention.
 
-use burn::tensor::{Bool, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Int, Tensor, activation};
 
 /// One attention: split into heads, before the scores.
 #[derive(Clone, Debug)]
@@ -107,9 +107,9 @@ impl Mask {
         match self.causal {
             // The first query sees the fewest.
             Some(causal) if causal + 1 < keys => {
-                let hidden: Vec<bool> = (0..queries).flat_map(|i| (0..keys).map(move |j| j > i + causal)).collect();
-                let hidden =
-                    Tensor::<2, Bool>::from_data(TensorData::new(hidden, [queries, keys]), &scores.device().inner());
+                let (device, first) = (scores.device().inner(), causal as i64);
+                let last_seen = Tensor::<1, Int>::arange(first..first + queries as i64, &device).unsqueeze_dim::<2>(1);
+                let hidden = Tensor::<1, Int>::arange(0..keys as i64, &device).unsqueeze().greater(last_seen);
                 scores.mask_fill(hidden.unsqueeze::<4>().expand(dims), unseen)
             }
             _ => scores,

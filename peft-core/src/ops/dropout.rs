@@ -1,22 +1,9 @@
 //! Dropout as a function of what a number is, not of where it lies.
 
-use std::sync::Arc;
+use burn::tensor::{Int, IntDType, Tensor, TensorData};
 
-use burn::tensor::{Tensor, TensorData};
-
-use crate::random::{hash, mix};
-
-/// The dropout of one forward of a training step: whether a number is kept is a function of seed, step, place, sample,
-/// position and channel, never of where it lies in a buffer. Cutting, padding and packing a batch keep the masks.
-#[derive(Clone, Debug)]
-pub struct Noise {
-    /// The run's seed.
-    pub seed: u64,
-    /// The optimizer step.
-    pub step: u64,
-    /// For each row of the batch, which sample of the whole batch it is.
-    pub samples: Arc<[u32]>,
-}
+use crate::device::is_host;
+use crate::random::{MIX, MIX_END, Noise, hash, mix};
 
 impl Noise {
     /// Drops numbers of `x` with probability `p` and scales the others by `1 / (1 - p)`. The first dimension of `x` is the
@@ -31,6 +18,17 @@ impl Noise {
         }
         assert_eq!(dims[0], self.samples.len(), "a batch of another size at {place}");
         let key = mix(self.seed ^ mix(self.step ^ hash(place)));
+        let (least, scale) = ((p * f64::from(u32::MAX)) as u32, (1.0 / (1.0 - p)) as f32);
+        let device = x.device().inner();
+        // What the host keeps itself is not sent.
+        if !is_host(&device) && device.supports_dtype(WIDE) {
+            return x * on_device(self.samples.on(&device), key, dims, least, scale);
+        }
+        x * Tensor::<D>::from_data(TensorData::new(self.on_host(key, dims, least, scale), dims), &device)
+    }
+
+    /// The factor of each number.
+    fn on_host<const D: usize>(&self, key: u64, dims: [usize; D], least: u32, scale: f32) -> Vec<f32> {
         let (channels, rows) = (dims[D - 1], dims[1..D - 1].iter().product::<usize>());
         // Rows are named by their coordinates, 16 bits each, so that a longer dimension does not rename them.
         let row_name = |mut row: usize| {
@@ -40,7 +38,6 @@ impl Noise {
                 name | (coordinate as u32) << (16 * i as u32)
             })
         };
-        let (least, scale) = ((p * f64::from(u32::MAX)) as u32, (1.0 / (1.0 - p)) as f32);
         let mut kept = Vec::with_capacity(dims[0] * rows * channels);
         for sample in self.samples.iter() {
             let sample_key = mix(key ^ u64::from(*sample));
@@ -51,15 +48,99 @@ impl Noise {
                 );
             }
         }
-        let mask = Tensor::<D>::from_data(TensorData::new(kept, dims), &x.device().inner());
-        x * mask
+        kept
     }
 }
 
 /// A finalizer with full avalanche in 32 bits (Wellons' lowbias32), which vectorizes.
 #[inline(always)]
 fn mix32(mut x: u32) -> u32 {
-    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
+    for (by, factor) in MIX_32 {
+        x = (x ^ (x >> by)).wrapping_mul(factor);
+    }
+    x ^ (x >> MIX_32_END)
+}
+
+/// The shifts and factors of [`mix32`].
+const MIX_32: [(u32, u32); 2] = [(16, 0x7feb_352d), (15, 0x846c_a68b)];
+const MIX_32_END: u32 = 16;
+
+/// The integers of a device that makes masks.
+const WIDE: IntDType = IntDType::I64;
+
+/// The same factors by operations of a device with integers of 64 bits, for samples `[batch]`.
+fn on_device<const D: usize>(samples: Tensor<1, Int>, key: u64, dims: [usize; D], least: u32, scale: f32) -> Tensor<D> {
+    // Numbers along one dimension.
+    let along = |d: usize, numbers: Tensor<1, Int>| {
+        let mut of = [1; D];
+        of[d] = dims[d];
+        numbers.cast(WIDE).reshape(of)
+    };
+    let counted = |d: usize| along(d, Tensor::arange(0..dims[d] as i64, &samples.device()));
+    let mut sample = along(0, samples.clone()).bitwise_xor_scalar(key as i64);
+    for (by, factor) in MIX {
+        sample = shifted(&sample, by, 64).bitwise_xor(sample) * factor as i64;
+    }
+    sample = shifted(&sample, MIX_END, 64).bitwise_xor(sample);
+    let mut row_key = shifted(&sample, 32, 64);
+    for (i, d) in (1..D - 1).rev().enumerate() {
+        row_key = row_key.bitwise_xor(low(counted(d).bitwise_left_shift_scalar(16 * i as i64)));
+    }
+    row_key = mixed(low(sample).bitwise_xor(mixed(row_key)));
+    let kept = mixed(low(row_key + counted(D - 1))).greater_equal_scalar(i64::from(least));
+    kept.float() * scale
+}
+
+/// [`mix32`] of numbers below 2^32. No product is too large for 64 bits, since the factors are below 2^31 in size.
+fn mixed<const D: usize>(mut x: Tensor<D, Int>) -> Tensor<D, Int> {
+    for (by, factor) in MIX_32 {
+        x = low(shifted(&x, by, 32).bitwise_xor(x) * i64::from(factor as i32));
+    }
+    shifted(&x, MIX_32_END, 32).bitwise_xor(x)
+}
+
+/// The lower 32 bits.
+fn low<const D: usize>(x: Tensor<D, Int>) -> Tensor<D, Int> {
+    x.bitwise_and_scalar(i64::from(u32::MAX))
+}
+
+/// Shifted right as numbers without a sign, of so many bits.
+fn shifted<const D: usize>(x: &Tensor<D, Int>, by: u32, bits: u32) -> Tensor<D, Int> {
+    x.clone().bitwise_right_shift_scalar(i64::from(by)).bitwise_and_scalar((1i64 << (bits - by)) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Random, Samples};
+    use crate::testing::device;
+    use crate::transfer::counted;
+
+    /// Every factor of tensors of two to four dimensions, with rows beyond 2^16 and samples in any order.
+    #[test]
+    fn a_device_makes_the_masks_of_the_host() {
+        fn check<const D: usize>(dims: [usize; D], seed: u64) {
+            let mut random = Random::new(seed, "samples");
+            let samples: Samples = (0..dims[0]).map(|_| random.below(1 << 20) as u32).collect();
+            let noise = Noise { seed: random.bits(), step: random.bits(), samples };
+            for p in [0.1, 0.5, 0.9] {
+                let (key, least) = (random.bits(), (p * f64::from(u32::MAX)) as u32);
+                let host = noise.on_host(key, dims, least, 1.5);
+                let found = on_device::<D>(noise.samples.on(&device()), key, dims, least, 1.5).into_data();
+                assert_eq!(found, TensorData::new(host.clone(), dims), "{dims:?}, p = {p}");
+                assert!(host.contains(&0.0) && host.contains(&1.5), "{dims:?}, p = {p}");
+            }
+        }
+        check([7, 96], 1);
+        check([3, 65_600, 2], 2);
+        check([2, 3, 65_540, 1], 3);
+        check([5, 2, 17, 33], 4);
+    }
+
+    #[test]
+    fn samples_are_sent_once_for_all_places() {
+        let samples: Samples = (0..3).collect();
+        let (_, transfers) = counted(|| (0..4).map(|_| samples.clone().on(&device())).count());
+        assert_eq!((transfers.sent, transfers.read), (1, 0));
+    }
 }

@@ -3,8 +3,9 @@
 use std::borrow::Borrow;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Float, Int, Tensor, TensorData, activation};
 
+use crate::transfer::send;
 use crate::{Error, Label, Result};
 
 /// The word of a [`Label::Words`] that is not predicted, as in torch.
@@ -24,7 +25,7 @@ pub fn targets<'a>(labels: impl IntoIterator<Item = &'a Label>, ahead: usize) ->
 /// The summed loss of logits `[batch, 1, outputs]`: cross-entropy for classes, squared error for values (one output).
 pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
     let [batch, _, outputs] = logits.dims();
-    let device = logits.device().inner();
+    let device = logits.device();
     let wrong = |label: &Label, expected: String| Error::config("label", format!("{label:?}"), expected);
     match labels.first() {
         Some(Label::Class(_)) => {
@@ -41,7 +42,7 @@ pub fn task_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
                 other => Err(wrong(other, "a number, as the first label of the batch".into())),
             };
             let values = labels.iter().map(value).collect::<Result<Vec<_>>>()?;
-            let values = Tensor::<2>::from_data(TensorData::new(values, [batch, 1]), &device);
+            let values = send::<2, Float>(TensorData::new(values, [batch, 1]), &device);
             Ok((logits.reshape([batch, 1]) - values).powi_scalar(2).sum())
         }
         Some(Label::Value(_)) => Err(Error::config("outputs", outputs, "1 for labels that are numbers")),
@@ -77,7 +78,7 @@ pub fn token_loss(logits: Tensor<3>, labels: &[&Label]) -> Result<Tensor<1>> {
     if rows.is_empty() {
         return Ok(logits.sum() * 0.0);
     }
-    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [found.len()]), &logits.device().inner());
+    let rows = send::<1, Int>(TensorData::new(rows, [found.len()]), &logits.device());
     Ok(cross_entropy(logits.reshape([batch * tokens, classes]).select(0, rows), found).sum())
 }
 
@@ -126,7 +127,7 @@ fn targets_of(
 /// -log softmax(logits) of the given class of each row.
 pub(crate) fn cross_entropy(logits: Tensor<2>, classes: Vec<i32>) -> Tensor<1> {
     let rows = classes.len();
-    let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &logits.device().inner());
+    let classes = send::<2, Int>(TensorData::new(classes, [rows, 1]), &logits.device());
     activation::log_softmax(logits, 1).gather(1, classes).reshape([rows]).neg()
 }
 

@@ -7,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::Probe;
+use crate::transfer::read;
 use crate::view::{Visit, visit};
 use crate::{Base, Result, Tuner};
 
@@ -32,7 +33,7 @@ impl Probe<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>) {
                 let sum = self.0.entry(name.to_string()).or_insert_with(|| vec![0.0; tensor.shape().num_elements()]);
                 if let Some(gradient) = self.1.remove::<D>(id) {
-                    let gradient = gradient.into_data().convert::<f32>();
+                    let gradient = read(gradient).convert::<f32>();
                     // A slice: `iter` asks at each number of which type it is.
                     let numbers = gradient.as_slice::<f32>().unwrap_or_else(|_| unreachable!("they were converted"));
                     let norm = numbers.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();

@@ -13,6 +13,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::Slots;
 use super::config::check_threads;
+use crate::transfer::{self, Transfers, counted};
 use crate::view::{Visit, visit};
 use crate::{Error, Example, Label, Result};
 
@@ -79,7 +80,8 @@ impl Workers {
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
         let ordered = Mutex::new(Ordered { expected: 0, waiting: BTreeMap::new(), collect, error: None });
-        let job = || {
+        let all = Mutex::new(Transfers::default());
+        let pieces = || {
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
                 if piece >= count {
@@ -97,11 +99,13 @@ impl Workers {
                 }
             }
         };
+        let job = || *all.lock().unwrap_or_else(PoisonError::into_inner) += counted(pieces).1;
         std::thread::scope(|scope| {
             for pool in self.pools.iter().take(count) {
                 scope.spawn(|| pool.install(job));
             }
         });
+        transfer::add(all.into_inner().unwrap_or_else(PoisonError::into_inner));
         let ordered = ordered.into_inner().unwrap_or_else(PoisonError::into_inner);
         ordered.error.map_or(Ok(()), Err)
     }

@@ -11,6 +11,7 @@ use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
 use crate::answer::{Answer, exact_and_f1};
 use crate::loss::{IGNORED, log_sum_exp, targets};
+use crate::transfer::{read, read_all};
 use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The logits of one example.
@@ -38,7 +39,7 @@ pub fn predict<T: Tuner>(
         let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
         let [_, rows, outputs] = logits.dims();
         let dims = if trained.head.is_of_texts() { vec![outputs] } else { vec![rows, outputs] };
-        finite(i, logits.into_data(), dims)
+        finite(i, read(logits), dims)
     };
     let mut all = Vec::with_capacity(examples.len());
     workers.run(examples.len(), one, |logits| all.push(logits))?;
@@ -78,8 +79,8 @@ pub fn encode<T: Tuner>(
         let hidden = trained.run(base, &base.batch(&[&examples[i]])?)?;
         let states = hidden.tokens();
         let [_, rows, width] = states.dims();
-        let pooled = hidden.pooled.map(|pooled| finite(i, pooled.into_data(), vec![width])).transpose()?;
-        Ok(TextStates { states: finite(i, states.into_data(), vec![rows, width])?, pooled })
+        let pooled = hidden.pooled.map(|pooled| finite(i, read(pooled), vec![width])).transpose()?;
+        Ok(TextStates { states: finite(i, read(states), vec![rows, width])?, pooled })
     };
     let mut all = Vec::with_capacity(examples.len());
     workers.run(examples.len(), one, |encoded| all.push(encoded))?;
@@ -130,7 +131,7 @@ pub fn measure<T: Tuner>(
     }
     let one = |i: usize| {
         let loss = trained.loss(base, &base.batch(&[&examples[i]])?, &[labels[i]])?;
-        Ok(f64::from(loss.into_scalar::<f32>()))
+        Ok(f64::from(read_all(vec![loss])[0]))
     };
     let mut sum = 0.0;
     workers.run(examples.len(), one, |loss| sum += loss)?;

@@ -10,6 +10,7 @@ use super::TrainConfig;
 use crate::answer::Answer;
 use crate::loss::{IGNORED, targets};
 use crate::random::Random;
+use crate::transfer::{read, read_all};
 use crate::{Base, Copies, Error, Example, Head, Label, Result, Trained, Tuner};
 
 /// The training data, the loss that the head gives on it, and the settings of the run.
@@ -86,7 +87,7 @@ impl<'a> Probe<'a> {
             let mut random = Random::new(seed, &format!("label of example {place}"));
             let logits = trained.logits(base, &base.batch(&[example])?)?;
             let [_, rows, outputs] = logits.dims();
-            let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+            let logits: Vec<f32> = read(logits).iter::<f32>().collect();
             let mut drawn = |row: usize| categorical(&logits[row * outputs..][..outputs], random.unit()) as i32;
             let mut each = |list: &[i32], ahead: usize| -> Arc<[i32]> {
                 let counts = |(i, label): &(usize, &i32)| *i >= ahead && **label != IGNORED && i - ahead < rows;
@@ -115,7 +116,7 @@ impl<'a> Probe<'a> {
         for example in self.examples {
             let labels = labels(&[example])?;
             count += targets(labels.iter().copied(), self.head.ahead(base.shape()));
-            sum += f64::from(trained.loss(base, &base.batch(&[example])?, &labels)?.into_scalar::<f32>());
+            sum += f64::from(read_all(vec![trained.loss(base, &base.batch(&[example])?, &labels)?])[0]);
         }
         match count {
             0 => Err(Error::config("labels", "none that counts", "one in the data")),

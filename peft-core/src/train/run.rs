@@ -14,6 +14,7 @@ use super::views::{back, with_leaves};
 use super::{Optim, Phase, Probe, Procedure, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
+use crate::transfer::read_all;
 use crate::view::{Visit, shapes, visit, with_ids_from_names, with_values};
 use crate::{Base, Error, Example, Result, Trained};
 
@@ -167,18 +168,19 @@ impl<T: Procedure> Run<T> {
     /// The largest size of a number in each tensor's gradient on the batch of the last step; tensors that have no gradient are not
     /// among them.
     pub(super) fn last_gradients(&mut self, data: &[Example]) -> Result<BTreeMap<String, f64>> {
-        struct Largest(GradientsParams, BTreeMap<String, f64>);
+        struct Largest(GradientsParams, Vec<String>, Vec<Tensor<1>>);
         impl Visit for Largest {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
-                let largest = |gradient: Tensor<D>| f64::from(gradient.abs().max().into_scalar::<f32>());
-                self.1.extend(self.0.get::<D>(id).map(|gradient| (name.to_string(), largest(gradient))));
+                let Some(gradient) = self.0.get::<D>(id) else { return };
+                self.1.push(name.to_string());
+                self.2.push(gradient.abs().max());
             }
         }
         let batch = self.batch(data, self.step.saturating_sub(1));
         let (_, gradients) = self.gradients(&self.trained, &batch)?;
-        let mut largest = Largest(gradients, BTreeMap::new());
+        let mut largest = Largest(gradients, vec![], vec![]);
         visit(&self.trained, &mut largest);
-        Ok(largest.1)
+        Ok(largest.1.into_iter().zip(read_all(largest.2).into_iter().map(f64::from)).collect())
     }
 
     /// The mean loss of a batch and its gradients.
@@ -194,8 +196,11 @@ impl<T: Procedure> Run<T> {
             true => (0..batch.len()).collect::<Vec<_>>().chunks(self.config.batch_size).map(<[_]>::to_vec).collect(),
             false => cut(&lengths(batch), self.config.micro_rows),
         };
-        let noise =
-            |samples: Vec<u32>| Noise { seed: self.config.seed, step: self.step as u64, samples: samples.into() };
+        let noise = |samples: Vec<u32>| Noise {
+            seed: self.config.seed,
+            step: self.step as u64,
+            samples: samples.into_iter().collect(),
+        };
         let view = trained.view(&self.base, Some(&noise(vec![])))?;
         let work = |piece: usize| {
             let samples = &pieces[piece];
@@ -206,9 +211,9 @@ impl<T: Procedure> Run<T> {
                 None => of_piece(&self.base, trained, (&examples, noise), count),
             }
         };
-        let (mut loss, mut sum) = (0.0, GradientsParams::new());
-        self.workers.run(pieces.len(), work, |(value, gradients)| {
-            loss += value;
+        let (mut losses, mut sum) = (vec![], GradientsParams::new());
+        self.workers.run(pieces.len(), work, |(loss, gradients)| {
+            losses.push(loss);
             let so_far = std::mem::take(&mut sum);
             sum = match &view {
                 Some(view) => add(view, so_far, gradients),
@@ -219,9 +224,10 @@ impl<T: Procedure> Run<T> {
             sum = add(trained, sum, GradientsParams::from_grads(gradients, trained));
         }
         if let Some(penalty) = trained.tuner.penalty() {
-            loss += f64::from(penalty.clone().into_scalar::<f32>());
+            losses.push(penalty.clone().inner());
             sum = add(trained, sum, GradientsParams::from_grads(penalty.backward(), trained));
         }
+        let loss = read_all(losses).into_iter().map(f64::from).sum::<f64>();
         if loss.is_finite() {
             Ok((loss, sum))
         } else {
@@ -232,12 +238,13 @@ impl<T: Procedure> Run<T> {
 
     /// Scales gradients down to the largest allowed norm over all tensors.
     fn clip(&self, trained: &Trained<T>, gradients: GradientsParams, step: usize) -> Result<(GradientsParams, f64)> {
-        let mut norm = Norm { gradients, squares: 0.0, wrong: None };
+        let mut norm = Norm { gradients, names: vec![], squares: vec![] };
         visit(trained, &mut norm);
-        if let Some(name) = norm.wrong {
+        let squares: Vec<f64> = read_all(norm.squares).into_iter().map(f64::from).collect();
+        if let Some((_, name)) = squares.iter().zip(&norm.names).find(|(square, _)| !square.is_finite()) {
             return Err(Error::Training { step, what: format!("the gradient of {name} is not finite") });
         }
-        let length = norm.squares.sqrt();
+        let length = squares.iter().sum::<f64>().sqrt();
         let factor = self.config.clip(length);
         if factor == 1.0 {
             return Ok((norm.gradients, length));
@@ -254,29 +261,26 @@ fn of_piece<T: Procedure>(
     trained: &Trained<T>,
     (examples, noise): (&[&Example], Noise),
     count: usize,
-) -> Result<(f64, GradientsParams)> {
+) -> Result<(Tensor<1>, GradientsParams)> {
     // Leaves of its own: a graph that shares them with another thread's would wait for it.
     let trained = with_leaves(trained);
     let batch = base.batch(examples)?.with_noise(noise);
     let loss = trained.objective(base, &batch, &labels(examples)?)? / count as f32;
-    let value = f64::from(loss.clone().into_scalar::<f32>());
-    Ok((value, GradientsParams::from_grads(loss.backward(), &trained)))
+    Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), &trained)))
 }
 
+/// The sum of the squares of each gradient, on its device.
 struct Norm {
     gradients: GradientsParams,
-    squares: f64,
-    wrong: Option<String>,
+    names: Vec<String>,
+    squares: Vec<Tensor<1>>,
 }
 
 impl Visit for Norm {
     fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
         let Some(gradient) = self.gradients.get::<D>(id) else { return };
-        let square = f64::from(gradient.powi_scalar(2).sum().into_scalar::<f32>());
-        if !square.is_finite() {
-            self.wrong.get_or_insert(name.to_string());
-        }
-        self.squares += square;
+        self.names.push(name.to_string());
+        self.squares.push(gradient.powi_scalar(2).sum());
     }
 }
 

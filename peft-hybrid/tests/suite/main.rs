@@ -2,3 +2,4 @@
 
 mod equivalences;
 mod identities;
+mod transfers;

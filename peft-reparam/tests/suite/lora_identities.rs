@@ -265,7 +265,7 @@ proptest! {
         let lora = s.lora(&config, (a, b)).valid();
         let dropped = |x: Tensor<3>, samples: &[u32], step| {
             let [size, tokens, _] = x.dims();
-            let batch = batch(size, &s.base).with_noise(Noise { seed: s.seed, step, samples: samples.into() });
+            let batch = batch(size, &s.base).with_noise(Noise { seed: s.seed, step, samples: samples.iter().copied().collect() });
             let next = |base_input: Tensor<3>| {
                 assert!(base_input.to_data() == x.to_data(), "the input of the base is not dropped");
                 Tensor::zeros([size, tokens, s.columns], s.base.device())
@@ -293,7 +293,7 @@ fn dropout_is_right_on_average() {
         (Tensor::zeros([3, 4, 11], s.base.device()), Tensor::zeros([3, 4, 11], s.base.device()));
     let expected = s.output(&lora, s.input());
     for step in 0..draws {
-        let batch = batch(3, &s.base).with_noise(Noise { seed: 9, step, samples: [0, 1, 2].into() });
+        let batch = batch(3, &s.base).with_noise(Noise { seed: 9, step, samples: (0..3).collect() });
         let next = |x| s.base.weight(UP).linear(x, Some(s.base.vector(UP, Slot::Bias)));
         let off = lora.open(&batch, |hooks| hooks.linear(UP, s.input(), &next)) - expected.clone();
         sum = sum + off.clone();

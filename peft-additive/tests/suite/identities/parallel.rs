@@ -140,7 +140,7 @@ proptest! {
             let adapter = with_values(adapter, &values).unwrap().valid();
             let x: Tensor<3> = Random::new(seed, "x").normal_tensor([3, 5, 24], 1.0, base.device());
             let units = |x: Tensor<3>, samples: Option<&[u32]>| {
-                let samples = samples.map(|samples| Noise { seed, step: 1, samples: samples.into() });
+                let samples = samples.map(|samples| Noise { seed, step: 1, samples: samples.iter().copied().collect() });
                 let batch = batch(&base);
                 let batch = match samples {
                     Some(noise) => batch.with_noise(noise),

@@ -218,7 +218,7 @@ fn dropout_acts_on_the_attention_weights() {
         let tiny = randomized(&config.init(&base, 3).unwrap(), 3).valid();
         let (site, _) = sites(&base, 1)[0];
         let own = Own(tensors(&tiny), site, &base);
-        let noise = Noise { seed: 1, step: 2, samples: vec![4, 7].into() };
+        let noise = Noise { seed: 1, step: 2, samples: [4, 7].into_iter().collect() };
         let batch = batch(&base).with_noise(noise.clone());
         let x: Tensor<3> = Random::new(3, "x").normal_tensor([2, 1, 24], 1.0, base.device());
         // Of one token the weight is 1.

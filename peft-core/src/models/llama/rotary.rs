@@ -2,9 +2,10 @@
 
 use std::f64::consts::TAU;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Float, Int, Tensor, TensorData};
 
 use super::{Llama, Scaling};
+use crate::transfer::{read, send};
 use crate::{Sequence, Shape};
 
 /// Cosines and sines of a sequence's rows, `[batch or 1, 1, rows, width / 2]`.
@@ -28,14 +29,14 @@ impl Rotary {
         // Each row by its own length, so that it does not depend on its neighbours.
         let lengths = match &x.mask.padding {
             Some(padding) if shape.dynamic().is_some() => {
-                let real = padding.clone().bool_not().int().sum_dim(1).into_data();
+                let real = read(padding.clone().bool_not().int().sum_dim(1));
                 real.iter::<i64>().map(|real| real as usize + x.offset).collect()
             }
             _ => vec![all + x.offset],
         };
         let half = shape.head_width / 2;
         let of_rows = lengths.iter().flat_map(|length| frequencies(shape, llama, *length)).collect::<Vec<_>>();
-        let frequencies = Tensor::<3>::from_data(TensorData::new(of_rows, [lengths.len(), 1, half]), &device);
+        let frequencies = send::<3, Float>(TensorData::new(of_rows, [lengths.len(), 1, half]), &device);
         let angles = positions.float().unsqueeze_dim::<3>(2) * frequencies;
         let angles = angles.unsqueeze_dim::<4>(1);
         Rotary { cosine: angles.clone().cos(), sine: angles.sin() }

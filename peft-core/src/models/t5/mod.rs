@@ -10,6 +10,7 @@ pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{DECODER_WORDS, Frame, Hidden};
 use crate::ops::attention::split;
+use crate::transfer::send;
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Encoder and decoder.
@@ -70,7 +71,7 @@ fn relative_positions(frame: &Frame<'_>, t5: &T5, stack: Stack, x: &Sequence) ->
     let columns = first + rows;
     let bucket = |i: usize, j: usize| bucket(j as i64 - (first + i) as i64, t5, stack == Stack::Encoder) as i32;
     let buckets: Vec<i32> = (0..rows).flat_map(|i| (0..columns).map(move |j| bucket(i, j))).collect();
-    let buckets = Tensor::<2, Int>::from_data(TensorData::new(buckets, [rows, columns]), &frame.base.device);
+    let buckets = send::<2, Int>(TensorData::new(buckets, [rows, columns]), &frame.base.device);
     frame.rows(site, &frame.weight(site).dense(), buckets, None).permute([2, 0, 1]).unsqueeze()
 }
 

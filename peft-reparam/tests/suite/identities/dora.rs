@@ -93,8 +93,8 @@ proptest! {
             let draw = |name: &str, dims: [usize; 3]| Random::new(seed, name).normal_tensor(dims, 0.5, base.device());
             let (x, w): (Tensor<3>, _) = (draw("x", [2, 3, rows]), base.weight(site).dense());
             let b: Tensor<1> = draw("b", [1, 1, columns]).reshape([columns]);
-            let noise = Noise { seed, step: 1, samples: [4, 5].into() };
-            let one = batch(&base).with_noise(Noise { samples: [4, 5].into(), ..noise.clone() });
+            let noise = Noise { seed, step: 1, samples: [4, 5].into_iter().collect() };
+            let one = batch(&base).with_noise(Noise { samples: [4, 5].into_iter().collect(), ..noise.clone() });
             let found = dora.open(&one, |hooks| {
                 hooks.linear(site, x.clone(), &|x| {
                     hooks.weight(site, Weight::Dense(w.clone())).linear(x, Some(hooks.vector(site, Slot::Bias, b.clone())))
