@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Architecture, Error, Part, Result, Shape, Site, Sites, Stack};
+use crate::{Error, Part, Result, Shape, Site, Sites, Stack};
 
 /// What stands under `config` in AdapterHub's `adapter_config.json`.
 pub type Fields = Map<String, Value>;
@@ -102,12 +102,9 @@ pub fn field<T: DeserializeOwned>(fields: &Fields, key: &str, expected: &str) ->
 /// The attention's linear maps that AdapterHub names, by its letters.
 const ATTENTION: [(Part, &str); 3] = [(Part::Query, "q"), (Part::Key, "k"), (Part::Value, "v")];
 
-/// The feed-forward network's, by the fields that choose them: on LLaMA the package has the two the other way round.
+/// The feed-forward network's, by the fields that choose them.
 fn feed_forward(shape: &Shape) -> [(Part, &'static str); 2] {
-    let [intermediate, output] = match shape.architecture {
-        Architecture::Llama(_) => [Part::Down, Part::Up],
-        _ => [Part::Up, Part::Down],
-    };
+    let [intermediate, output] = shape.architecture.family().hub.feed_forward;
     [(intermediate, "intermediate_lora"), (output, "output_lora")]
 }
 
@@ -136,11 +133,7 @@ pub fn lora_fields(mode: &str, [r, alpha]: [f64; 2], dropout: f64, sites: &[Site
         sites.iter().find(|site| together(**site).is_none_or(|all| !all.iter().all(|other| sites.contains(other))));
     if let Some(site) = odd {
         let path = shape.module_path(*site).unwrap_or_default();
-        let names = match shape.architecture {
-            Architecture::T5(_) => "q, k, v (where there are two attentions, of both), wo and wi or wi_1",
-            Architecture::Llama(_) => "q_proj, k_proj, v_proj, up_proj and down_proj",
-            _ => "query, key, value, intermediate.dense and (not the attention's) output.dense",
-        };
+        let names = shape.architecture.family().hub.linears;
         let expected = format!("what AdapterHub has: {names}, the same in every layer that has any");
         return Err(Error::config("target_modules", path, expected));
     }

@@ -57,6 +57,7 @@ pub use head::{Affine, AtMask, Classifier, Head, LanguageModel, MaskedLm, Norm, 
 pub use hooks::{Attention, Hooks, Lookup, Mask, Next, Sequence};
 pub use merge::Merge;
 pub use method::{Key, Method, Source, Start, file_path, place_key, slot_name, split_name};
+pub use models::family::{Architecture, Family, ForTexts, Hub};
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
 pub use models::{Base, Cache, Frame, Hidden, Stored};
@@ -66,7 +67,7 @@ pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};
 pub use readout::Readout;
 pub use replaced::Replaced;
-pub use shape::{Architecture, Place, Shape, Slot};
+pub use shape::{Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};
 pub use targets::{Common, Few};
 pub use train::Procedure;

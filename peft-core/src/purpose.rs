@@ -111,7 +111,7 @@ impl Purpose {
     /// The class of transformers, if the family has one.
     pub fn class(self, architecture: Architecture) -> Option<String> {
         let end = uses(architecture).find(|it| it.purpose == self)?.classes[0];
-        Some(format!("{}{end}", architecture.family()))
+        Some(format!("{}{end}", architecture.family().name))
     }
 
     /// The task types of a family.
@@ -121,13 +121,13 @@ impl Purpose {
 
     /// The classes of a family.
     pub fn classes(architecture: Architecture) -> String {
-        let class = |end: &&str| format!("{}{end}", architecture.family());
+        let class = |end: &&str| format!("{}{end}", architecture.family().name);
         uses(architecture).flat_map(|it| it.classes.iter().map(class)).collect::<Vec<_>>().join(", ")
     }
 }
 
 fn uses(architecture: Architecture) -> impl Iterator<Item = &'static Use> {
-    USES.iter().filter(move |it| it.families.contains(&architecture.family()))
+    USES.iter().filter(move |it| it.families.contains(&architecture.family().name))
 }
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
             ("Model", [Known(States); 4]),
             ("Wrapper", [Unknown; 4]),
         ] {
-            let of = |family: crate::Architecture| Purpose::of_class(&format!("{}{end}", family.family()), family);
+            let of = |family: crate::Architecture| Purpose::of_class(&format!("{}{end}", family.family().name), family);
             assert_eq!(families.map(of), expected, "{end}");
         }
         for family in families {

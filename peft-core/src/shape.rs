@@ -4,46 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::models::bert;
+use crate::models::family;
 use crate::models::fields::Fields;
-use crate::models::llama::{self, Llama, Scaling};
-use crate::models::t5::{self, T5};
-use crate::{Error, Part, Purpose, Result, Site, Stack};
-
-/// A family of models that share one forward, with the settings that only it has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Architecture {
-    /// Devlin et al., 2019: positions from 0, token types, a pooler.
-    Bert,
-    /// Liu et al., 2019: positions from `pad + 1`, no pooler.
-    Roberta,
-    /// Raffel et al., 2020: an encoder and a decoder with relative positions.
-    T5(T5),
-    /// Touvron et al., 2023: a decoder with rotary positions.
-    Llama(Llama),
-}
-
-impl Architecture {
-    /// What the names of transformers' classes for it begin with.
-    pub fn family(&self) -> &'static str {
-        match self {
-            Architecture::Bert => "Bert",
-            Architecture::Roberta => "Roberta",
-            Architecture::T5(_) => "T5",
-            Architecture::Llama(_) => "Llama",
-        }
-    }
-
-    /// What the names of a model's tensors begin with, once it has a head.
-    pub fn prefix(&self) -> &'static str {
-        match self {
-            Architecture::Bert => "bert.",
-            Architecture::Roberta => "roberta.",
-            Architecture::T5(_) => "",
-            Architecture::Llama(_) => "model.",
-        }
-    }
-}
+use crate::{Architecture, Error, Part, Purpose, Result, Site, Stack};
 
 /// What of a place: its matrix, or one of its vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,8 +101,7 @@ pub struct Shape {
 impl Shape {
     /// A published shape, such as `roberta-base`, or a tiny one for tests, such as `bert-tiny`; [`NAMES`](Self::NAMES) has all.
     pub fn named(name: &str) -> Result<Self> {
-        let shape = bert::named(name).or_else(|| t5::named(name)).or_else(|| llama::named(name));
-        shape.ok_or_else(|| Error::config("shape", name, Self::NAMES.join(", ")))
+        family::named(name).ok_or_else(|| Error::config("shape", name, Self::NAMES.join(", ")))
     }
 
     /// The names of the published shapes.
@@ -165,24 +127,14 @@ impl Shape {
     pub fn from_config(config: &Value, path: &Path) -> Result<Self> {
         let fields = Fields { config, path };
         fields.check_common()?;
-        let shape = match fields.get("model_type").and_then(Value::as_str) {
-            Some("bert") => bert::from_fields(&fields, Architecture::Bert),
-            Some("roberta") => bert::from_fields(&fields, Architecture::Roberta),
-            Some("t5") => t5::from_fields(&fields),
-            Some("llama") => llama::from_fields(&fields),
-            _ => Err(fields.wrong("model_type", "bert, roberta, t5 or llama")),
-        }?;
+        let shape = family::from_fields(&fields)?;
         fields.ids("bos_token_id", shape.vocab)?;
         Ok(shape)
     }
 
     /// A Hugging Face `config.json` of this shape; [`from_config`](Self::from_config) reads it back.
     pub fn to_config(&self) -> Value {
-        match &self.architecture {
-            Architecture::Bert | Architecture::Roberta => bert::to_config(self),
-            Architecture::T5(t5) => t5::to_config(self, t5),
-            Architecture::Llama(llama) => llama::to_config(self, llama),
-        }
+        family::to_config(self)
     }
 
     /// The same shape with another dropout probability everywhere.
@@ -195,7 +147,7 @@ impl Shape {
     /// head to tell its tensors from, without a prefix before their names.
     pub fn for_purpose(mut self, purpose: Purpose) -> Self {
         self.pooler &= matches!(purpose, Purpose::Texts | Purpose::States);
-        self.prefix = if purpose == Purpose::States { "" } else { self.architecture.prefix() };
+        self.prefix = if purpose == Purpose::States { "" } else { self.architecture.family().prefix };
         self
     }
 
@@ -226,27 +178,18 @@ impl Shape {
 
     /// The factor by which rotary positions are scaled as a sequence grows, if they are.
     pub(crate) fn dynamic(&self) -> Option<f64> {
-        match &self.architecture {
-            Architecture::Llama(Llama { scaling: Scaling::Dynamic { factor }, .. }) => Some(*factor),
-            _ => None,
-        }
+        self.architecture.dynamic()
     }
 
     /// The stacks in the order of the forward, each with its number of layers.
     pub fn stacks(&self) -> Vec<(Stack, usize)> {
-        match self.architecture {
-            Architecture::Bert | Architecture::Roberta => vec![(Stack::Encoder, self.layers)],
-            Architecture::T5(t5) => vec![(Stack::Encoder, self.layers), (Stack::Decoder, t5.decoder_layers)],
-            Architecture::Llama(_) => vec![(Stack::Decoder, self.layers)],
-        }
+        let layers = std::iter::once(self.layers).chain(self.architecture.decoder_layers());
+        self.architecture.family().stacks.iter().copied().zip(layers).collect()
     }
 
     /// The shape with the first layer of each stack alone.
     pub fn one_layer(mut self) -> Self {
-        self.layers = 1;
-        if let Architecture::T5(t5) = &mut self.architecture {
-            t5.decoder_layers = 1;
-        }
+        (self.layers, self.architecture) = (1, self.architecture.one_layer());
         self
     }
 
@@ -283,24 +226,17 @@ impl Shape {
 
     /// Number of heads of keys and values.
     pub fn kv_heads(&self) -> usize {
-        match self.architecture {
-            Architecture::Llama(llama) => llama.kv_heads,
-            _ => self.heads,
-        }
+        self.architecture.kv_heads().unwrap_or(self.heads)
     }
 
     /// Whether normalizations stand before their sub-layers, which the residual stream passes by, not after.
     pub fn pre_norm(&self) -> bool {
-        matches!(self.architecture, Architecture::T5(_) | Architecture::Llama(_))
+        self.architecture.family().pre_norm
     }
 
     /// Every tensor of the backbone, in the order of its forward.
     pub fn places(&self) -> Vec<Place> {
-        match &self.architecture {
-            Architecture::Bert | Architecture::Roberta => bert::places(self),
-            Architecture::T5(t5) => t5::places(self, t5),
-            Architecture::Llama(llama) => llama::places(self, llama),
-        }
+        family::places(self)
     }
 
     /// Every tensor with the model's prefix in its name, each use of the word table apart, as transformers has its modules.
@@ -310,7 +246,7 @@ impl Shape {
         let words = uses.iter().position(|place| place.site == self.words()).expect("every model has a word table");
         let table = |site, name: &str| Place { site, name: name.into(), ..uses[words].clone() };
         let vocabulary = table(Site::decoder(0, Part::Vocabulary), "lm_head.weight");
-        if let Architecture::T5(_) = self.architecture {
+        if self.architecture.is_encoder_decoder() {
             let stacks = [Site::encoder(0, Part::Words), Site::decoder(0, Part::Words)];
             let names = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
             let tables: Vec<Place> = stacks.into_iter().zip(names).map(|(site, name)| table(site, name)).collect();

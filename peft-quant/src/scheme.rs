@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use peft_core::{Architecture, Base, Error, Part, Place, Result, Shape, Weight};
+use peft_core::{Base, Error, Place, Result, Shape, Weight};
 use safetensors::Dtype;
 
 use crate::bitsandbytes::Quantized;
@@ -107,7 +107,7 @@ impl Cost {
 
 /// Whether the matrix at a place is packed: all linear maps' but those that transformers keeps in f32, T5's second of a feed-forward block.
 pub fn is_packed(shape: &Shape, place: &Place) -> bool {
-    place.transposed && !(matches!(shape.architecture, Architecture::T5(_)) && place.site.part == Part::Down)
+    place.transposed && !shape.architecture.family().kept_in_f32.contains(&place.site.part)
 }
 
 /// A base whose linear maps are packed, and what that has done to them. Tables, normalizations and biases stay as they are, and so does what

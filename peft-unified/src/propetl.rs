@@ -25,8 +25,7 @@ use burn::tensor::Tensor;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
 use peft_core::view::{Rewrite, shapes, view};
 use peft_core::{
-    Adapter, AnyTuner, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site,
-    Slot, Weight,
+    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
     random::{Noise, Random},
 };
 use peft_reparam::{BiasMode, LoraConfig};
@@ -152,10 +151,9 @@ impl Shared for PrefixTuningConfig {
         rows * columns
     }
 
-    /// As PEFT cuts the prefix of a T5, its layers take every second part in turn.
+    /// As PEFT cuts the prefix of a model with two stacks, its layers take every second part in turn.
     fn used(shape: &Shape, layer: usize) -> bool {
-        !matches!(shape.architecture, Architecture::T5(t5) if t5.decoder_layers.is_multiple_of(2))
-            || layer.is_multiple_of(2)
+        !shape.stacks().get(1).is_some_and(|(_, layers)| layers.is_multiple_of(2)) || layer.is_multiple_of(2)
     }
 }
 

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor, activation};
 use peft_core::adapterhub::{Fields, HubKey, Layout, field, whole, wrong};
 use peft_core::ops::gelu;
 use peft_core::{
-    Affine, Architecture, Base, Error, Frame, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path,
-    place_key, random::Random, split_name,
+    Affine, Base, Error, Frame, Key, Norm, Part, Place, Result, Shape, Site, SiteMap, Slot, file_path, place_key,
+    random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -291,15 +291,7 @@ fn hub_width(hidden: f64, factor: f64) -> usize {
 /// What AdapterHub's files call a tensor of the adapter at a sub-layer.
 pub fn hub_key(shape: &Shape, site: Site, leaf: &str, adapter: &str) -> HubKey {
     let path = shape.module_path(projection(site)).unwrap_or_default();
-    let module = match shape.architecture {
-        Architecture::Bert | Architecture::Roberta => path.trim_end_matches(".dense").to_string(),
-        // The module of the whole sub-layer.
-        Architecture::T5(_) => path.rsplitn(3, '.').last().unwrap_or_default().to_string(),
-        Architecture::Llama(_) => {
-            let of = if site.part == Part::SelfAttention { "attention" } else { "output" };
-            format!("{}.{of}_adapters", path.rsplitn(3, '.').last().unwrap_or_default())
-        }
-    };
+    let module = (shape.architecture.family().hub.adapter)(site.part, &path);
     let (map, leaf) = leaf.split_once('.').unwrap_or((leaf, ""));
     // The first map is followed by its activation.
     let map = if map == "down" { "adapter_down.0" } else { "adapter_up" };

@@ -18,8 +18,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, lora_fields, lora_sites};
 use peft_core::{
-    Architecture, Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
-    Slot, Weight, adapter, file_path, split_name,
+    Base, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Sites, Slot, Weight,
+    adapter, file_path, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,11 +53,7 @@ impl Ia3Config {
 
     /// The sites that are set, else PEFT's for the model.
     fn sites(&self, shape: &Shape) -> (Sites, Sites) {
-        let [key, value, last] = match shape.architecture {
-            Architecture::Bert | Architecture::Roberta => ["key", "value", "output.dense"],
-            Architecture::T5(_) => ["k", "v", "wo"],
-            Architecture::Llama(_) => ["k_proj", "v_proj", "down_proj"],
-        };
+        let [key, value, last] = shape.architecture.family().key_value_last;
         let names = |names: &[&str]| Sites::Names(names.iter().map(|name| name.to_string()).collect());
         let targets = self.target_modules.clone().unwrap_or_else(|| names(&[key, value, last]));
         (targets, self.feedforward_modules.clone().unwrap_or_else(|| names(&[last])))

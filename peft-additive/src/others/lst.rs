@@ -21,8 +21,8 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::{
-    Affine, Architecture, Base, Batch, Cache, Error, Frame, Hidden, Hooks, Key, Method, Next, Part, Place, Procedure,
-    Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, Weight,
+    Affine, Base, Batch, Cache, Error, Frame, Hidden, Hooks, Key, Method, Next, Part, Place, Procedure, Result,
+    Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, Weight,
     random::{Noise, Random},
     slot_name, split_name,
     train::Probe,
@@ -165,14 +165,9 @@ impl LstConfig {
 
 /// Each width divided by r. The word table, which is not used, has a single row.
 pub(super) fn side_shape(shape: &Shape, r: usize) -> Shape {
-    let head_width = match shape.architecture {
-        Architecture::Llama(_) => shape.head_width.div_ceil(r).next_multiple_of(2),
-        _ => shape.head_width.div_ceil(r),
-    };
-    let hidden = match shape.architecture {
-        Architecture::Bert | Architecture::Roberta => shape.heads * head_width,
-        _ => shape.hidden.div_ceil(r),
-    };
+    let family = shape.architecture.family();
+    let head_width = shape.head_width.div_ceil(r).next_multiple_of(if family.rotary { 2 } else { 1 });
+    let hidden = if family.heads_make_hidden { shape.heads * head_width } else { shape.hidden.div_ceil(r) };
     let intermediate = shape.intermediate.div_ceil(r);
     Shape { head_width, hidden, intermediate, vocab: 1, pooler: false, tied: true, ..shape.clone() }
 }
@@ -391,7 +386,7 @@ mod tests {
             |width: usize, r: usize, even: bool| (1..).find(|n| n * r >= width && (!even || n % 2 == 0)).unwrap();
         for shape in Shape::NAMES.map(|name| Shape::named(name).unwrap()) {
             for r in 1..=shape.head_width {
-                let (side, rotary) = (side_shape(&shape, r), matches!(shape.architecture, Architecture::Llama(_)));
+                let (side, rotary) = (side_shape(&shape, r), shape.architecture.family().rotary);
                 let head_width = least(shape.head_width, r, rotary);
                 let hidden = if shape.pre_norm() { least(shape.hidden, r, false) } else { shape.heads * head_width };
                 let expected = [head_width, hidden, least(shape.intermediate, r, false)];

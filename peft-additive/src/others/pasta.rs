@@ -17,8 +17,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use peft_core::{
-    Adapter, Architecture, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence,
-    Shape, Site, SiteMap, Stack, random::Random, split_name,
+    Adapter, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site,
+    SiteMap, Stack, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,11 +53,7 @@ impl PastaConfig {
 
     /// The layers with vectors, the ids of special tokens and p.
     fn plan(&self, shape: &Shape) -> Result<(Vec<Site>, Vec<u32>, usize)> {
-        let (ids, count): (&[u32], usize) = match shape.architecture {
-            Architecture::Bert => (&[101, 102], 3),
-            Architecture::Roberta => (&[0, 2], 4),
-            Architecture::T5(_) | Architecture::Llama(_) => (&[1], 1),
-        };
+        let (ids, count) = shape.architecture.family().special_tokens;
         let ids = self.special_tokens.clone().unwrap_or_else(|| ids.to_vec());
         if ids.is_empty() || ids.iter().any(|id| *id as usize >= shape.vocab) {
             let expected = format!("ids below {}, one at least", shape.vocab);

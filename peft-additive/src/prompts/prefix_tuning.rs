@@ -18,8 +18,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, wrong};
 use peft_core::{
-    Adapter, Affine, AnyTuner, Architecture, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure,
-    Result, Sequence, Shape, Site, Stack,
+    Adapter, Affine, AnyTuner, Attention, Base, Batch, Error, Hooks, Key, Method, Next, Part, Procedure, Result,
+    Sequence, Shape, Site, Stack,
     random::{Noise, Random},
 };
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,7 @@ impl PrefixTuningConfig {
 impl PrefixTuningConfig {
     /// The flat form's, which is what files hold.
     fn hub_fields(&self, shape: &Shape) -> Result<Fields> {
-        if let Architecture::T5(_) = shape.architecture {
+        if shape.architecture.is_encoder_decoder() {
             let expected = "bert, roberta or llama: on T5 AdapterHub has prefixes in all three attentions, at distances of its own";
             return Err(Error::config("model", "t5", expected));
         }
@@ -255,7 +255,7 @@ impl Method for PrefixTuningConfig {
             heads: shape.kv_heads(),
             layers: self.layers(shape)?,
             sites: self.sites(shape)?,
-            t5: matches!(shape.architecture, Architecture::T5(_)),
+            t5: shape.architecture.is_encoder_decoder(),
             shift_positions: self.shift_positions,
         })
     }

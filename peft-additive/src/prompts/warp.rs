@@ -16,8 +16,8 @@ use std::cell::RefCell;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::{
-    Adapter, Affine, Architecture, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure,
-    Result, Sequence, Shape, Site, Stack, random::Random,
+    Adapter, Affine, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure, Result, Sequence,
+    Shape, Site, Stack, random::Random,
 };
 use serde::{Deserialize, Serialize};
 
@@ -156,13 +156,9 @@ impl WarpConfig {
 
     /// The template and the mask's id; refuses settings that cannot be.
     fn plan(&self, shape: &Shape) -> Result<(Template, usize)> {
-        let usual = match shape.architecture {
-            Architecture::Bert => 103,
-            Architecture::Roberta => 50264,
-            _ => {
-                let found = shape.architecture.family();
-                return Err(Error::config("model", found, "BERT or RoBERTa, which have a word for a mask"));
-            }
+        let family = shape.architecture.family();
+        let Some(usual) = family.mask_word else {
+            return Err(Error::config("model", family.name, "BERT or RoBERTa, which have a word for a mask"));
         };
         let (template, mask) = (self.read()?, self.mask_token_id.unwrap_or(usual));
         check_length(template.slots() + 1, shape)?;

@@ -9,7 +9,7 @@ use peft_core::data::Labelled;
 use peft_core::files::check_file;
 use peft_core::load::write_safetensors;
 use peft_core::train::{Logits, TextStates};
-use peft_core::{Architecture, Error, Label, Result, io::Pretrained};
+use peft_core::{Error, Label, Result, io::Pretrained};
 
 use super::options::{Computed, ModelArgs, compute, max_length};
 use crate::machine::threads;
@@ -45,12 +45,12 @@ impl Forward {
         let model: Pretrained = self.model.open()?;
         let shape = model.base.shape();
         // The decoder behind an encoder sees the labels, behind by one.
-        let rows = match shape.architecture {
-            Architecture::T5(_) => Labelled::open(&self.input)?.label("labels").read()?,
-            _ => Labelled::open(&self.input)?.without_label().read()?,
+        let written = shape.architecture.is_encoder_decoder();
+        let rows = match written {
+            true => Labelled::open(&self.input)?.label("labels").read()?,
+            false => Labelled::open(&self.input)?.without_label().read()?,
         };
         let examples = rows.examples(shape, max_length(shape, self.adapter.as_deref())?)?;
-        let written = matches!(shape.architecture, Architecture::T5(_));
         if let Some(i) = examples.iter().position(|e| written && !matches!(e.label, Some(Label::Words(_)))) {
             let expected = "an array of words that the decoder is to write";
             return Err(Error::file(&self.input, format!("example {}, labels", i + 1), "another label", expected));

@@ -24,11 +24,12 @@ pub fn settings(method: &str) -> Result<Map<String, Value>> {
 
 /// The method of this name with the settings of the command line, on a model of this shape.
 pub fn configured(method: &str, set: &[String], shape: &Shape) -> Result<AnyMethod> {
-    let (common, settings) = peft::split_common(set)?;
+    let of_set = |error: Error| error.of_option("--set");
+    let (common, settings) = peft::split_common(set).map_err(of_set)?;
     if let Some(module) = common.saved().first() {
         return Err(Error::config("--set modules_to_save", module, "none: this is of the method's own tensors"));
     }
-    peft::with_words(&by_name(method)?, &settings)?.narrowed(&common, shape)
+    peft::with_words(&by_name(method)?, &settings).map_err(of_set)?.narrowed(&common, shape)
 }
 
 impl Methods {

@@ -9,6 +9,7 @@ mod eval;
 mod events;
 mod forward;
 mod generate;
+mod hints;
 mod inspect;
 mod merge;
 mod methods;
@@ -77,6 +78,10 @@ enum Command {
 impl Cli {
     /// Runs the command of a program's arguments.
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+        Self::command(args).map_err(hints::hinted)
+    }
+
+    fn command(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         warnings::print();
         let mut calls = yaml::apart(args.into_iter().collect());
         if calls.len() > 1 {

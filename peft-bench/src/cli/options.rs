@@ -9,9 +9,7 @@ use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, TextStates, Workers, encode, predict};
-use peft_core::{
-    Architecture, Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
-};
+use peft_core::{Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines};
 use peft_quant::Scheme;
 
 use super::progress::bar;
@@ -147,9 +145,9 @@ pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
 /// The longest prompt, of `room` tokens in all, on which so many new tokens can follow; the last of them is not read. Behind an
 /// encoder a text has positions of its own.
 pub fn prompt_room(shape: &Shape, room: usize, new_tokens: usize) -> usize {
-    match shape.architecture {
-        Architecture::T5(_) => room,
-        _ => (room + 1).saturating_sub(new_tokens.max(1)),
+    match shape.architecture.is_encoder_decoder() {
+        true => room,
+        false => (room + 1).saturating_sub(new_tokens.max(1)),
     }
 }
 

@@ -70,9 +70,11 @@ impl Predict {
             let expected = "one for classes or values: `peft forward` writes states (FEATURE_EXTRACTION)";
             return Err(Error::config("head", "none", expected));
         };
+        let own = self.adapter.as_deref().map(peft::labels).transpose()?.map(|labels| labels.classes);
+        let own = own.filter(|classes| !classes.is_empty());
         for ((text, (encoded, words)), logits) in texts.iter().zip(&encoded).zip(logits) {
             let outputs = logits.dims.last().copied().unwrap_or(1);
-            let classes = classes(&model, self.adapter.as_deref(), outputs)?;
+            let classes = own.clone().unwrap_or_else(|| model.class_names(outputs));
             let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
             let probability = |row: &[f32], i: usize| (f64::from(row[i]) - log_sum_exp(row)).exp() as f32;
             match (purpose, &logits.dims[..]) {
@@ -138,10 +140,4 @@ fn answers(
             "score": score.exp() as f32}))?;
     }
     Ok(())
-}
-
-/// The names of so many classes: the adapter's, else the model's.
-fn classes(model: &Pretrained, adapter: Option<&Path>, outputs: usize) -> Result<Vec<String>> {
-    let own = adapter.map(peft::labels).transpose()?.map(|labels| labels.classes);
-    Ok(own.filter(|classes| !classes.is_empty()).unwrap_or_else(|| model.class_names(outputs)))
 }

@@ -431,7 +431,8 @@ impl Job<'_> {
 
     fn run(self, method: AnyMethod) -> Result<Value> {
         let Job { args, model, slots } = self;
-        let (common, settings) = peft::split_common(&args.set)?;
+        let of_set = |error: Error| error.of_option("--set");
+        let (common, settings) = peft::split_common(&args.set).map_err(of_set)?;
         let (method, adapter) = match &args.adapter {
             Some(dir) if !args.method.is_empty() && args.method.join("+") != method.name() => {
                 let found = args.method.join("+");
@@ -444,7 +445,8 @@ impl Job<'_> {
             }
             None => {
                 let sources = args.source.iter().map(|dir| source(dir, model)).collect::<Result<Vec<_>>>()?;
-                let method = peft::with_words(&method, &settings)?.narrowed(&common, model.base.shape())?;
+                let method =
+                    peft::with_words(&method, &settings).map_err(of_set)?.narrowed(&common, model.base.shape())?;
                 (method.from_sources(sources), None)
             }
         };

@@ -27,7 +27,7 @@ use crate::tasks::mmlu::{self, LETTERS, Scores, Split, Subject};
 pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
     let source = plan.source(|made| prepare(made, plan))?;
     let (name, model, data) = (&source.name, &source.model, &source.data);
-    if !matches!(model.base.shape().architecture, Architecture::Llama(_)) {
+    if !model.base.shape().architecture.is_decoder() {
         return Err(Error::config("--model", name, "a LLaMA, which Tables V and VI are about"));
     }
     let tokenizer = model.tokenizer()?;

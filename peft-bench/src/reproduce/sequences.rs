@@ -6,7 +6,7 @@ use std::time::Instant;
 use peft_core::data::Dataset;
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::TrainConfig;
-use peft_core::{Architecture, Bare, Base, Error, Example, Head, LanguageModel, Part, Result, Shape, Trained, Tuner};
+use peft_core::{Bare, Base, Error, Example, Head, LanguageModel, Part, Result, Shape, Trained, Tuner};
 use serde_json::{Value, json};
 
 use super::outcome::{Runs, Scored};
@@ -35,7 +35,7 @@ pub(super) fn pretrain(
     places: (&Path, &Path),
 ) -> Result<()> {
     let (hidden, width, inner) = (shape.hidden as f64, shape.head_width as f64, shape.intermediate as f64);
-    let t5 = matches!(shape.architecture, Architecture::T5(_));
+    let t5 = !shape.architecture.family().scales_scores;
     let base = pretrain::start(shape, &plan.device, |place| match place.site.part {
         Part::Words if t5 => 1.0,
         Part::Query | Part::CrossQuery if t5 => (hidden * width).powf(-0.5),

@@ -44,7 +44,7 @@ pub struct Stems {
 pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     let source = plan.source(|made| prepare(made, plan))?;
     let (name, model, data) = (&source.name, &source.model, &source.data);
-    if !matches!(model.base.shape().architecture, Architecture::T5(_)) {
+    if !model.base.shape().architecture.is_encoder_decoder() {
         return Err(Error::config("--model", name, "a T5, which Table IV is about"));
     }
     let tokenizer = model.tokenizer()?;

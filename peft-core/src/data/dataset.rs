@@ -2,9 +2,9 @@ use super::Labelled;
 use super::classes::class_place;
 use crate::io::Pretrained;
 use crate::loss::IGNORED;
-#[cfg(feature = "tokenize")]
-use crate::{Architecture, Shape, Text, load::Tokenizer};
 use crate::{Error, Example, Label, Purpose, Result, Verbalizer};
+#[cfg(feature = "tokenize")]
+use crate::{Shape, Stack, Text, load::Tokenizer};
 
 /// How many fifths apart the values may be that a model writes as texts, each a text of its own.
 #[cfg(feature = "tokenize")]
@@ -121,12 +121,12 @@ pub fn prompted(
     max_length: usize,
 ) -> Result<Option<Example>> {
     let words = |ids: &[u32]| ids.iter().map(|id| *id as i32).collect::<Vec<_>>();
-    let (ids, labels) = match shape.architecture {
-        Architecture::T5(_) => {
+    let (ids, labels) = match shape.architecture.family().stacks {
+        [Stack::Encoder, Stack::Decoder] => {
             let encode = |text| Ok(tokenizer.encode(text, None, max_length)?.ids);
             (encode(prompt)?, words(&encode(answer)?))
         }
-        Architecture::Llama(_) => {
+        [Stack::Decoder] => {
             let prompt = tokenizer.encode(prompt, None, usize::MAX)?.ids;
             if prompt.len() > room(max_length) {
                 return Ok(None);
@@ -138,7 +138,7 @@ pub fn prompted(
             let labels = [vec![IGNORED; prompt.len()], words(answer)].concat();
             ([&prompt, answer].concat(), labels)
         }
-        Architecture::Bert | Architecture::Roberta => {
+        _ => {
             return Err(Error::config("data", "texts to write", "a model that writes, T5 or LLaMA"));
         }
     };

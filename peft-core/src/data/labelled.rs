@@ -20,7 +20,7 @@ use crate::load::Tokenizer;
 #[cfg(feature = "chat")]
 use crate::loss::IGNORED;
 use crate::random::Random;
-use crate::{Architecture, Error, Example, Label, Result, Shape};
+use crate::{Error, Example, Label, Result, Shape};
 
 /// The largest data file that is read, in bytes.
 const MAX_DATA: u64 = 1 << 30;
@@ -151,7 +151,7 @@ impl Labelled {
     /// tokens of the assistant's turns count: all of them, as with `assistant_only_loss` in trl.
     #[cfg(feature = "chat")]
     pub(super) fn chats(&self, shape: &Shape, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<Example>> {
-        if !matches!(shape.architecture, Architecture::Llama(_)) {
+        if !shape.architecture.is_decoder() {
             return Err(Error::config("data", "messages", "a model that writes behind what it reads, LLaMA"));
         }
         let example = |row: &Row| {
@@ -249,7 +249,7 @@ impl Labelled {
                     let expected = format!("words below {vocab}, the vocabulary of the model");
                     return Err(self.wrong(row, format!("word {word} in the labels"), expected));
                 }
-                let behind = matches!(shape.architecture, Architecture::T5(_));
+                let behind = shape.architecture.is_encoder_decoder();
                 if !behind && words.len() != ids.len() {
                     let expected = format!("{}, one for each of input_ids", ids.len());
                     return Err(self.wrong(row, format!("{} labels", words.len()), expected));

@@ -3,7 +3,7 @@
 use super::Prompt;
 use super::rules::Context;
 use crate::transfer::read;
-use crate::{Architecture, Base, Batch, Cache, Error, Example, Result, Trained, Tuner};
+use crate::{Base, Batch, Cache, Error, Example, Result, Trained, Tuner};
 
 /// Texts in progress.
 pub(super) struct Decoder<'a, T: Tuner> {
@@ -37,12 +37,12 @@ impl<'a, T: Tuner> Decoder<'a, T> {
         }
         prompts.iter().try_for_each(|prompt| shape.check_ids(&prompt.ids))?;
         let source = |prompt: &Prompt| Example { ids: prompt.ids.clone(), ..Default::default() };
-        let (sources, texts) = match shape.architecture {
-            Architecture::T5(t5) => {
-                let start = start.unwrap_or(t5.start as u32);
+        let (sources, texts) = match shape.architecture.start() {
+            Some(own) => {
+                let start = start.unwrap_or(own as u32);
                 (prompts.iter().map(source).collect(), vec![vec![start]; prompts.len()])
             }
-            _ => (vec![], prompts.iter().map(|prompt| prompt.ids.clone()).collect()),
+            None => (vec![], prompts.iter().map(|prompt| prompt.ids.clone()).collect()),
         };
         let (fresh, tasks) = (texts.clone(), prompts.iter().map(|prompt| prompt.task).collect());
         let starts = texts.iter().map(Vec::len).collect();

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::GenerateConfig;
+use crate::Result;
 use crate::files::read_json;
 use crate::io::Pretrained;
 use crate::warning::warn;
-use crate::{Architecture, Result};
 
 /// What becomes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ impl FolderSettings {
             }
         };
         let shape = model.base.shape();
-        let behind = matches!(shape.architecture, Architecture::T5(_));
+        let behind = shape.architecture.is_encoder_decoder();
         let (config, used) = read(&path, &fields, alone, behind, shape.vocab)?;
         Ok(FolderSettings { config, path: Some(path), used })
     }

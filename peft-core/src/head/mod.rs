@@ -11,7 +11,7 @@ pub use words::{AtMask, LanguageModel, MaskedLm};
 
 use crate::ops::{layer_norm, linear};
 use crate::random::Random;
-use crate::{Architecture, Base, Batch, Hidden, Key, Purpose, Result, Shape, Verbalizer};
+use crate::{Architecture, Base, Batch, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -90,15 +90,15 @@ impl Head {
     /// classes as texts ([`Verbalizer`]), gets the head for words.
     pub fn classifier(base: &Base, outputs: usize, seed: u64) -> Self {
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
-        match shape.architecture {
-            Architecture::Bert => Head::Classifier(Classifier::init(base, outputs, seed, false)),
-            Architecture::Roberta => Head::Classifier(Classifier::init(base, outputs, seed, true)),
-            Architecture::Llama(_) => {
+        match shape.architecture.family().for_texts {
+            ForTexts::Pooled => Head::Classifier(Classifier::init(base, outputs, seed, false)),
+            ForTexts::TwoLayers => Head::Classifier(Classifier::init(base, outputs, seed, true)),
+            ForTexts::Score => {
                 let random = Random::new(seed, "score.weight");
                 let weight = random.normal_tensor([shape.hidden, outputs], 0.02, &device);
                 Head::Score(Score { weight: Param::from_tensor(weight) })
             }
-            Architecture::T5(_) => Head::LanguageModel(LanguageModel {}),
+            ForTexts::Written => Head::LanguageModel(LanguageModel {}),
         }
     }
 
@@ -173,17 +173,17 @@ impl Head {
     /// By how many tokens a head for words predicts ahead of the token whose state it reads. An encoder predicts the token itself,
     /// and what the decoder behind an encoder sees is behind its labels already.
     pub fn ahead(&self, shape: &Shape) -> usize {
-        usize::from(matches!((self, shape.architecture), (Head::LanguageModel(_), Architecture::Llama(_))))
+        usize::from(matches!(self, Head::LanguageModel(_)) && shape.architecture.is_decoder())
     }
 
     /// Number of elements of a classification head with this many outputs for a text.
     pub fn count(shape: &Shape, outputs: usize) -> usize {
         let out = shape.hidden * outputs;
-        match shape.architecture {
-            Architecture::Bert => out + outputs,
-            Architecture::Roberta => shape.hidden * shape.hidden + shape.hidden + out + outputs,
-            Architecture::Llama(_) => out,
-            Architecture::T5(_) => 0,
+        match shape.architecture.family().for_texts {
+            ForTexts::Pooled => out + outputs,
+            ForTexts::TwoLayers => shape.hidden * shape.hidden + shape.hidden + out + outputs,
+            ForTexts::Score => out,
+            ForTexts::Written => 0,
         }
     }
 
@@ -210,13 +210,14 @@ impl Head {
     /// # Panics
     /// On a head that is not for words.
     pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
-        match (self, shape.architecture) {
-            (Head::MaskedLm(head), _) => head.logits(states, words, shape),
-            (Head::LanguageModel(_) | Head::Verbalizer(_), Architecture::T5(t5)) if t5.scaled => {
-                linear(states * (shape.hidden as f64).powf(-0.5), words.transpose(), None)
+        match self {
+            Head::MaskedLm(head) => head.logits(states, words, shape),
+            Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                let scaled = shape.architecture.scales_states();
+                let states = if scaled { states * (shape.hidden as f64).powf(-0.5) } else { states };
+                linear(states, words.transpose(), None)
             }
-            (Head::LanguageModel(_) | Head::Verbalizer(_), _) => linear(states, words.transpose(), None),
-            (_, _) => panic!("only a head for words has logits over words"),
+            _ => panic!("only a head for words has logits over words"),
         }
     }
 
@@ -225,29 +226,22 @@ impl Head {
     pub fn key(name: &str, architecture: Architecture) -> Key {
         let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
         let word = if matches!(leaf, "gain" | "decoder") { "weight" } else { leaf };
-        let roberta = architecture == Architecture::Roberta;
-        let path = match (module, roberta) {
-            ("Score", _) => "score",
-            ("AtMask.dense", _) => "verbalizer.dense",
-            ("AtMask.norm", _) => "verbalizer.layer_norm",
-            ("AtMask.out", _) => "verbalizer.out",
-            ("Tokens.out", _) if matches!(architecture, Architecture::Llama(_)) => "score",
-            ("Tokens.out", _) => "classifier",
-            ("Answers.out", _) => "qa_outputs",
-            ("MaskedLm", true) if leaf == "decoder" => "lm_head.decoder",
-            ("MaskedLm", false) if leaf == "decoder" => "cls.predictions.decoder",
-            ("Classifier.out", true) => "classifier.out_proj",
-            ("Classifier.out", false) => "classifier",
-            ("Classifier.dense" | "TwoLayers.dense", _) => "classifier.dense",
-            ("TwoLayers.out", _) => "classifier.out_proj",
-            ("MaskedLm.dense", true) => "lm_head.dense",
-            ("MaskedLm.norm", true) => "lm_head.layer_norm",
-            ("MaskedLm", true) => "lm_head",
-            ("MaskedLm.dense", false) => "cls.predictions.transform.dense",
-            ("MaskedLm.norm", false) => "cls.predictions.transform.LayerNorm",
-            ("MaskedLm", false) => "cls.predictions",
+        let module = if leaf == "decoder" { name } else { module };
+        let path = architecture.family().head(module).unwrap_or(match module {
+            "Score" => "score",
+            "AtMask.dense" => "verbalizer.dense",
+            "AtMask.norm" => "verbalizer.layer_norm",
+            "AtMask.out" => "verbalizer.out",
+            "Tokens.out" | "Classifier.out" => "classifier",
+            "Answers.out" => "qa_outputs",
+            "Classifier.dense" | "TwoLayers.dense" => "classifier.dense",
+            "TwoLayers.out" => "classifier.out_proj",
+            "MaskedLm.decoder" => "cls.predictions.decoder",
+            "MaskedLm.dense" => "cls.predictions.transform.dense",
+            "MaskedLm.norm" => "cls.predictions.transform.LayerNorm",
+            "MaskedLm" => "cls.predictions",
             _ => unreachable!("a head has no tensor {name}"),
-        };
+        });
         Key { name: format!("{path}.{word}"), transposed: leaf == "weight" }
     }
 }

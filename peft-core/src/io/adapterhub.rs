@@ -16,8 +16,8 @@ use crate::adapterhub::{Fields, HubKey, Kind, field, wrong};
 use crate::files::{read_json, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Error, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose,
-    Result, Shape, Trained,
+    AnyMethod, AnyTuner, Base, Error, ForTexts, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose, Result,
+    Shape, Trained,
 };
 
 const CONFIG: &str = "adapter_config.json";
@@ -59,7 +59,7 @@ pub fn load_as(method: &AnyMethod, dir: &Path, model: &Pretrained) -> Result<(An
     config.checked_count(shape).map_err(|error| error.in_file(&path))?;
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, WEIGHTS)?)?);
     let tuner = config.init(base, 0).map_err(|error| error.in_file(&path))?;
-    let t5 = matches!(shape.architecture, Architecture::T5(_));
+    let t5 = shape.architecture.is_encoder_decoder();
     let front = if t5 && taker.file.names().any(|name| name.starts_with(T5_MODEL)) { T5_MODEL } else { "" };
     let hub = form(&config)?;
     let tuner = taker.fill(tuner, |tensor| {
@@ -101,7 +101,7 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     let two_layers = matches!(trained.head, Head::TwoLayers(_));
     let model_class = match &trained.head {
         Head::Classifier(_) | Head::Score(_) => classes,
-        Head::TwoLayers(_) => Some(format!("{}AdapterModel", shape.architecture.family())),
+        Head::TwoLayers(_) => Some(format!("{}AdapterModel", shape.architecture.family().name)),
         Head::LanguageModel(_) => words,
         Head::MaskedLm(_)
         | Head::Verbalizer(_)
@@ -199,17 +199,14 @@ fn same(a: &Value, b: &Value) -> bool {
 
 /// The type of transformers' models.
 fn model_type(shape: &Shape) -> String {
-    shape.architecture.family().to_lowercase()
+    shape.architecture.family().name.to_lowercase()
 }
 
 /// transformers' models of the family whose heads are known here: for classes, and for words.
 fn model_classes(shape: &Shape) -> [Option<String>; 2] {
-    let class = |head: &str| Some(format!("{}For{head}", shape.architecture.family()));
-    match shape.architecture {
-        Architecture::Bert | Architecture::Roberta => [class("SequenceClassification"), None],
-        Architecture::T5(_) => [None, class("ConditionalGeneration")],
-        Architecture::Llama(_) => [class("SequenceClassification"), class("CausalLM")],
-    }
+    let family = shape.architecture.family();
+    let class = |head: &str| format!("{}For{head}", family.name);
+    family.hub.classes.map(|head| head.map(class))
 }
 
 fn object(path: &Path) -> Result<Fields> {
@@ -292,9 +289,9 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
     };
     let name = name.transpose().map_err(in_file)?;
     let key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), name.as_deref());
-    let last = match (two_layers, shape.architecture) {
+    let last = match (two_layers, shape.architecture.family().for_texts) {
         (true, _) => "TwoLayers.out.bias",
-        (false, Architecture::Llama(_)) => "Score.weight",
+        (false, ForTexts::Score) => "Score.weight",
         (false, _) => "Classifier.out.bias",
     };
     let last = key(last).name;
@@ -339,7 +336,8 @@ fn flexible_fields(two_layers: bool) -> Fields {
 /// Whether a flexible head has two layers; refuses one that cannot be.
 fn check_flexible(fields: &Fields, shape: &Shape) -> Result<bool> {
     let layers = fields.get("layers").and_then(Value::as_u64);
-    let known: &[u64] = if shape.architecture == Architecture::Roberta { &[2] } else { &[1, 2] };
+    let own = shape.architecture.family().for_texts;
+    let known: &[u64] = if own == ForTexts::TwoLayers { &[2] } else { &[1, 2] };
     if !layers.is_some_and(|layers| known.contains(&layers)) {
         let known: Vec<String> = known.iter().map(u64::to_string).collect();
         return Err(wrong(fields, "layers", &known.join(" or ")));
@@ -353,7 +351,7 @@ fn check_flexible(fields: &Fields, shape: &Shape) -> Result<bool> {
         field::<Value>(fields, key, &expected[key].to_string())?;
     }
     check_same(fields, &expected, free)?;
-    Ok(two_layers && shape.architecture == Architecture::Bert)
+    Ok(two_layers && own == ForTexts::Pooled)
 }
 
 /// A tensor's name in a flexible head of this name, whose modules have numbers, dropout and activations counted.

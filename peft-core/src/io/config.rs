@@ -12,8 +12,7 @@ use crate::warning::warn;
 use crate::{AnyMethod, Common, Error, Few, Method, Result, Shape, Start};
 
 /// What is expected where an adapter is of another format.
-pub(super) const PEFT_FILES: &str =
-    "one in the files of Hugging Face PEFT, which `peft convert --to hf` makes from this";
+pub(super) const PEFT_FILES: &str = "one in the files of Hugging Face PEFT, to which this can be converted";
 
 /// The `peft_type` of each part of an adapter directory of several methods at once.
 pub fn part_types(dir: &Path) -> Result<Vec<String>> {
@@ -204,10 +203,10 @@ pub fn split_common(settings: &[String]) -> Result<(Common, Vec<String>)> {
         };
         let has_empty = value.as_array().is_some_and(|list| list.iter().any(|name| name == ""));
         if has_empty || read(Map::from_iter([(key.clone(), value.clone())])).is_err() {
-            return Err(Error::config(format!("--set {key}"), value, expected));
+            return Err(Error::config(key, value, expected));
         }
     }
-    let common = read(fields).map_err(|error| Error::config("--set", error, "settings that every method has"))?;
+    let common = read(fields).map_err(|error| Error::config("settings", error, "settings that every method has"))?;
     Ok((common, others))
 }
 
@@ -231,7 +230,7 @@ fn composed(parts: &[AnyMethod], settings: &[String]) -> Result<AnyMethod> {
             (None, _) => {
                 let names = parts.iter().map(|part| format!("{}.{key}", part.name())).collect::<Vec<_>>().join(" or ");
                 let found = if having.is_empty() { "a setting of none of the methods" } else { "a setting of several" };
-                return Err(Error::config(format!("--set {key}"), found, names));
+                return Err(Error::config(key, found, names));
             }
         };
         words[part].push(word);
@@ -248,8 +247,7 @@ pub fn with_words(method: &AnyMethod, settings: &[String]) -> Result<AnyMethod> 
     }
     let own = method.with_defaults().settings();
     let fields = words(settings, &own, method.name(), |fields| parse(method, fields).is_ok())?;
-    parse(method, fields)
-        .map_err(|(key, found)| Error::config(format!("--set {key}"), found, format!("a value like {}", own[&key])))
+    parse(method, fields).map_err(|(key, found)| Error::config(key, found, format!("a value like {}", own[&key])))
 }
 
 /// The values of `key=value` words, for settings with these defaults.
@@ -262,10 +260,10 @@ fn words(
     let mut fields = Map::new();
     for setting in settings {
         let (key, text) =
-            setting.split_once('=').ok_or_else(|| Error::config("--set", setting, "KEY=VALUE, such as r=8"))?;
+            setting.split_once('=').ok_or_else(|| Error::config("setting", setting, "KEY=VALUE, such as r=8"))?;
         let Some(default) = own.get(key) else {
             let known = own.keys().cloned().collect::<Vec<_>>().join(", ");
-            return Err(Error::config(format!("--set {key}"), text, format!("one of the keys of {of}: {known}")));
+            return Err(Error::config(key, text, format!("one of the keys of {of}: {known}")));
         };
         // Names are a list where there are several, a list is the default, or there is no default and a list is taken.
         // Anything else, such as a pattern, is a text.
@@ -280,12 +278,12 @@ fn words(
         let value = match serde_json::from_str::<Value>(text) {
             Ok(_) => serde_json::from_str(text)
                 .map(|Distinct(value)| value)
-                .map_err(|error| Error::config(format!("--set {key}"), text, format!("each key once ({error})")))?,
+                .map_err(|error| Error::config(key, text, format!("each key once ({error})")))?,
             Err(_) if is_list => list.unwrap_or_else(|| json!(words)),
             Err(_) => json!(text),
         };
         if fields.insert(key.to_string(), value).is_some() {
-            return Err(Error::config(format!("--set {key}"), "given twice", "each key once"));
+            return Err(Error::config(key, "given twice", "each key once"));
         }
     }
     Ok(fields)

@@ -12,9 +12,7 @@ use super::peft::file_key;
 use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
 use crate::load::{Gguf, write_lora};
-use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Error, Head, LanguageModel, Method, Procedure, Result, Shape, Trained,
-};
+use crate::{AnyMethod, AnyTuner, Base, Error, Head, LanguageModel, Method, Procedure, Result, Shape, Trained};
 
 /// Reads a file of llama.cpp's or ours; the method is LoRA.
 pub fn load<M: Method>(path: &Path, base: &Base) -> Result<(M, Trained<M::Tuner>)> {
@@ -76,9 +74,9 @@ fn key(config: &AnyMethod, name: &str, shape: &Shape) -> HubKey {
 }
 
 fn check_model(shape: &Shape) -> Result<()> {
-    match shape.architecture {
-        Architecture::Llama(_) => Ok(()),
-        _ => Err(Error::config("model", "another architecture", "a LLaMA: adapters in GGUF are of no other here")),
+    match shape.architecture.family().gguf {
+        true => Ok(()),
+        false => Err(Error::config("model", "another architecture", "a LLaMA: adapters in GGUF are of no other here")),
     }
 }
 

@@ -32,7 +32,7 @@ use super::tensors::Taker;
 use crate::adapterhub::HubKey;
 use crate::view::tensors;
 use crate::warning::{listed, warn};
-use crate::{Architecture, ClassUse, Error, Head, LanguageModel, Pattern, Purpose, Result};
+use crate::{Architecture, ClassUse, Error, ForTexts, Head, LanguageModel, Pattern, Purpose, Result};
 
 /// What an adapter's settings say of its head.
 pub(super) struct Told {
@@ -67,7 +67,7 @@ impl Told {
         if let Some(task) = &self.task {
             return Purpose::of_task(task, architecture).ok_or_else(|| {
                 let tasks = Purpose::tasks(architecture);
-                let expected = format!("a task that is computed for {}: {tasks}, or null", architecture.family());
+                let expected = format!("a task that is computed for {}: {tasks}, or null", architecture.family().name);
                 Error::file(&self.path, "task_type", task, expected)
             });
         }
@@ -137,15 +137,16 @@ impl Told {
 
 /// The tensor by whose absence a head is missed.
 fn first_tensor(purpose: Purpose, architecture: Architecture) -> String {
-    let name = match (purpose, architecture) {
-        (Purpose::Texts, Architecture::Llama(_)) => "Score.weight",
-        (Purpose::Texts, _) => "Classifier.out.weight",
+    let scores = architecture.family().for_texts == ForTexts::Score;
+    let name = match purpose {
+        Purpose::Texts if scores => "Score.weight",
+        Purpose::Texts => "Classifier.out.weight",
         // A matrix alone is a head for texts.
-        (Purpose::Tokens, Architecture::Llama(_)) => "Tokens.out.bias",
-        (Purpose::Tokens, _) => "Tokens.out.weight",
-        (Purpose::Answers, _) => "Answers.out.weight",
-        (Purpose::Words, Architecture::Bert | Architecture::Roberta) => "MaskedLm.bias",
-        (Purpose::Words | Purpose::States, _) => return "lm_head.weight".to_string(),
+        Purpose::Tokens if scores => "Tokens.out.bias",
+        Purpose::Tokens => "Tokens.out.weight",
+        Purpose::Answers => "Answers.out.weight",
+        Purpose::Words if architecture.is_encoder() => "MaskedLm.bias",
+        Purpose::Words | Purpose::States => return "lm_head.weight".to_string(),
     };
     Head::key(name, architecture).name
 }
@@ -195,7 +196,7 @@ impl Pretrained {
             };
             let purpose = if purpose == Purpose::States { Purpose::Texts } else { purpose };
             let name = first_tensor(purpose, architecture);
-            Error::file(place, name, "no head", "a head in the checkpoint, or --adapter with one")
+            Error::file(place, name, "no head", "a head in the checkpoint, or an adapter with one")
         })
     }
 

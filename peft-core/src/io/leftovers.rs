@@ -2,7 +2,7 @@
 
 use super::tensors::Taker;
 use crate::warning::{listed, warn};
-use crate::{Architecture, Base, Error, Head, Place, Result};
+use crate::{Base, Error, Head, Place, Result};
 
 /// What the names of PEFT's methods' own tensors have behind the module's path.
 const OWN: [&str; 3] = [".lora_", ".ia3_", ".lokr_"];
@@ -12,9 +12,8 @@ pub(super) fn tell(taker: &Taker, base: &Base) -> Result<()> {
     let (shape, file) = (base.shape(), &taker.file);
     let places = shape.uses();
     let (mut empty, mut unused) = (vec![], vec![]);
-    // In a T5 of transformers nothing reads the shared table: encoder, decoder and head have their own references to it.
-    let shared =
-        |name: &str| matches!(shape.architecture, Architecture::T5(_)) && name.starts_with("base_model.model.shared.");
+    // In transformers' models of two stacks nothing reads the shared table: encoder, decoder and head have their own references to it.
+    let shared = |name: &str| shape.architecture.is_encoder_decoder() && name.starts_with("base_model.model.shared.");
     for name in taker.left() {
         // PEFT itself writes copies of the head's biases under these names when all biases are trained.
         if name.contains(".original_module.") || name.contains(".modules_to_save.") || taker.is_twin(name) {

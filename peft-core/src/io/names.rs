@@ -6,17 +6,7 @@ use serde_json::Value;
 
 use super::heads;
 use crate::load::Checkpoint;
-use crate::{Architecture, Error, Purpose, Result, Shape};
-
-/// Other names of the word table, in the order in which transformers looks for it.
-fn aliases(shape: &Shape) -> &'static [&'static str] {
-    match shape.architecture {
-        Architecture::Bert => &["cls.predictions.decoder.weight"],
-        Architecture::Roberta => &["lm_head.decoder.weight"],
-        Architecture::T5(_) => &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
-        Architecture::Llama(_) => &["lm_head.weight"],
-    }
-}
+use crate::{Error, Purpose, Result, Shape};
 
 /// Other names of the bias of a head for masked words. Where both are there, this is the one that transformers adds.
 const BIASES: [[&str; 2]; 2] =
@@ -41,15 +31,11 @@ pub(super) fn settle(file: &mut Checkpoint, mut shape: Shape, config: &Value) ->
     let prefix = find_prefix(file, &shape)?;
     old_names(file);
     let told = config.get("tie_word_embeddings").and_then(Value::as_bool);
-    let may_be_tied = match shape.architecture {
-        // transformers says so of all, whatever the configuration says.
-        Architecture::T5(_) => true,
-        Architecture::Llama(_) => shape.tied,
-        Architecture::Bert | Architecture::Roberta => told != Some(false),
-    };
+    let family = shape.architecture.family();
+    let may_be_tied = (family.may_be_tied)(&shape, told);
     let words = format!("{prefix}{}", shape.places()[0].name);
     let mut other_head = false;
-    for alias in aliases(&shape) {
+    for alias in family.aliases {
         if may_be_tied {
             file.rename(alias, &words);
         }

@@ -1,7 +1,7 @@
 //! Adapter directories in the layout of Hugging Face PEFT: `adapter_config.json`, `adapter_model.safetensors`, the head
 //! among the saved modules; beside them `labels.json`, which PEFT ignores.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
 use crate::warning::{listed, warn};
 use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape,
-    Text, Trained, Verbalizer,
+    AnyMethod, AnyTuner, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape, Text, Trained,
+    Verbalizer,
 };
 
 /// What a saved adapter tells beside its tensors.
@@ -41,7 +41,7 @@ pub struct Labels {
 impl Labels {
     /// Of an adapter of this model, which was opened by a name.
     pub fn of(name: &str, base: &Base, classes: Vec<String>) -> Self {
-        let fingerprint = Some(format!("{:016x}", base.weights_fingerprint()));
+        let fingerprint = Some(format!("{:016x}", base.known_weights_fingerprint()));
         Labels { base: name.to_string(), classes, fingerprint }
     }
 }
@@ -219,7 +219,9 @@ pub(super) fn load_from(
             &alone
         }
     };
-    tell_other_base(dir, &model.base)?;
+    let labels_path = dir.join("labels.json");
+    let (told, labels) = told(&labels_path)?;
+    tell_other_base(labels, &labels_path, &model.base);
     let settings = Settings::read(dir)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
@@ -245,7 +247,7 @@ pub(super) fn load_from(
     let first = attempt(base.shape().prefix);
     let other = match (&first, base.shape().prefix) {
         (Ok((.., true)), _) => None,
-        (_, "") => Some(model.base.shape().architecture.prefix()),
+        (_, "") => Some(model.base.shape().architecture.family().prefix),
         _ => Some(""),
     };
     let (read, tuner, base, _) = match other.map(attempt) {
@@ -279,15 +281,14 @@ pub(super) fn load_from(
         None => (config, tuner),
         Some(start) => (config.started(start), config.taken_out(tuner, start, &base)?),
     };
-    let head = verbalizer(dir, shape)?.map_or(head, Head::Verbalizer);
+    let head = verbalizer(labels_path, told, shape)?.map_or(head, Head::Verbalizer);
     Ok((config, Trained::new(tuner, head)?.with_copies(copies)?))
 }
 
 /// The texts that stand for labels, if there are any.
-fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
-    let path = dir.join("labels.json");
-    let texts = if path.exists() { read_json(&path)?.get("texts").cloned() } else { None };
-    let (Some(texts), Architecture::T5(_)) = (texts, shape.architecture) else { return Ok(None) };
+fn verbalizer(path: PathBuf, told: Option<Value>, shape: &Shape) -> Result<Option<Verbalizer>> {
+    let texts = told.and_then(|told| told.get("texts").cloned());
+    let Some(texts) = texts.filter(|_| shape.architecture.writes_classes()) else { return Ok(None) };
     let expected = format!("a list of {{\"ids\": token ids below {}, \"value\": a number or null}}", shape.vocab);
     let texts: Vec<Text> =
         serde_json::from_value(texts).map_err(|error| Error::file(&path, "texts", error, &expected))?;
@@ -298,15 +299,14 @@ fn verbalizer(dir: &Path, shape: &Shape) -> Result<Option<Verbalizer>> {
 }
 
 /// Warns if the adapter was trained on another base than this, as far as it tells.
-fn tell_other_base(dir: &Path, base: &Base) -> Result<()> {
-    if let Labels { base: name, fingerprint: Some(then), .. } = labels(dir)? {
-        let now = format!("{:016x}", base.weights_fingerprint());
+fn tell_other_base(labels: Labels, path: &Path, base: &Base) {
+    if let Labels { base: name, fingerprint: Some(then), .. } = labels {
+        let now = format!("{:016x}", base.known_weights_fingerprint());
         if now != then {
             let what = format!("is {then}, of the model {name:?}: this model's tensors are others ({now})");
-            warn(dir.join("labels.json"), "fingerprint", what);
+            warn(path, "fingerprint", what);
         }
     }
-    Ok(())
 }
 
 /// The method's configuration in an adapter directory.
@@ -322,10 +322,16 @@ pub fn config(method: &AnyMethod, dir: &Path, shape: &Shape) -> Result<AnyMethod
 
 /// What the directory says of its base and classes; nothing, if PEFT wrote it.
 pub fn labels(dir: &Path) -> Result<Labels> {
-    let path = dir.join("labels.json");
+    Ok(told(&dir.join("labels.json"))?.1)
+}
+
+/// The whole of `labels.json`, if it is there, and what it says of base and classes.
+fn told(path: &Path) -> Result<(Option<Value>, Labels)> {
     if !path.exists() {
-        return Ok(Labels::default());
+        return Ok((None, Labels::default()));
     }
-    serde_json::from_value(read_json(&path)?)
-        .map_err(|e| Error::file(&path, "content", e, "an object with `base` and `classes`"))
+    let told = read_json(path)?;
+    let labels = serde_json::from_value(told.clone())
+        .map_err(|e| Error::file(path, "content", e, "an object with `base` and `classes`"))?;
+    Ok((Some(told), labels))
 }

@@ -18,9 +18,7 @@ use crate::models::{self, fields::Fields};
 use crate::random::fingerprint;
 use crate::view::tensors;
 use crate::warning::{listed, warn};
-use crate::{
-    Architecture, Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape, Stored,
-};
+use crate::{Base, Error, Head, Key, LanguageModel, MaskedLm, Part, Place, Purpose, Result, Shape, Stored};
 
 /// The sizes in a `config.json` in which a base may differ from its model's.
 const SIZES: [&str; 5] = ["num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "d_ff"];
@@ -156,14 +154,14 @@ impl Pretrained {
     /// A hash of all that it computes by: the base and the head in the checkpoint.
     pub fn fingerprint(&self) -> u64 {
         let head = self.head.as_ref().map(tensors).unwrap_or_default();
-        head.iter().fold(self.base.fingerprint(), |all, (name, data)| all ^ fingerprint(name, data.as_bytes()))
+        head.iter().fold(self.base.known_fingerprint(), |all, (name, data)| all ^ fingerprint(name, data.as_bytes()))
     }
 
     /// The tokenizer in its directory.
     #[cfg(feature = "tokenize")]
     pub fn tokenizer(&self) -> Result<crate::load::Tokenizer> {
         let expected = "a directory with a tokenizer: a shape with random weights has none";
-        let dir = self.dir.as_deref().ok_or_else(|| Error::config("--model", "a shape", expected))?;
+        let dir = self.dir.as_deref().ok_or_else(|| Error::config("model", "a shape", expected))?;
         crate::load::Tokenizer::from_dir(dir, self.base.shape().vocab)
     }
 
@@ -240,14 +238,14 @@ impl Pretrained {
         if let Head::MaskedLm(MaskedLm { decoder: Some(_), .. }) = head {
             config["tie_word_embeddings"] = json!(false);
         }
+        let (now, own) = (shape.to_config(), self.base.shape().to_config());
         if self.base.shape().tied && !shape.tied && shape.pre_norm() {
-            config["tie_word_embeddings"] = json!(false);
-            if let Architecture::T5(t5) = shape.architecture {
-                config["scale_decoder_outputs"] = json!(t5.scaled);
+            for key in ["tie_word_embeddings", "scale_decoder_outputs"].into_iter().filter(|key| now.get(key).is_some())
+            {
+                config[key] = now[key].clone();
             }
         }
         // A base that was cut out of the model has other sizes.
-        let (now, own) = (shape.to_config(), self.base.shape().to_config());
         if SIZES.iter().any(|key| now.get(key) != own.get(key)) {
             SIZES.iter().filter(|key| now.get(key).is_some()).for_each(|key| config[key] = now[key].clone());
         }
@@ -337,7 +335,7 @@ fn directory(name: &str) -> Result<PathBuf> {
     let dir = if dir.exists() { dir } else { crate::load::hub::fetch(name)? };
     if !dir.exists() {
         let expected = "a directory or .gguf file, shape:NAME, or, with the feature `hub`, the id of a model";
-        return Err(Error::config("--model", name, expected));
+        return Err(Error::config("model", name, expected));
     }
     Ok(dir)
 }

@@ -9,7 +9,7 @@ use super::config::Notes;
 use super::fields::is_off;
 use crate::site::is_end;
 use crate::targets::Chosen;
-use crate::{AnyMethod, Architecture, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
+use crate::{AnyMethod, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
 
 /// The modules that PEFT saves whole for its tasks, beside those that are listed.
 const HEADS: [(&str, &[&str]); 3] =
@@ -67,7 +67,7 @@ pub(super) fn settled(
             let table = module.rsplit('.').next().unwrap_or_default();
             meets |= matches(&saved, module).map_err(in_file)? || idle.iter().any(|(_, name)| is_end(table, name));
         }
-        let untied = matches!(shape.architecture, Architecture::Llama(_)) && !shape.tied;
+        let untied = shape.architecture.is_decoder() && !shape.tied;
         if untied || !meets {
             fields.remove("ensure_weight_tying");
             told.push(("ensure_weight_tying".into(), "is true: no word table that is tied is adapted or saved".into()));

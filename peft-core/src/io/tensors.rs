@@ -9,7 +9,7 @@ use super::bits;
 use crate::adapterhub::{HubKey, Layout};
 use crate::load::Checkpoint;
 use crate::view::{tensors, with_values};
-use crate::{Architecture, Base, Copies, Error, Head, Key, LanguageModel, Purpose, Result, States};
+use crate::{Architecture, Base, Copies, Error, ForTexts, Head, Key, LanguageModel, Purpose, Result, States};
 
 impl From<Key> for HubKey {
     fn from(Key { name, transposed }: Key) -> Self {
@@ -82,7 +82,7 @@ struct Form {
 
 /// The kinds of heads for a purpose that have tensors.
 fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
-    let form = |names, fresh| Form { names, fresh };
+    let form = |names: &'static [&'static str], fresh: fn(&Base, usize, u64) -> Head| Form { names, fresh };
     let at_mask = || {
         let names = &[
             "AtMask.out.bias",
@@ -94,8 +94,9 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
         ];
         form(names, Head::at_mask)
     };
-    match (purpose, architecture) {
-        (Purpose::Texts, Architecture::Bert) => vec![
+    let one = |names: &'static [&'static str], fresh: fn(&Base, usize, u64) -> Head| vec![form(names, fresh)];
+    match (purpose, architecture.family().for_texts) {
+        (Purpose::Texts, ForTexts::Pooled) => vec![
             form(&["Classifier.out.bias", "Classifier.out.weight"], Head::classifier),
             form(
                 &["TwoLayers.out.bias", "TwoLayers.out.weight", "TwoLayers.dense.bias", "TwoLayers.dense.weight"],
@@ -103,21 +104,21 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
             ),
             at_mask(),
         ],
-        (Purpose::Texts, Architecture::Roberta) => vec![
+        (Purpose::Texts, ForTexts::TwoLayers) => vec![
             form(
                 &["Classifier.out.bias", "Classifier.out.weight", "Classifier.dense.bias", "Classifier.dense.weight"],
                 Head::classifier,
             ),
             at_mask(),
         ],
-        (Purpose::Texts, Architecture::Llama(_)) => vec![form(&["Score.weight"], Head::classifier)],
-        (Purpose::Tokens, Architecture::Bert | Architecture::Roberta | Architecture::Llama(_)) => {
-            vec![form(&["Tokens.out.bias", "Tokens.out.weight"], Head::tokens)]
+        (Purpose::Texts, ForTexts::Score) => one(&["Score.weight"], Head::classifier),
+        (Purpose::Tokens, ForTexts::Pooled | ForTexts::TwoLayers | ForTexts::Score) => {
+            one(&["Tokens.out.bias", "Tokens.out.weight"], Head::tokens)
         }
-        (Purpose::Answers, Architecture::Bert | Architecture::Roberta) => {
-            vec![form(&["Answers.out.bias", "Answers.out.weight"], |base, _, seed| Head::answers(base, seed))]
+        (Purpose::Answers, _) if architecture.is_encoder() => {
+            one(&["Answers.out.bias", "Answers.out.weight"], |base, _, seed| Head::answers(base, seed))
         }
-        (Purpose::Words, Architecture::Bert | Architecture::Roberta) => vec![form(
+        (Purpose::Words, _) if architecture.is_encoder() => one(
             &[
                 "MaskedLm.bias",
                 "MaskedLm.norm.bias",
@@ -126,10 +127,9 @@ fn forms(purpose: Purpose, architecture: Architecture) -> Vec<Form> {
                 "MaskedLm.dense.weight",
             ],
             |base, _, seed| Head::masked_lm(base, seed),
-        )],
-        (Purpose::Texts | Purpose::Tokens, Architecture::T5(_))
-        | (Purpose::Answers | Purpose::Words, Architecture::T5(_) | Architecture::Llama(_))
-        | (Purpose::States, _) => vec![],
+        ),
+        (Purpose::Texts | Purpose::Tokens, ForTexts::Written)
+        | (Purpose::Answers | Purpose::Words | Purpose::States, _) => vec![],
     }
 }
 

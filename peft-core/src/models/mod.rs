@@ -2,7 +2,10 @@
 
 pub(crate) mod bert;
 mod cache;
+pub(crate) mod family;
 pub(crate) mod fields;
+mod frame;
+mod hashes;
 pub(crate) mod llama;
 pub(crate) mod places;
 pub(crate) mod t5;
@@ -13,14 +16,12 @@ use burn::module::ParamId;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 pub use cache::Cache;
-use cache::Owner;
+pub use frame::Frame;
+use hashes::Hashes;
 
 use crate::{
-    Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
-    Sequence, Shape, Site, Slot, Stack, Weight,
-    ops::attention::joined,
-    ops::{layer_norm, rms_norm},
-    random::{Random, fingerprint},
+    Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result, Sequence,
+    Shape, Site, Slot, Stack, Weight, random::Random,
 };
 
 /// The table that makes logits over words, where it is not the word table.
@@ -36,6 +37,7 @@ pub struct Base {
     weights: BTreeMap<Site, Weight>,
     vectors: BTreeMap<(Site, Slot), Tensor<1>>,
     hollow: bool,
+    hashes: Hashes,
 }
 
 /// A tensor as a backbone takes it.
@@ -82,8 +84,14 @@ impl Base {
         mut tensor: impl FnMut(&Place) -> Result<T>,
     ) -> Result<Self> {
         let device = device.clone().inner();
-        let mut base =
-            Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new(), hollow: false };
+        let mut base = Base {
+            shape: Arc::new(shape),
+            device,
+            weights: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+            hollow: false,
+            hashes: Hashes::default(),
+        };
         for place in base.shape.clone().places() {
             match tensor(&place)?.into() {
                 Stored::Data(data) => base.set(&place, data),
@@ -114,7 +122,7 @@ impl Base {
                 }
             }
         }
-        Base { shape, device, weights, vectors, hollow: true }
+        Base { shape, device, weights, vectors, hollow: true, hashes: Hashes::default() }
     }
 
     /// Whether it is one for counting: what a method computes from its tensors need not be computed.
@@ -169,12 +177,14 @@ impl Base {
     /// The same base (sharing all else) with another matrix at a site.
     pub fn with_weight(mut self, site: Site, weight: Weight) -> Self {
         self.weights.insert(site, weight);
+        self.hashes = self.hashes.without(site, Slot::Weight);
         self
     }
 
     /// The same base (sharing all else) with another bias or gain at a site.
     pub fn with_vector(mut self, site: Site, slot: Slot, vector: Tensor<1>) -> Self {
         self.vectors.insert((site, slot), vector);
+        self.hashes = self.hashes.without(site, slot);
         self
     }
 
@@ -256,18 +266,6 @@ impl Base {
         }
     }
 
-    /// A hash of every bit of the base, and of what its shape says beside them (heads, activation, positions, dropout ..).
-    pub fn fingerprint(&self) -> u64 {
-        fingerprint("shape", format!("{:?}", self.shape).as_bytes()) ^ self.weights_fingerprint()
-    }
-
-    /// A hash of every bit of its tensors as files hold them, in f32, whatever type they had there. It stays the same from version to
-    /// version of this library.
-    pub fn weights_fingerprint(&self) -> u64 {
-        let one = |place: &Place| fingerprint(&place.name, self.tensor_data(place).as_bytes());
-        self.shape.places().iter().fold(0, |all, place| all ^ one(place))
-    }
-
     /// Pads examples to a batch on this device, refusing what the model cannot take.
     pub fn batch(&self, examples: &[&Example]) -> Result<Batch> {
         for example in examples {
@@ -281,7 +279,7 @@ impl Base {
             let masked = example.mask.as_ref().map_or(length, Vec::len);
             let typed = example.types.as_ref().map_or(length, Vec::len);
             // transformers counts rotary positions by places, we by real rows.
-            let rotary = matches!(self.shape.architecture, Architecture::Llama(_));
+            let rotary = self.shape.architecture.family().rotary;
             let hole =
                 |mask: &Vec<bool>| mask.iter().skip_while(|real| !**real).skip_while(|real| **real).any(|real| *real);
             if rotary && example.mask.as_ref().is_some_and(hole) {
@@ -305,9 +303,9 @@ impl Base {
         batch: Batch,
         labels: impl IntoIterator<Item = Option<&'a Label>>,
     ) -> Result<Batch> {
-        match self.shape.architecture {
-            Architecture::T5(t5) => batch.with_decoder(&self.shifted(labels, t5.start)?, &self.device),
-            _ => Ok(batch),
+        match self.shape.architecture.start() {
+            Some(start) => batch.with_decoder(&self.shifted(labels, start)?, &self.device),
+            None => Ok(batch),
         }
     }
 
@@ -337,11 +335,7 @@ impl Base {
     /// Runs a batch through the frozen layers with `hooks` at their seams.
     pub fn forward(&self, batch: &Batch, hooks: &dyn Hooks) -> Result<Hidden> {
         let frame = self.frame(batch, hooks);
-        match &self.shape.architecture {
-            Architecture::Bert | Architecture::Roberta => bert::forward(&frame),
-            Architecture::T5(t5) => t5::forward(&frame, t5),
-            Architecture::Llama(llama) => llama::forward(&frame, llama),
-        }
+        family::forward(&frame)
     }
 }
 
@@ -354,167 +348,4 @@ pub(crate) fn random(place: &Place, seed: u64) -> TensorData {
         Slot::Gain => 1.0,
     };
     TensorData::new((0..place.count()).map(value).collect(), place.file_dims())
-}
-
-/// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has
-/// the same at hand, for what it computes of its own.
-pub struct Frame<'a> {
-    pub(crate) base: &'a Base,
-    pub(crate) hooks: &'a dyn Hooks,
-    pub(crate) batch: &'a Batch,
-}
-
-impl Frame<'_> {
-    /// The shape of the base.
-    pub fn shape(&self) -> &Shape {
-        &self.base.shape
-    }
-
-    /// A matrix or table after the hook `weight`.
-    ///
-    /// # Panics
-    /// If the model has none there.
-    pub fn weight(&self, site: Site) -> Weight {
-        self.hooks.weight(site, self.base.weight(site).clone())
-    }
-
-    /// A bias or gain after the hook `vector`.
-    ///
-    /// # Panics
-    /// If the model has none there.
-    pub fn vector(&self, site: Site, slot: Slot) -> Tensor<1> {
-        self.hooks.vector(site, slot, self.base.vector(site, slot))
-    }
-
-    /// A linear map with its bias, if it has one, inside the hook `linear`.
-    pub(crate) fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        let bias = || self.base.vectors.get(&(site, Slot::Bias)).cloned();
-        let bias = || bias().map(|bias| self.hooks.vector(site, Slot::Bias, bias));
-        self.hooks.linear(site, x, &|x| self.weight(site).linear(x, bias()))
-    }
-
-    /// A normalization of the model, after the hook `vector`: where it has a bias a layer normalization, else one by the root of the
-    /// mean square.
-    ///
-    /// # Panics
-    /// If the model has none there.
-    pub fn norm(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
-        let (gain, eps) = (self.vector(site, Slot::Gain), self.base.shape.eps);
-        if self.base.vectors.contains_key(&(site, Slot::Bias)) {
-            return layer_norm(x, gain, self.vector(site, Slot::Bias), eps);
-        }
-        rms_norm(x, gain, eps)
-    }
-
-    /// What makes logits over words: the word table after the hook for that use too, or one of its own.
-    pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
-        match self.base.shape.tied {
-            true => self.hooks.weight(VOCABULARY, Weight::Dense(words)).dense(),
-            false => self.weight(VOCABULARY).dense(),
-        }
-    }
-
-    /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
-    pub(crate) fn decoder_words(&self, words: &Tensor<2>) -> Tensor<2> {
-        match self.base.weights.get(&DECODER_WORDS) {
-            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()).dense(),
-            None => words.clone(),
-        }
-    }
-
-    /// Rows of a table, inside the hook `rows`.
-    pub(crate) fn rows(&self, site: Site, table: &Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
-        let lookup = Lookup { table, ids, padding };
-        self.hooks.rows(site, &lookup, lookup.of(table.clone()))
-    }
-
-    /// Dropout with probability `p`, while training; `place` tells it from every other.
-    pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: impl Display) -> Tensor<D> {
-        match &self.batch.noise {
-            Some(noise) => noise.dropout(x, p, &place.to_string()),
-            None => x,
-        }
-    }
-
-    /// x + f(x), with `f` a sub-layer inside its hook.
-    pub(crate) fn residual(&self, site: Site, x: Sequence, f: Next<'_, Sequence, Tensor<3>>) -> Sequence {
-        let output = self.hooks.sublayer(self, site, x.clone(), f);
-        Sequence { hidden: x.hidden + output, ..x }
-    }
-
-    /// Multi-head attention from split queries, keys and values, inside the hook `attend`; heads are joined again. Scores are divided
-    /// by the root of the heads' width, if they are to be.
-    pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
-        let p = self.base.shape.attention_dropout;
-        let attend = |a: Attention| a.context(scaled, |weights| self.dropout(weights, p, site));
-        joined(self.hooks.attend(site, attention, &attend))
-    }
-
-    /// How many rows the cache holds.
-    pub(crate) fn past(&self) -> usize {
-        self.batch.cache.as_ref().map_or(0, Cache::rows)
-    }
-
-    /// A decoder's sequence with what its rows see of those in the cache.
-    pub(crate) fn follow(&self, mut x: Sequence) -> Sequence {
-        let Some(cache) = self.batch.cache.as_ref().filter(|_| x.past > 0) else { return x };
-        let [size, rows, _] = x.hidden.dims();
-        let visible = |n| Tensor::full([size, n], false, &self.base.device);
-        x.mask.padding = match (cache.padding(), x.mask.padding) {
-            (None, None) => None,
-            (before, new) => {
-                let (before, new) = (before.unwrap_or_else(|| visible(x.past)), new.unwrap_or_else(|| visible(rows)));
-                Some(Tensor::cat(vec![before, new], 1))
-            }
-        };
-        x.mask.causal = x.mask.causal.map(|causal| causal + x.past);
-        x
-    }
-
-    /// Keys and values of a decoder's rows behind those in the cache.
-    pub(crate) fn remember(&self, site: Site, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        match &self.batch.cache {
-            Some(cache) => cache.extend(Owner::Model(site), key, value),
-            None => (key, value),
-        }
-    }
-
-    /// The same for what a method keeps of a decoder's rows, `[batch, heads, rows, width]`, under the id of a tensor of its own.
-    pub fn remember_own(&self, owner: ParamId, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        match &self.batch.cache {
-            Some(cache) => cache.extend(Owner::Method(owner), key, value),
-            None => (key, value),
-        }
-    }
-
-    /// Keys and values of the encoder's rows, computed once for a text.
-    pub(crate) fn remember_once(
-        &self,
-        site: Site,
-        compute: impl FnOnce() -> (Tensor<4>, Tensor<4>),
-    ) -> (Tensor<4>, Tensor<4>) {
-        match &self.batch.cache {
-            Some(cache) => cache.once(Owner::Model(site), compute),
-            None => compute(),
-        }
-    }
-
-    /// The encoder's output in the cache.
-    pub(crate) fn encoded(&self) -> Option<Sequence> {
-        self.batch.cache.as_ref().and_then(Cache::encoded)
-    }
-
-    /// Puts the encoder's output into the cache.
-    pub(crate) fn keep_encoded(&self, x: &Sequence) {
-        if let Some(cache) = &self.batch.cache {
-            cache.set_encoded(x.clone());
-        }
-    }
-
-    /// Ends a decoder's step in the cache.
-    pub(crate) fn finish(&self, x: &Sequence) {
-        if let Some(cache) = &self.batch.cache {
-            cache.advance(x.hidden.dims()[1], x.mask.padding.clone());
-        }
-    }
 }

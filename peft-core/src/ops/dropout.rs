@@ -83,8 +83,9 @@ fn on_device<const D: usize>(samples: Tensor<1, Int>, key: u64, dims: [usize; D]
     }
     sample = shifted(&sample, MIX_END, 64).bitwise_xor(sample);
     let mut row_key = shifted(&sample, 32, 64);
-    for (i, d) in (1..D - 1).rev().enumerate() {
-        row_key = row_key.bitwise_xor(low(counted(d).bitwise_left_shift_scalar(16 * i as i64)));
+    let coordinate = |(i, d)| low(counted(d).bitwise_left_shift_scalar(16 * i as i64));
+    if let Some(name) = (1..D - 1).rev().enumerate().map(coordinate).reduce(Tensor::bitwise_or) {
+        row_key = row_key.bitwise_xor(name);
     }
     row_key = mixed(low(sample).bitwise_xor(mixed(row_key)));
     let kept = mixed(low(row_key + counted(D - 1))).greater_equal_scalar(i64::from(least));

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::view::{Rewrite, view};
-use crate::{Architecture, Base, Batch, Example, Label, Part, Place, Shape, Slot, random::Random};
+use crate::{Base, Batch, Example, Label, Part, Place, Shape, Slot, random::Random};
 
 /// The device that tests run on: `PEFT_DEVICE`, flex if it is not set.
 ///
@@ -27,7 +27,7 @@ pub const ENCODERS: [&str; 2] = ["roberta-tiny", "bert-tiny"];
 /// If there is no such shape.
 pub fn base(shape: &str, device: &Device) -> Base {
     let shape = Shape::named(shape).unwrap_or_else(|e| panic!("{e}"));
-    let (scores_are_plain, width) = (matches!(shape.architecture, Architecture::T5(_)), shape.head_width as f64);
+    let (scores_are_plain, width) = (!shape.architecture.family().scales_scores, shape.head_width as f64);
     let draw = |place: &Place| {
         let mut random = Random::new(7, &place.name);
         let (mean, std) = match (place.slot, place.site.part) {
@@ -53,12 +53,12 @@ pub fn examples(base: &Base) -> Vec<Example> {
             ids: (0..length).map(|_| (4 + random.below(shape.vocab - 4)) as u32).collect(),
             mask: None,
             types: (shape.types > 1).then(|| (0..length).map(|t| u32::from(t > length / 2)).collect()),
-            label: Some(match shape.architecture {
-                Architecture::T5(_) => {
+            label: Some(match shape.architecture.is_encoder_decoder() {
+                true => {
                     let words = (0..8 - i).map(|_| (2 + random.below(shape.vocab - 2)) as i32);
                     Label::Words(words.collect())
                 }
-                _ => Label::Class(i % 2),
+                false => Label::Class(i % 2),
             }),
             task: i % 2,
         })

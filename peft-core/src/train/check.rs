@@ -24,7 +24,7 @@ impl Before {
 
     /// A hash of it all, and of the base.
     pub(super) fn identity(&self, base: &Base) -> String {
-        let base = base.fingerprint().to_string();
+        let base = base.known_fingerprint().to_string();
         format!("{:016x}", fingerprint(&base, format!("{:?}", self.tensors).as_bytes()))
     }
 

@@ -114,7 +114,7 @@ impl Store {
         let store = Store { dir, every, run, saved: (0, Instant::now()), lock };
         match store.steps()?.first() {
             Some(step) if !resume => {
-                let expected = "none: go on from it (--resume), or remove the directory";
+                let expected = "none: resume from it, or remove the directory";
                 Err(Error::file(&store.dir, "checkpoints", format!("one after step {step}"), expected))
             }
             _ => Ok(store),

@@ -17,9 +17,7 @@ use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_ids_from_names};
-use crate::{
-    AnyMethod, AnyTuner, Architecture, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner,
-};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner};
 
 /// Follows a run.
 pub trait Observer {
@@ -143,16 +141,13 @@ impl Trainer {
     ) -> Result<Trained<AnyTuner>> {
         let method = method.clone().into();
         method.checked_count(model.base.shape())?;
-        let writes = matches!(model.base.shape().architecture, Architecture::T5(_));
+        let architecture = model.base.shape().architecture;
+        let writes = architecture.writes_classes();
         let fresh = || match (data.purpose()?, data.outputs()?) {
             (Purpose::Tokens, _) if writes => {
                 Err(Error::config("labels", "a class for each token", "a model with a head for them: not T5"))
             }
-            (Purpose::Answers, _)
-                if matches!(model.base.shape().architecture, Architecture::Bert | Architecture::Roberta) =>
-            {
-                Ok(Head::answers(&model.base, self.config.seed))
-            }
+            (Purpose::Answers, _) if architecture.is_encoder() => Ok(Head::answers(&model.base, self.config.seed)),
             (Purpose::Answers, _) => {
                 Err(Error::config("labels", "answers", "a model with a head for them: BERT or RoBERTa"))
             }
@@ -452,9 +447,10 @@ impl<'a> Tuned<'a> {
     pub fn merge(&self, probe: &[Example], max_difference: f32) -> Result<Merged<'_>> {
         let tuner = self.trained.tuner.clone().valid();
         let base = self.trained.copies.valid().onto(&self.base);
-        let base = self.config.merged(&tuner, &base).ok_or_else(|| {
-            Error::config("merge", self.config.name(), "a method with a weight-space form (see `peft methods`)")
-        })?;
+        let base = self
+            .config
+            .merged(&tuner, &base)
+            .ok_or_else(|| Error::config("merge", self.config.name(), "a method with a weight-space form"))?;
         let head = self.trained.head.clone();
         let workers = Workers::new(self.threads)?;
         let bare = Trained::new(crate::Bare {}, head.clone())?;

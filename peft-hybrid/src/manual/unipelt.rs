@@ -20,8 +20,8 @@ use burn::tensor::{Tensor, activation};
 use peft_additive::adapters::bottleneck::projection;
 use peft_additive::{PrefixTuning, PrefixTuningConfig, Sequential, SequentialConfig};
 use peft_core::{
-    Adapter, Added, Affine, AnyTuner, Architecture, Attention, Base, Batch, Delta, Error, Frame, Hooks, Key, Mask,
-    Method, Next, Part, Procedure, Result, Sequence, Shape, Site, SiteMap, Stack, file_path,
+    Adapter, Added, Affine, AnyTuner, Attention, Base, Batch, Delta, Error, Frame, Hooks, Key, Mask, Method, Next,
+    Part, Procedure, Result, Sequence, Shape, Site, SiteMap, Stack, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -92,10 +92,10 @@ impl UniPeltConfig {
 
     /// Where the gates are: at LoRA's maps, and at the sub-layers with a prefix and an adapter.
     fn gates(&self, shape: &Shape) -> Result<Vec<Site>> {
-        if !matches!(shape.architecture, Architecture::Bert | Architecture::Roberta) {
+        if !shape.architecture.is_encoder() {
             let expected =
                 "Bert or Roberta: a gate is the mean over a whole text, of which a decoder's tokens see a part";
-            return Err(Error::config("model", shape.architecture.family(), expected));
+            return Err(Error::config("model", shape.architecture.family().name, expected));
         }
         let maps = self.lora().target_modules.resolve(shape)?.into_iter();
         Ok(maps.chain(shape.sites(Part::SelfAttention)).chain(shape.sites(Part::FeedForward)).collect())

@@ -219,7 +219,7 @@ impl LaplaceLora {
             self.sites.iter().flat_map(|(_, of)| [of.of_a.values(), of.of_b.values()].concat()).collect();
         let square = |x: Tensor<2>| x.into_data().iter::<f64>().map(|x| x * x).sum::<f64>();
         let squares = self.sites.iter().flat_map(|(_, of)| of.means()).map(square).sum();
-        self.config.fitted_on = Some(format!("{:016x}", base.weights_fingerprint()));
+        self.config.fitted_on = Some(format!("{:016x}", base.known_weights_fingerprint()));
         Ok(self.with_variance(prior_variance(squares, &precisions)?))
     }
 }
@@ -291,7 +291,7 @@ impl Method for LaplaceLoraConfig {
     }
 
     fn loaded(&self, tuner: LaplaceLora, base: &Base) -> Result<LaplaceLora> {
-        let found = format!("{:016x}", base.weights_fingerprint());
+        let found = format!("{:016x}", base.known_weights_fingerprint());
         match &self.fitted_on {
             Some(then) if *then != found => Err(Error::config(
                 "fitted_on",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
-use peft_core::{Architecture, Base, Error, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
+use peft_core::{Base, Error, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
 
 use super::pair::Pair;
 
@@ -135,11 +135,11 @@ pub(super) fn compacted(base: &Base, masks: &SiteMap<Param<Tensor<2>>>) -> Resul
     let crossed = same(Part::CrossAttention, shape.kv_heads())?;
     let mut small = Shape { intermediate: channels, ..shape.clone() };
     if heads < shape.kv_heads() || crossed < shape.kv_heads() {
-        let Architecture::Llama(llama) = &mut small.architecture else {
+        let Some(architecture) = shape.architecture.with_kv_heads(heads) else {
             let expected = "none but on LLaMA: others have as many heads as their width or a table says";
             return Err(Error::config("masks", format!("{heads} of {} heads left", shape.kv_heads()), expected));
         };
-        (small.heads, llama.kv_heads) = (shape.heads / shape.kv_heads() * heads, heads);
+        (small.heads, small.architecture) = (shape.heads / shape.kv_heads() * heads, architecture);
     }
     Base::new(small, base.device(), |place| {
         let whole = shape.places().into_iter().find(|old| old.name == place.name).unwrap_or_else(|| place.clone());

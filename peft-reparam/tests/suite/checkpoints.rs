@@ -174,7 +174,7 @@ fn only_the_same_run_is_taken_up() {
     let again = Checkpoints { dir: dir.clone(), every: Some(1), resume: false };
     let trainer = Trainer::new(settings()).with_checkpoints(again);
     let message = trainer.run(&base, start(&base), &mine, None, &mut ()).unwrap_err().to_string();
-    assert!(message.contains("checkpoints") && message.contains("--resume"), "{message}");
+    assert!(message.contains("checkpoints") && message.contains("resume from it"), "{message}");
     assert!(dir.join("step-2").exists(), "what was there stays");
 }
 

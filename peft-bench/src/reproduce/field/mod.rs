@@ -65,6 +65,8 @@ struct Field<'a> {
     /// The directory of the tasks.
     glue: &'a Path,
     data: Mutex<BTreeMap<&'static str, Arc<Data>>>,
+    /// Hashes of the texts of runs, by what they are on, how long and how many they may be.
+    hashes: Mutex<BTreeMap<(&'static str, usize, usize), Value>>,
 }
 
 /// What a run needs beside its sources, and all that decides it.
@@ -217,7 +219,7 @@ fn adapter(outcome: &Path) -> PathBuf {
 
 impl<'a> Field<'a> {
     fn new(plan: &'a Plan, model: &'a Pretrained, glue: &'a Path) -> Self {
-        Field { plan, model, weights: model.fingerprint(), glue, data: Mutex::default() }
+        Field { plan, model, weights: model.fingerprint(), glue, data: Mutex::default(), hashes: Mutex::default() }
     }
 
     fn runs(&self) -> Runs<'a> {
@@ -246,8 +248,9 @@ impl<'a> Field<'a> {
         let method = peft::with_words(&by_name(row.method)?, &row.settings(shape, true))?;
         // A few steps are on no more texts than they take, so that what goes through all of them beforehand is short too.
         let most = plan.max_steps.map_or(usize::MAX, |steps| steps.saturating_mul(plan.batch_size(&row, shape)));
+        let longest = method.room(shape).min(128);
         let tokens = |task: &Task| -> Result<[Dataset; 2]> {
-            let tokens = self.data(task)?.tokens(self.model, method.room(shape).min(128))?;
+            let tokens = self.data(task)?.tokens(self.model, longest)?;
             let mut train = tokens.train.clone();
             train.examples.truncate(most);
             Ok([train, tokens.dev.clone()])
@@ -272,7 +275,11 @@ impl<'a> Field<'a> {
         let hash = |data: &Dataset| json!(Example::fingerprint(&data.examples));
         let sources =
             row.sources.of(job)?.iter().map(|need| Ok(json!(self.digest(need)?))).collect::<Result<Vec<_>>>()?;
-        let decides = [json!([hash(&train), dev.as_ref().map(hash)]), json!(sources)];
+        let mut known = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = known.entry((on.name(), longest, most));
+        let texts = texts.or_insert_with(|| json!([hash(&train), dev.as_ref().map(hash)])).clone();
+        drop(known);
+        let decides = [texts, json!(sources)];
         let key = self.runs().key(&method, &config, &decides);
         let name = format!("{}-{}-{seed}", row.method, on.name());
         Ok(Setting { name, method, config, train, dev, key })

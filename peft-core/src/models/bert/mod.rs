@@ -4,7 +4,7 @@ mod shape;
 
 use burn::tensor::{Int, Tensor, activation};
 
-pub(crate) use shape::{from_fields, named, places, to_config};
+pub(crate) use shape::{BERT, ROBERTA, from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
 use crate::ops::{attention::split, gelu};

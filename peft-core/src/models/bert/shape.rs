@@ -2,9 +2,54 @@
 
 use serde_json::{Value, json};
 
+use crate::models::family::{Family, ForTexts, Hub};
 use crate::models::fields::Fields;
 use crate::models::places::{linear, norm, table};
-use crate::{Architecture, Part, Place, Result, Shape, Site};
+use crate::{Architecture, Part, Place, Result, Shape, Site, Stack};
+
+/// BERT.
+pub(crate) const BERT: Family = Family {
+    name: "Bert",
+    prefix: "bert.",
+    stacks: &[Stack::Encoder],
+    pre_norm: false,
+    scales_scores: true,
+    rotary: false,
+    heads_make_hidden: true,
+    for_texts: ForTexts::Pooled,
+    heads: &[],
+    aliases: &["cls.predictions.decoder.weight"],
+    may_be_tied: |_, told| told != Some(false),
+    kept_in_f32: &[],
+    gguf: false,
+    special_tokens: (&[101, 102], 3),
+    mask_word: Some(103),
+    key_value_last: ["key", "value", "output.dense"],
+    hub: Hub {
+        feed_forward: [Part::Up, Part::Down],
+        linears: "query, key, value, intermediate.dense and (not the attention's) output.dense",
+        classes: [Some("SequenceClassification"), None],
+        adapter: |_, path| path.trim_end_matches(".dense").to_string(),
+    },
+};
+
+/// RoBERTa.
+pub(crate) const ROBERTA: Family = Family {
+    name: "Roberta",
+    prefix: "roberta.",
+    for_texts: ForTexts::TwoLayers,
+    heads: &[
+        ("Classifier.out", "classifier.out_proj"),
+        ("MaskedLm", "lm_head"),
+        ("MaskedLm.decoder", "lm_head.decoder"),
+        ("MaskedLm.dense", "lm_head.dense"),
+        ("MaskedLm.norm", "lm_head.layer_norm"),
+    ],
+    aliases: &["lm_head.decoder.weight"],
+    special_tokens: (&[0, 2], 4),
+    mask_word: Some(50264),
+    ..BERT
+};
 
 /// Every tensor: its site, its name in a checkpoint, its shape.
 pub(crate) fn places(shape: &Shape) -> Vec<Place> {
@@ -77,7 +122,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         classifier_dropout: 0.1,
         pooler: !roberta,
         tied: true,
-        prefix: architecture.prefix(),
+        prefix: architecture.family().prefix,
     })
 }
 
@@ -123,7 +168,7 @@ pub(crate) fn from_fields(fields: &Fields<'_>, architecture: Architecture) -> Re
         classifier_dropout: fields.real("classifier_dropout", dropout, 0.0..1.0)?,
         pooler: !roberta,
         tied: true,
-        prefix: architecture.prefix(),
+        prefix: architecture.family().prefix,
     })
 }
 

@@ -7,8 +7,8 @@ mod shape;
 use burn::tensor::{Tensor, activation};
 
 use rotary::Rotary;
+pub(crate) use shape::{FAMILY, from_fields, named, places, to_config};
 pub use shape::{Llama, Scaling};
-pub(crate) use shape::{from_fields, named, places, to_config};
 
 use super::{Frame, Hidden};
 use crate::ops::attention::split;

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
+use crate::models::family::{Family, ForTexts, Hub};
 use crate::models::fields::Fields;
 use crate::models::places::{linear, norm, table};
-use crate::{Architecture, Part, Place, Result, Shape, Site};
+use crate::{Architecture, Part, Place, Result, Shape, Site, Stack};
 
 /// The settings that only LLaMA has.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +51,36 @@ pub enum Scaling {
         original: usize,
     },
 }
+
+/// The family.
+pub(crate) const FAMILY: Family = Family {
+    name: "Llama",
+    prefix: "model.",
+    stacks: &[Stack::Decoder],
+    pre_norm: true,
+    scales_scores: true,
+    rotary: true,
+    heads_make_hidden: false,
+    for_texts: ForTexts::Score,
+    heads: &[("Tokens.out", "score")],
+    aliases: &["lm_head.weight"],
+    may_be_tied: |shape, _| shape.tied,
+    kept_in_f32: &[],
+    gguf: true,
+    special_tokens: (&[1], 1),
+    mask_word: None,
+    key_value_last: ["k_proj", "v_proj", "down_proj"],
+    hub: Hub {
+        // The package has the two the other way round.
+        feed_forward: [Part::Down, Part::Up],
+        linears: "q_proj, k_proj, v_proj, up_proj and down_proj",
+        classes: [Some("SequenceClassification"), Some("CausalLM")],
+        adapter: |part, path| {
+            let of = if part == Part::SelfAttention { "attention" } else { "output" };
+            format!("{}.{of}_adapters", path.rsplitn(3, '.').last().unwrap_or_default())
+        },
+    },
+};
 
 /// Every tensor: its site, its name in a checkpoint, its shape.
 pub(crate) fn places(shape: &Shape, llama: &Llama) -> Vec<Place> {

@@ -6,7 +6,7 @@ mod shape;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 pub use shape::T5;
-pub(crate) use shape::{from_fields, named, places, to_config};
+pub(crate) use shape::{FAMILY, from_fields, named, places, to_config};
 
 use super::{DECODER_WORDS, Frame, Hidden};
 use crate::ops::attention::split;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::models::family::{Family, ForTexts, Hub};
 use crate::models::fields::Fields;
 use crate::models::places::{linear, norm, table};
 use crate::{Architecture, Part, Place, Result, Shape, Site, Stack};
@@ -22,6 +23,34 @@ pub struct T5 {
     /// The token that the decoder starts with.
     pub start: usize,
 }
+
+/// The family.
+pub(crate) const FAMILY: Family = Family {
+    name: "T5",
+    prefix: "",
+    stacks: &[Stack::Encoder, Stack::Decoder],
+    pre_norm: true,
+    scales_scores: false,
+    rotary: false,
+    heads_make_hidden: false,
+    for_texts: ForTexts::Written,
+    heads: &[],
+    aliases: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
+    // transformers says so of all, whatever the configuration says.
+    may_be_tied: |_, _| true,
+    kept_in_f32: &[Part::Down],
+    gguf: false,
+    special_tokens: (&[1], 1),
+    mask_word: None,
+    key_value_last: ["k", "v", "wo"],
+    hub: Hub {
+        feed_forward: [Part::Up, Part::Down],
+        linears: "q, k, v (where there are two attentions, of both), wo and wi or wi_1",
+        classes: [None, Some("ConditionalGeneration")],
+        // The module of the whole sub-layer.
+        adapter: |_, path| path.rsplitn(3, '.').last().unwrap_or_default().to_string(),
+    },
+};
 
 /// A sequence is as long as memory allows; this only bounds what a row may ask for.
 const POSITIONS: usize = 65_536;
