@@ -14,6 +14,7 @@ mod inspect;
 mod merge;
 mod methods;
 mod options;
+mod out;
 mod params;
 mod predict;
 mod progress;

@@ -1,7 +1,5 @@
 //! Options that several commands share.
 
-use std::fmt::Display;
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,9 +7,10 @@ use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, TextStates, Workers, encode, predict};
-use peft_core::{Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines};
+use peft_core::{Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner};
 use peft_quant::Scheme;
 
+pub use super::out::{print, print_part, tell};
 use super::progress::bar;
 use crate::registry::{by_peft_type, load};
 
@@ -158,25 +157,6 @@ pub fn lines(path: &Path) -> Result<Vec<String>> {
         Some(blank) => Err(Error::file(path, format!("line {}", blank + 1), "a blank line", "a text in every line")),
         None => Ok(content.lines().map(str::to_string).collect()),
     }
-}
-
-/// Writes a line to standard error.
-pub fn tell(line: impl Display) {
-    eprintln!("{}", shown(line));
-}
-
-/// Writes a line, or a text of several, to standard output.
-pub fn print(line: impl Display) -> Result<()> {
-    print_part(format_args!("{line}\n"))
-}
-
-/// Writes a part of a line to standard output at once. A reader that has gone away ends the program in silence, as it does any other.
-pub fn print_part(part: impl Display) -> Result<()> {
-    let mut output = std::io::stdout();
-    write!(output, "{}", shown_lines(part)).and_then(|()| output.flush()).map_err(|source| match source.kind() {
-        ErrorKind::BrokenPipe => std::process::exit(0),
-        _ => Error::io("write", "standard output")(source),
-    })
 }
 
 /// Says which class of the head each label is taken for, where the two have other names and only their numbers tell.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::methods::configured;
 use super::options::{check_model, print};
-use crate::reproduce::report::grouped;
+use crate::reproduce::text::grouped;
 
 /// Count trainable and total parameters, and say where they sit; allocates nothing of the model
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use peft_core::train::{Metrics, Observer, StepReport};
 use peft_core::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::options::tell;
+use super::out::tell;
 use crate::signals;
 
 /// More bytes than the first line of a log has.

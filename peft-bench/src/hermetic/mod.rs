@@ -4,6 +4,7 @@
 
 pub mod grammar;
 pub mod lore;
+mod subjects;
 pub mod tasks;
 #[cfg(test)]
 mod tests;

@@ -4,22 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plot::{Curve, Dot, curves, scatter};
 use super::report::{Cell, Report, Row, Stat, pair, spreads};
-
-/// Text as it may stand in an element or an attribute.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            c => out.push(c),
-        }
-    }
-    out
-}
+use super::text::escape;
 
 impl Report {
     /// report.html

@@ -12,6 +12,7 @@ pub mod report;
 pub mod rows;
 pub mod sequences;
 pub mod survey;
+pub(crate) mod text;
 pub mod translation;
 
 use std::fmt::Display;

@@ -2,8 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use super::html::escape;
-use super::report::grouped;
+use super::text::{escape, grouped};
 
 /// A method in [`scatter`].
 pub(super) struct Dot<'a> {

@@ -1,11 +1,12 @@
 //! Questions with four choices (MMLU, Hendrycks et al., 2021): their files, the prompt with solved examples, and the averages.
 
-use std::fmt;
 use std::path::Path;
 
 use peft_core::files::{read_jsonl, read_text};
 use peft_core::{Error, Result};
 use serde_json::Value;
+
+pub use super::areas::Area;
 
 /// The letters of the choices.
 pub const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
@@ -204,110 +205,6 @@ pub fn prompt(
         let prompt = format!("{header}{}{}", solved[..count].concat(), question.ask());
         fits(&prompt).then_some((prompt, count))
     })
-}
-
-/// The four areas that MMLU's subjects belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Area {
-    /// Natural sciences, computer science, mathematics and engineering.
-    Stem,
-    /// History, philosophy and law.
-    Humanities,
-    /// Politics, culture, economics, geography and psychology.
-    SocialSciences,
-    /// Business, health and all else.
-    Other,
-}
-
-impl Area {
-    /// All areas, in the order of MMLU's table.
-    pub const ALL: [Area; 4] = [Area::Humanities, Area::SocialSciences, Area::Stem, Area::Other];
-
-    /// The area of one of MMLU's 57 subjects; none for any other.
-    pub fn of(subject: &str) -> Option<Self> {
-        Area::ALL.into_iter().find(|area| area.subjects().contains(&subject))
-    }
-
-    fn subjects(self) -> &'static [&'static str] {
-        match self {
-            Area::Stem => &[
-                "abstract_algebra",
-                "astronomy",
-                "college_biology",
-                "college_chemistry",
-                "college_computer_science",
-                "college_mathematics",
-                "college_physics",
-                "computer_security",
-                "conceptual_physics",
-                "electrical_engineering",
-                "elementary_mathematics",
-                "high_school_biology",
-                "high_school_chemistry",
-                "high_school_computer_science",
-                "high_school_mathematics",
-                "high_school_physics",
-                "high_school_statistics",
-                "machine_learning",
-            ],
-            Area::Humanities => &[
-                "formal_logic",
-                "high_school_european_history",
-                "high_school_us_history",
-                "high_school_world_history",
-                "international_law",
-                "jurisprudence",
-                "logical_fallacies",
-                "moral_disputes",
-                "moral_scenarios",
-                "philosophy",
-                "prehistory",
-                "professional_law",
-                "world_religions",
-            ],
-            Area::SocialSciences => &[
-                "econometrics",
-                "high_school_geography",
-                "high_school_government_and_politics",
-                "high_school_macroeconomics",
-                "high_school_microeconomics",
-                "high_school_psychology",
-                "human_sexuality",
-                "professional_psychology",
-                "public_relations",
-                "security_studies",
-                "sociology",
-                "us_foreign_policy",
-            ],
-            Area::Other => &[
-                "anatomy",
-                "business_ethics",
-                "clinical_knowledge",
-                "college_medicine",
-                "global_facts",
-                "human_aging",
-                "management",
-                "marketing",
-                "medical_genetics",
-                "miscellaneous",
-                "nutrition",
-                "professional_accounting",
-                "professional_medicine",
-                "virology",
-            ],
-        }
-    }
-}
-
-impl fmt::Display for Area {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Area::Stem => "STEM",
-            Area::Humanities => "humanities",
-            Area::SocialSciences => "social sciences",
-            Area::Other => "other",
-        })
-    }
 }
 
 /// How many questions of a subject were answered right.

@@ -2,6 +2,7 @@
 //! translations with BLEU, Alpaca's instructions, MMLU's questions.
 
 pub mod alpaca;
+mod areas;
 pub mod bleu;
 pub mod mmlu;
 pub mod parallel;

@@ -6,31 +6,11 @@ use std::sync::Arc;
 use burn::tensor::TensorData;
 use half::{bf16, f16};
 
-use super::gguf::{Gguf, blocks};
+use super::entry::{Entry, Stored, check_count, check_name};
+use super::gguf::blocks;
 use super::source::{Source, halves};
-use super::{guard, index, pack, safetensors, torch};
+use super::{guard, torch};
 use crate::{Error, Result};
-
-/// The most tensors a checkpoint may hold.
-pub(super) const MAX_TENSORS: usize = 1_000_000;
-/// The longest name of a tensor, in bytes.
-pub(super) const MAX_NAME: usize = 1024;
-
-/// What a checkpoint says of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Extents, outermost first; empty for a scalar.
-    pub shape: Vec<usize>,
-    /// Element type, in the spelling of safetensors ("F32", "BF16", "I64") or of GGUF ("Q4_K").
-    pub dtype: String,
-}
-
-/// A tensor as a file lists it.
-pub(super) struct Stored {
-    pub(super) path: Arc<Path>,
-    pub(super) entry: Entry,
-    pub(super) source: Source,
-}
 
 /// Named tensors of a model or adapter directory, not yet read.
 ///
@@ -40,48 +20,10 @@ pub struct Checkpoint {
     path: PathBuf,
     tensors: BTreeMap<String, Stored>,
     /// Tensors that an index lists and no shard holds, with the shards that it names.
-    absent: BTreeMap<String, String>,
+    pub(super) absent: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
-    /// Whether a model directory has weights of any kind.
-    pub fn is_in(dir: &Path) -> bool {
-        weights(dir).is_some()
-    }
-
-    /// Opens the weights of a model directory: `model.safetensors`, else the shards that `model.safetensors.index.json`
-    /// lists, else the same for `pytorch_model.bin`, else its one `.gguf`; or a `.gguf` file.
-    ///
-    /// The tensors of a GGUF file get the names, and rows the order, that they have in Hugging Face transformers.
-    pub fn open_model(dir: &Path) -> Result<Self> {
-        if let Some(path) = Gguf::find(dir)? {
-            return Self::from_gguf(&Gguf::open(&path)?);
-        }
-        let Some(name) = weights(dir) else {
-            return Err(Error::file(dir, "weights", "none", format!("one of {}, or a .gguf file", WEIGHTS.join(", "))));
-        };
-        let path = dir.join(name);
-        if !name.ends_with(".index.json") {
-            return Self::open_file(&path);
-        }
-        let index = index::read(&path)?;
-        let shards = index.paths()?.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
-        let checkpoint = Self::gather(path, shards.into_iter().flatten())?;
-        let absent = index.absent(&checkpoint);
-        Ok(Checkpoint { absent, ..checkpoint })
-    }
-
-    /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, a record of burn
-    /// if it ends in `.bpk`, or a GGUF file if it ends in `.gguf`, with names and rows as they stand there.
-    pub fn open_file(path: &Path) -> Result<Self> {
-        Self::gather(path.to_path_buf(), open(path)?)
-    }
-
-    /// The tensors of a model in GGUF, with names and rows as in Hugging Face transformers.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        Self::gather(gguf.path().to_path_buf(), gguf.model_tensors()?)
-    }
-
     pub(super) fn gather(path: PathBuf, stored: impl IntoIterator<Item = (String, Stored)>) -> Result<Self> {
         let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
         for (name, tensor) in stored {
@@ -232,40 +174,6 @@ impl Stored {
                 .map_err(|error| Error::file(&self.path, name, error, torch::EXPECTED)),
         }
     }
-}
-
-/// Where a directory has its weights, in the order of preference.
-const WEIGHTS: [&str; 4] =
-    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
-
-/// The file that holds or lists the weights of a directory. A dangling link counts, so that the error names it.
-pub(super) fn weights(dir: &Path) -> Option<&'static str> {
-    WEIGHTS.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok())
-}
-
-fn open(path: &Path) -> Result<Vec<(String, Stored)>> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("bin" | "pt" | "pth") => torch::open(path),
-        Some("bpk") => pack::open(path),
-        Some("gguf") => Ok(Gguf::open(path)?.tensors()),
-        _ => safetensors::open(path),
-    }
-}
-
-pub(super) fn check_name(path: &Path, name: &str) -> Result<()> {
-    if name.len() > MAX_NAME {
-        let start: String = name.chars().take(40).collect();
-        let found = format!("a name of {} bytes", name.len());
-        return Err(Error::file(path, format!("{start}..."), found, format!("at most {MAX_NAME} bytes")));
-    }
-    Ok(())
-}
-
-pub(super) fn check_count(path: &Path, count: usize) -> Result<()> {
-    if count > MAX_TENSORS {
-        return Err(Error::file(path, "tensors", count, format!("at most {MAX_TENSORS}")));
-    }
-    Ok(())
 }
 
 fn decode<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {

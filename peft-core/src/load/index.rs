@@ -1,43 +1,11 @@
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
-use std::marker::PhantomData;
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-
 use super::checkpoint::Checkpoint;
+use super::entry::Unique;
 use crate::files::parse_json;
 use crate::warning::{listed, warn};
 use crate::{Error, Result};
-
-/// The entries of a JSON object, in order. A name that stands twice is an error; serde's own maps keep the last.
-pub(super) struct Unique<V>(pub(super) Vec<(String, V)>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
-            type Value = Unique<V>;
-
-            fn expecting(&self, text: &mut fmt::Formatter) -> fmt::Result {
-                text.write_str("an object with distinct names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut names = HashSet::new();
-                let mut entries = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, V>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format_args!("the name {name:?} twice")));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(Unique(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries(PhantomData))
-    }
-}
 
 /// Which shard holds which tensor.
 pub(super) struct Index {

@@ -3,11 +3,15 @@
 #[cfg(feature = "load")]
 mod checkpoint;
 #[cfg(feature = "load")]
+mod entry;
+#[cfg(feature = "load")]
 mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "load")]
 mod index;
+#[cfg(feature = "load")]
+mod open;
 #[cfg(feature = "load")]
 mod pack;
 #[cfg(feature = "load")]
@@ -26,7 +30,9 @@ use std::path::Path;
 use std::sync::Once;
 
 #[cfg(feature = "load")]
-pub use checkpoint::{Checkpoint, Entry};
+pub use checkpoint::Checkpoint;
+#[cfg(feature = "load")]
+pub use entry::Entry;
 #[cfg(feature = "load")]
 pub use gguf::{Gguf, write_lora};
 #[cfg(feature = "load")]
@@ -66,4 +72,15 @@ fn guard<T>(path: &Path, key: &str, expected: &str, parse: impl FnOnce() -> T) -
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+/// Where a directory has its weights, in the order of preference.
+#[cfg(feature = "load")]
+const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The file that holds or lists the weights of a directory. A dangling link counts, so that the error names it.
+#[cfg(feature = "load")]
+fn weights(dir: &Path) -> Option<&'static str> {
+    WEIGHTS.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok())
 }

@@ -8,8 +8,7 @@ use burn_pack::{
 };
 use serde::Deserialize;
 
-use super::checkpoint::{Entry, Stored, check_count, check_name};
-use super::index::Unique;
+use super::entry::{Entry, Stored, Unique, check_count, check_name};
 use super::source::{Opened, Source};
 use crate::{Error, Result};
 

@@ -7,8 +7,7 @@ use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::checkpoint::{Entry, Stored, check_count, check_name};
-use super::index::Unique;
+use super::entry::{Entry, Stored, Unique, check_count, check_name};
 use super::source::{Opened, Source};
 use crate::files::write_file;
 use crate::{Error, Result};

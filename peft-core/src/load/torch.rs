@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use pytorch_reader::PytorchReader;
 
-use super::checkpoint::{Entry, Stored};
+use super::entry::{Entry, Stored};
 use super::guard;
 use super::source::Source;
 use crate::files::open_regular;

@@ -27,6 +27,8 @@ mod slots;
 #[cfg(feature = "train")]
 mod trainer;
 #[cfg(feature = "train")]
+mod tuned;
+#[cfg(feature = "train")]
 mod views;
 
 #[cfg(feature = "train")]
@@ -47,4 +49,6 @@ pub use run::{Run, StepReport};
 #[cfg(feature = "train")]
 pub use slots::{Slots, at_once};
 #[cfg(feature = "train")]
-pub use trainer::{Merged, Observer, Trainer, Tuned};
+pub use trainer::{Observer, Trainer};
+#[cfg(feature = "train")]
+pub use tuned::{Merged, Tuned};

@@ -11,6 +11,7 @@ use super::checkpoint::{Best, Store};
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
+use super::tuned::{Tuned, counts};
 use super::{Checkpoints, Probe, Procedure, Slots, TrainConfig};
 use crate::data::Dataset;
 use crate::files::check_new_directory;
@@ -77,29 +78,6 @@ struct Finished<T: Tuner> {
     trained: Trained<T>,
     /// What the checks at its end found.
     fault: Option<Error>,
-}
-
-/// A trained method with its model.
-#[derive(Debug)]
-pub struct Tuned<'a> {
-    model: &'a Pretrained,
-    /// The model's base, as it is for the head's purpose.
-    pub base: Base,
-    /// The method's configuration.
-    pub config: AnyMethod,
-    /// The method and head.
-    pub trained: Trained<AnyTuner>,
-    /// What is saved beside the tensors.
-    pub labels: Labels,
-    /// A fault of the method that the checks at the end of the run found: the result is there, but not to be trusted.
-    pub fault: Option<Error>,
-    /// Trainable elements before the first step: of the method, and of the head.
-    counts: (usize, usize),
-    threads: usize,
-}
-
-fn counts<T: Tuner>(trained: &Trained<T>) -> (usize, usize) {
-    (trainable(&trained.tuner) + trainable(&trained.copies), trainable(&trained.head))
 }
 
 impl Trainer {
@@ -386,102 +364,6 @@ impl<T: Procedure> Run<T> {
     /// Metrics of what is trained so far, on examples whose classes have these names.
     pub fn measure(&self, examples: &[Example], classes: &[String]) -> Result<Metrics> {
         measure(&self.base, &self.trained, (examples, classes), &self.workers)
-    }
-}
-
-impl<'a> Tuned<'a> {
-    /// An adapter directory on its model.
-    pub fn load<M: Method>(dir: &Path, model: &'a Pretrained) -> Result<Self> {
-        Self::load_as(&AnyMethod::of::<M>(), dir, model)
-    }
-
-    /// [`load`](Self::load) of a method that is known only when the program runs, whatever the settings of the one given.
-    pub fn load_as(method: &AnyMethod, dir: &Path, model: &'a Pretrained) -> Result<Self> {
-        let (config, trained) = peft::load_as(method, dir, model)?;
-        let (threads, labels) = (TrainConfig::default().threads, model.name_classes(peft::labels(dir)?, &trained.head));
-        let outputs = trained.head.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
-        if !labels.classes.is_empty() && labels.classes.len() != outputs {
-            let found = format!("{} names", labels.classes.len());
-            return Err(Error::file(dir.join("labels.json"), "classes", found, format!("{outputs}, as the head")));
-        }
-        let counts = counts(&trained);
-        let base = model.base.for_purpose(trained.head.purpose());
-        Ok(Tuned { model, base, config, trained, labels, fault: None, counts, threads })
-    }
-
-    /// The fault as an error, if there is one.
-    pub fn checked(self) -> Result<Self> {
-        match self.fault {
-            Some(fault) => Err(fault),
-            None => Ok(self),
-        }
-    }
-
-    /// Logits of examples.
-    pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
-        predict(&self.base, &self.trained, examples, &Workers::new(self.threads)?)
-    }
-
-    /// Metrics on labelled data.
-    pub fn evaluate(&self, data: &Dataset) -> Result<Metrics> {
-        measure(&self.base, &self.trained, (&data.examples, &data.classes), &Workers::new(self.threads)?)
-    }
-
-    /// Trainable elements: of the method, and of the head. They are those before the first step, some of which a method may have
-    /// given up on the way.
-    pub fn trainable(&self) -> (usize, usize) {
-        self.counts
-    }
-
-    /// Writes the adapter directory, see [`peft::save`].
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        self.save_with(dir, &[])
-    }
-
-    /// Writes the adapter directory with other files, names and texts, in it.
-    pub fn save_with(&self, dir: impl AsRef<Path>, others: &[(&str, String)]) -> Result<()> {
-        peft::save(dir.as_ref(), &self.config, &self.trained, self.base.shape(), &self.labels, others)
-    }
-
-    /// Folds the method into the base, and measures on `probe` how far the logits moved: an error above `max_difference`.
-    pub fn merge(&self, probe: &[Example], max_difference: f32) -> Result<Merged<'_>> {
-        let tuner = self.trained.tuner.clone().valid();
-        let base = self.trained.copies.valid().onto(&self.base);
-        let base = self
-            .config
-            .merged(&tuner, &base)
-            .ok_or_else(|| Error::config("merge", self.config.name(), "a method with a weight-space form"))?;
-        let head = self.trained.head.clone();
-        let workers = Workers::new(self.threads)?;
-        let bare = Trained::new(crate::Bare {}, head.clone())?;
-        let (unmerged, merged) = (self.predict(probe)?, predict(&base, &bare, probe, &workers)?);
-        let both = unmerged.iter().zip(&merged).flat_map(|(a, b)| a.values.iter().zip(&b.values));
-        let difference = both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        if difference > max_difference {
-            let detail = format!("the largest logit difference is {difference:e}, allowed {max_difference:e}");
-            return Err(Error::Check { what: "merged equals unmerged", detail });
-        }
-        Ok(Merged { model: self.model, base, head, difference, classes: self.labels.classes.clone() })
-    }
-}
-
-/// A model with a method folded in.
-#[derive(Debug)]
-pub struct Merged<'a> {
-    model: &'a Pretrained,
-    /// The merged base.
-    pub base: Base,
-    /// The trained head.
-    pub head: Head,
-    /// The largest difference of a logit on the probe batch.
-    pub difference: f32,
-    classes: Vec<String>,
-}
-
-impl Merged<'_> {
-    /// Writes a model directory that transformers loads.
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        self.model.save(dir.as_ref(), &self.base, &self.head, &self.classes)
     }
 }
 

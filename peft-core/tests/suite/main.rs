@@ -6,6 +6,7 @@ mod common;
 mod data;
 mod generation_settings;
 mod gguf;
+mod hostile_gguf;
 mod hostile_tokenizers;
 mod hostile_weights;
 mod models;

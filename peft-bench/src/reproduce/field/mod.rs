@@ -266,19 +266,17 @@ impl<'a> Field<'a> {
                     let [train, _] = tokens(&Task::named(task)?)?;
                     examples.extend(train.examples.into_iter().map(|example| Example { task: i, ..example }));
                 }
-                let classes = vec!["0".to_string(), "1".to_string()];
-                (Dataset { examples, classes }, None)
+                (Dataset { examples, classes: vec!["0".into(), "1".into()] }, None)
             }
         };
-        let config = plan.config((&row, seed), shape, train.examples.len());
-        let config = TrainConfig { threads: self.threads().1, ..config };
+        let config =
+            TrainConfig { threads: self.threads().1, ..plan.config((&row, seed), shape, train.examples.len()) };
         let hash = |data: &Dataset| json!(Example::fingerprint(&data.examples));
         let sources =
             row.sources.of(job)?.iter().map(|need| Ok(json!(self.digest(need)?))).collect::<Result<Vec<_>>>()?;
         let mut known = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
         let texts = known.entry((on.name(), longest, most));
         let texts = texts.or_insert_with(|| json!([hash(&train), dev.as_ref().map(hash)])).clone();
-        drop(known);
         let decides = [texts, json!(sources)];
         let key = self.runs().key(&method, &config, &decides);
         let name = format!("{}-{}-{seed}", row.method, on.name());

@@ -1,8 +1,8 @@
 //! How a report with costs is shown: rows in groups, without figures of the survey beside them.
 
-use super::super::html::escape;
 use super::super::plot::{Dot, scatter};
-use super::super::report::{Cost, Report, Row, Stat, grouped};
+use super::super::report::{Cost, Report, Row, Stat};
+use super::super::text::{escape, grouped};
 
 /// A line of the table.
 pub(in super::super) enum Line<'a> {

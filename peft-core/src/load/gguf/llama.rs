@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Gguf, blocks};
 use crate::Result;
-use crate::load::checkpoint::{Checkpoint, Entry, Stored};
+use crate::load::checkpoint::Checkpoint;
+use crate::load::entry::{Entry, Stored};
 use crate::load::source::Source;
 
 /// Divisors of the rotary frequencies, which LLaMA 3.1 and later have.

@@ -18,8 +18,9 @@ pub use self::adapter::write_lora;
 use self::blocks::KINDS;
 use self::cursor::Cursor;
 use self::value::Value;
-use super::checkpoint::{Entry, MAX_TENSORS, Stored, check_name, weights};
+use super::entry::{Entry, MAX_TENSORS, Stored, check_name};
 use super::source::{Opened, Source};
+use super::weights;
 use crate::{Error, Result};
 
 /// The most keys of metadata a file may hold.

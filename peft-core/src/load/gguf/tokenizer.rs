@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::Gguf;
-use crate::load::checkpoint::check_name;
+use crate::load::entry::check_name;
 use crate::{Error, Result};
 
 /// How LLaMA 3 cuts a text before its merges.
