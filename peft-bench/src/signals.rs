@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM. A run with steps stops after the one that it is at, with its state saved; all else, and such a run if its step takes
+//! SIGINT and SIGTERM, and SIGXFSZ, which makes a write beyond the limit of a file's size the error that it is. A run with steps stops after the one that it is at, with its state saved; all else, and such a run if its step takes
 //! long or the signal comes again, stops at once. One line says what is saved and how to go on.
 
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -48,15 +48,20 @@ pub fn watch() {
 
 #[cfg(unix)]
 mod unix {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
     use std::thread;
 
     use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::flag;
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::exit;
 
     use super::*;
 
     pub fn watch() {
+        // The write then fails, which is told; by itself the signal would end the program without a word.
+        let _ = flag::register(libc::SIGXFSZ, Arc::new(AtomicBool::new(false)));
         // Where signals cannot be had they do what they do by themselves.
         let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
         thread::spawn(move || {

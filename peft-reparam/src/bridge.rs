@@ -24,6 +24,7 @@ use peft_core::view::shapes;
 use peft_core::{Error, Pattern, Result};
 
 use crate::low_rank::intrinsic_said::Fastfood;
+use crate::low_rank::ranks::{check_alpha, check_rank};
 
 /// How a matrix is computed from its frozen value and what is trained.
 pub trait Form {
@@ -139,13 +140,9 @@ pub struct LoraForm {
 impl LoraForm {
     /// Of this rank and this numerator of the scale.
     pub fn new(rank: usize, alpha: f64) -> Result<Self> {
-        match (rank, alpha) {
-            (0, _) => Err(Error::config("rank", rank, "at least 1")),
-            (_, alpha) if !alpha.is_finite() || alpha == 0.0 => {
-                Err(Error::config("alpha", alpha, "a finite number other than 0"))
-            }
-            (rank, alpha) => Ok(LoraForm { rank, alpha }),
-        }
+        check_rank("rank", rank)?;
+        check_alpha("alpha", alpha)?;
+        Ok(LoraForm { rank, alpha })
     }
 }
 
@@ -217,6 +214,9 @@ impl Reparameterization for Kron {
     }
 }
 
+/// The most numbers along random directions for one matrix, as many as the largest word tables have.
+const MAX_INTRINSIC: usize = 1 << 30;
+
 /// W + P theta, P a random map that is not stored: Intrinsic SAID's. Burn gives each matrix parameters of its own, so each has a
 /// theta; [`IntrinsicSaidConfig`](crate::IntrinsicSaidConfig) has one for all.
 #[derive(Clone, Copy, Debug)]
@@ -227,8 +227,8 @@ pub struct SaidForm {
 impl SaidForm {
     /// With so many numbers for a matrix.
     pub fn new(intrinsic_dim: usize) -> Result<Self> {
-        if intrinsic_dim == 0 {
-            return Err(Error::config("intrinsic_dim", 0, "at least 1"));
+        if !(1..=MAX_INTRINSIC).contains(&intrinsic_dim) {
+            return Err(Error::config("intrinsic_dim", intrinsic_dim, format!("1 to {MAX_INTRINSIC}")));
         }
         Ok(SaidForm { intrinsic_dim })
     }

@@ -49,6 +49,8 @@ CASES = {
     "seq-bn-flex": SeqBnConfig(reduction_factor=4),
     "seq-bn-flex-bert": SeqBnConfig(reduction_factor=4),
     "seq-bn-flex-two-bert": SeqBnConfig(reduction_factor=4),
+    "seq-bn-tags-bert": SeqBnConfig(reduction_factor=4),
+    "seq-bn-answers": SeqBnConfig(reduction_factor=4),
     "double-seq-bn": DoubleSeqBnConfig(reduction_factor=4),
     "double-seq-bn-bert": DoubleSeqBnConfig(reduction_factor=4.8, non_linearity="relu"),
     "par-bn": ParBnConfig(reduction_factor=2),
@@ -92,6 +94,13 @@ def opening(model):
     return settings | ({"config": AutoConfig.from_pretrained(own)} if own.exists() else {})
 
 
+def logits_of(output):
+    """Of answers the beginning and the end of each token."""
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    return output.logits
+
+
 def static_class(base):
     if base.startswith("t5"):
         return AutoModelForSeq2SeqLM
@@ -112,7 +121,14 @@ def randomize(model, case):
 
 
 def case_model(base, case, config):
-    if "flex" in case:
+    if "tags" in case or "answers" in case:
+        model = AutoAdapterModel.from_pretrained(MODELS / base)
+        if "tags" in case:
+            model.add_tagging_head(NAME, num_labels=3, id2label={0: "O", 1: "B-X", 2: "I-X"})
+        else:
+            model.add_qa_head(NAME)
+        model.active_head = NAME
+    elif "flex" in case:
         model = AutoAdapterModel.from_pretrained(MODELS / base)
         bert = base.startswith("bert")
         one = bert and "two" not in case
@@ -152,10 +168,10 @@ def write(case, config):
     else:
         inputs = batch(gen, family, LENGTHS)
     save(folder / "inputs.safetensors", inputs)
-    logits = model(**inputs).logits
+    logits = logits_of(model(**inputs))
     save(folder / "expected.safetensors", {"logits": logits})
     with in_float64():
-        double = model.double()(**inputs).logits
+        double = logits_of(model.double()(**inputs))
     print(f"{case}: off float64 by {float((logits - double).abs().max()):.1e}")
 
 
@@ -189,7 +205,7 @@ def check(model, adapter, inputs, logits):
         worst = 0.0
         for i, line in enumerate(open(inputs)):
             row = {k: torch.tensor([v]) for k, v in json.loads(line).items() if k != "label"}
-            worst = max(worst, float((theirs(**row).logits.flatten() - ours[f"logits.{i}"].flatten()).abs().max()))
+            worst = max(worst, float((logits_of(theirs(**row)).flatten() - ours[f"logits.{i}"].flatten()).abs().max()))
         print(f"{adapter}: {kind.__name__}, {name}: largest difference {worst:.1e}")
         if worst > 1e-4:
             sys.exit("the logits differ")

@@ -212,6 +212,7 @@ pub fn key(shape: &Shape, site: Site, leaf: &str) -> Key {
 /// which several numbers give.
 pub(super) const HUB_FREE: &[&str] = &[
     "reduction_factor",
+    "non_linearity",
     "init_weights",
     "init_weights_seed",
     "adapter_residual_before_ln",
@@ -232,12 +233,15 @@ pub(super) const HUB_FREE: &[&str] = &[
 /// What AdapterHub's `leave_out` is.
 pub const LAYERS: &str = "a list of numbers of layers";
 
-/// AdapterHub's names of the activations.
-const HUB_ACTIVATIONS: [(Activation, &str); 5] = [
+/// AdapterHub's names of the activations, those of transformers; the first of each is what is written.
+const HUB_ACTIVATIONS: [(Activation, &str); 8] = [
     (Activation::Gelu, "gelu"),
+    (Activation::Gelu, "gelu_python"),
     (Activation::GeluNew, "gelu_new"),
+    (Activation::GeluNew, "gelu_pytorch_tanh"),
     (Activation::Relu, "relu"),
     (Activation::Swish, "swish"),
+    (Activation::Swish, "silu"),
     (Activation::Identity, "linear"),
 ];
 

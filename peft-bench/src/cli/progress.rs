@@ -30,15 +30,17 @@ pub struct Progress {
     phase: Option<&'static str>,
     log: Option<PathBuf>,
     file: Option<File>,
-    /// Where states are saved.
+    /// Where states are saved, and the call that goes on from there.
     checkpoints: PathBuf,
+    again: &'static str,
     #[cfg(feature = "tensorboard")]
     events: super::events::Events,
 }
 
 impl Progress {
     /// For a run of `steps`; the bar is hidden where standard error is no terminal.
-    pub fn new(steps: usize, log: Option<&Path>, checkpoints: PathBuf) -> Self {
+    /// `again` is the call that takes it up.
+    pub fn new(steps: usize, log: Option<&Path>, checkpoints: PathBuf, again: &'static str) -> Self {
         Progress {
             bar: bar(steps),
             since: Instant::now(),
@@ -49,6 +51,7 @@ impl Progress {
             log: log.map(Path::to_path_buf),
             file: None,
             checkpoints,
+            again,
             #[cfg(feature = "tensorboard")]
             events: Default::default(),
         }
@@ -147,8 +150,9 @@ impl Observer for Progress {
 
     fn saved(&mut self, step: usize) {
         signals::will_say(format!(
-            "the state after step {step} is saved in {}; the same command with --resume goes on from there",
-            self.checkpoints.display()
+            "the state after step {step} is saved in {}; {} goes on from there",
+            self.checkpoints.display(),
+            self.again
         ));
     }
 

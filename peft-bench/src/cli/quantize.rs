@@ -34,7 +34,11 @@ pub struct Quantize {
 impl Quantize {
     pub(super) fn run(self) -> Result<()> {
         self.output.check(&Inputs::new().with_models([self.model.as_path()]))?;
-        check_model(&self.model.to_string_lossy())?;
+        let model = self.model.to_string_lossy();
+        check_model(&model)?;
+        if model.starts_with("shape:") {
+            return Err(Error::config("--model", model, "a model directory: random weights have no files to pack"));
+        }
         let scheme = match self.scheme {
             Scheme::FourBit { codebook, double } => Scheme::FourBit { codebook, double: double || self.double },
             Scheme::Int8 if self.double => return Err(Error::config("--double", "beside int8", "nf4 or fp4")),

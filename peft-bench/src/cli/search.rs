@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use peft_core::files::{read_text, write_file};
+use peft_core::files::{check_new_directory, read_text, write_file};
 use peft_core::io::Pretrained;
 use peft_core::search::{Claim, Point, Proposal, Search as Strategic, Space, Strategy, Trial, Trials};
 use peft_core::{Common, Error, Result, Shape};
@@ -17,6 +17,7 @@ use super::train::Train;
 use super::yaml::{self, Config};
 use crate::machine::digest;
 use crate::registry::by_name;
+use crate::signals;
 use crate::tasks::Task;
 
 /// Search among configurations of methods for those that are best on held-out data and train few numbers
@@ -63,8 +64,14 @@ pub struct Search {
 const OWN: [&str; 8] =
     ["model_name_or_path", "device", "data", "train_file", "validation_file", "task_name", "output_dir", "seed"];
 
+/// What the directory of a search holds.
+const TRIALS: &str = "trials";
+const BEST: &str = "best.yaml";
+const FRONT: &str = "front.json";
+
 impl Search {
     pub(super) fn run(self) -> Result<()> {
+        self.check_output()?;
         let text = read_text(&self.space, 1 << 20)?;
         let value: Value = serde_saphyr::from_str(&text).map_err(|error| {
             let line = error.to_string().lines().next().unwrap_or_default().to_string();
@@ -90,7 +97,7 @@ impl Search {
             "space": value, "model": format!("{:016x}", model.fingerprint()), "data": self.read()?, "metric": metric,
             "strategy": format!("{:?}", self.strategy), "seed": self.seed, "budget": self.budget,
         });
-        let trials = Trials::open(&self.output.join("trials"), &identity)?;
+        let trials = Trials::open(&self.output.join(TRIALS), &identity)?;
         // Points that train nothing are all the same.
         let numbers = |point: &Point| numbers(&space.settings(point), &shape).ok().filter(|count| *count > 0);
         let search = Strategic {
@@ -107,13 +114,35 @@ impl Search {
         };
         tell(format_args!("{} points, {} to be tried; {metric} on held-out data", space.size(), self.budget));
         tell(format_args!("  trial  {metric:>10}     numbers  share  settings"));
+        let kept = || {
+            let dir = self.output.display();
+            signals::will_say(format!("what is done lies in {dir}; the same command goes on from there"));
+        };
+        kept();
         while let Some(claim) = trials.claim(next)? {
             let number = claim.number();
             self.try_one(claim, &space, &model, &metric)?;
+            kept();
             let all = trials.all()?;
             tell(line(&space, &all, number));
         }
         self.conclude(&space, &trials, &metric)
+    }
+
+    /// Refuses a directory that is neither new nor a search's, and to replace what is read.
+    fn check_output(&self) -> Result<()> {
+        let read = [Some(&self.space), Some(&self.data), self.eval.as_ref()];
+        let inputs = self.model.inputs(None).with(read.into_iter().flatten());
+        inputs.spare("--output", &self.output)?;
+        for file in [BEST, FRONT] {
+            inputs.spare("--output", &self.output.join(file))?;
+        }
+        inputs.spare_directory("--output", &self.output.join(TRIALS))?;
+        // Another process may be making it.
+        match check_new_directory(&self.output) {
+            Err(_) if self.output.join(TRIALS).is_dir() => Ok(()),
+            checked => checked,
+        }
     }
 
     /// Refuses what no trial could be, before the first.
@@ -237,7 +266,7 @@ impl Search {
             let found = format!("{} trials, of which none has a score", all.len());
             return Err(Error::config("--budget", found, "one that is trained to its end"));
         };
-        let file = self.output.join("best.yaml");
+        let file = self.output.join(BEST);
         write_file(&file, written(&self.settings(space, &all[best].proposal, metric)).as_bytes())?;
         let front: Vec<Value> = Strategic::front(&all).into_iter().map(shown).collect();
         tell("on the front:");
@@ -246,7 +275,7 @@ impl Search {
             "output": self.output.display().to_string(), "config": file.display().to_string(), "best": shown(best),
             "front": front, "hypervolume": Strategic::hypervolume(&all), "trials": all.len(), "running": running,
         });
-        write_file(&self.output.join("front.json"), result.to_string().as_bytes())?;
+        write_file(&self.output.join(FRONT), result.to_string().as_bytes())?;
         print(result)
     }
 }

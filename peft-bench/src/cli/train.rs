@@ -518,7 +518,8 @@ impl Job<'_> {
                 trained.with_copies(Copies::new(&base, common.saved())?)?
             }
         };
-        let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir);
+        let again = if args.resume { "the same command" } else { "the same command with --resume" };
+        let mut progress = Progress::new(steps, args.log.as_deref(), args.checkpoints().dir, again);
         if slots.is_some() {
             progress.hide();
         }

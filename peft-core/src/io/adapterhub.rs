@@ -15,9 +15,10 @@ use super::tensors::{Contents, Taker};
 use crate::adapterhub::{Fields, HubKey, Kind, field, wrong};
 use crate::files::{read_json, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
+use crate::warning::warn;
 use crate::{
-    AnyMethod, AnyTuner, Base, Error, ForTexts, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose, Result,
-    Shape, Trained,
+    AnyMethod, AnyTuner, Base, ClassUse, Error, ForTexts, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose,
+    Result, Shape, Trained,
 };
 
 const CONFIG: &str = "adapter_config.json";
@@ -55,7 +56,7 @@ pub fn load_as(method: &AnyMethod, dir: &Path, model: &Pretrained) -> Result<(An
     let whole = object(&path)?;
     let name = check_whole(&whole, shape).map_err(|error| error.in_file(&path))?;
     let fields = config_of(&whole).map_err(|error| error.in_file(&path))?;
-    let config = read(&hub, &fields, shape).map_err(|error| error.in_file(&path))?;
+    let config = read(&hub, &fields, shape, &path).map_err(|error| error.in_file(&path))?;
     config.checked_count(shape).map_err(|error| error.in_file(&path))?;
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, WEIGHTS)?)?);
     let tuner = config.init(base, 0).map_err(|error| error.in_file(&path))?;
@@ -94,21 +95,19 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     }
     let fields = hub.fields(shape)?;
     // What a reader gets, which may have another form: of a prefix the files hold what its projection gives.
-    let config = read(&hub, &fields, shape)?;
+    let config = read(&hub, &fields, shape, dir)?;
     let hub = form(&config)?;
     let tuner = config.to_saved(trained.tuner.clone().valid());
     let [classes, words] = model_classes(shape);
-    let two_layers = matches!(trained.head, Head::TwoLayers(_));
+    let (purpose, two_layers) = (trained.head.purpose(), matches!(trained.head, Head::TwoLayers(_)));
+    let flexible = two_layers || matches!(trained.head, Head::Tokens(_) | Head::Answers(_));
     let model_class = match &trained.head {
         Head::Classifier(_) | Head::Score(_) => classes,
-        Head::TwoLayers(_) => Some(format!("{}AdapterModel", shape.architecture.family().name)),
+        _ if flexible => {
+            (!shape.pre_norm()).then(|| format!("{}AdapterModel", shape.architecture.family().name))
+        }
         Head::LanguageModel(_) => words,
-        Head::MaskedLm(_)
-        | Head::Verbalizer(_)
-        | Head::AtMask(_)
-        | Head::Tokens(_)
-        | Head::Answers(_)
-        | Head::States(_) => None,
+        _ => None,
     };
     let model_class = model_class.ok_or_else(|| {
         let found = match trained.head {
@@ -119,7 +118,9 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
             Head::States(_) => "none",
             _ => "one for masked words",
         };
-        Error::config("task head", found, "a head for classes or values, or a language model's, for AdapterHub")
+        let expected =
+            "a head for classes, values or (on BERT and RoBERTa) tokens or answers, or a language model's, for AdapterHub";
+        Error::config("task head", found, expected)
     })?;
     let common = |name: Value, config: Value| {
         json!({"name": name, "config": config, "model_type": model_type(shape), "hidden_size": shape.hidden, "version": VERSION,
@@ -128,7 +129,7 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     let mut adapter = common(json!(NAME), Value::Object(fields));
     adapter.sort_all_objects();
     let key = |tensor: &str| hub.key(tensor, NAME, shape);
-    let head_key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), two_layers.then_some(NAME));
+    let head_key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), flexible.then_some(NAME));
     // Before anything is written.
     let tensors = Contents::default().with("method", &tuner, key)?.tensors;
     let head_tensors = Contents::default().with("head", &trained.head, head_key)?.tensors;
@@ -140,12 +141,14 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
         };
         write_json(&dir.join(CONFIG), &adapter)?;
         write(WEIGHTS[0], &tensors)?.compare(&tuner, key)?;
-        let Some(outputs) = trained.head.outputs() else { return Ok(()) };
+        // An answer's are its beginning and its end.
+        let outputs = if purpose == Purpose::Answers { Some(2) } else { trained.head.outputs() };
+        let Some(outputs) = outputs else { return Ok(()) };
         let class = |i: usize| labels.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
         let ids: Fields = (0..outputs).map(|i| (class(i), json!(i))).collect();
         let told = [("label2id".to_string(), json!(ids)), ("num_labels".to_string(), json!(outputs))];
-        let mut head = if two_layers {
-            common(json!(NAME), flexible_fields(true).into_iter().chain(told).collect())
+        let mut head = if flexible {
+            common(json!(NAME), flexible_fields(purpose, two_layers).into_iter().chain(told).collect())
         } else {
             let Value::Object(fields) = common(Value::Null, Value::Null) else { unreachable!("an object") };
             fields.into_iter().chain(told).collect()
@@ -168,21 +171,31 @@ fn form(method: &AnyMethod) -> Result<HubForm<'_>> {
 }
 
 /// A configuration whose fields are these again, but for what says nothing.
-fn read(hub: &HubForm<'_>, fields: &Fields, shape: &Shape) -> Result<AnyMethod> {
+fn read(hub: &HubForm<'_>, fields: &Fields, shape: &Shape, path: &Path) -> Result<AnyMethod> {
     let config = hub.config(fields, shape)?;
-    check_same(fields, &form(&config)?.fields(shape)?, hub.free)?;
+    check_same(fields, &form(&config)?.fields(shape)?, hub.free, shape, path)?;
     Ok(config)
 }
 
-/// Every field that is not free has the value that is expected of it, or is unknown and off.
-fn check_same(fields: &Fields, expected: &Fields, free: &[&str]) -> Result<()> {
+/// Why a field with a value other than what is expected of it changes no result of a finished adapter or head on this model.
+fn no_matter(key: &str, shape: &Shape) -> Option<&'static str> {
+    match key {
+        "dropout" | "dropout_prob" | "stochastic_depth" => Some("it acts while the package trains, and on no result"),
+        "cross_adapter" if shape.stacks().len() < 2 => Some("this model has no attention from a decoder to an encoder"),
+        _ => None,
+    }
+}
+
+/// Every field that is not free has the value that is expected of it, or is unknown and off, or is said to change nothing.
+fn check_same(fields: &Fields, expected: &Fields, free: &[&str], shape: &Shape, path: &Path) -> Result<()> {
     let off = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || *value == json!([]);
     for (key, value) in fields.iter().filter(|(key, _)| !free.contains(&key.as_str())) {
-        match expected.get(key) {
-            Some(expected) if same(value, expected) => {}
-            Some(expected) => return Err(wrong(fields, key, &expected.to_string())),
-            None if off(value) => {}
-            None => return Err(wrong(fields, key, "null or false: nothing is known of this field")),
+        match (expected.get(key), no_matter(key, shape)) {
+            (Some(expected), _) if same(value, expected) => {}
+            (Some(_), Some(reason)) => warn(path, key, format!("is {value}: {reason}")),
+            (Some(expected), None) => return Err(wrong(fields, key, &expected.to_string())),
+            (None, _) if off(value) => {}
+            (None, _) => return Err(wrong(fields, key, "null or false: nothing is known of this field")),
         }
     }
     Ok(())
@@ -271,28 +284,39 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
     let in_file = |error: Error| error.in_file(&path);
     let flexible = whole.get("config").and_then(Value::as_object).filter(|_| !shape.pre_norm());
     let model_class = whole.get("model_class").and_then(Value::as_str);
-    let [for_classes, for_words] = model_classes(shape);
+    let [_, for_words] = model_classes(shape);
+    let static_head = match model_class.map(|class| Purpose::of_class(class, shape.architecture)) {
+        Some(ClassUse::Known(purpose @ (Purpose::Texts | Purpose::Tokens | Purpose::Answers))) => Some(purpose),
+        _ => None,
+    };
     let mut taker = Taker::new(Checkpoint::open_file(&one_of(dir, HEAD_WEIGHTS)?)?);
-    let (two_layers, name) = match flexible {
-        Some(fields) => {
-            (check_flexible(fields, shape).map_err(in_file)?, Some(field::<String>(&whole, "name", "the head's name")))
-        }
+    let ((purpose, two_layers), name) = match flexible {
+        Some(fields) => (
+            check_flexible(fields, shape, &path).map_err(in_file)?,
+            Some(field::<String>(&whole, "name", "the head's name")),
+        ),
         None if model_class.is_some() && model_class == for_words.as_deref() => {
             return own_words(&taker, base).map(|head| (head, vec![]));
         }
-        None if model_class.is_some() && model_class == for_classes.as_deref() => (false, None),
-        None => {
-            let flexible = (!shape.pre_norm()).then(|| "a flexible head".to_string());
-            let known: Vec<String> = [for_classes, for_words, flexible].into_iter().flatten().collect();
-            return Err(in_file(wrong(&whole, "model_class", &known.join(" or "))));
-        }
+        None => match static_head {
+            Some(purpose) => ((purpose, false), None),
+            None => {
+                let flexible = (!shape.pre_norm()).then(|| "a flexible head".to_string());
+                let classes = [Purpose::Texts, Purpose::Tokens, Purpose::Answers];
+                let classes = classes.into_iter().filter_map(|purpose| purpose.class(shape.architecture));
+                let known: Vec<String> = classes.chain(for_words).chain(flexible).collect();
+                return Err(in_file(wrong(&whole, "model_class", &known.join(" or "))));
+            }
+        },
     };
     let name = name.transpose().map_err(in_file)?;
     let key = |tensor: &str| flexible_key(head_key("", tensor, shape).into(), name.as_deref());
-    let last = match (two_layers, shape.architecture.family().for_texts) {
-        (true, _) => "TwoLayers.out.bias",
-        (false, ForTexts::Score) => "Score.weight",
-        (false, _) => "Classifier.out.bias",
+    let last = match (purpose, two_layers, shape.architecture.family().for_texts) {
+        (Purpose::Tokens, ..) => "Tokens.out.bias",
+        (Purpose::Answers, ..) => "Answers.out.bias",
+        (_, true, _) => "TwoLayers.out.bias",
+        (_, false, ForTexts::Score) => "Score.weight",
+        (_, false, _) => "Classifier.out.bias",
     };
     let last = key(last).name;
     let head = match (two_layers, taker.file.shape(&last)) {
@@ -301,12 +325,13 @@ fn read_head(dir: &Path, base: &Base) -> Result<(Head, Vec<String>)> {
             Some(taker.fill(fresh, key)?)
         }
         (true, _) => None,
-        (false, _) => taker.head(Purpose::Texts, key, base)?.filter(|head| !matches!(head, Head::TwoLayers(_))),
+        (false, _) => taker.head(purpose, key, base)?.filter(|head| !matches!(head, Head::TwoLayers(_))),
     };
-    let none = || Error::file(taker.file.path_of(&last), &last, "no such tensor", "a head for classes or values");
+    let none = || Error::file(taker.file.path_of(&last), &last, "no such tensor", "the last layer of a head");
     let head = head.ok_or_else(none)?;
     taker.finish(|_| false)?;
-    let classes = classes(flexible.unwrap_or(&whole), head.outputs().unwrap_or_default()).map_err(in_file)?;
+    let Some(outputs) = head.outputs().filter(|_| purpose != Purpose::Answers) else { return Ok((head, vec![])) };
+    let classes = classes(flexible.unwrap_or(&whole), outputs).map_err(in_file)?;
     Ok((head, classes))
 }
 
@@ -326,32 +351,50 @@ fn own_words(taker: &Taker, base: &Base) -> Result<Head> {
     Ok(Head::LanguageModel(LanguageModel {}))
 }
 
-/// What a flexible head must be to compute what the model's own class for classification does, or two layers on a BERT.
-fn flexible_fields(two_layers: bool) -> Fields {
-    let fields = json!({"head_type": "classification", "layers": 1 + usize::from(two_layers), "bias": true,
-        "activation_function": two_layers.then_some("tanh"), "use_pooler": !two_layers, "dropout_prob": null});
+/// What a flexible head must be to compute what the model's own class for its purpose does, or two layers on a BERT.
+fn flexible_fields(purpose: Purpose, two_layers: bool) -> Fields {
+    let fields = match purpose {
+        Purpose::Tokens | Purpose::Answers => {
+            let kind = if purpose == Purpose::Tokens { "tagging" } else { "question_answering" };
+            json!({"head_type": kind, "layers": 1, "activation_function": "tanh", "dropout_prob": null})
+        }
+        _ => json!({"head_type": "classification", "layers": 1 + usize::from(two_layers), "bias": true,
+            "activation_function": two_layers.then_some("tanh"), "use_pooler": !two_layers, "dropout_prob": null}),
+    };
     fields.as_object().cloned().unwrap_or_default()
 }
 
-/// Whether a flexible head has two layers; refuses one that cannot be.
-fn check_flexible(fields: &Fields, shape: &Shape) -> Result<bool> {
+/// What a flexible head is for, and whether it has two layers of a kind of its own; refuses one that cannot be.
+fn check_flexible(fields: &Fields, shape: &Shape, path: &Path) -> Result<(Purpose, bool)> {
+    let known = "classification, tagging or question_answering";
+    let kind: String = field(fields, "head_type", known)?;
+    let purpose = match kind.as_str() {
+        "classification" => Purpose::Texts,
+        "tagging" => Purpose::Tokens,
+        "question_answering" => Purpose::Answers,
+        _ => return Err(wrong(fields, "head_type", known)),
+    };
     let layers = fields.get("layers").and_then(Value::as_u64);
     let own = shape.architecture.family().for_texts;
-    let known: &[u64] = if own == ForTexts::TwoLayers { &[2] } else { &[1, 2] };
+    let known: &[u64] = match (purpose, own) {
+        (Purpose::Texts, ForTexts::TwoLayers) => &[2],
+        (Purpose::Texts, _) => &[1, 2],
+        _ => &[1],
+    };
     if !layers.is_some_and(|layers| known.contains(&layers)) {
         let known: Vec<String> = known.iter().map(u64::to_string).collect();
         return Err(wrong(fields, "layers", &known.join(" or ")));
     }
     let two_layers = layers == Some(2);
-    let expected = flexible_fields(two_layers);
+    let expected = flexible_fields(purpose, two_layers);
     // Without a hidden layer there is nothing to activate.
     let free: &[&str] =
         if two_layers { &["num_labels", "label2id"] } else { &["num_labels", "label2id", "activation_function"] };
-    for key in ["head_type", "use_pooler"] {
-        field::<Value>(fields, key, &expected[key].to_string())?;
+    if purpose == Purpose::Texts {
+        field::<Value>(fields, "use_pooler", &expected["use_pooler"].to_string())?;
     }
-    check_same(fields, &expected, free)?;
-    Ok(two_layers && own == ForTexts::Pooled)
+    check_same(fields, &expected, free, shape, path)?;
+    Ok((purpose, two_layers && own == ForTexts::Pooled))
 }
 
 /// A tensor's name in a flexible head of this name, whose modules have numbers, dropout and activations counted.

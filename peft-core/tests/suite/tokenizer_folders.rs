@@ -236,6 +236,11 @@ fn a_folder_without_a_tokenizer_says_what_it_needs() {
     fails(&["tokenizer_config.json", "truncation_side", "middle"]);
     write("tokenizer_config.json", "\u{feff}{\"bos_token\": 7}");
     fails(&["tokenizer_config.json", "bos_token", "7"]);
+    // What a class that is not known makes of its files is not known either.
+    for class in ["CodeLlamaTokenizer", "GemmaTokenizerFast", "XLMRobertaTokenizer"] {
+        write("tokenizer_config.json", &json!({"tokenizer_class": class}).to_string());
+        fails(&["tokenizer_config.json", "tokenizer_class", class, "tokenizer.json", "LlamaTokenizer"]);
+    }
 }
 
 /// A published model has both: the folder in `PEFT_TOKENIZER_DIR` gives the lines of the file `PEFT_TOKENIZER_TEXTS` the same tokens

@@ -285,6 +285,7 @@ impl Method for CompacterConfig {
     fn adapterhub() -> Option<AdapterHub<Self>> {
         let free = &[
             "reduction_factor",
+            "non_linearity",
             "init_weights",
             "init_weights_seed",
             "adapter_residual_before_ln",

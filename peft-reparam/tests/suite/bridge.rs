@@ -134,6 +134,9 @@ fn what_cannot_be_is_refused_by_name() {
         (KronForm::new(0, 1, 1.0).err(), "rows, columns"),
         (KronForm::new(1, 1, 0.0).err(), "scale"),
         (SaidForm::new(0).err(), "intrinsic_dim"),
+        // Before memory is asked for.
+        (LoraForm::new(usize::MAX, 4.0).err(), "rank"),
+        (SaidForm::new(usize::MAX).err(), "intrinsic_dim"),
         (Reparameterize::new(SaidForm::new(3).unwrap(), "(", 0).err(), "pattern"),
         (Reparameterize::new(SaidForm::new(3).unwrap(), "quer", 0).unwrap().apply(model()).err(), "mha.query.weight"),
     ];

@@ -27,6 +27,7 @@ impl Case {
             fs::copy(entry.path(), Path::new(&adapter).join(entry.file_name())).unwrap();
         }
         let data = folder.data();
+        folder.write("space.yaml", "{method: lora, max_steps: 1, choices: {r: [1, 2]}}");
         Case { folder, model, adapter, data }
     }
 
@@ -37,6 +38,7 @@ impl Case {
             text.split(' ').map(str::to_string).chain(given).collect::<Vec<_>>()
         };
         let own = self.folder.path("own");
+        let space = self.folder.path("space.yaml");
         vec![
             (words("forward --input", &[data, &"--model".into(), model, &"--adapter".into(), adapter]), &["--output"]),
             (
@@ -49,6 +51,14 @@ impl Case {
             (words("train --method lora --steps 1 --data", &[data, &"--model".into(), model]), &["--output"]),
             (words("merge --model", &[model, &"--adapter".into(), adapter]), &["--output"]),
             (words("convert --to burn --model", &[model, &"--from".into(), adapter]), &["--output"]),
+            (words("quantize --scheme nf4 --model", &[model]), &["--output"]),
+            (
+                words(
+                    "search --budget 1 --space",
+                    &[&space, &"--model".into(), model, &"--data".into(), data, &"--eval".into(), data],
+                ),
+                &["--output"],
+            ),
         ]
     }
 
@@ -111,7 +121,7 @@ fn no_output_of_any_command_replaces_what_it_reads() {
             assert!(error.contains(output) || error.contains(option), "{error}");
         }
         // Even where earlier results may be replaced.
-        if options == ["--output"] && command[0] != "forward" {
+        if options == ["--output"] && !["forward", "search"].contains(&&*command[0]) {
             let over = [command.clone(), vec!["--overwrite".into()]].concat();
             for output in [model, adapter, &case.folder.path("")] {
                 case.refused(&over, "--output", output);
@@ -166,6 +176,32 @@ fn outputs_that_can_only_fail_at_the_end_are_refused_at_the_beginning() {
     names(&error, &["pipe", "--log"]);
 }
 
+/// A shell's limit of the size of files is an error as a full disk is, and leaves nothing half-written.
+#[test]
+fn a_file_that_grows_beyond_its_limit_is_an_error() {
+    let case = Case::new();
+    let output = case.folder.path("limited");
+    for (command, _) in case.commands().into_iter().filter(|(_, options)| *options == ["--output"]) {
+        let limited = ["-c", "ulimit -f 0; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_peft")];
+        let run = Command::new("sh").args(limited).args(&command).args(["--output", &output]).output().unwrap();
+        let told = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{command:?}: {told}");
+        names(&told, &["limited", "File too large"]);
+        assert!(!told.contains("panicked"), "{told}");
+        let made: Vec<_> =
+            case.state().into_iter().filter(|(path, _)| path.to_string_lossy().contains("limited")).collect();
+        let half = |(path, file): &&(PathBuf, Option<_>)| {
+            let name = path.to_string_lossy().into_owned();
+            (name.contains(".partial") || file.is_some()) && !name.ends_with(".lock")
+        };
+        assert_eq!(made.iter().find(half).map(|(path, _)| path), None, "{command:?}");
+        for (path, _) in made.iter().rev() {
+            let _ = fs::remove_dir_all(path);
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// What was written has hashes; what was changed since is said, and another result takes its place only when it is asked to.
 #[test]
 fn results_are_verified_and_replaced() {
@@ -174,7 +210,9 @@ fn results_are_verified_and_replaced() {
     let run = |command: &[String], more: &[&str]| {
         peft(&command.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
     };
-    for (command, options) in case.commands().into_iter().filter(|(command, _)| command[0] != "forward") {
+    // A search goes on in its directory.
+    let replacing = |command: &[String]| !["forward", "search"].contains(&&*command[0]);
+    for (command, options) in case.commands().into_iter().filter(|(command, _)| replacing(command)) {
         if options == ["--log"] {
             continue;
         }

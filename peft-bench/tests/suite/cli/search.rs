@@ -70,6 +70,32 @@ fn a_search_goes_on_where_it_was_and_gives_a_file_for_train() {
     assert_eq!(trained["trainable"]["method"], result["best"]["numbers"]);
 }
 
+/// The files of a search are those that it makes: none that is read, none of a directory that was there for something else.
+#[test]
+fn a_search_replaces_nothing_but_its_own() {
+    for name in ["best.yaml", "front.json", "trials/search.json"] {
+        for option in ["--space", "--data", "--eval"] {
+            let case = Case::new(&["--budget", "1"]);
+            let mut args = case.args("search");
+            let at = 1 + args.iter().position(|arg| arg == option).unwrap();
+            let (read, text) = (case.folder.path(&format!("search/{name}")), fs::read(&args[at]).unwrap());
+            fs::create_dir_all(Path::new(&read).parent().unwrap()).unwrap();
+            fs::create_dir_all(case.folder.path("search/trials")).unwrap();
+            fs::write(&read, &text).unwrap();
+            args[at] = read.clone();
+            names(&fail(&args.iter().map(String::as_str).collect::<Vec<_>>()), &["--output", "search"]);
+            assert_eq!(fs::read(&read).unwrap(), text, "{option} {name}");
+        }
+    }
+    let case = Case::new(&["--budget", "1"]);
+    let mine = case.folder.path("mine/best.yaml");
+    fs::create_dir(case.folder.path("mine")).unwrap();
+    fs::write(&mine, "mine").unwrap();
+    let args = case.args("mine");
+    names(&fail(&args.iter().map(String::as_str).collect::<Vec<_>>()), &["mine", "a new or empty directory"]);
+    assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
+}
+
 #[test]
 fn processes_share_a_search() {
     let case = Case::new(&["--budget", "6", "--strategy", "random"]);

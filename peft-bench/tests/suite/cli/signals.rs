@@ -42,18 +42,18 @@ fn a_run_is_saved_and_goes_on() {
     let mut child = start(&args);
     wait_for(&mut child, || steps() >= 3);
     let line = interrupted(child, "INT", 130);
-    let saved = |line: &str| -> usize {
+    let saved = |line: &str, again: &str| -> usize {
         let (_, rest) = line.split_once("interrupted: the state after step ").unwrap();
         let (step, rest) = rest.split_once(' ').unwrap();
-        assert!(rest.contains("out.checkpoints; the same command with --resume goes on from there"), "{line}");
+        assert!(rest.ends_with(&format!("out.checkpoints; {again} goes on from there")), "{line}");
         step.parse().unwrap()
     };
-    let first = saved(&line);
+    let first = saved(&line, "the same command with --resume");
     assert!(Path::new(&output).with_extension("checkpoints").join(format!("step-{first}")).exists() && first >= 3);
     assert_eq!(steps(), first, "what the log has is what is saved");
     let mut child = start(&[&args[..], &["--resume"]].concat());
     wait_for(&mut child, || steps() >= first + 3);
-    assert!(saved(&interrupted(child, "TERM", 143)) >= first + 3);
+    assert!(saved(&interrupted(child, "TERM", 143), "the same command") >= first + 3);
     assert!(!Path::new(&output).exists());
 }
 
@@ -79,6 +79,23 @@ fn what_saves_nothing_says_so() {
         let line = interrupted(child, signal, status);
         assert!(line.ends_with("nothing was saved; the same command begins anew"), "{line}");
     }
+}
+
+/// A search tells where its trials are, whatever its run would say.
+#[test]
+fn a_search_goes_on() {
+    let folder = Folder::new();
+    let (data, output) = (folder.data(), folder.path("out"));
+    let space = folder.write("space.yaml", "{method: lora, max_steps: 1000000, save_steps: 1, choices: {r: [1, 2]}}");
+    let args = ["search", "--space", &space, "--model", "shape:roberta-tiny", "--data", &data, "--eval", &data];
+    let mut child = start(&[&args[..], &["--output", &output]].concat());
+    let saved = Path::new(&output).join("trials/0000.checkpoints");
+    wait_for(&mut child, || {
+        fs::read_dir(&saved).is_ok_and(|mut entries| entries.any(|it| it.is_ok_and(|it| it.path().is_dir())))
+    });
+    let line = interrupted(child, "TERM", 143);
+    assert!(line.contains(&output) && line.ends_with("the same command goes on from there"), "{line}");
+    assert!(!line.contains("--resume"), "{line}");
 }
 
 /// A table tells where its outcomes are, and removes what killed processes left unfinished.

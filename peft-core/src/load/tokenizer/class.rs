@@ -51,25 +51,33 @@ const NAMES: [(&str, Class); 14] = [
 
 impl Class {
     /// The class that transformers takes: that of `tokenizer_config.json`, of `config.json`, or of the model's family. A name that is not
-    /// known here is told, and the file taken as it stands.
-    pub(super) fn of(folder: &Folder, file: Option<&Value>) -> Self {
+    /// known here is told, and the file taken as it stands; without the file it is an error.
+    pub(super) fn of(folder: &Folder, file: Option<&Value>) -> Result<Self> {
         let name = |value: &Value| value.get("tokenizer_class").and_then(Value::as_str).map(str::to_string);
         let own = name(&Value::Object(folder.config.clone())).map(|name| (folder.config_path(), name));
         let model = || name(&folder.model).map(|name| (folder.dir.join("config.json"), name));
         let family = folder.model.get("model_type").and_then(Value::as_str);
         let Some((path, name)) = own.or_else(model) else {
-            return match family {
+            return Ok(match family {
                 Some("bert") => Class::Bert,
                 Some("roberta") => Class::Roberta,
                 Some("t5") => Class::T5,
                 _ => Class::Plain,
-            };
+            });
         };
         let known = NAMES.iter().find(|(known, _)| *known == name.trim_end_matches("Fast")).map(|(_, class)| *class);
-        match known {
+        Ok(match known {
             // LLaMA 3 and its like declare LlamaTokenizer.
             Some(Class::Llama) if file.is_some_and(|file| file.to_string().contains("\"ByteLevel\"")) => Class::Plain,
             Some(class) => class,
+            None if file.is_none() => {
+                let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+                let expected = format!(
+                    "tokenizer.json beside it, which AutoTokenizer's save_pretrained writes, or a class whose vocabulary is read here: {}",
+                    known.join(", ")
+                );
+                return Err(Error::file(path, "tokenizer_class", name, expected));
+            }
             None => {
                 warn(
                     path,
@@ -78,7 +86,7 @@ impl Class {
                 );
                 Class::Plain
             }
-        }
+        })
     }
 
     /// The kind of the model in its `tokenizer.json`; none, if it may be any.

@@ -69,7 +69,7 @@ impl Tokenizer {
 
     fn from_folder(dir: &Path, file: Option<(PathBuf, Value)>, vocab: usize) -> Result<Self> {
         let mut folder = Folder::read(dir, file.as_ref().map(|(_, file)| file))?;
-        let declared = Class::of(&folder, file.as_ref().map(|(_, file)| file));
+        let declared = Class::of(&folder, file.as_ref().map(|(_, file)| file))?;
         let (class, path, file) = match file {
             Some((path, file)) => {
                 // Checked before its parts are taken.
@@ -266,11 +266,19 @@ fn nothing(dir: &Path, class: Class) -> Error {
         Class::T5 => "spiece.model",
         Class::Llama | Class::Plain => "tokenizer.model",
     };
-    let other: Vec<&str> =
-        ["vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "tekken.json", "tiktoken.model"]
-            .into_iter()
-            .filter(|name| dir.join(name).exists())
-            .collect();
+    let other: Vec<&str> = [
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model",
+        "tekken.json",
+        "tiktoken.model",
+    ]
+    .into_iter()
+    .filter(|name| dir.join(name).exists())
+    .collect();
     let found = match other.is_empty() {
         true => "none".to_string(),
         false => format!("{} for the tokenizer class {}", other.join(", "), class.name()),
