@@ -11,8 +11,9 @@
 //! - one weight of 1 and no other is that module, w and -w are the same: `a_module_alone_is_itself`
 //! - the search never ends above its start, a longer one never above a shorter: `a_longer_search_ends_no_higher`
 //! - it stays within its bounds, and a run moves the weights no more: `a_run_keeps_what_the_search_found`
+//! - with `head_steps` the head is trained first, and the search is under what it has become: `the_search_is_under_the_trained_head`
 //!
-//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes is trained by the steps of the run, behind the search. All modules have the settings of this one.
+//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes, which the paper's models do not have, is trained by the steps of the run: those of `head_steps` in front of the search, by default none, the others behind it. Under a head at its random start no module is worth its cost. All modules have the settings of this one.
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -22,7 +23,7 @@ use peft_core::{
     Source, Weight,
     random::Random,
     split_name,
-    train::Probe,
+    train::{Phase, Probe},
     view::{shapes, tensors},
 };
 use serde::{Deserialize, Serialize};
@@ -53,13 +54,15 @@ pub struct LoraHubConfig {
     pub target_modules: Sites,
     /// How many weights the search tries.
     pub max_inference_step: usize,
+    /// How many steps at the start train the head alone, in front of the search.
+    pub head_steps: usize,
 }
 
 impl Default for LoraHubConfig {
     /// The paper's: 20 modules of rank 16 and alpha 32 on query and value, 40 steps of the search.
     fn default() -> Self {
         let target_modules = Part::Query | Part::Value;
-        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40 }
+        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40, head_steps: 0 }
     }
 }
 
@@ -79,6 +82,11 @@ impl LoraHubConfig {
         LoraHubConfig { max_inference_step, ..self }
     }
 
+    /// With so many steps at the start that train the head alone.
+    pub fn with_head_steps(self, head_steps: usize) -> Self {
+        LoraHubConfig { head_steps, ..self }
+    }
+
     /// What each module is.
     fn module(&self) -> LoraConfig {
         LoraConfig::new(self.r).with_alpha(self.lora_alpha).with_sites(self.target_modules.clone())
@@ -86,6 +94,7 @@ impl LoraHubConfig {
 
     fn check(&self, shape: &Shape) -> Result<()> {
         self.module().count(shape)?;
+        Phase::check_head_steps(self.head_steps)?;
         match (1..=MOST).contains(&self.modules) {
             true => Ok(()),
             false => Err(Error::config("modules", self.modules, format!("1 to {MOST}"))),
@@ -245,8 +254,15 @@ impl Merge for LoraHub {
 }
 
 impl Procedure for LoraHub {
-    /// Searches the weights.
+    fn phases(&self, steps: usize) -> Vec<Phase> {
+        Phase::behind_the_head(self.config.head_steps, "hub", steps)
+    }
+
+    /// Searches the weights, once the head is trained.
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        if data.phase() == 0 && self.config.head_steps > 0 {
+            return Ok(self);
+        }
         let cost = |weights: &[f64]| {
             let size = weights.iter().map(|w| w.abs()).sum::<f64>() / weights.len() as f64;
             Ok::<_, Error>(data.loss(&self.clone().with_weights(weights), base)? + COST * size)
@@ -297,5 +313,16 @@ mod tests {
         (1..4).map(one).collect()
     }
 
-    peft_core::conformance!(LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2), from(sources));
+    mod at_once {
+        use super::*;
+        peft_core::conformance!(LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2), from(sources));
+    }
+
+    mod behind_the_head {
+        use super::*;
+        peft_core::conformance!(
+            LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2).with_head_steps(3),
+            from(sources)
+        );
+    }
 }
