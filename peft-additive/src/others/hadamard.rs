@@ -99,7 +99,9 @@ impl HadamardConfig {
             let expected = format!("different layers from 0 to {}", most - 1);
             return Err(Error::config("layers", format!("{layers:?}"), expected));
         }
-        Phase::check_head_steps(self.head_steps)?;
+        if self.head_steps > 1_000_000_000 {
+            return Err(Error::config("head_steps", self.head_steps, "at most 1000000000"));
+        }
         let kept = |site: &Site| self.layers.as_ref().is_none_or(|layers| layers.contains(&site.layer));
         let sites: Vec<Site> = shape.sites(Part::Output).into_iter().filter(kept).collect();
         let next: BTreeSet<Site> = sites.iter().map(|site| next_norm(shape, *site)).collect();
@@ -243,7 +245,11 @@ impl Merge for Hadamard {
 
 impl Procedure for Hadamard {
     fn phases(&self, steps: usize) -> Vec<Phase> {
-        Phase::behind_the_head(self.config.head_steps, "adapters", steps)
+        let phase = |name, steps| Phase { name, steps, rate: 1.0 };
+        match self.config.head_steps {
+            0 => vec![phase("adapters", steps)],
+            head => vec![phase("head", head), phase("adapters", steps.saturating_sub(head))],
+        }
     }
 
     fn prepare(self, _base: &Base, data: Probe<'_>) -> Result<Self> {

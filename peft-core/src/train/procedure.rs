@@ -6,7 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::{Optim, Probe};
-use crate::{Adapter, AnyTuner, Base, Error, Readout, Result, Tuner, random::Random};
+use crate::{Adapter, AnyTuner, Base, Readout, Result, Tuner, random::Random};
 
 /// A part of a run, with a learning rate schedule and an optimizer of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,25 +17,6 @@ pub struct Phase {
     pub steps: usize,
     /// By what the learning rates of the run are multiplied.
     pub rate: f64,
-}
-
-impl Phase {
-    /// A run of this many steps of which the first `head` train the head alone, if there are such; the others are called `name`.
-    pub fn behind_the_head(head: usize, name: &'static str, steps: usize) -> Vec<Phase> {
-        let phase = |name, steps| Phase { name, steps, rate: 1.0 };
-        match head {
-            0 => vec![phase(name, steps)],
-            head => vec![phase("head", head), phase(name, steps.saturating_sub(head))],
-        }
-    }
-
-    /// Refuses a number of such first steps that no run has.
-    pub fn check_head_steps(head: usize) -> Result<()> {
-        match head {
-            0..=1_000_000_000 => Ok(()),
-            _ => Err(Error::config("head_steps", head, "at most 1000000000")),
-        }
-    }
 }
 
 /// The steps of a training procedure. Each does nothing unless overridden; one made of others ([`parts`](Self::parts)) does what they

@@ -11,9 +11,9 @@
 //! - one weight of 1 and no other is that module, w and -w are the same: `a_module_alone_is_itself`
 //! - the search never ends above its start, a longer one never above a shorter: `a_longer_search_ends_no_higher`
 //! - it stays within its bounds, and a run moves the weights no more: `a_run_keeps_what_the_search_found`
-//! - with `head_steps` the head is trained first, and the search is under what it has become: `the_search_is_under_the_trained_head`
+//! - with `head_share` the head is trained first, and the search is under what it has become: `the_search_is_under_the_trained_head`
 //!
-//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes, which the paper's models do not have, is trained by the steps of the run: those of `head_steps` in front of the search, by default none, the others behind it. Under a head at its random start no module is worth its cost. All modules have the settings of this one.
+//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes, which the paper's models do not have, is trained by the steps of the run: a share `head_share` of them in front of the search, by default none, the others behind it. Under a head at its random start no module is worth its cost. All modules have the settings of this one.
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -54,15 +54,15 @@ pub struct LoraHubConfig {
     pub target_modules: Sites,
     /// How many weights the search tries.
     pub max_inference_step: usize,
-    /// How many steps at the start train the head alone, in front of the search.
-    pub head_steps: usize,
+    /// The share of the steps that train the head alone, in front of the search.
+    pub head_share: f64,
 }
 
 impl Default for LoraHubConfig {
     /// The paper's: 20 modules of rank 16 and alpha 32 on query and value, 40 steps of the search.
     fn default() -> Self {
         let target_modules = Part::Query | Part::Value;
-        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40, head_steps: 0 }
+        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40, head_share: 0.0 }
     }
 }
 
@@ -82,9 +82,9 @@ impl LoraHubConfig {
         LoraHubConfig { max_inference_step, ..self }
     }
 
-    /// With so many steps at the start that train the head alone.
-    pub fn with_head_steps(self, head_steps: usize) -> Self {
-        LoraHubConfig { head_steps, ..self }
+    /// With this share of the steps, in front of the search, for the head alone.
+    pub fn with_head_share(self, head_share: f64) -> Self {
+        LoraHubConfig { head_share, ..self }
     }
 
     /// What each module is.
@@ -94,7 +94,9 @@ impl LoraHubConfig {
 
     fn check(&self, shape: &Shape) -> Result<()> {
         self.module().count(shape)?;
-        Phase::check_head_steps(self.head_steps)?;
+        if !(0.0..1.0).contains(&self.head_share) {
+            return Err(Error::config("head_share", self.head_share, "at least 0, below 1"));
+        }
         match (1..=MOST).contains(&self.modules) {
             true => Ok(()),
             false => Err(Error::config("modules", self.modules, format!("1 to {MOST}"))),
@@ -255,12 +257,18 @@ impl Merge for LoraHub {
 
 impl Procedure for LoraHub {
     fn phases(&self, steps: usize) -> Vec<Phase> {
-        Phase::behind_the_head(self.config.head_steps, "hub", steps)
+        let share = self.config.head_share;
+        let head = (share * steps as f64).floor() as usize;
+        let mut phases = vec![Phase { name: "hub", steps: steps - head, rate: 1.0 }];
+        if share > 0.0 {
+            phases.insert(0, Phase { name: "head", steps: head, rate: 1.0 });
+        }
+        phases
     }
 
     /// Searches the weights, once the head is trained.
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
-        if data.phase() == 0 && self.config.head_steps > 0 {
+        if data.phase() == 0 && self.config.head_share > 0.0 {
             return Ok(self);
         }
         let cost = |weights: &[f64]| {
@@ -321,7 +329,7 @@ mod tests {
     mod behind_the_head {
         use super::*;
         peft_core::conformance!(
-            LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2).with_head_steps(3),
+            LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2).with_head_share(0.5),
             from(sources)
         );
     }

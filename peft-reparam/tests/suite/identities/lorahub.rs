@@ -126,7 +126,7 @@ fn the_search_is_under_the_trained_head() {
         Trainer::new(settings(steps)).run(&base, trained, &data, None, &mut ()).unwrap()
     };
     assert_eq!(weights(&run(&config(), 9).tuner), [0.0; MODULES]);
-    let behind = run(&config().with_head_steps(8), 9);
+    let behind = run(&config().with_head_share(0.9), 9);
     // The head of the first stage is that of a run of the head alone.
     let first = run(&config().with_steps(0), 8).head;
     let long = settings(9);
@@ -146,7 +146,7 @@ fn what_is_no_module_is_refused_by_name() {
     let good: Vec<Source> = all.iter().map(|lora| source("a task", &module(), lora, &base)).collect();
     assert!(told(config(), &good[..2]).contains("sources: 2"));
     assert!(told(LoraHubConfig::new(0, 2), &[]).contains("modules: 0"));
-    assert!(told(config().with_head_steps(usize::MAX), &good).contains("head_steps"));
+    assert!(told(config().with_head_share(1.0), &good).contains("head_share"));
     let other = LoraConfig::new(3).with_alpha(3.0);
     let other = source("another", &other, &other.init(&base, 0).unwrap(), &base);
     let louder = source("louder", &module().with_alpha(4.0), &all[0], &base);
