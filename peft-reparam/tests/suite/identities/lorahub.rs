@@ -134,6 +134,10 @@ fn the_search_is_under_the_trained_head() {
     let searched = hub(&config(), &loras, &base).prepare(&base, probe).unwrap();
     assert_eq!(tensors(&behind.tuner), tensors(&searched));
     assert!(weights(&searched).iter().any(|w| *w != 0.0));
+    // In front of the first stage there is no search, under whatever head.
+    let early = Probe::new(&first, &data).with_run(&long);
+    let waiting = hub(&config().with_head_share(0.9), &loras, &base).prepare(&base, early).unwrap();
+    assert_eq!(weights(&waiting), [0.0; MODULES]);
 }
 
 #[test]
