@@ -11,8 +11,9 @@
 //! - one weight of 1 and no other is that module, w and -w are the same: `a_module_alone_is_itself`
 //! - the search never ends above its start, a longer one never above a shorter: `a_longer_search_ends_no_higher`
 //! - it stays within its bounds, and a run moves the weights no more: `a_run_keeps_what_the_search_found`
+//! - with `head_share` the head is trained first, and the search is under what it has become: `the_search_is_under_the_trained_head`
 //!
-//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes is trained by the steps of the run, behind the search. All modules have the settings of this one.
+//! Differs from the paper: the search is a (1+1) evolution strategy with the rule of one fifth, not Shiwa of nevergrad, so that trajectories are not the paper's. The loss is the mean over examples; the code divides the mean of a batch by the number of examples once more. A head for classes, which the paper's models do not have, is trained by the steps of the run: a share `head_share` of them in front of the search, by default none, the others behind it. Under a head at its random start no module is worth its cost. All modules have the settings of this one.
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -22,7 +23,7 @@ use peft_core::{
     Source, Weight,
     random::Random,
     split_name,
-    train::Probe,
+    train::{Phase, Probe},
     view::{shapes, tensors},
 };
 use serde::{Deserialize, Serialize};
@@ -53,13 +54,15 @@ pub struct LoraHubConfig {
     pub target_modules: Sites,
     /// How many weights the search tries.
     pub max_inference_step: usize,
+    /// The share of the steps that train the head alone, in front of the search.
+    pub head_share: f64,
 }
 
 impl Default for LoraHubConfig {
     /// The paper's: 20 modules of rank 16 and alpha 32 on query and value, 40 steps of the search.
     fn default() -> Self {
         let target_modules = Part::Query | Part::Value;
-        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40 }
+        LoraHubConfig { modules: 20, r: 16, lora_alpha: 32.0, target_modules, max_inference_step: 40, head_share: 0.0 }
     }
 }
 
@@ -79,6 +82,11 @@ impl LoraHubConfig {
         LoraHubConfig { max_inference_step, ..self }
     }
 
+    /// With this share of the steps, in front of the search, for the head alone.
+    pub fn with_head_share(self, head_share: f64) -> Self {
+        LoraHubConfig { head_share, ..self }
+    }
+
     /// What each module is.
     fn module(&self) -> LoraConfig {
         LoraConfig::new(self.r).with_alpha(self.lora_alpha).with_sites(self.target_modules.clone())
@@ -86,6 +94,9 @@ impl LoraHubConfig {
 
     fn check(&self, shape: &Shape) -> Result<()> {
         self.module().count(shape)?;
+        if !(0.0..1.0).contains(&self.head_share) {
+            return Err(Error::config("head_share", self.head_share, "at least 0, below 1"));
+        }
         match (1..=MOST).contains(&self.modules) {
             true => Ok(()),
             false => Err(Error::config("modules", self.modules, format!("1 to {MOST}"))),
@@ -245,8 +256,21 @@ impl Merge for LoraHub {
 }
 
 impl Procedure for LoraHub {
-    /// Searches the weights.
+    fn phases(&self, steps: usize) -> Vec<Phase> {
+        let share = self.config.head_share;
+        let head = (share * steps as f64).floor() as usize;
+        let mut phases = vec![Phase { name: "hub", steps: steps - head, rate: 1.0 }];
+        if share > 0.0 {
+            phases.insert(0, Phase { name: "head", steps: head, rate: 1.0 });
+        }
+        phases
+    }
+
+    /// Searches the weights, once the head is trained.
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        if data.phase() == 0 && self.config.head_share > 0.0 {
+            return Ok(self);
+        }
         let cost = |weights: &[f64]| {
             let size = weights.iter().map(|w| w.abs()).sum::<f64>() / weights.len() as f64;
             Ok::<_, Error>(data.loss(&self.clone().with_weights(weights), base)? + COST * size)
@@ -297,5 +321,16 @@ mod tests {
         (1..4).map(one).collect()
     }
 
-    peft_core::conformance!(LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2), from(sources));
+    mod at_once {
+        use super::*;
+        peft_core::conformance!(LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2), from(sources));
+    }
+
+    mod behind_the_head {
+        use super::*;
+        peft_core::conformance!(
+            LoraHubConfig::new(3, 2).with_alpha(3.0).with_steps(2).with_head_share(0.5),
+            from(sources)
+        );
+    }
 }

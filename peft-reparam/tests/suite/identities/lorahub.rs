@@ -114,6 +114,32 @@ fn a_run_keeps_what_the_search_found() {
     assert!(weights(&searched).iter().any(|w| *w != 0.0));
 }
 
+/// From a head at its random start, under which the search alone finds no module worth its cost.
+#[test]
+fn the_search_is_under_the_trained_head() {
+    let base = base("roberta-tiny", &device());
+    let (data, loras) = (examples(&base), loras(&base, 1));
+    let head = Head::classifier(&base, 2, 3);
+    let settings = |steps| TrainConfig { seed: 5, ..TrainConfig::new(1e-1).with_batch_size(5).with_steps(steps) };
+    let run = |config: &LoraHubConfig, steps| {
+        let trained = Trained::new(hub(config, &loras, &base), head.clone()).unwrap();
+        Trainer::new(settings(steps)).run(&base, trained, &data, None, &mut ()).unwrap()
+    };
+    assert_eq!(weights(&run(&config(), 9).tuner), [0.0; MODULES]);
+    let behind = run(&config().with_head_share(0.9), 9);
+    // The head of the first stage is that of a run of the head alone.
+    let first = run(&config().with_steps(0), 8).head;
+    let long = settings(9);
+    let probe = Probe::new(&first, &data).with_run(&long).with_phase(1);
+    let searched = hub(&config(), &loras, &base).prepare(&base, probe).unwrap();
+    assert_eq!(tensors(&behind.tuner), tensors(&searched));
+    assert!(weights(&searched).iter().any(|w| *w != 0.0));
+    // In front of the first stage there is no search, under whatever head.
+    let early = Probe::new(&first, &data).with_run(&long);
+    let waiting = hub(&config().with_head_share(0.9), &loras, &base).prepare(&base, early).unwrap();
+    assert_eq!(weights(&waiting), [0.0; MODULES]);
+}
+
 #[test]
 fn what_is_no_module_is_refused_by_name() {
     let base = base("roberta-tiny", &device());
@@ -124,6 +150,7 @@ fn what_is_no_module_is_refused_by_name() {
     let good: Vec<Source> = all.iter().map(|lora| source("a task", &module(), lora, &base)).collect();
     assert!(told(config(), &good[..2]).contains("sources: 2"));
     assert!(told(LoraHubConfig::new(0, 2), &[]).contains("modules: 0"));
+    assert!(told(config().with_head_share(1.0), &good).contains("head_share"));
     let other = LoraConfig::new(3).with_alpha(3.0);
     let other = source("another", &other, &other.init(&base, 0).unwrap(), &base);
     let louder = source("louder", &module().with_alpha(4.0), &all[0], &base);
