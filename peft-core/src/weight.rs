@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, module};
 
+use crate::Compute;
 use crate::packed::{self, Packed};
 
 /// A matrix `[in, out]` (or a table `[rows, hidden]`) in whatever form it is stored.
@@ -27,10 +28,15 @@ impl Weight {
 
     /// `x W + b` for x `[batch, tokens, in]`.
     pub fn linear(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
+        self.linear_in(Compute::F32, x, bias)
+    }
+
+    /// The same, computed so.
+    pub fn linear_in(&self, compute: Compute, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
         match self {
             Weight::Dense(w) => linear(x, w.clone(), bias),
             Weight::Packed(w) => {
-                let y = packed::product(x, w);
+                let y = packed::product(x, w, compute);
                 match bias {
                     Some(bias) => y + bias.unsqueeze(),
                     None => y,

@@ -16,7 +16,7 @@ pub use cache::Cache;
 use cache::Owner;
 
 use crate::{
-    Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
+    Architecture, Attention, Batch, Compute, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
     Sequence, Shape, Site, Slot, Stack, Weight,
     random::{Random, fingerprint},
 };
@@ -34,6 +34,7 @@ pub struct Base {
     weights: BTreeMap<Site, Weight>,
     vectors: BTreeMap<(Site, Slot), Tensor<1>>,
     hollow: bool,
+    compute: Compute,
 }
 
 /// A tensor as a backbone takes it.
@@ -80,8 +81,14 @@ impl Base {
         mut tensor: impl FnMut(&Place) -> Result<T>,
     ) -> Result<Self> {
         let device = device.clone().inner();
-        let mut base =
-            Base { shape: Arc::new(shape), device, weights: BTreeMap::new(), vectors: BTreeMap::new(), hollow: false };
+        let mut base = Base {
+            shape: Arc::new(shape),
+            device,
+            weights: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+            hollow: false,
+            compute: Compute::F32,
+        };
         for place in base.shape.clone().places() {
             match tensor(&place)?.into() {
                 Stored::Data(data) => base.set(&place, data),
@@ -112,12 +119,22 @@ impl Base {
                 }
             }
         }
-        Base { shape, device, weights, vectors, hollow: true }
+        Base { shape, device, weights, vectors, hollow: true, compute: Compute::F32 }
     }
 
     /// Whether it is one for counting: what a method computes from its tensors need not be computed.
     pub fn is_hollow(&self) -> bool {
         self.hollow
+    }
+
+    /// The same base, the products of whose linear maps are computed so. Tensors stay as they are.
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Base { compute, ..self }
+    }
+
+    /// What the products of its linear maps are computed in.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     fn set(&mut self, place: &Place, data: TensorData) {
@@ -388,7 +405,7 @@ impl Frame<'_> {
     pub(crate) fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
         let bias = || self.base.vectors.get(&(site, Slot::Bias)).cloned();
         let bias = || bias().map(|bias| self.hooks.vector(site, Slot::Bias, bias));
-        self.hooks.linear(site, x, &|x| self.weight(site).linear(x, bias()))
+        self.hooks.linear(site, x, &|x| self.weight(site).linear_in(self.base.compute, x, bias()))
     }
 
     /// A normalization of the model, after the hook `vector`: where it has a bias a layer normalization, else one by the root of the
