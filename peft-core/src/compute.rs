@@ -36,13 +36,3 @@ impl FromStr for Compute {
         }
     }
 }
-
-impl Compute {
-    /// The kernel that multiplies with it on this machine: `portable`, `avx2`, `avx512`, `avx512-bf16`, or that of the tensor library.
-    pub fn kernel(self) -> &'static str {
-        #[cfg(feature = "flex")]
-        return crate::kernels::Kernel::best().name(self);
-        #[cfg(not(feature = "flex"))]
-        "the tensor library's"
-    }
-}

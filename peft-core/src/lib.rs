@@ -16,6 +16,8 @@ mod error;
 pub mod files;
 #[cfg(feature = "train")]
 pub mod generate;
+#[cfg(feature = "flex")]
+mod frozen;
 mod head;
 mod hooks;
 #[cfg(feature = "load")]

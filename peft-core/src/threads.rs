@@ -21,6 +21,21 @@ pub(crate) fn spread<T>(pool: Option<Arc<ThreadPool>>, work: impl FnOnce() -> T)
     result
 }
 
+/// Whether they are.
+#[cfg(feature = "flex")]
+pub(crate) fn are_spread() -> bool {
+    ALL.with_borrow(Option::is_some)
+}
+
+/// Does some work of the tensor library with the parallelism that a product called here has.
+#[cfg(feature = "flex")]
+pub(crate) fn on_all<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    match ALL.with_borrow(Clone::clone) {
+        Some(pool) => pool.install(work),
+        None => work(),
+    }
+}
+
 /// How many threads a product called here has.
 #[cfg(feature = "flex")]
 pub(crate) fn count() -> usize {
@@ -30,11 +45,8 @@ pub(crate) fn count() -> usize {
 /// Does each part on one of them.
 #[cfg(feature = "flex")]
 pub(crate) fn each<T: Send>(parts: Vec<T>, work: impl Fn(T) + Sync + Send) {
-    if parts.len() < 2 || count() == 1 {
-        return parts.into_iter().for_each(work);
-    }
-    match ALL.with_borrow(Clone::clone) {
-        Some(pool) => pool.install(|| parts.into_par_iter().for_each(work)),
-        None => parts.into_par_iter().for_each(work),
+    match parts.len() < 2 || count() == 1 {
+        true => parts.into_iter().for_each(work),
+        false => on_all(|| parts.into_par_iter().for_each(work)),
     }
 }

@@ -10,7 +10,7 @@ use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceabl
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, TextStates, Workers, encode, predict};
 use peft_core::{
-    Architecture, Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
+    Architecture, Bare, Base, Compute, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner, shown, shown_lines,
 };
 use peft_quant::Scheme;
 
@@ -30,6 +30,10 @@ pub struct ModelArgs {
     /// its files have them]
     #[arg(long, value_name = "SCHEME")]
     pub base: Option<Scheme>,
+    /// Compute products with the model's linear maps in f32, or in bf16 with sums in f32: less exact and, where the processor multiplies bf16,
+    /// faster (flex)
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub compute: Compute,
 }
 
 impl ModelArgs {
@@ -41,7 +45,11 @@ impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         check_model(&self.model)?;
-        peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)
+        if self.compute == Compute::Bf16 && self.device != "flex" {
+            return Err(Error::config("--compute", format!("bf16 on {}", self.device), "f32, or --device flex"));
+        }
+        let model = peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)?;
+        Ok(Pretrained { base: model.base.with_compute(self.compute), ..model })
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn turn(rows: &[u32], depth: usize, panel: &mut Panel) {
     }
 }
 
-/// In 64 sums, each of every 64th product, that are then added one after the other.
+/// In 64 sums, each of every 64th product, of which halves are then added.
 #[inline(always)]
 pub(super) fn dot(x: &[f32], w: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut sums = [0.; WIDTH];
@@ -41,7 +41,11 @@ pub(super) fn dot(x: &[f32], w: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> 
     for (sum, (x, w)) in sums.iter_mut().zip(x_rest.iter().zip(w_rest)) {
         *sum = step(*x, *w, *sum);
     }
-    sums.iter().sum()
+    for half in [32, 16, 8, 4, 2, 1] {
+        let (low, high) = sums.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+    }
+    sums[0]
 }
 
 #[inline(always)]

@@ -137,11 +137,15 @@ impl Product<'_> {
         if self.turned {
             for k in (0..self.depth).step_by(FEW_NUMBERS) {
                 let piece = k..(k + FEW_NUMBERS).min(self.depth);
-                let tile = &mut tile[..piece.len()];
-                for (i, output) in columns.clone().enumerate() {
-                    self.w.tile(output..output + 1, piece.clone(), tile);
+                let step = FEW_NUMBERS / piece.len();
+                for first in columns.clone().step_by(step) {
+                    let of = first..(first + step).min(columns.end);
+                    let tile = &mut tile[..of.len() * piece.len()];
+                    self.w.tile(of, piece.clone(), tile);
                     for (x, y) in x.chunks(self.depth).zip(y.iter_mut()) {
-                        y[i] += self.kernel.dot(&x[piece.clone()], tile);
+                        for (w, y) in tile.chunks(piece.len()).zip(&mut y[first - columns.start..]) {
+                            *y += self.kernel.dot(&x[piece.clone()], w);
+                        }
                     }
                 }
             }

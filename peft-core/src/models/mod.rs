@@ -137,6 +137,19 @@ impl Base {
         self.compute
     }
 
+    /// What multiplies with the matrices of its linear maps on this machine: a kernel of our own (`portable`, `avx2`, `avx512`, `avx512-bf16`),
+    /// or the tensor library.
+    pub fn kernel(&self) -> &'static str {
+        #[cfg(feature = "flex")]
+        {
+            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_)));
+            if self.device == Device::flex() && (packed || self.compute == Compute::Bf16) {
+                return crate::kernels::Kernel::best().name(self.compute);
+            }
+        }
+        "the tensor library's"
+    }
+
     fn set(&mut self, place: &Place, data: TensorData) {
         match place.slot {
             Slot::Weight => {
@@ -271,9 +284,14 @@ impl Base {
         }
     }
 
-    /// A hash of every bit of the base, and of what its shape says beside them (heads, activation, positions, dropout ..).
+    /// A hash of every bit of the base, of what its shape says beside them (heads, activation, positions, dropout ..), and of what its products
+    /// are computed in.
     pub fn fingerprint(&self) -> u64 {
-        fingerprint("shape", format!("{:?}", self.shape).as_bytes()) ^ self.weights_fingerprint()
+        let compute = match self.compute {
+            Compute::F32 => 0,
+            other => fingerprint("compute", other.to_string().as_bytes()),
+        };
+        compute ^ fingerprint("shape", format!("{:?}", self.shape).as_bytes()) ^ self.weights_fingerprint()
     }
 
     /// A hash of every bit of its tensors as files hold them, in f32, whatever type they had there. It stays the same from version to
