@@ -14,10 +14,10 @@ mod delta;
 mod device;
 mod error;
 pub mod files;
-#[cfg(feature = "train")]
-pub mod generate;
 #[cfg(feature = "flex")]
 mod frozen;
+#[cfg(feature = "train")]
+pub mod generate;
 mod head;
 mod hooks;
 #[cfg(feature = "load")]

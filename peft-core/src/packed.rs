@@ -15,8 +15,6 @@ use std::sync::Arc;
 
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cpu"))]
 use burn::backend::Cube;
-#[cfg(feature = "flex")]
-use burn::backend::{Flex, ops::FloatTensorOps};
 #[cfg(feature = "tch")]
 use burn::backend::LibTorch;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -24,6 +22,8 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+#[cfg(feature = "flex")]
+use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Compute;
@@ -75,7 +75,12 @@ pub(crate) fn product(x: Tensor<3>, w: &Arc<dyn Packed>, compute: Compute) -> Te
 )]
 pub(crate) trait PackedProduct: Backend {
     /// `x W` for x `[rows, in]`, or `x W^T` for x `[rows, out]`.
-    fn packed_product(x: FloatTensor<Self>, w: Arc<dyn Packed>, _compute: Compute, transposed: bool) -> FloatTensor<Self> {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        _compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
         let ([inputs, outputs], rows, device) = (w.dims(), x.shape()[0], x.device());
         let width = (PANEL / inputs).clamp(1, outputs);
         let products = (0..outputs).step_by(width).map(|first| {
@@ -96,7 +101,12 @@ pub(crate) trait PackedProduct: Backend {
 
 #[cfg(feature = "flex")]
 impl PackedProduct for Flex {
-    fn packed_product(x: FloatTensor<Self>, w: Arc<dyn Packed>, compute: Compute, transposed: bool) -> FloatTensor<Self> {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
         let ([inputs, outputs], rows, device) = (w.dims(), x.shape()[0], x.device());
         let width = if transposed { inputs } else { outputs };
         let (x, mut y) = (x.to_contiguous(), vec![0.; rows * width]);
@@ -129,7 +139,12 @@ impl PackedProduct for Cube {}
 impl PackedProduct for LibTorch {}
 
 impl<B: PackedProduct, C: CheckpointStrategy> PackedProduct for Autodiff<B, C> {
-    fn packed_product(x: FloatTensor<Self>, w: Arc<dyn Packed>, compute: Compute, transposed: bool) -> FloatTensor<Self> {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
         let y = B::packed_product(x, w.clone(), compute, transposed);
         match Product.prepare::<C>([node]).compute_bound().stateful() {

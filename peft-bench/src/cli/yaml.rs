@@ -309,7 +309,10 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("model_name_or_path", json!(args.model.model));
     put("device", json!(args.model.device));
     put("base", args.model.base.map_or(Value::Null, |scheme| json!(scheme.to_string())));
-    put("compute", if args.model.compute == Compute::F32 { Value::Null } else { json!(args.model.compute.to_string()) });
+    put(
+        "compute",
+        if args.model.compute == Compute::F32 { Value::Null } else { json!(args.model.compute.to_string()) },
+    );
     match &args.adapter {
         Some(adapter) => put("adapter_name_or_path", shown(adapter)),
         None => put("method", json!(method.name())),

@@ -78,7 +78,9 @@ fn add_to(sums: [__m512; WIDTH / LANES], y: &mut [f32], at: usize) {
     for (y, sum) in y[at..].chunks_mut(LANES).zip(sums) {
         let mask = mask(y.len());
         // SAFETY: the mask has the numbers that there are.
-        unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr(), mask, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y.as_ptr()))) };
+        unsafe {
+            _mm512_mask_storeu_ps(y.as_mut_ptr(), mask, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, y.as_ptr())))
+        };
     }
 }
 
@@ -147,7 +149,11 @@ pub(super) fn pairs_along(numbers: &[f32], words: &mut [u32]) {
         unsafe {
             let rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask(numbers.len()), numbers.as_ptr()));
             let room = mask(numbers.len().div_ceil(2).min(words.len())) as u8;
-            _mm256_mask_storeu_epi32(words.as_mut_ptr().cast(), room, std::mem::transmute::<__m256bh, __m256i>(rounded));
+            _mm256_mask_storeu_epi32(
+                words.as_mut_ptr().cast(),
+                room,
+                std::mem::transmute::<__m256bh, __m256i>(rounded),
+            );
         }
     }
 }
@@ -161,7 +167,8 @@ pub(super) fn pairs_of_rows(rows: &[[f32; WIDTH]], panel: &mut Panel) {
             let [low, high] = [&rows[0], &rows[1]].map(|row| {
                 let row: &[f32; LANES] = row[i..].first_chunk().expect("WIDTH is a multiple");
                 // SAFETY: there are sixteen numbers to read; bits are bits.
-                let rounded: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(row.as_ptr()))) };
+                let rounded: __m256i =
+                    unsafe { std::mem::transmute(_mm512_cvtneps_pbh(_mm512_loadu_ps(row.as_ptr()))) };
                 _mm512_cvtepu16_epi32(rounded)
             });
             let pairs = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));

@@ -131,7 +131,7 @@ impl Kernel {
         portable::multiply(x, stride, panel, y, at);
     }
 
-    /// Makes a panel of rows of words that lie along the depth: its columns. Columns without a row are zeros.
+    /// Makes a panel of words that lie along the depth, row by row: its columns.
     fn turn(self, rows: &[u32], depth: usize, panel: &mut Panel) {
         #[cfg(target_arch = "x86_64")]
         if matches!(self.0, Registers::Avx512 | Registers::Avx512Bf16) {

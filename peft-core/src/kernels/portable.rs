@@ -23,7 +23,6 @@ pub(super) fn multiply(x: &[u32], stride: usize, panel: &Panel, y: &mut [&mut [f
 
 pub(super) fn turn(rows: &[u32], depth: usize, panel: &mut Panel) {
     for (k, to) in panel.iter_mut().enumerate() {
-        to.fill(0);
         rows.chunks(depth).zip(to).for_each(|(row, to)| *to = row[k]);
     }
 }

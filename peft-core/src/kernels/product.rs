@@ -101,7 +101,7 @@ impl Product<'_> {
         }
     }
 
-    /// Makes a panel of the weights of some columns, which may be fewer than it has.
+    /// Makes a panel of the weights of some columns. Of those that it has beside them nothing is read.
     fn panel(
         &self,
         tile: &mut Vec<f32>,
@@ -124,7 +124,6 @@ impl Product<'_> {
             // Rows of a narrower tile move apart, the last first.
             for k in (0..piece.len()).rev().filter(|_| columns.len() < WIDTH) {
                 tile.copy_within(k * columns.len()..(k + 1) * columns.len(), k * WIDTH);
-                tile[k * WIDTH + columns.len()..(k + 1) * WIDTH].fill(0.);
             }
             self.kernel.pack(self.compute, tile.as_chunks().0, panel);
         }

@@ -22,7 +22,12 @@ fn draw(name: &str, count: usize, std: f64) -> Vec<f32> {
     (0..count).map(|_| (std * random.normal()) as f32).collect()
 }
 
-fn computed(kernel: Kernel, compute: Compute, [rows, depth, outputs]: [usize; 3], turned: bool) -> (Vec<f32>, Vec<f64>) {
+fn computed(
+    kernel: Kernel,
+    compute: Compute,
+    [rows, depth, outputs]: [usize; 3],
+    turned: bool,
+) -> (Vec<f32>, Vec<f64>) {
     let (x, w) = (draw("x", rows * depth, 1.), draw("w", depth * outputs, 1. / (depth as f64).sqrt()));
     let columns = if turned { depth } else { outputs };
     let mut y = draw("y", rows * outputs, 1.);
@@ -49,7 +54,8 @@ fn products_are_exact_but_for_rounding_by_every_kernel() {
                     assert!(off < f64::from(most), "{kernel:?} {compute} {sizes:?} {turned}: {y} for {exact}");
                 }
                 // What is rounded is seen: a kernel that did not would be the slower one under the name of the faster.
-                let off = y.iter().zip(&exact).any(|(y, exact)| (f64::from(*y) - exact).abs() > f64::from(SAME_FUNCTION.0));
+                let off =
+                    y.iter().zip(&exact).any(|(y, exact)| (f64::from(*y) - exact).abs() > f64::from(SAME_FUNCTION.0));
                 assert_eq!(off, compute == Compute::Bf16 && sizes[0] > 5, "{kernel:?} {compute} {sizes:?} {turned}");
             }
         }

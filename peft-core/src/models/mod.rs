@@ -16,8 +16,8 @@ pub use cache::Cache;
 use cache::Owner;
 
 use crate::{
-    Architecture, Attention, Batch, Compute, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
-    Sequence, Shape, Site, Slot, Stack, Weight,
+    Architecture, Attention, Batch, Compute, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose,
+    Result, Sequence, Shape, Site, Slot, Stack, Weight,
     random::{Random, fingerprint},
 };
 

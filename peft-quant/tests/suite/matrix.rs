@@ -90,7 +90,8 @@ fn products_and_gradients_are_those_of_the_decoded_matrix() {
 #[test]
 fn tiles_are_parts_of_the_rows() {
     let codecs = SCHEMES.map(|scheme| Box::new(pack(scheme, [6, 672], Dtype::BF16)) as Box<dyn Codec>);
-    let mut grouped = [2, 3, 4, 8].map(|bits| Grouped::encode(&draw("w", 6 * 672, 0.1), [6, 672], bits, 96, false).unwrap());
+    let mut grouped =
+        [2, 3, 4, 8].map(|bits| Grouped::encode(&draw("w", 6 * 672, 0.1), [6, 672], bits, 96, false).unwrap());
     // Groups that are not consecutive inputs.
     let mut words = grouped[2].to_words(Packing::GptqV2).unwrap();
     words.g_idx = Some((0..672).map(|input| input * 5 % 7).collect());

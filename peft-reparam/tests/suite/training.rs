@@ -9,8 +9,8 @@ use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Run, Schedule, TrainConfig, Trainer, Workers, predict};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, AnyMethod, Bare, Base, Batch, Compute, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure,
-    Result, Site, Slot, Trained, testing,
+    Adapter, AnyMethod, Bare, Base, Batch, Compute, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part,
+    Procedure, Result, Site, Slot, Trained, testing,
 };
 use peft_reparam::{AdaLora, AdaLoraConfig, Lora, LoraConfig};
 
