@@ -83,3 +83,37 @@ impl<B: DenseProduct> Backward<B, 1> for Product {
         unary::<B, _>(ops.parents, ops.node, grads, |dy| B::dense_product(dy, w, compute, !transposed));
     }
 }
+
+#[cfg(all(test, feature = "train"))]
+mod tests {
+    use std::sync::Arc;
+
+    use rayon::ThreadPoolBuilder;
+
+    use super::*;
+    use crate::random::Random;
+
+    #[test]
+    fn the_librarys_product_has_the_same_bits_on_all_threads() {
+        let mut random = Random::new(7, "frozen");
+        // More than the library multiplies on one thread.
+        let [rows, inputs, outputs] = [270, 300, 310];
+        let mut draw = |count: usize| (0..count).map(|_| random.normal() as f32).collect::<Vec<_>>();
+        let x = TensorData::new(draw(rows * inputs), [1, rows, inputs]);
+        let w = TensorData::new(draw(inputs * outputs), [inputs, outputs]);
+        let (x, w) = (Tensor::<3>::from_data(x, &Device::flex()), Tensor::<2>::from_data(w, &Device::flex()));
+        assert!(product(Compute::F32, &x, &w).is_none());
+        let tracked = Tensor::from_inner(x.clone()).require_grad();
+        let on = |threads| {
+            let pool = Arc::new(ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
+            threads::spread(Some(pool), || {
+                let y = product(Compute::F32, &tracked, &w).unwrap();
+                let gradient = tracked.grad(&(y.clone() * y.clone()).sum().backward()).unwrap();
+                (y.inner().into_data(), gradient.into_data())
+            })
+        };
+        let one = on(1);
+        assert_eq!(one.0, crate::weight::linear(x, w, None).into_data());
+        assert!([2, 3, 5].iter().all(|threads| on(*threads) == one));
+    }
+}
