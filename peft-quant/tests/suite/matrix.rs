@@ -89,16 +89,16 @@ fn products_and_gradients_are_those_of_the_decoded_matrix() {
 /// What a product asks for, wherever it begins and ends.
 #[test]
 fn tiles_are_parts_of_the_rows() {
-    let codecs = SCHEMES.map(|scheme| Box::new(pack(scheme, [6, 672], Dtype::BF16)) as Box<dyn Codec>);
+    let codecs = SCHEMES.map(|scheme| Box::new(pack(scheme, [8, 672], Dtype::BF16)) as Box<dyn Codec>);
     let mut grouped =
-        [2, 3, 4, 8].map(|bits| Grouped::encode(&draw("w", 6 * 672, 0.1), [6, 672], bits, 96, false).unwrap());
+        [2, 3, 4, 8].map(|bits| Grouped::encode(&draw("w", 8 * 672, 0.1), [8, 672], bits, 96, false).unwrap());
     // Groups that are not consecutive inputs.
     let mut words = grouped[2].to_words(Packing::GptqV2).unwrap();
     words.g_idx = Some((0..672).map(|input| input * 5 % 7).collect());
-    grouped[0] = Grouped::from_words([6, 672], 4, 96, Packing::GptqV2, &words).unwrap();
+    grouped[0] = Grouped::from_words([8, 672], 4, 96, Packing::GptqV2, &words).unwrap();
     assert!(grouped[0].groups().is_some());
     for codec in codecs.into_iter().chain(grouped.map(|codec| Box::new(codec) as Box<dyn Codec>)) {
-        let all = codec.rows(0..6);
+        let all = codec.rows(0..8);
         for columns in [0..672, 64..320, 0..1, 671..672, 37..613, 96..101] {
             let mut tile = vec![f32::NAN; 3 * columns.len()];
             codec.tile(2..5, columns.clone(), &mut tile);
