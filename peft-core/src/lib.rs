@@ -5,6 +5,7 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+mod compute;
 mod copies;
 #[cfg(feature = "train")]
 pub mod data;
@@ -12,12 +13,16 @@ mod delta;
 mod device;
 mod error;
 pub mod files;
+#[cfg(feature = "flex")]
+mod frozen;
 #[cfg(feature = "train")]
 pub mod generate;
 mod head;
 mod hooks;
 #[cfg(feature = "load")]
 pub mod io;
+#[cfg(feature = "flex")]
+mod kernels;
 #[cfg(any(feature = "load", feature = "tokenize"))]
 pub mod load;
 mod merge;
@@ -37,6 +42,8 @@ mod site;
 mod targets;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "flex", feature = "train"))]
+mod threads;
 pub mod train;
 mod trained;
 pub mod transfer;
@@ -49,6 +56,7 @@ mod within;
 pub use adapter::{Adapter, AnyAdapter, Bare, Tuner};
 pub use any::{AnyMethod, AnyTuner, HubForm, Many};
 pub use batch::{Batch, Example, Label};
+pub use compute::Compute;
 pub use copies::Copies;
 pub use delta::{Added, Delta};
 pub use device::{available, device};

@@ -1,7 +1,8 @@
 //! Packed matrices, and products with them that decode a panel at a time.
 //!
 //! The product is an operation of our own: burn's would keep what it is given, the decoded matrix, until backward. This one keeps the
-//! packed matrix and decodes again. The weight is frozen, so that backward is one more such product, dx = dy W^T.
+//! packed matrix and decodes again. The weight is frozen, so that backward is one more such product, dx = dy W^T. On flex it is one of
+//! our own kernels, which decode into the cache.
 
 #![cfg_attr(
     not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "cpu", feature = "tch")),
@@ -14,8 +15,6 @@ use std::sync::Arc;
 
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cpu"))]
 use burn::backend::Cube;
-#[cfg(feature = "flex")]
-use burn::backend::Flex;
 #[cfg(feature = "tch")]
 use burn::backend::LibTorch;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -23,7 +22,13 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
+#[cfg(feature = "flex")]
+use burn::backend::{Flex, ops::FloatTensorOps};
 use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::Compute;
+#[cfg(feature = "flex")]
+use crate::kernels::{self, Kernel};
 
 /// About so many weights are decoded at a time: 4 MB.
 const PANEL: usize = 1 << 20;
@@ -41,6 +46,10 @@ pub trait Packed: Debug + Send + Sync {
 
     /// The weights of some outputs, `[outputs, in]`, the inputs of an output one after the other.
     fn outputs(&self, outputs: Range<usize>) -> Vec<f32>;
+
+    /// The weights that some outputs have for some inputs, output by output. Called for many small tiles from several threads: it is to
+    /// decode no more than is asked for, on the thread that asks.
+    fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]);
 }
 
 /// The matrix, decoded, `[in, out]`.
@@ -50,14 +59,14 @@ pub(crate) fn dense(w: &dyn Packed) -> Tensor<2> {
 }
 
 /// `x W` for x `[batch, tokens, in]`.
-pub(crate) fn product(x: Tensor<3>, w: &Arc<dyn Packed>) -> Tensor<3> {
+pub(crate) fn product(x: Tensor<3>, w: &Arc<dyn Packed>, compute: Compute) -> Tensor<3> {
     let [batch, tokens, inputs] = x.dims();
     let x = x.reshape([batch * tokens, inputs]).into_dispatch();
-    let y = Tensor::<2>::from_dispatch(<Dispatch as PackedProduct>::packed_product(x, w.clone(), false));
+    let y = Tensor::<2>::from_dispatch(<Dispatch as PackedProduct>::packed_product(x, w.clone(), compute, false));
     y.reshape([batch, tokens, w.dims()[1]])
 }
 
-/// The operation on each backend: operations of the backend's own, panel after panel.
+/// The operation on each backend: operations of the backend's own, panel after panel, where it has no kernel.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(any(feature = "wgpu", feature = "cuda", feature = "cpu")),
@@ -66,7 +75,12 @@ pub(crate) fn product(x: Tensor<3>, w: &Arc<dyn Packed>) -> Tensor<3> {
 )]
 pub(crate) trait PackedProduct: Backend {
     /// `x W` for x `[rows, in]`, or `x W^T` for x `[rows, out]`.
-    fn packed_product(x: FloatTensor<Self>, w: Arc<dyn Packed>, transposed: bool) -> FloatTensor<Self> {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        _compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
         let ([inputs, outputs], rows, device) = (w.dims(), x.shape()[0], x.device());
         let width = (PANEL / inputs).clamp(1, outputs);
         let products = (0..outputs).step_by(width).map(|first| {
@@ -86,7 +100,37 @@ pub(crate) trait PackedProduct: Backend {
 }
 
 #[cfg(feature = "flex")]
-impl PackedProduct for Flex {}
+impl PackedProduct for Flex {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
+        let ([inputs, outputs], rows, device) = (w.dims(), x.shape()[0], x.device());
+        let width = if transposed { inputs } else { outputs };
+        let (x, mut y) = (x.to_contiguous(), vec![0.; rows * width]);
+        // Codes lie output by output.
+        kernels::product(Kernel::best(), compute, x.storage(), &Outputs(&*w), !transposed, &mut y);
+        Self::float_from_data(TensorData::new(y, [rows, width]), &device)
+    }
+}
+
+/// A packed matrix as it lies, `[out, in]`.
+#[cfg(feature = "flex")]
+struct Outputs<'a>(&'a dyn Packed);
+
+#[cfg(feature = "flex")]
+impl kernels::Tiles for Outputs<'_> {
+    fn dims(&self) -> [usize; 2] {
+        let [inputs, outputs] = self.0.dims();
+        [outputs, inputs]
+    }
+
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        self.0.tile(rows, columns, out);
+    }
+}
 
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cpu"))]
 impl PackedProduct for Cube {}
@@ -95,11 +139,16 @@ impl PackedProduct for Cube {}
 impl PackedProduct for LibTorch {}
 
 impl<B: PackedProduct, C: CheckpointStrategy> PackedProduct for Autodiff<B, C> {
-    fn packed_product(x: FloatTensor<Self>, w: Arc<dyn Packed>, transposed: bool) -> FloatTensor<Self> {
+    fn packed_product(
+        x: FloatTensor<Self>,
+        w: Arc<dyn Packed>,
+        compute: Compute,
+        transposed: bool,
+    ) -> FloatTensor<Self> {
         let (x, node) = x.into_parts();
-        let y = B::packed_product(x, w.clone(), transposed);
+        let y = B::packed_product(x, w.clone(), compute, transposed);
         match Product.prepare::<C>([node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((w, transposed), y),
+            OpsKind::Tracked(prep) => prep.finish((w, compute, transposed), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -110,10 +159,10 @@ impl<B: PackedProduct, C: CheckpointStrategy> PackedProduct for Autodiff<B, C> {
 struct Product;
 
 impl<B: PackedProduct> Backward<B, 1> for Product {
-    type State = (Arc<dyn Packed>, bool);
+    type State = (Arc<dyn Packed>, Compute, bool);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (w, transposed) = ops.state;
-        unary::<B, _>(ops.parents, ops.node, grads, |dy| B::packed_product(dy, w, !transposed));
+        let (w, compute, transposed) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |dy| B::packed_product(dy, w, compute, !transposed));
     }
 }

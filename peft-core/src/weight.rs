@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use crate::Compute;
 use crate::ops::linear;
 use crate::packed::{self, Packed};
 
@@ -28,15 +29,32 @@ impl Weight {
 
     /// `x W + b` for x `[batch, tokens, in]`.
     pub fn linear(&self, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
+        self.linear_in(Compute::F32, x, bias)
+    }
+
+    /// The same, computed so.
+    pub fn linear_in(&self, compute: Compute, x: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
         match self {
-            Weight::Dense(w) => linear(x, w.clone(), bias),
-            Weight::Packed(w) => {
-                let y = packed::product(x, w);
-                match bias {
-                    Some(bias) => y + bias.unsqueeze(),
-                    None => y,
-                }
-            }
+            Weight::Dense(w) => match dense_product(compute, &x, w) {
+                Some(y) => with_bias(y, bias),
+                None => linear(x, w.clone(), bias),
+            },
+            Weight::Packed(w) => with_bias(packed::product(x, w, compute), bias),
         }
+    }
+}
+
+#[cfg(feature = "flex")]
+use crate::frozen::product as dense_product;
+
+#[cfg(not(feature = "flex"))]
+fn dense_product(_: Compute, _: &Tensor<3>, _: &Tensor<2>) -> Option<Tensor<3>> {
+    None
+}
+
+fn with_bias(y: Tensor<3>, bias: Option<Tensor<1>>) -> Tensor<3> {
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
     }
 }

@@ -146,6 +146,14 @@ impl FourBit {
         Ok(())
     }
 
+    /// Some columns of some rows of a matrix, on this thread.
+    pub(crate) fn decode_tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let width = Width::best();
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            self.decode_unit(width, row * self.dims[1] + columns.start, out);
+        }
+    }
+
     /// The weights from `start` on, as many as there is room for.
     fn decode_run<E: Element>(&self, start: usize, out: &mut [E]) {
         let width = Width::best();

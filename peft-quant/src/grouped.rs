@@ -178,33 +178,51 @@ impl Grouped {
     }
 
     fn decode_from<E: Element>(&self, first: usize, out: &mut [E]) {
-        let (columns, width) = (self.dims[1], Width::best());
-        let (row_words, row_groups) = (self.codes.len() / self.dims[0], columns / self.group);
+        let columns = self.dims[1];
         out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
-            let row = first + row;
-            let (scales, zeros) = (&self.scales[row * row_groups..], &self.zeros[row * row_groups..]);
-            let mut codes = vec![0; columns];
-            words::unpack(width, self.bits, &self.codes[row * row_words..][..row_words], &mut codes);
-            match &self.groups {
-                None => {
-                    for (i, (codes, out)) in codes.chunks(self.group).zip(out.chunks_mut(self.group)).enumerate() {
-                        for (codes, out) in codes.chunks(PIECE).zip(out.chunks_mut(PIECE)) {
-                            E::fill(out, |out| decode_group(width, codes, scales[i], zeros[i], out));
-                        }
-                    }
-                }
-                Some(groups) => {
-                    let pieces = codes.chunks(PIECE).zip(groups.chunks(PIECE)).zip(out.chunks_mut(PIECE));
-                    pieces.for_each(|((codes, groups), out)| {
-                        let values = codes
-                            .iter()
-                            .zip(groups)
-                            .map(|(code, group)| scales[*group as usize] * (f32::from(*code) - zeros[*group as usize]));
-                        E::fill(out, |out| out.iter_mut().zip(values).for_each(|(out, value)| *out = value));
-                    });
-                }
+            for (i, out) in out.chunks_mut(PIECE).enumerate() {
+                E::fill(out, |out| self.decode_run(first + row, i * PIECE, out));
             }
         });
+    }
+
+    /// Some columns of some rows, on this thread.
+    pub(crate) fn decode_tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            for (i, out) in out.chunks_mut(PIECE).enumerate() {
+                self.decode_run(row, columns.start + i * PIECE, out);
+            }
+        }
+    }
+
+    /// At most [`PIECE`] weights of a row from a column on.
+    fn decode_run(&self, row: usize, first: usize, out: &mut [f32]) {
+        let (width, row_groups) = (Width::best(), self.dims[1] / self.group);
+        let (scales, zeros) = (&self.scales[row * row_groups..], &self.zeros[row * row_groups..]);
+        let row_words = self.codes.len() / self.dims[0];
+        let row_codes = &self.codes[row * row_words..][..row_words];
+        // Whole words of any number of bits begin at every 32nd code.
+        let (start, mut codes) = (first / 32 * 32, [0; PIECE + 32]);
+        let end = (first - start + out.len()).next_multiple_of(32);
+        words::unpack(width, self.bits, &row_codes[words::count(start, self.bits)..], &mut codes[..end]);
+        let codes = &codes[first - start..];
+        match &self.groups {
+            None => {
+                let (mut codes, mut out, mut column) = (codes, out, first);
+                while !out.is_empty() {
+                    let group = column / self.group;
+                    let here = ((group + 1) * self.group - column).min(out.len());
+                    let (now, later) = out.split_at_mut(here);
+                    decode_group(width, &codes[..here], scales[group], zeros[group], now);
+                    (codes, out, column) = (&codes[here..], later, column + here);
+                }
+            }
+            Some(groups) => {
+                for ((out, code), group) in out.iter_mut().zip(codes).zip(&groups[first..]) {
+                    *out = scales[*group as usize] * (f32::from(*code) - zeros[*group as usize]);
+                }
+            }
+        }
     }
 }
 

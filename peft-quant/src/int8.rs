@@ -136,6 +136,14 @@ impl Int8Rows {
         Ok(())
     }
 
+    /// Some columns of some rows, on this thread.
+    pub(crate) fn decode_tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        let width = Width::best();
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+            decode_row(width, &self.codes[row * self.dims[1]..][columns.clone()], self.scales[row], out);
+        }
+    }
+
     fn decode_from<E: Element>(&self, row: usize, out: &mut [E]) {
         let (columns, width) = (self.dims[1], Width::best());
         let codes = self.codes[row * columns..].par_chunks(columns);

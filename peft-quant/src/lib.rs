@@ -18,9 +18,9 @@
 //! bitsandbytes 0.50.2 on a CPU; words to the published formats.
 //!
 //! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model that transformers saved with bitsandbytes, or packs one
-//! as it reads it. A [`Matrix`] is what such a base holds: products with it decode a panel of outputs at a time, forward and backward.
+//! as it reads it. A [`Matrix`] is what such a base holds: products with it decode a tile at a time, forward and backward.
 //!
-//! Not here: blocks of GGUF, burn's own quantized tensors, and products that decode inside of the kernel.
+//! Not here: blocks of GGUF, and burn's own quantized tensors.
 
 mod adamw;
 pub mod bitsandbytes;

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use half::{bf16, f16};
 use peft_core::{Error, Packed, Result};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::bitsandbytes::Quantized;
+use crate::blocks::PIECE;
 use crate::{Element, FourBit, Grouped, Int8Rows, Scales, Scheme};
 
 /// A codec's matrix in a base. Codes lie as in files, `[out, in]`.
@@ -28,11 +30,24 @@ pub trait Codec: Debug + Send + Sync + 'static {
     /// The extents, `[out, in]` of a matrix.
     fn dims(&self) -> Vec<usize>;
 
-    /// Some rows, that is outputs, decoded.
+    /// Some columns of some rows, that is the weights that some outputs have for some inputs, decoded row by row into a slice of that
+    /// length. Products ask for many small tiles, mostly of 64 by 256, from several threads.
+    ///
+    /// # Panics
+    /// If there is no such tile, or the slice has another length.
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]);
+
+    /// Some rows, decoded by all threads.
     ///
     /// # Panics
     /// If there are no such rows.
-    fn rows(&self, rows: Range<usize>) -> Vec<f32>;
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        let columns = self.dims()[1];
+        let mut out = vec![0.; rows.len() * columns];
+        let chunks = out.par_chunks_mut(columns).zip(rows.into_par_iter());
+        chunks.for_each(|(out, row)| self.tile(row..row + 1, 0..columns, out));
+        out
+    }
 }
 
 impl<C: Codec> Matrix<C> {
@@ -65,20 +80,20 @@ impl<C: Codec> Packed for Matrix<C> {
     fn outputs(&self, outputs: Range<usize>) -> Vec<f32> {
         self.codec.rows(outputs)
     }
+
+    fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]) {
+        self.codec.tile(outputs, inputs, out);
+    }
 }
 
-fn plain(count: usize, decode: impl FnOnce(&mut [f32]) -> Result<()>) -> Vec<f32> {
-    let mut values = vec![0.; count];
-    decode(&mut values).unwrap_or_else(|error| panic!("{error}"));
-    values
-}
-
-fn rounded<E: Element>(packed: &FourBit, rows: Range<usize>) -> Vec<f32> {
-    let mut values = E::zeros(rows.len() * packed.dims()[1]);
-    packed.decode_rows(rows, &mut values).unwrap_or_else(|error| panic!("{error}"));
-    let mut wide = vec![0.; values.len()];
-    E::widen(&values, &mut wide);
-    wide
+/// Rounds numbers to another type.
+fn round<E: Element>(numbers: &mut [f32]) {
+    let mut rounded = E::zeros(numbers.len().min(PIECE));
+    for numbers in numbers.chunks_mut(PIECE) {
+        let rounded = &mut rounded[..numbers.len()];
+        E::narrow(numbers, rounded);
+        E::widen(rounded, numbers);
+    }
 }
 
 impl Codec for FourBit {
@@ -96,8 +111,8 @@ impl Codec for FourBit {
         FourBit::dims(self).to_vec()
     }
 
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
-        plain(rows.len() * FourBit::dims(self)[1], |out| self.decode_rows(rows, out))
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        self.decode_tile(rows, columns, out);
     }
 }
 
@@ -110,8 +125,8 @@ impl Codec for Int8Rows {
         Int8Rows::dims(self).to_vec()
     }
 
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
-        plain(rows.len() * Int8Rows::dims(self)[1], |out| self.decode_rows(rows, out))
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        self.decode_tile(rows, columns, out);
     }
 }
 
@@ -131,12 +146,17 @@ impl Codec for Quantized {
         }
     }
 
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         match self {
-            Quantized::FourBit { packed, dtype: Dtype::F16 } => rounded::<f16>(packed, rows),
-            Quantized::FourBit { packed, dtype: Dtype::BF16 } => rounded::<bf16>(packed, rows),
-            Quantized::FourBit { packed, .. } => packed.rows(rows),
-            Quantized::Int8(packed) => packed.rows(rows),
+            Quantized::FourBit { packed, dtype } => {
+                packed.decode_tile(rows, columns, out);
+                match dtype {
+                    Dtype::F16 => round::<f16>(out),
+                    Dtype::BF16 => round::<bf16>(out),
+                    _ => {}
+                }
+            }
+            Quantized::Int8(packed) => packed.decode_tile(rows, columns, out),
         }
     }
 }
@@ -150,7 +170,7 @@ impl Codec for Grouped {
         Grouped::dims(self).to_vec()
     }
 
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
-        plain(rows.len() * Grouped::dims(self)[1], |out| self.decode_rows(rows, out))
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        self.decode_tile(rows, columns, out);
     }
 }

@@ -136,7 +136,7 @@ impl Generate {
         print(json!({
             "seconds": seconds(speeds.iter().map(Speed::seconds).collect()),
             "tokens_per_second": middle(Speed::rate), "prompt_tokens_per_second": middle(Speed::prompt_rate),
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": peak_bytes(), "kernel": model.base.kernel(),
         }))
     }
 }
@@ -196,6 +196,7 @@ impl Step {
             micro_rows: self.micro_rows,
             ..TrainConfig::new(1e-4).with_batch_size(self.batch).with_steps(self.steps as usize + 1)
         };
+        let kernel = base.kernel();
         let mut run = Run::new(&settings, base, trained)?;
         run.step(&data)?;
         let mut times = Vec::new();
@@ -207,7 +208,7 @@ impl Step {
         print(json!({
             "seconds": seconds(times.clone()),
             "tokens_per_second": (self.batch * self.seq) as f64 / median(times),
-            "peak_bytes": peak_bytes(), "trainable": trainable,
+            "peak_bytes": peak_bytes(), "trainable": trainable, "kernel": kernel,
         }))
     }
 }

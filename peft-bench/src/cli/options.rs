@@ -7,7 +7,7 @@ use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, peft};
 use peft_core::train::{Logits, TextStates, Workers, encode, predict};
-use peft_core::{Bare, Base, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner};
+use peft_core::{Bare, Base, Compute, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner};
 use peft_quant::Scheme;
 
 pub use super::out::{print, print_part, tell};
@@ -27,6 +27,10 @@ pub struct ModelArgs {
     /// its files have them]
     #[arg(long, value_name = "SCHEME")]
     pub base: Option<Scheme>,
+    /// Compute products with the model's linear maps in f32, or in bf16 with sums in f32: less exact and, where the processor multiplies bf16,
+    /// faster (flex)
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub compute: Compute,
 }
 
 impl ModelArgs {
@@ -38,7 +42,11 @@ impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         check_model(&self.model)?;
-        peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)
+        if self.compute == Compute::Bf16 && self.device != "flex" {
+            return Err(Error::config("--compute", format!("bf16 on {}", self.device), "f32, or --device flex"));
+        }
+        let model = peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)?;
+        Ok(Pretrained { base: model.base.with_compute(self.compute), ..model })
     }
 }
 

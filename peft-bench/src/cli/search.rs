@@ -189,10 +189,12 @@ impl Search {
         let mut all = Map::from_iter([
             ("model_name_or_path".to_string(), json!(self.model.model)),
             ("device".to_string(), json!(self.model.device)),
+            ("compute".to_string(), json!(self.model.compute.to_string())),
             ("data".to_string(), path(&self.data)),
             ("seed".to_string(), json!(self.seed)),
             ("metric_for_best_model".to_string(), json!(metric)),
         ]);
+        all.extend(self.model.base.map(|scheme| ("base".to_string(), json!(scheme.to_string()))));
         all.extend(self.eval.as_ref().map(|eval| ("validation_file".to_string(), path(eval))));
         all.extend(self.task.as_ref().map(|task| ("task_name".to_string(), json!(task))));
         all.extend(space.settings(&proposal.point));

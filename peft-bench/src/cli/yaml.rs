@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use peft_core::files::read_text;
 use peft_core::io::peft;
 use peft_core::train::{Length, Schedule, TrainConfig};
-use peft_core::{AnyMethod, Common, Error, Result};
+use peft_core::{AnyMethod, Common, Compute, Error, Result};
 use serde_json::{Map, Value, json};
 
 use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, unknown};
@@ -309,6 +309,10 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("model_name_or_path", json!(args.model.model));
     put("device", json!(args.model.device));
     put("base", args.model.base.map_or(Value::Null, |scheme| json!(scheme.to_string())));
+    put(
+        "compute",
+        if args.model.compute == Compute::F32 { Value::Null } else { json!(args.model.compute.to_string()) },
+    );
     match &args.adapter {
         Some(adapter) => put("adapter_name_or_path", shown(adapter)),
         None => put("method", json!(method.name())),

@@ -44,7 +44,7 @@ impl Frame<'_> {
     pub(crate) fn linear(&self, site: Site, x: Tensor<3>) -> Tensor<3> {
         let bias = || self.base.vectors.get(&(site, Slot::Bias)).cloned();
         let bias = || bias().map(|bias| self.hooks.vector(site, Slot::Bias, bias));
-        self.hooks.linear(site, x, &|x| self.weight(site).linear(x, bias()))
+        self.hooks.linear(site, x, &|x| self.weight(site).linear_in(self.base.compute, x, bias()))
     }
 
     /// A normalization of the model, after the hook `vector`: where it has a bias a layer normalization, else one by the root of the

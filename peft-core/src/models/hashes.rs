@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Base;
 use crate::random::fingerprint;
-use crate::{Place, Site, Slot};
+use crate::{Compute, Place, Site, Slot};
 
 /// Those of a backbone's tensors that are known; of a tensor that is replaced there is none.
 #[derive(Clone, Debug, Default)]
@@ -25,9 +25,10 @@ impl Hashes {
 }
 
 impl Base {
-    /// A hash of every bit of the base, and of what its shape says beside them (heads, activation, positions, dropout ..).
+    /// A hash of every bit of the base, of what its shape says beside them (heads, activation, positions, dropout ..), and of what its
+    /// products are computed in.
     pub fn fingerprint(&self) -> u64 {
-        self.of_shape() ^ self.weights_fingerprint()
+        self.beside_weights() ^ self.weights_fingerprint()
     }
 
     /// A hash of every bit of its tensors as files hold them, in f32, whatever type they had there. It stays the same from version to
@@ -39,7 +40,7 @@ impl Base {
     /// [`fingerprint`](Self::fingerprint), of which each tensor is read once, whatever bases share it: for who asks which base it is,
     /// not whether it has changed.
     pub fn known_fingerprint(&self) -> u64 {
-        self.of_shape() ^ self.known_weights_fingerprint()
+        self.beside_weights() ^ self.known_weights_fingerprint()
     }
 
     /// [`weights_fingerprint`](Self::weights_fingerprint) likewise.
@@ -54,8 +55,12 @@ impl Base {
         all
     }
 
-    fn of_shape(&self) -> u64 {
-        fingerprint("shape", format!("{:?}", self.shape).as_bytes())
+    fn beside_weights(&self) -> u64 {
+        let compute = match self.compute {
+            Compute::F32 => 0,
+            other => fingerprint("compute", other.to_string().as_bytes()),
+        };
+        compute ^ fingerprint("shape", format!("{:?}", self.shape).as_bytes())
     }
 
     fn of_tensor(&self, place: &Place) -> u64 {

@@ -20,8 +20,8 @@ pub use frame::Frame;
 use hashes::Hashes;
 
 use crate::{
-    Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result, Sequence,
-    Shape, Site, Slot, Stack, Weight, random::Random,
+    Attention, Batch, Compute, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
+    Sequence, Shape, Site, Slot, Stack, Weight, random::Random,
 };
 
 /// The table that makes logits over words, where it is not the word table.
@@ -38,6 +38,7 @@ pub struct Base {
     vectors: BTreeMap<(Site, Slot), Tensor<1>>,
     hollow: bool,
     hashes: Hashes,
+    compute: Compute,
 }
 
 /// A tensor as a backbone takes it.
@@ -91,6 +92,7 @@ impl Base {
             vectors: BTreeMap::new(),
             hollow: false,
             hashes: Hashes::default(),
+            compute: Compute::F32,
         };
         for place in base.shape.clone().places() {
             match tensor(&place)?.into() {
@@ -122,12 +124,35 @@ impl Base {
                 }
             }
         }
-        Base { shape, device, weights, vectors, hollow: true, hashes: Hashes::default() }
+        Base { shape, device, weights, vectors, hollow: true, hashes: Hashes::default(), compute: Compute::F32 }
     }
 
     /// Whether it is one for counting: what a method computes from its tensors need not be computed.
     pub fn is_hollow(&self) -> bool {
         self.hollow
+    }
+
+    /// The same base, the products of whose linear maps are computed so. Tensors stay as they are.
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Base { compute, ..self }
+    }
+
+    /// What the products of its linear maps are computed in.
+    pub fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    /// What multiplies with the matrices of its linear maps on this machine: a kernel of our own (`portable`, `avx2`, `avx512`, `avx512-bf16`),
+    /// or the tensor library.
+    pub fn kernel(&self) -> &'static str {
+        #[cfg(feature = "flex")]
+        {
+            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_)));
+            if self.device == Device::flex() && (packed || self.compute == Compute::Bf16) {
+                return crate::kernels::Kernel::best().name(self.compute);
+            }
+        }
+        "the tensor library's"
     }
 
     fn set(&mut self, place: &Place, data: TensorData) {

@@ -6,6 +6,8 @@ pub struct Tolerance(pub f32);
 
 /// The same function by two routes of f32 operations on one device, through a few layers (some 200 roundings of numbers up to 3).
 pub const SAME_FUNCTION: Tolerance = Tolerance(3e-5);
+/// A sum of products of order 1 whose factors are rounded to bf16, which has 8 bits: each is off by 2^-9 at most.
+pub const BF16_PRODUCT: Tolerance = Tolerance(2e-2);
 /// A weight-space form against an activation-space form.
 pub const MERGED: Tolerance = Tolerance(5e-5);
 /// The same gradient by two routes, relative to its largest number.

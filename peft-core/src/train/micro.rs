@@ -1,10 +1,11 @@
 //! Micro-batches: a batch is cut by a rule that knows only the batch and the settings; each thread runs all of forward and
 //! backward on one piece, on leaves of its own, and the gradients are summed in the order of the pieces. Hence the same bits
-//! at any number of threads, and saved tensors for a few pieces only.
+//! at any number of threads, and saved tensors for a few pieces only. Where there are fewer pieces than threads, the products with frozen
+//! matrices, whose bits are the same at any number of threads too, are cut for all of them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::module::{Module, ParamId};
 use burn::optim::GradientsParams;
@@ -13,6 +14,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::Slots;
 use super::config::check_threads;
+use crate::threads::spread;
 use crate::transfer::{self, Transfers, counted};
 use crate::view::{Visit, visit};
 use crate::{Error, Example, Label, Result};
@@ -45,6 +47,7 @@ pub fn lengths(examples: &[&Example]) -> Vec<usize> {
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.
 pub struct Workers {
     pools: Vec<ThreadPool>,
+    all: OnceLock<Option<Arc<ThreadPool>>>,
     slots: Option<Arc<Slots>>,
     tell: Box<dyn Fn() + Send + Sync>,
 }
@@ -56,7 +59,7 @@ impl Workers {
         let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
         let pools = (0..threads).map(pool).collect::<Result<_, _>>();
         pools
-            .map(|pools| Workers { pools, slots: None, tell: Box::new(|| ()) })
+            .map(|pools| Workers { pools, all: OnceLock::new(), slots: None, tell: Box::new(|| ()) })
             .map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
     }
 
@@ -70,6 +73,13 @@ impl Workers {
         Workers { tell: Box::new(tell), ..self }
     }
 
+    /// A pool for the products of so many pieces, if they leave threads without work; who shares slots has no more than those.
+    fn spare(&self, pieces: usize) -> Option<Arc<ThreadPool>> {
+        let threads = self.pools.len();
+        let all = || ThreadPoolBuilder::new().num_threads(threads).build().ok().map(Arc::new);
+        if pieces < threads && self.slots.is_none() { self.all.get_or_init(all).clone() } else { None }
+    }
+
     /// Runs `work` on each of `count` pieces and hands the results to `collect` in the order of the pieces. The first error,
     /// in that order, is returned.
     pub fn run<T: Send>(
@@ -81,6 +91,7 @@ impl Workers {
         let next = AtomicUsize::new(0);
         let ordered = Mutex::new(Ordered { expected: 0, waiting: BTreeMap::new(), collect, error: None });
         let all = Mutex::new(Transfers::default());
+        let spare = self.spare(count);
         let pieces = || {
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
@@ -99,10 +110,14 @@ impl Workers {
                 }
             }
         };
-        let job = || *all.lock().unwrap_or_else(PoisonError::into_inner) += counted(pieces).1;
+        let job = || {
+            // Not in one statement, whose lock would be held for all pieces.
+            let own = counted(pieces).1;
+            *all.lock().unwrap_or_else(PoisonError::into_inner) += own;
+        };
         std::thread::scope(|scope| {
             for pool in self.pools.iter().take(count) {
-                scope.spawn(|| pool.install(job));
+                scope.spawn(|| pool.install(|| spread(spare.clone(), job)));
             }
         });
         transfer::add(all.into_inner().unwrap_or_else(PoisonError::into_inner));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use peft_core::random::Random;
 use peft_core::testing::fixtures::SHAPES;
-use peft_core::testing::tolerances::{SAME_FUNCTION, SAME_GRADIENT};
+use peft_core::testing::tolerances::{BF16_PRODUCT, SAME_FUNCTION, SAME_GRADIENT};
 use peft_core::testing::{assert_close, base, device, states};
-use peft_core::{Bare, Packed, Weight};
+use peft_core::{Bare, Compute, Packed, Weight};
 use peft_quant::bitsandbytes::Quantized;
-use peft_quant::{Codec, Grouped, Matrix, Scheme, is_packed, quantized};
+use peft_quant::{Codec, Grouped, Matrix, Packing, Scheme, is_packed, quantized};
 use safetensors::Dtype;
 
 use crate::common::assert_error;
@@ -41,14 +41,22 @@ fn check(codec: impl Codec, what: &str) {
     assert_eq!(packed.dims(), [inputs, outputs]);
     let packed = Weight::Packed(packed);
     packed.dense().into_data().assert_eq(&dense.clone().into_data(), true);
+    // Up to five rows go through other loops than more.
+    for tokens in [2, 5] {
+        check_products(&packed, &dense, tokens, what);
+    }
+}
+
+fn check_products(packed: &Weight, dense: &Tensor<2>, tokens: usize, what: &str) {
+    let ([inputs, outputs], device) = (dense.dims(), device());
     let tensor = |name: &str, dims: [usize; 3]| {
         Tensor::<3>::from_data(TensorData::new(draw(name, dims.iter().product(), 1.), dims), &device)
     };
-    let (x, c) = (tensor("x", [2, 5, inputs]), tensor("c", [2, 5, outputs]));
+    let (x, c) = (tensor("x", [2, tokens, inputs]), tensor("c", [2, tokens, outputs]));
     let bias = Tensor::<1>::from_data(TensorData::new(draw("b", outputs, 1.), [outputs]), &device);
     for bias in [None, Some(bias)] {
         let run = |w: &Weight, x: Tensor<3>| w.linear(x, bias.clone());
-        let plain = run(&packed, x.clone());
+        let plain = run(packed, x.clone());
         assert!(!plain.is_autodiff());
         assert_close(plain, run(&Weight::Dense(dense.clone()), x.clone()), SAME_FUNCTION, what);
         let gradient = |w: &Weight| {
@@ -58,7 +66,7 @@ fn check(codec: impl Codec, what: &str) {
             let gradient = leaf.grad(&(y.clone() * c.clone()).sum().backward()).unwrap();
             (y.inner(), gradient)
         };
-        let ((y, dx), (expected, expected_dx)) = (gradient(&packed), gradient(&Weight::Dense(dense.clone())));
+        let ((y, dx), (expected, expected_dx)) = (gradient(packed), gradient(&Weight::Dense(dense.clone())));
         assert_close(y, expected, SAME_FUNCTION, what);
         let largest = expected_dx.clone().abs().max().into_scalar::<f32>();
         assert_close(dx / largest, expected_dx / largest, SAME_GRADIENT, what);
@@ -75,6 +83,55 @@ fn products_and_gradients_are_those_of_the_decoded_matrix() {
     for bits in [2, 3, 4, 8] {
         let values = draw("w", 21 * 96, 0.1);
         check(Grouped::encode(&values, [21, 96], bits, 32, false).unwrap(), &format!("{bits} bits"));
+    }
+}
+
+/// What a product asks for, wherever it begins and ends.
+#[test]
+fn tiles_are_parts_of_the_rows() {
+    let codecs = SCHEMES.map(|scheme| Box::new(pack(scheme, [8, 672], Dtype::BF16)) as Box<dyn Codec>);
+    let mut grouped =
+        [2, 3, 4, 8].map(|bits| Grouped::encode(&draw("w", 8 * 672, 0.1), [8, 672], bits, 96, false).unwrap());
+    // Groups that are not consecutive inputs.
+    let mut words = grouped[2].to_words(Packing::GptqV2).unwrap();
+    words.g_idx = Some((0..672).map(|input| input * 5 % 7).collect());
+    grouped[0] = Grouped::from_words([8, 672], 4, 96, Packing::GptqV2, &words).unwrap();
+    assert!(grouped[0].groups().is_some());
+    for codec in codecs.into_iter().chain(grouped.map(|codec| Box::new(codec) as Box<dyn Codec>)) {
+        let all = codec.rows(0..8);
+        for columns in [0..672, 64..320, 0..1, 671..672, 37..613, 96..101] {
+            let mut tile = vec![f32::NAN; 3 * columns.len()];
+            codec.tile(2..5, columns.clone(), &mut tile);
+            let expected: Vec<f32> = (2..5).flat_map(|row| all[row * 672..][columns.clone()].to_vec()).collect();
+            assert_eq!(tile, expected, "{} {columns:?}", codec.kind());
+        }
+    }
+}
+
+/// In bf16 products are off by the rounding of their factors, and gradients too; of dense matrices as of packed ones.
+#[test]
+fn products_in_bf16_are_near_and_no_others() {
+    let device = device();
+    let codec = pack("nf4-double", [130, 300], Dtype::F32);
+    let dense = Weight::Dense(decoded(&codec, &device));
+    let packed = Weight::Packed(Matrix::packed(codec, &device).unwrap());
+    let tensor = |name: &str, dims: [usize; 3]| {
+        Tensor::<3>::from_data(TensorData::new(draw(name, dims.iter().product(), 1.), dims), &device)
+    };
+    let (x, c) = (tensor("x", [2, 5, 300]), tensor("c", [2, 5, 130]) / (130f32).sqrt());
+    let run = |w: &Weight, compute: Compute| {
+        let leaf = Tensor::from_inner(x.clone()).require_grad();
+        let y = w.linear_in(compute, leaf.clone(), None);
+        let gradient = leaf.grad(&(y.clone() * c.clone()).sum().backward()).unwrap();
+        [y.inner(), gradient * (300f32).sqrt()]
+    };
+    let exact = run(&dense, Compute::F32);
+    let [dense, packed] = [dense, packed].map(|w| run(&w, Compute::Bf16));
+    for ((exact, dense), packed) in exact.into_iter().zip(dense).zip(packed) {
+        packed.clone().into_data().assert_eq(&dense.into_data(), true);
+        assert_close(packed.clone(), exact.clone(), BF16_PRODUCT, "bf16");
+        let off = (packed - exact).abs().max().into_scalar::<f32>();
+        assert!(off > SAME_FUNCTION.0, "{off}: nothing is rounded");
     }
 }
 

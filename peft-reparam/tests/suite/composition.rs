@@ -83,6 +83,10 @@ impl Packed for Transposed {
         self.0.clone().slice([outputs]).into_data().try_into_vec().unwrap()
     }
 
+    fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]) {
+        out.copy_from_slice(self.0.clone().slice([outputs, inputs]).into_data().as_slice().unwrap());
+    }
+
     fn device(&self) -> Device {
         self.0.device()
     }

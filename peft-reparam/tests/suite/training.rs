@@ -9,8 +9,8 @@ use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Run, Schedule, TrainConfig, Trainer, Workers, predict};
 use peft_core::view::tensors;
 use peft_core::{
-    Adapter, AnyMethod, Bare, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part, Procedure,
-    Result, Site, Slot, Trained, testing,
+    Adapter, AnyMethod, Bare, Base, Batch, Compute, Error, Example, Head, Hooks, Label, LanguageModel, Method, Part,
+    Procedure, Result, Site, Slot, Trained, testing,
 };
 use peft_reparam::{AdaLora, AdaLoraConfig, Lora, LoraConfig};
 
@@ -45,14 +45,20 @@ fn run<T: Procedure>(config: TrainConfig, base: &Base, trained: Trained<T>) -> R
 #[test]
 fn the_adapter_has_the_same_bits_at_any_number_of_threads() {
     let base = base();
-    let trained = |threads| {
-        let trained = run(TrainConfig { threads, ..config() }, &base, start(&base)).unwrap();
+    let trained = |base: &Base, threads, micro_rows| {
+        let trained = run(TrainConfig { threads, micro_rows, ..config() }, base, start(base)).unwrap();
         trained.into_record().into_bytes().unwrap().to_vec()
     };
-    let one = trained(1);
-    for threads in [2, 5] {
-        assert!(one == trained(threads), "{threads} threads");
+    let one = trained(&base, 1, 20);
+    // Of more rows there is one piece, whose products are cut for all threads.
+    let computed = [Compute::F32, Compute::Bf16].map(|compute| (base.clone().with_compute(compute), 1000));
+    for (base, rows) in [(base.clone(), 20)].into_iter().chain(computed) {
+        let one = trained(&base, 1, rows);
+        for threads in [2, 5] {
+            assert!(one == trained(&base, threads, rows), "{threads} threads, {rows} rows, {}", base.compute());
+        }
     }
+    assert!(trained(&base.clone().with_compute(Compute::Bf16), 1, 20) != one, "nothing is rounded");
     let other_seed = run(TrainConfig { seed: 1, ..config() }, &base, start(&base)).unwrap();
     assert!(one != other_seed.into_record().into_bytes().unwrap().to_vec(), "the seed does nothing");
 }

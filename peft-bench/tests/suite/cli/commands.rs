@@ -223,6 +223,16 @@ fn steps_are_measured() {
     assert_eq!(report["trainable"], 2 * 2 * 8 * 2 * 24 + 2 * 24 + 2);
     assert!(report["peak_bytes"].as_u64().unwrap() > 1_000_000);
     names(&fail(&[&step[..9], &["999"]].concat()), &["--seq", "3 sequences of 999", "40"]);
+    // Which kernel it is depends on the machine.
+    assert_eq!(report["kernel"], "the tensor library's");
+    let kernel = |more: &[&str]| {
+        let report: Value = serde_json::from_str(&succeed(&[&step[..], &["--steps", "1"], more].concat())).unwrap();
+        report["kernel"].as_str().unwrap().to_string()
+    };
+    for more in [["--base", "nf4"], ["--compute", "bf16"]] {
+        assert!(["portable", "avx2", "avx512", "avx512-bf16"].contains(&&*kernel(&more)), "{more:?}");
+    }
+    names(&fail(&[&step[..], &["--compute", "f16"]].concat()), &["--compute", "f16", "f32 or bf16"]);
 }
 
 #[test]
