@@ -13,7 +13,6 @@ use serde_json::{Map, Value, json};
 
 use crate::bitsandbytes::{Tensor, Tensors, write};
 use crate::load::dtype;
-use crate::scheme::of;
 use crate::{Codebook, Cost, Scheme, is_packed};
 
 /// The file that says what each matrix has come to.
@@ -118,7 +117,7 @@ impl Plan {
             };
             let module = name.trim_end_matches(".weight");
             let values: Vec<f32> = self.file.read_f32(name, &shape)?.try_into_vec().expect("weights are read as f32");
-            let packed = scheme.pack(&values, [outputs, inputs], kept(was)).map_err(|error| of(module, error))?;
+            let packed = scheme.pack(&values, [outputs, inputs], kept(was)).map_err(|error| error.of(module))?;
             told(Cost::of(module, &values, &packed));
             return Ok(write(module, &packed));
         }

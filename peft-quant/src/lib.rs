@@ -31,6 +31,8 @@ mod codebook;
 mod convert;
 mod element;
 mod four_bit;
+#[cfg(feature = "load")]
+mod gptq;
 mod grouped;
 mod int8;
 #[cfg(feature = "load")]

@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use half::{bf16, f16};
+#[cfg(feature = "load")]
+use peft_core::load::Blocks;
 use peft_core::{Error, Packed, Result};
+#[cfg(feature = "load")]
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use crate::bitsandbytes::Quantized;
@@ -49,6 +53,13 @@ impl<C: Codec> Matrix<C> {
     }
 }
 
+impl<C> Matrix<C> {
+    /// What it is packed by.
+    pub fn codec(&self) -> &C {
+        &self.codec
+    }
+}
+
 impl<C: Codec> Packed for Matrix<C> {
     fn dims(&self) -> [usize; 2] {
         self.dims
@@ -64,6 +75,21 @@ impl<C: Codec> Packed for Matrix<C> {
 
     fn outputs(&self, outputs: Range<usize>) -> Vec<f32> {
         self.codec.rows(outputs)
+    }
+}
+
+/// Shared with whoever changes parts of it.
+impl<C: Codec> Codec for Arc<C> {
+    fn kind(&self) -> String {
+        (**self).kind()
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        (**self).dims()
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        (**self).rows(rows)
     }
 }
 
@@ -143,7 +169,8 @@ impl Codec for Quantized {
 
 impl Codec for Grouped {
     fn kind(&self) -> String {
-        format!("int{} in groups of {}", self.bits(), self.group())
+        let order = if self.groups().is_some() { ", ordered" } else { "" };
+        format!("int{} in groups of {}{order}", self.bits(), self.group())
     }
 
     fn dims(&self) -> Vec<usize> {
@@ -152,5 +179,25 @@ impl Codec for Grouped {
 
     fn rows(&self, rows: Range<usize>) -> Vec<f32> {
         plain(rows.len() * Grouped::dims(self)[1], |out| self.decode_rows(rows, out))
+    }
+}
+
+/// In the types of GGUF.
+#[cfg(feature = "load")]
+impl Codec for Blocks {
+    fn kind(&self) -> String {
+        Blocks::kind(self).to_string()
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        Blocks::dims(self).to_vec()
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+        let columns = Blocks::dims(self)[1];
+        let mut values = vec![0.; rows.len() * columns];
+        let chunks = values.par_chunks_mut(columns).zip(rows.into_par_iter());
+        chunks.for_each(|(out, row)| self.decode_tile(row..row + 1, 0..columns, out));
+        values
     }
 }

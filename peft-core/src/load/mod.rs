@@ -28,7 +28,7 @@ use std::sync::Once;
 #[cfg(feature = "load")]
 pub use checkpoint::{Checkpoint, Entry};
 #[cfg(feature = "load")]
-pub use gguf::{Gguf, write_lora};
+pub use gguf::{Blocks, Gguf, write_lora};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
 #[cfg(feature = "chat")]
