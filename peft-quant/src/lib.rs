@@ -17,10 +17,12 @@
 //! What is equal to what, to the bit: codes, scales and values of `FourBit`, `Int8Rows` and `Blockwise`, and AdamW's moments, to
 //! bitsandbytes 0.50.2 on a CPU; words to the published formats.
 //!
-//! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model that transformers saved with bitsandbytes, or packs one
-//! as it reads it. A [`Matrix`] is what such a base holds: products with it decode a panel of outputs at a time, forward and backward.
+//! [`Grouped::to_burn`] and [`Grouped::from_burn`] are burn's own quantized tensors, which hold symmetric integers alone.
 //!
-//! Not here: blocks of GGUF, burn's own quantized tensors, and products that decode inside of the kernel.
+//! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model of bitsandbytes, GPTQ, AWQ or GGUF as it is packed, or
+//! packs one as it reads it. A [`Matrix`] is what such a base holds: products with it decode a panel of outputs at a time, forward and backward.
+//!
+//! Not here: the codecs of GGUF's blocks, which are peft-core's (`peft_core::load::Blocks`) and held as they are.
 
 mod adamw;
 pub mod bitsandbytes;
@@ -41,6 +43,7 @@ mod map8;
 mod matrix;
 mod mean;
 mod nibbles;
+mod qfloat;
 mod requantized;
 mod scales;
 mod scheme;

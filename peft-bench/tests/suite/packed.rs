@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use peft_bench::registry::METHODS;
+use peft_core::io::Pretrained;
 use peft_core::io::peft::with_words;
 use peft_core::load::Checkpoint;
 use peft_core::testing::tolerances::REFERENCE;
 use peft_core::testing::{base, device, difference, examples, golden};
 use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::trainable;
-use peft_core::{AnyMethod, AnyTuner, Base, Head, Label, LanguageModel, Result, Source, Trained};
+use peft_core::{AnyMethod, AnyTuner, Bare, Base, Head, Label, LanguageModel, Result, Source, Trained};
 use peft_quant::{open, quantized};
 use peft_reparam::{LoraConfig, QaLoraConfig};
 
@@ -106,6 +107,13 @@ fn loras_of_peft_run_on_words_of_gptq_and_awq() {
         let file = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap();
         let off = difference(&found, &file.read_f32("adapted", &[2, 9, 32]).unwrap());
         assert!(off < REFERENCE.0, "{name}: {off}");
+        // Merged it is a model of dense weights, which says nothing of words.
+        let out = tempfile::tempdir().unwrap();
+        tuned.merge(&examples, REFERENCE.0).unwrap().save(&out.path().join("merged")).unwrap();
+        let merged = Pretrained::open(out.path().join("merged").to_str().unwrap(), &device()).unwrap();
+        let own = Trained::new(Bare {}, merged.own_head().unwrap()).unwrap().logits(&merged.base, &batch).unwrap();
+        let off = difference(&own.into_data(), &file.read_f32("adapted", &[2, 9, 32]).unwrap());
+        assert!(off < REFERENCE.0, "{name}, merged: {off}");
     }
 }
 

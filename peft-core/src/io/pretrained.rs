@@ -137,8 +137,9 @@ impl Pretrained {
             ["encoder.", "embeddings.", "decoder.", "layers."].iter().any(|part| inner.starts_with(part))
         };
         // GPTQ's first programs wrote a bias of zeros beside each matrix, whether the model has one or not.
-        let adds_nothing =
-            |name: &str| name.ends_with(".bias") && taker.file.bytes(name).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+        let adds_nothing = |name: &str| {
+            name.ends_with(".bias") && taker.file.bytes(name).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0))
+        };
         if let Some(name) = unused.iter().filter(backbone).find(|name| !adds_nothing(name)) {
             let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
             return Err(Error::file(taker.file.path_of(name), *name, "a tensor that nothing uses", expected));

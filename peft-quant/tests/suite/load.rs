@@ -299,9 +299,15 @@ fn words_that_cannot_be_read_are_refused() {
         assert_error(changed(name, &set, &none), &["config.json", &format!("quantization_config.{key}"), expected]);
     }
     let group = |config: &mut Value| config["quantization_config"]["group_size"] = json!(48);
-    assert_error(changed("gptq", &group, &none), &["model.safetensors", "q_proj: group_size: found 48", "a divisor of the 64"]);
+    assert_error(
+        changed("gptq", &group, &none),
+        &["model.safetensors", "q_proj: group_size: found 48", "a divisor of the 64"],
+    );
     let bits = |config: &mut Value| config["quantization_config"]["bits"] = json!(8);
-    assert_error(changed("gptq", &bits, &none), &["model.safetensors", "q_proj: scales: found a length of 128", "of codes of 8 bits"]);
+    assert_error(
+        changed("gptq", &bits, &none),
+        &["model.safetensors", "q_proj: scales: found a length of 128", "of codes of 8 bits"],
+    );
 
     const K: &str = "model.layers.0.self_attn.k_proj";
     let keep = |_: &mut Value| ();
@@ -316,7 +322,10 @@ fn words_that_cannot_be_read_are_refused() {
         let error = changed("gptq", &keep, &|tensors| cut(tensors, name));
         assert_error(error, &["model.safetensors", &format!("k_proj: {name}: found a length of"), "expected"]);
     }
-    assert_error(changed("gptq", &keep, &|tensors| cut(tensors, "qweight")), &["k_proj: group_size: found 32", "56 inputs"]);
+    assert_error(
+        changed("gptq", &keep, &|tensors| cut(tensors, "qweight")),
+        &["k_proj: group_size: found 32", "56 inputs"],
+    );
     for name in ["qzeros", "scales"] {
         let gone = changed("awq", &keep, &|tensors| drop(tensors.remove(&part(name))));
         assert_error(gone, &["model.safetensors", &part(name), "no tensor of this name"]);

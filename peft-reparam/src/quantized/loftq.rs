@@ -28,14 +28,14 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Packed, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
-    random::Random, split_name,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Packed, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Weight, random::Random, split_name,
 };
 use peft_quant::{Codebook, FourBit, Grouped, Int8Rows};
 use serde::{Deserialize, Serialize};
 
-use super::matrix::{Matrix, Thin};
 use super::Instead;
+use super::matrix::{Matrix, Thin};
 use crate::low_rank::pair::{self, LowRank, Opened, Pair, check_dropout, untrained};
 use crate::low_rank::ranks::{check_alpha, check_rank};
 
