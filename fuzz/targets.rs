@@ -19,8 +19,11 @@ use peft_reparam::LoraConfig;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 
+/// Does something with bytes.
+type Target = fn(&[u8]);
+
 /// All targets by their names.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("bitsandbytes", bitsandbytes),
     ("words", words),
     ("gguf_blocks", gguf_blocks),
@@ -63,7 +66,8 @@ pub fn words(bytes: &[u8]) {
         return;
     };
     let packing = [Packing::Gptq, Packing::GptqV2, Packing::Awq][*packing as usize % 3];
-    let (dims, group) = ([*outputs as usize * 8, *inputs as usize * 8], *group as usize);
+    // Small matrices, so that many are tried.
+    let (dims, group) = ([outputs, inputs].map(|eights| *eights as usize % 17 * 8), *group as usize);
     let (count, groups) = (|codes: usize| codes * *bits as usize / 32, dims[1] / group.max(1));
     let mut next = rest.chunks_exact(4).cycle();
     let mut take = |which: u8, count: usize| -> Vec<u32> {

@@ -109,7 +109,7 @@ fn loras_of_peft_run_on_words_of_gptq_and_awq() {
         assert!(off < REFERENCE.0, "{name}: {off}");
         // Merged it is a model of dense weights, which says nothing of words.
         let out = tempfile::tempdir().unwrap();
-        tuned.merge(&examples, REFERENCE.0).unwrap().save(&out.path().join("merged")).unwrap();
+        tuned.merge(&examples, REFERENCE.0).unwrap().save(out.path().join("merged")).unwrap();
         let merged = Pretrained::open(out.path().join("merged").to_str().unwrap(), &device()).unwrap();
         let own = Trained::new(Bare {}, merged.own_head().unwrap()).unwrap().logits(&merged.base, &batch).unwrap();
         let off = difference(&own.into_data(), &file.read_f32("adapted", &[2, 9, 32]).unwrap());

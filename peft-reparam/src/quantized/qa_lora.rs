@@ -17,10 +17,9 @@
 //! - the mean is the sum with A / G, and PEFT's with A in / G^2: `poolings_differ_by_a_factor_of_a`
 //! - it is the LoRA whose A repeats its rows G times: `it_is_a_lora_with_repeated_rows`
 //!
-//! Differs from the paper: integers are the nearest between the least and the largest weight of a group; GPTQ's, which need data, are kept on a
-//! model that has them. f
-//! is 1 as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting `pooling`. Table I of
-//! the survey groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
+//! Differs from the paper: integers are the nearest between the least and the largest weight of a group; GPTQ's, which need data, are kept
+//! on a model that has them. f is 1 as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting
+//! `pooling`. Table I of the survey groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
 
 use std::any::Any;
 use std::collections::BTreeMap;
