@@ -162,6 +162,14 @@ impl Error {
         }
     }
 
+    /// The same, said of a tensor or a module by its name.
+    pub fn of(self, name: &str) -> Self {
+        match self {
+            Error::Config { key, found, expected } => Error::config(format!("{name}: {key}"), found, expected),
+            other => other,
+        }
+    }
+
     /// A setting has a value that cannot be.
     pub fn config(key: impl Into<String>, found: impl ToString, expected: impl Into<String>) -> Self {
         Error::Config { key: key.into(), found: found.to_string(), expected: expected.into() }

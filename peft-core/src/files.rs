@@ -23,6 +23,7 @@ pub use manifest::{MANIFEST, Verified, check_replaceable, replace_directory, ver
 pub(crate) use write::{LOCK, is_partial, remove_partial};
 pub use write::{
     check_file, check_new_directory, hold, lock, remove_scratch, remove_unfinished, write_directory, write_file,
+    write_parts,
 };
 
 use crate::{Error, Result};

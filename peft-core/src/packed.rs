@@ -9,6 +9,7 @@
     expect(unused_variables, reason = "without a backend there is nothing to hand them to")
 )]
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,8 +34,9 @@ use crate::kernels::{self, Kernel};
 /// About so many weights are decoded at a time: 4 MB.
 const PANEL: usize = 1 << 20;
 
-/// A packed matrix of a linear map. All that is known of it is how to decode the weights of some outputs.
-pub trait Packed: Debug + Send + Sync {
+/// A packed matrix of a linear map. All that is known of it is how to decode the weights of some outputs; who knows its codec finds it by
+/// its type.
+pub trait Packed: Any + Debug + Send + Sync {
     /// `[in, out]`.
     fn dims(&self) -> [usize; 2];
 

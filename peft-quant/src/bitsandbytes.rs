@@ -137,12 +137,7 @@ impl Reader<'_> {
 
     /// Says of which tensor's codec an error is.
     fn of<T>(&self, weight: &str, result: Result<T>) -> Result<T> {
-        result.map_err(|error| match error {
-            Error::Config { key, found, expected } => {
-                Error::file(self.file, format!("{weight}: {key}"), found, expected)
-            }
-            other => other,
-        })
+        result.map_err(|error| error.of(weight).in_file(self.file))
     }
 
     fn floats(&self, name: &str) -> Result<Vec<f32>> {

@@ -1,19 +1,18 @@
 //! Packing a model's directory into another, shard by shard.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use peft_core::files::{read_json, write_file};
+use peft_core::files::{read_json, write_file, write_parts};
 use peft_core::io::write_model;
-use peft_core::load::Checkpoint;
+use peft_core::load::{Checkpoint, Entry};
 use peft_core::{Error, Head, Place, Result, Shape};
 use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::bitsandbytes::{Tensor, Tensors, write};
 use crate::load::dtype;
-use crate::scheme::of;
 use crate::{Codebook, Cost, Scheme, is_packed};
 
 /// The file that says what each matrix has come to.
@@ -66,7 +65,7 @@ impl Plan {
     }
 
     /// Writes the packed model as transformers writes it with bitsandbytes, with one shard for each of the model's, and a report of what
-    /// each matrix has come to, which is also told as it goes. In memory are a packed shard, twice while it is written, and a matrix that is not.
+    /// each matrix has come to, which is also told as it goes. In memory are the packed matrices of a shard, and a tensor that is not packed.
     ///
     /// # Errors
     /// If a weight is not finite, or the directory cannot be written.
@@ -76,24 +75,24 @@ impl Plan {
         write_model(output, &self.dir, |dir| {
             let (mut costs, mut map, mut size) = (vec![], Map::new(), 0);
             for (i, names) in shards.values().enumerate() {
-                let mut tensors = Tensors::new();
+                let mut parts = BTreeMap::new();
                 for name in names {
-                    tensors.append(&mut self.tensor(name, scheme, |cost| {
-                        told(&cost);
-                        costs.push(cost);
-                    })?);
+                    match self.packed.iter().any(|packed| packed == name) {
+                        true => {
+                            let (cost, tensors) = self.pack(name, scheme)?;
+                            told(&cost);
+                            costs.push(cost);
+                            parts.extend(tensors.into_iter().map(|(name, tensor)| (name, Part::Packed(tensor))));
+                        }
+                        false => drop(parts.insert((*name).to_string(), Part::Left(self.entry(name)))),
+                    }
                 }
                 let file = match shards.len() {
                     1 => "model.safetensors".to_string(),
                     count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
                 };
-                size += tensors.values().map(|tensor| tensor.bytes.len()).sum::<usize>();
-                map.extend(tensors.keys().map(|name| (name.clone(), json!(file))));
-                let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-                let path = dir.join(&file);
-                let bytes = safetensors::serialize(&tensors, Some(metadata))
-                    .map_err(|error| Error::file(&path, "tensors", error, "tensors that can be written"))?;
-                write_file(&path, &bytes)?;
+                map.extend(parts.keys().map(|name| (name.clone(), json!(file))));
+                size += self.write_shard(&dir.join(&file), parts)?;
             }
             if shards.len() > 1 {
                 let index = json!({"metadata": {"total_size": size}, "weight_map": map});
@@ -107,31 +106,52 @@ impl Plan {
         })
     }
 
-    /// What stands for a tensor: what goes with a packed matrix, or its bytes as they are.
-    fn tensor(&self, name: &str, scheme: Scheme, told: impl FnOnce(Cost)) -> Result<Tensors<'static>> {
-        let entry = self.file.entry(name).unwrap_or_else(|| unreachable!("{name} is one of its names"));
-        let (shape, was) = (entry.shape.clone(), dtype(&entry.dtype));
-        if self.packed.iter().any(|packed| packed == name) {
-            let [outputs, inputs] = shape[..] else {
-                let found = format!("shape {shape:?}");
-                return Err(Error::file(self.file.path_of(name), name, found, "a matrix"));
-            };
-            let module = name.trim_end_matches(".weight");
-            let values: Vec<f32> = self.file.read_f32(name, &shape)?.try_into_vec().expect("weights are read as f32");
-            let packed = scheme.pack(&values, [outputs, inputs], kept(was)).map_err(|error| of(module, error))?;
-            told(Cost::of(module, &values, &packed));
-            return Ok(write(module, &packed));
-        }
-        let tensor = match was {
-            Some(dtype) => Tensor { dtype, shape, bytes: Cow::Owned(self.file.bytes(name)?) },
-            None => {
-                let values: Vec<f32> =
-                    self.file.read_f32(name, &shape)?.try_into_vec().expect("weights are read as f32");
-                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                Tensor { dtype: Dtype::F32, shape, bytes }
-            }
+    fn entry(&self, name: &str) -> &Entry {
+        self.file.entry(name).unwrap_or_else(|| unreachable!("{name} is one of its names"))
+    }
+
+    /// A matrix as it is packed, and what that has done to it.
+    fn pack(&self, name: &str, scheme: Scheme) -> Result<(Cost, Tensors<'static>)> {
+        let Entry { shape, dtype: was } = self.entry(name);
+        let [outputs, inputs] = shape[..] else {
+            return Err(Error::file(self.file.path_of(name), name, format!("shape {shape:?}"), "a matrix"));
         };
-        Ok(Tensors::from([(name.to_string(), tensor)]))
+        let module = name.trim_end_matches(".weight");
+        let values: Vec<f32> = self.file.read_f32(name, shape)?.try_into_vec().expect("weights are read as f32");
+        let packed = scheme.pack(&values, [outputs, inputs], kept(dtype(was))).map_err(|error| error.of(module))?;
+        Ok((Cost::of(module, &values, &packed), write(module, &packed)))
+    }
+
+    /// Writes a shard in the order of the crate safetensors, and gives the bytes of its tensors.
+    fn write_shard(&self, path: &Path, parts: BTreeMap<String, Part<'_>>) -> Result<usize> {
+        let mut parts: Vec<_> = parts.into_iter().map(|(name, part)| (part.info(), name, part)).collect();
+        parts.sort_by(|(a, a_name, _), (b, b_name, _)| b.dtype.cmp(&a.dtype).then(a_name.cmp(b_name)));
+        let mut size = 0;
+        for (info, ..) in &mut parts {
+            let bits = info.shape.iter().product::<usize>() * info.dtype.bitsize();
+            info.data_offsets = (size, size + bits / 8);
+            size += bits / 8;
+        }
+        let infos = parts.iter().map(|(info, name, _)| (name.clone(), info.clone())).collect();
+        let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+        let wrong =
+            |error: &dyn ToString| Error::file(path, "tensors", error.to_string(), "tensors that can be written");
+        let metadata = Metadata::new(Some(format), infos).map_err(|error| wrong(&error))?;
+        let mut header = serde_json::to_vec(&metadata).map_err(|error| wrong(&error))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        write_parts(path, |write| {
+            write(&(header.len() as u64).to_le_bytes())?;
+            write(&header)?;
+            parts.iter().try_for_each(|(info, name, part)| match part {
+                Part::Packed(tensor) => write(&tensor.bytes),
+                Part::Left(entry) if dtype(&entry.dtype).is_none() => {
+                    let values = self.file.read_f32(name, &info.shape)?;
+                    write(&values.iter::<f32>().flat_map(f32::to_le_bytes).collect::<Vec<_>>())
+                }
+                Part::Left(_) => write(&self.file.bytes(name)?),
+            })
+        })?;
+        Ok(size)
     }
 
     /// `quantization_config` as transformers writes it.
@@ -156,6 +176,25 @@ impl Plan {
             "load_in_8bit": !four,
             "quant_method": "bitsandbytes",
         })
+    }
+}
+
+/// What stands in a shard.
+enum Part<'a> {
+    /// Of a packed matrix.
+    Packed(Tensor<'static>),
+    /// As the model's file has it, from which it is read when it is written; what safetensors has no type for becomes f32.
+    Left(&'a Entry),
+}
+
+impl Part<'_> {
+    /// Its type and extents, without a place yet.
+    fn info(&self) -> TensorInfo {
+        let (dtype, shape) = match self {
+            Part::Packed(Tensor { dtype, shape, .. }) => (*dtype, shape.clone()),
+            Part::Left(entry) => (dtype(&entry.dtype).unwrap_or(Dtype::F32), entry.shape.clone()),
+        };
+        TensorInfo { dtype, shape, data_offsets: (0, 0) }
     }
 }
 

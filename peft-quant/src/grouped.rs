@@ -101,6 +101,22 @@ impl Grouped {
         Ok(Grouped { bits, dims, group, codes, scales, zeros, groups })
     }
 
+    /// From codes output by output, one a byte, and what goes with them.
+    pub(crate) fn from_codes(
+        dims: [usize; 2],
+        bits: u32,
+        group: usize,
+        codes: &[u8],
+        scales: Vec<f32>,
+        zeros: Vec<f32>,
+    ) -> Result<Self> {
+        check(dims, bits, group)?;
+        blocks::expect_finite("scales", &scales)?;
+        let mut packed = vec![0; words::count(codes.len(), bits)];
+        words::pack(Width::best(), bits, codes, &mut packed);
+        Ok(Grouped { bits, dims, group, codes: packed, scales, zeros, groups: None })
+    }
+
     /// The words of a file; scales are rounded to f16.
     ///
     /// # Errors

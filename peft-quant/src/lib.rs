@@ -17,10 +17,12 @@
 //! What is equal to what, to the bit: codes, scales and values of `FourBit`, `Int8Rows` and `Blockwise`, and AdamW's moments, to
 //! bitsandbytes 0.50.2 on a CPU; words to the published formats.
 //!
-//! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model that transformers saved with bitsandbytes, or packs one
-//! as it reads it. A [`Matrix`] is what such a base holds: products with it decode a tile at a time, forward and backward.
+//! [`Grouped::to_burn`] and [`Grouped::from_burn`] are burn's own quantized tensors, which hold symmetric integers alone.
 //!
-//! Not here: blocks of GGUF, and burn's own quantized tensors.
+//! [`quantized`] packs the linear maps of a base, and `open` (feature `load`) reads a model of bitsandbytes, GPTQ, AWQ or GGUF as it is packed, or
+//! packs one as it reads it. A [`Matrix`] is what such a base holds: products with it decode a tile at a time, forward and backward.
+//!
+//! Not here: the codecs of GGUF's blocks, which are peft-core's (`peft_core::load::Blocks`) and held as they are.
 
 mod adamw;
 pub mod bitsandbytes;
@@ -31,6 +33,8 @@ mod codebook;
 mod convert;
 mod element;
 mod four_bit;
+#[cfg(feature = "load")]
+mod gptq;
 mod grouped;
 mod int8;
 #[cfg(feature = "load")]
@@ -39,6 +43,7 @@ mod map8;
 mod matrix;
 mod mean;
 mod nibbles;
+mod qfloat;
 mod requantized;
 mod scales;
 mod scheme;

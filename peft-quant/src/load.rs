@@ -1,4 +1,4 @@
-//! Models whose linear maps are packed in their files, as transformers writes them with bitsandbytes, or as they are read.
+//! Models whose linear maps are packed in their files, as bitsandbytes, GPTQ, AWQ and llama.cpp have them, or as they are read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,46 +12,65 @@ use serde_json::Value;
 
 use crate::bitsandbytes::{self, Tensor, Tensors};
 use crate::convert::kept;
-use crate::scheme::of;
+use crate::gptq::Format;
 use crate::{Matrix, Scheme};
 
-/// Opens a model as [`Pretrained::open`] does, or one that transformers saved with bitsandbytes. With a scheme, what is not packed in the files
-/// is packed as it is read, so that one dense matrix at a time is in memory.
+/// Opens a model as [`Pretrained::open`] does, or one whose files are packed: by bitsandbytes, GPTQ or AWQ, or in blocks of GGUF. What is
+/// packed in the files stays so. With a scheme, linear maps are packed as they are read, of GGUF anew, so that one dense matrix at a
+/// time is in memory.
 ///
-/// A weight of four bits is decoded to the type that it had before, as bitsandbytes does. With eight bits it is that of LLM.int8(), but
+/// A weight of bitsandbytes' four bits is decoded to the type that it had before, as there. With eight bits it is that of LLM.int8(), but
 /// inputs are not rounded, as they are there.
 ///
 /// # Errors
 /// If the model is quantized in another way, or is to be packed though it is.
 pub fn open(name: &str, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
-    Pretrained::open_packed(name, device, &Reader { scheme })
+    Pretrained::open_packed(name, device, &mut Reader { scheme, words: None })
 }
 
 struct Reader {
     scheme: Option<Scheme>,
+    /// How GPTQ's or AWQ's words lie, if the model has such.
+    words: Option<Format>,
 }
 
 impl Packing for Reader {
-    fn check(&self, config: &Value, path: &Path) -> Result<()> {
+    fn configure(&mut self, config: &Value, path: &Path) -> Result<()> {
         let Some(found) = config.get("quantization_config").filter(|found| !found.is_null()) else { return Ok(()) };
-        let refuse = |key: &str, found: &Value, expected: &str| {
-            Err(Error::file(path, format!("quantization_config{key}"), found, expected))
-        };
-        match (found.get("quant_method").and_then(Value::as_str), self.scheme) {
-            (Some("bitsandbytes"), None) => Ok(()),
-            (Some("bitsandbytes"), Some(scheme)) => {
-                refuse("", found, &format!("none: a model that is not quantized, to be packed as {scheme}"))
+        self.words = Format::new(found, path)?;
+        let method = found.get("quant_method");
+        if self.words.is_none() && method.and_then(Value::as_str) != Some("bitsandbytes") {
+            let method = method.unwrap_or(&Value::Null);
+            return Err(Error::file(path, "quantization_config.quant_method", method, "bitsandbytes, gptq or awq"));
+        }
+        match self.scheme {
+            None => Ok(()),
+            Some(scheme) => {
+                let expected = format!("none: a model that is not quantized, to be packed as {scheme}");
+                Err(Error::file(path, "quantization_config", found, expected))
             }
-            _ => refuse(".quant_method", found, "bitsandbytes"),
         }
     }
 
     fn modules(&self, file: &Checkpoint) -> Vec<String> {
-        bitsandbytes::modules(file.names()).into_iter().map(str::to_string).collect()
+        match self.words {
+            Some(_) => Format::modules(file),
+            None => bitsandbytes::modules(file.names()).into_iter().map(str::to_string).collect(),
+        }
     }
 
     fn take(&self, file: &mut Checkpoint, module: &str, device: &Device) -> Result<Option<Arc<dyn Packed>>> {
+        if let Some(format) = self.words {
+            let packed = format.take(file, module)?;
+            return packed.map(|packed| Matrix::packed(Arc::new(packed), device)).transpose();
+        }
         let weight = format!("{module}.weight");
+        if self.scheme.is_none()
+            && let Some(blocks) = file.read_blocks(&weight)?
+        {
+            file.remove(&weight);
+            return Matrix::packed(blocks, device).map(Some);
+        }
         let scales = [format!("{module}.SCB"), format!("{module}.weight_format")];
         let parts = format!("{weight}.");
         let goes_with = |name: &str| name.starts_with(&parts) || scales.iter().any(|part| part == name);
@@ -73,14 +92,14 @@ impl Packing for Reader {
         }
         let Some(packed) = bitsandbytes::read(file.path_of(&names[0]), module, &tensors)? else { return Ok(None) };
         names.iter().for_each(|name| file.remove(name));
-        Matrix::packed(packed, device).map(Some).map_err(|error| of(module, error))
+        Matrix::packed(packed, device).map(Some).map_err(|error| error.of(module))
     }
 
     fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored> {
         let Some(scheme) = self.scheme else { return Ok(data.into()) };
         let dims = [data.shape()[0], data.shape()[1]];
         let values = data.try_into_vec::<f32>().expect("weights are read as f32");
-        let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| of(module, error))?;
+        let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| error.of(module))?;
         Matrix::packed(packed, device).map(Stored::Packed)
     }
 }

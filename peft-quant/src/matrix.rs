@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use half::{bf16, f16};
+#[cfg(feature = "load")]
+use peft_core::load::Blocks;
 use peft_core::{Error, Packed, Result};
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -64,6 +66,13 @@ impl<C: Codec> Matrix<C> {
     }
 }
 
+impl<C> Matrix<C> {
+    /// What it is packed by.
+    pub fn codec(&self) -> &C {
+        &self.codec
+    }
+}
+
 impl<C: Codec> Packed for Matrix<C> {
     fn dims(&self) -> [usize; 2] {
         self.dims
@@ -83,6 +92,21 @@ impl<C: Codec> Packed for Matrix<C> {
 
     fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]) {
         self.codec.tile(outputs, inputs, out);
+    }
+}
+
+/// Shared with whoever changes parts of it.
+impl<C: Codec> Codec for Arc<C> {
+    fn kind(&self) -> String {
+        (**self).kind()
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        (**self).dims()
+    }
+
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        (**self).tile(rows, columns, out);
     }
 }
 
@@ -163,11 +187,28 @@ impl Codec for Quantized {
 
 impl Codec for Grouped {
     fn kind(&self) -> String {
-        format!("int{} in groups of {}", self.bits(), self.group())
+        let order = if self.groups().is_some() { ", ordered" } else { "" };
+        format!("int{} in groups of {}{order}", self.bits(), self.group())
     }
 
     fn dims(&self) -> Vec<usize> {
         Grouped::dims(self).to_vec()
+    }
+
+    fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        self.decode_tile(rows, columns, out);
+    }
+}
+
+/// In the types of GGUF.
+#[cfg(feature = "load")]
+impl Codec for Blocks {
+    fn kind(&self) -> String {
+        Blocks::kind(self).to_string()
+    }
+
+    fn dims(&self) -> Vec<usize> {
+        Blocks::dims(self).to_vec()
     }
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {

@@ -110,32 +110,22 @@ pub fn is_packed(shape: &Shape, place: &Place) -> bool {
     place.transposed && !shape.architecture.family().kept_in_f32.contains(&place.site.part)
 }
 
-/// A base whose linear maps are packed, and what that has done to them. Tables, normalizations and biases stay as they are, and so does what
-/// is packed already: this is also how a merged base, whose merged maps are dense, is packed again.
+/// A base whose linear maps are packed. Tables, normalizations and biases stay as they are, and so does what is packed already: this is also
+/// how a merged base, whose merged maps are dense, is packed again.
 ///
 /// # Errors
 /// If a weight is not finite, or one that f16 does not hold is to have eight bits.
-pub fn quantized(base: &Base, scheme: Scheme) -> Result<(Base, Vec<Cost>)> {
-    let (mut packed, mut done) = (base.clone(), vec![]);
-    let shape = base.shape();
+pub fn quantized(base: &Base, scheme: Scheme) -> Result<Base> {
+    let (mut packed, shape) = (base.clone(), base.shape());
     for place in shape.places().iter().filter(|place| is_packed(shape, place)) {
         if let Weight::Packed(_) = base.weight(place.site) {
             continue;
         }
-        let module = shape.module_path(place.site).unwrap_or_default();
         let values: Vec<f32> = base.tensor_data(place).iter::<f32>().collect();
-        let dims = [place.dims[1], place.dims[0]];
-        let matrix = scheme.pack(&values, dims, Dtype::F32).map_err(|error| of(&module, error))?;
-        done.push(Cost::of(&module, &values, &matrix));
+        let matrix = scheme
+            .pack(&values, [place.dims[1], place.dims[0]], Dtype::F32)
+            .map_err(|error| error.of(&shape.module_path(place.site).unwrap_or_default()))?;
         packed = packed.with_weight(place.site, Weight::Packed(Matrix::packed(matrix, base.device())?));
     }
-    Ok((packed, done))
-}
-
-/// Says of which module an error is.
-pub(crate) fn of(module: &str, error: Error) -> Error {
-    match error {
-        Error::Config { key, found, expected } => Error::config(format!("{module}: {key}"), found, expected),
-        other => other,
-    }
+    Ok(packed)
 }

@@ -4,6 +4,7 @@ mod adapterhub;
 mod cli;
 mod equivalences;
 mod finished;
+mod fuzzed;
 mod packed;
 mod reproduce;
 mod resume;

@@ -35,6 +35,11 @@ pub(crate) const LOCK: &str = "lock";
 /// Writes a file all or nothing: until it is complete, what stood at `path` before stays. A link is followed: what it leads to is
 /// replaced.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, |part| part(bytes))
+}
+
+/// [`write_file`] of bytes that are never there as a whole: `fill` hands on one part after the other.
+pub fn write_parts(path: &Path, fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>) -> Result<()> {
     static CLEANED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let target = target(path)?;
     let dir = parent(&target);
@@ -43,7 +48,8 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let failed = || Error::io("write", path);
     let (scratch, mut file) = Scratch::create(&target).map_err(failed())?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed())?;
+    fill(&mut |part| file.write_all(part).map_err(failed()))?;
+    file.sync_all().map_err(failed())?;
     if let Ok(kind) = target.metadata() {
         // What was private stays so.
         fs::set_permissions(&scratch.0, kind.permissions()).map_err(failed())?;

@@ -12,11 +12,11 @@ use crate::{Packed, Result, Stored};
 
 /// How the matrices of a model's linear maps come and are held.
 pub trait Packing {
-    /// Refuses a model whose configuration says that its tensors are stored in a way that this does not read.
+    /// Takes from a model's configuration how its tensors are stored.
     ///
     /// # Errors
-    /// One that names the field `quantization_config`.
-    fn check(&self, config: &Value, path: &Path) -> Result<()>;
+    /// One that names the field `quantization_config`, if that is a way that this does not read.
+    fn configure(&mut self, config: &Value, path: &Path) -> Result<()>;
 
     /// The modules whose matrices the checkpoint has packed.
     fn modules(&self, file: &Checkpoint) -> Vec<String>;
@@ -38,7 +38,7 @@ pub trait Packing {
 pub(super) struct Dense;
 
 impl Packing for Dense {
-    fn check(&self, config: &Value, path: &Path) -> Result<()> {
+    fn configure(&mut self, config: &Value, path: &Path) -> Result<()> {
         Fields { config, path }.off("quantization_config", "none: weights that are not quantized")
     }
 

@@ -44,11 +44,11 @@ impl Pretrained {
     /// Opens a model: a directory, a GGUF file or a directory with one, `shape:NAME` for a published shape with random weights, or (with the feature `hub`) the
     /// id of a model on a hub.
     pub fn open(name: &str, device: &Device) -> Result<Self> {
-        Self::open_packed(name, device, &Dense)
+        Self::open_packed(name, device, &mut Dense)
     }
 
     /// The same, with linear maps whose matrices come and are held in another way.
-    pub fn open_packed(name: &str, device: &Device, packing: &dyn Packing) -> Result<Self> {
+    pub fn open_packed(name: &str, device: &Device, packing: &mut dyn Packing) -> Result<Self> {
         let model = match name.strip_prefix("shape:") {
             Some(shape) => {
                 let random = |place: &Place| match place.transposed {
@@ -91,9 +91,9 @@ impl Pretrained {
         }
     }
 
-    fn open_dir(dir: PathBuf, device: &Device, packing: &dyn Packing) -> Result<Self> {
+    fn open_dir(dir: PathBuf, device: &Device, packing: &mut dyn Packing) -> Result<Self> {
         let (config, path, gguf) = config(&dir)?;
-        packing.check(&config, &path)?;
+        packing.configure(&config, &path)?;
         let mut shape = Shape::from_config(&config, &path)?;
         shape.stop = stops(&dir, &shape)?;
         let mut file = match gguf {
@@ -134,7 +134,11 @@ impl Pretrained {
             let inner = name.strip_prefix(&prefix).unwrap_or_default();
             ["encoder.", "embeddings.", "decoder.", "layers."].iter().any(|part| inner.starts_with(part))
         };
-        if let Some(name) = unused.iter().find(backbone) {
+        // GPTQ's first programs wrote a bias of zeros beside each matrix, whether the model has one or not.
+        let adds_nothing = |name: &str| {
+            name.ends_with(".bias") && taker.file.bytes(name).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0))
+        };
+        if let Some(name) = unused.iter().filter(backbone).find(|name| !adds_nothing(name)) {
             let expected = format!("no such tensor in a model of {} layers, as config.json says", base.shape().layers);
             return Err(Error::file(taker.file.path_of(name), *name, "a tensor that nothing uses", expected));
         }

@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use half::{bf16, f16};
 
 use super::entry::{Entry, Stored, check_count, check_name};
-use super::gguf::blocks;
+use super::gguf::{Blocks, blocks};
 use super::source::{Source, halves};
 use super::{guard, torch};
 use crate::{Error, Result};
@@ -102,26 +102,39 @@ impl Checkpoint {
             let expected = format!("shape {expected_shape:?}");
             return Err(Error::file(&stored.path, name, format!("shape {shape:?}"), expected));
         }
-        // The decoder, and the bytes that it takes at least.
-        let (decode, unit): (blocks::Decoder, usize) = match dtype.as_str() {
-            "F32" => (|bytes| decode(bytes, f32::from_le_bytes), 4),
-            "F16" => (|bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()), 2),
-            "BF16" => (|bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()), 2),
-            "F64" => (|bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32), 8),
-            _ => match blocks::decoder(dtype) {
-                Some(decoder) => decoder,
-                None => {
-                    return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64"));
-                }
-            },
+        let mut values: Vec<f32> = Vec::with_capacity(shape.iter().product());
+        // The bytes that are decoded at least.
+        let mut read = |unit: usize, decode: &dyn Fn(&[u8]) -> Vec<f32>| {
+            stored.source.pieces(unit, |bytes| values.extend(decode(bytes)), || stored.bytes(name))
         };
-        let mut values = Vec::with_capacity(shape.iter().product());
-        stored.source.pieces(unit, |bytes| values.extend(decode(bytes)), || stored.bytes(name))?;
+        match (dtype.as_str(), blocks::quantized(dtype)) {
+            (_, Some(kind)) => read(kind.unit(), &|bytes| kind.decoded(bytes))?,
+            ("F32", _) => read(4, &|bytes| decode(bytes, f32::from_le_bytes))?,
+            ("F16", _) => read(2, &|bytes| decode(bytes, |value| f16::from_le_bytes(value).to_f32()))?,
+            ("BF16", _) => read(2, &|bytes| decode(bytes, |value| bf16::from_le_bytes(value).to_f32()))?,
+            ("F64", _) => read(8, &|bytes| decode(bytes, |value| f64::from_le_bytes(value) as f32))?,
+            _ => return Err(Error::file(&stored.path, name, format!("type {dtype}"), "type F32, F16, BF16 or F64")),
+        }
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
             let found = format!("{} at element {place}", values[place]);
             return Err(Error::file(&stored.path, name, found, "finite numbers of the range of f32"));
         }
         Ok(TensorData::new(values, shape.clone()))
+    }
+
+    /// A matrix that is stored in blocks of GGUF, as it is; none, if it is stored otherwise.
+    ///
+    /// # Errors
+    /// If a scale is not finite.
+    pub fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        let Some(Stored { path, entry: Entry { shape, dtype }, .. }) = self.tensors.get(name) else { return Ok(None) };
+        match shape[..] {
+            [rows, columns] if blocks::quantized(dtype).is_some() => {
+                let blocks = Blocks::new(dtype, [rows, columns], self.bytes(name)?);
+                blocks.map(Some).map_err(|error| error.of(name).in_file(path))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Reads a tensor of integers (I64 or I32): its shape and its values.

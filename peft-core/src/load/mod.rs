@@ -34,7 +34,7 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "load")]
 pub use entry::Entry;
 #[cfg(feature = "load")]
-pub use gguf::{Gguf, write_lora};
+pub use gguf::{Blocks, Gguf, write_lora};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
 #[cfg(feature = "chat")]

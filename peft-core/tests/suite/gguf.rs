@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use peft_core::load::{Checkpoint, Gguf, Tokenizer, read_json};
+use peft_core::load::{Blocks, Checkpoint, Gguf, Tokenizer, read_json};
 use serde_json::json;
 
 use crate::common::assert_error;
@@ -28,6 +28,45 @@ fn every_block_type_to_the_bit() {
         assert_eq!(file.entry(name).unwrap().dtype, name);
         assert_eq!(file.shape(name), expected.shape(name));
         assert_eq!(bits(&file, name), bits(&expected, name), "{name}");
+    }
+}
+
+#[test]
+fn tiles_of_blocks_to_the_bit() {
+    let file = Checkpoint::open_file(&golden("blocks.gguf")).unwrap();
+    for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"] {
+        let blocks = file.read_blocks(name).unwrap().unwrap();
+        let ([rows, columns], all) = (blocks.dims(), bits(&file, name));
+        assert_eq!((blocks.kind(), blocks.size()), (name, file.bytes(name).unwrap().len()));
+        for tile in [0..columns, 0..1, 1..columns, 3..columns - 2, columns - 1..columns, columns / 2..columns, 7..7] {
+            for part in [0..rows, 1..rows, 0..0] {
+                let mut found = vec![f32::NAN; part.len() * tile.len()];
+                blocks.decode_tile(part.clone(), tile.clone(), &mut found);
+                let expected = part.flat_map(|row| &all[row * columns..][tile.clone()]).copied().collect::<Vec<_>>();
+                assert_eq!(found.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected, "{name} {tile:?}");
+            }
+        }
+    }
+    assert!(["F32", "F16", "none"].iter().all(|name| file.read_blocks(name).unwrap().is_none()));
+}
+
+#[test]
+fn blocks_that_cannot_be_are_refused() {
+    let new = |kind: &str, dims: [usize; 2], bytes: usize| Blocks::new(kind, dims, vec![0; bytes]);
+    new("Q4_K", [2, 256], 288).unwrap();
+    assert_error(new("Q2_K", [2, 256], 168), &["type: Q2_K", "Q4_0, Q4_1", "Q6_K"]);
+    assert_error(new("F16", [2, 256], 1024), &["type: F16"]);
+    assert_error(new("Q4_K", [2, 128], 144), &["shape: [2, 128]", "whole blocks of 256"]);
+    assert_error(new("Q4_0", [0, 32], 0), &["shape: [0, 32]"]);
+    assert_error(new("Q4_0", [2, 0], 0), &["shape: [2, 0]"]);
+    assert_error(new("Q4_0", [usize::MAX, 64], 36), &["bytes: 36", "fits memory"]);
+    for bytes in [0, 35, 37] {
+        assert_error(new("Q4_0", [1, 64], bytes), &[&format!("bytes: {bytes}"), "36 for [1, 64]"]);
+    }
+    for (kind, elements, size, at) in [("Q4_1", 32, 20, 2), ("Q8_0", 32, 34, 0), ("Q6_K", 256, 210, 208)] {
+        let mut bytes = vec![0; 3 * size];
+        bytes[2 * size + at..][..2].copy_from_slice(&[0, 0x7c]);
+        assert_error(Blocks::new(kind, [1, 3 * elements], bytes), &["block 2: scale: inf", "a finite number"]);
     }
 }
 

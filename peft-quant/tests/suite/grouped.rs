@@ -1,5 +1,7 @@
 //! Integers in groups: that their words are GPTQ's and AWQ's to the bit, and what holds of them for all weights.
 
+use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
+use burn::tensor::{Tensor, TensorData};
 use half::f16;
 use peft_quant::{Grouped, Packing, Words};
 use proptest::prelude::*;
@@ -183,4 +185,60 @@ fn what_cannot_be_encoded_or_is_no_matrix_is_refused() {
     assert_error(good.clone().with_zeros(vec![0.; 63]), &["zeros: a length of 63", "64"]);
     assert_error(good.clone().with_zeros(vec![f32::NAN; 64]), &["zeros, element 0"]);
     assert_error(good.decode_rows(31..33, &mut [0f32; 128]), &["rows: 31..33", "0..32"]);
+}
+
+/// Burn decodes what it is given to the same numbers, and what burn quantizes is read as burn decodes it.
+#[test]
+fn burns_own_tensors_are_read_and_made() {
+    let mut random = peft_core::random::Random::new(3, "burn");
+    let x: Vec<f32> = (0..32 * 96).map(|_| random.normal() as f32).collect();
+    let device = peft_core::testing::device();
+    let decoded = |data: TensorData| -> Vec<f32> {
+        Tensor::<2>::from_data(data, &device).dequantize().into_data().try_into_vec().unwrap()
+    };
+    for (bits, group) in [(2, 16), (4, 32), (8, 96), (4, 48)] {
+        let packed = Grouped::encode(&x, [32, 96], bits, group, true).unwrap();
+        let data = packed.to_burn().unwrap();
+        assert_eq!(Grouped::from_burn(&data).unwrap(), packed, "{bits} {group}");
+        assert_eq!(decoded(data), packed.decode::<f32>(), "{bits} {group}");
+    }
+    let tensor = Tensor::<2>::from_data(TensorData::new(x.clone(), [32, 96]), &device);
+    for (value, store) in [(QuantValue::Q8S, QuantStore::Native), (QuantValue::Q8F, QuantStore::Native)] {
+        for scale in [ScaleDtype::F32, ScaleDtype::F16] {
+            let scheme = QuantScheme::default().with_value(value).with_store(store);
+            for scheme in [scheme.per_tensor(ScaleDtype::F32), scheme.per_block([32], scale)] {
+                let data = tensor.clone().quantize_dynamic(&scheme).into_data();
+                let read = Grouped::from_burn(&data).unwrap();
+                assert_eq!(read.decode::<f32>(), decoded(data), "{scheme:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_burn_does_not_hold_is_refused() {
+    let x: Vec<f32> = (0..32 * 512).map(|i| i as f32 % 7. - 3.).collect();
+    let encode = |bits, group, symmetric| Grouped::encode(&x, [32, 512], bits, group, symmetric).unwrap();
+    assert_error(encode(3, 32, true).to_burn(), &["bits: 3", "2, 4 or 8"]);
+    assert_error(encode(4, 256, true).to_burn(), &["group_size: 256", "at most 255"]);
+    let positive: Vec<f32> = x.iter().map(|x| x + 3.).collect();
+    let positive = Grouped::encode(&positive, [32, 512], 4, 32, false).unwrap();
+    assert_error(positive.to_burn(), &["zero point: 0", "8: burn's are symmetric"]);
+    let read = |data: TensorData| Grouped::from_burn(&data);
+    assert_error(read(TensorData::new(x.clone(), [32, 512])), &["type: F32", "a quantized type"]);
+    let quantized = |scheme: QuantScheme, shape: &[usize], scales: usize| {
+        TensorData::quantized(vec![0i8; shape.iter().product()], shape.to_vec(), scheme, &vec![1.; scales], None)
+    };
+    let scheme = QuantScheme::default().with_store(QuantStore::Native);
+    assert_error(read(quantized(scheme, &[4, 4, 4], 1)), &["shape: [4, 4, 4]", "a matrix"]);
+    assert_error(
+        read(quantized(scheme.per_block([2, 16], ScaleDtype::F32), &[4, 32], 4)),
+        &["block: [2, 16]", "inputs alone"],
+    );
+    let wide = TensorData::quantized(vec![100i8; 64], [2, 32], scheme.with_value(QuantValue::Q4S), &[1.], None);
+    assert_error(read(wide), &["value: 100", "one from -8 to 7"]);
+    let infinite = TensorData::quantized(vec![0i8; 64], [2, 32], scheme, &[f32::INFINITY], None);
+    assert_error(read(infinite), &["scales, element 0", "inf"]);
+    let odd = quantized(scheme.with_value(QuantValue::Q4F), &[2, 12], 1);
+    assert_error(read(odd), &["inputs: 12", "a multiple of 8"]);
 }

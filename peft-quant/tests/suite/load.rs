@@ -1,16 +1,18 @@
 //! Models whose files are packed, packed as they are read, and packed from one directory into another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use peft_core::io::Pretrained;
 use peft_core::load::Checkpoint;
 use peft_core::testing::golden::examples;
-use peft_core::testing::tolerances::REFERENCE;
-use peft_core::testing::{device, difference};
-use peft_core::{Bare, Trained, Weight};
-use peft_quant::{Plan, Scheme, open, quantized};
+use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
+use peft_core::testing::{assert_close, device, difference};
+use peft_core::{Bare, Base, Example, Trained, Weight};
+use peft_quant::bitsandbytes::{Tensor, Tensors};
+use peft_quant::{Plan, Scheme, is_packed, open, quantized};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::common::assert_error;
@@ -23,14 +25,18 @@ fn model(dir: &Path, scheme: Option<&str>) -> peft_core::Result<Pretrained> {
     open(dir.to_str().unwrap(), &device(), scheme.map(|scheme| scheme.parse().unwrap()))
 }
 
-/// The largest difference to transformers' logits.
-fn off(kind: &str) -> f32 {
-    let model = model(&folder(kind), None).unwrap();
-    let examples = examples(&folder(kind).join("expected.safetensors"));
+/// The largest difference of a model's logits to those beside it.
+fn off_of(dir: &Path, model: &Pretrained) -> f32 {
+    let examples = examples(&dir.join("expected.safetensors"));
     let batch = model.base.batch(&examples.iter().collect::<Vec<_>>()).unwrap();
     let logits = Trained::new(Bare {}, model.own_head().unwrap()).unwrap().logits(&model.base, &batch).unwrap();
-    let file = Checkpoint::open_file(&folder(kind).join("expected.safetensors")).unwrap();
+    let file = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap();
     difference(&logits.into_data(), &file.read_f32("logits", &[2, 9, 32]).unwrap())
+}
+
+/// The same to transformers' of a model of bitsandbytes.
+fn off(kind: &str) -> f32 {
+    off_of(&folder(kind), &model(&folder(kind), None).unwrap())
 }
 
 #[test]
@@ -55,7 +61,7 @@ fn logits_of_packed_models_of_short_numbers_are_near_those_of_transformers() {
 fn a_model_packed_as_it_is_read_is_one_that_is_packed_then() {
     let (dir, dense) = (folder("dense"), model(&folder("dense"), None).unwrap());
     for scheme in ["nf4", "fp4-double", "int8"] {
-        let (then, _) = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
+        let then = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
         let read = model(&dir, Some(scheme)).unwrap();
         assert_eq!(read.base.fingerprint(), then.fingerprint(), "{scheme}");
         let packed = |base: &peft_core::Base| {
@@ -64,7 +70,7 @@ fn a_model_packed_as_it_is_read_is_one_that_is_packed_then() {
         assert!(packed(&read.base) && !packed(&dense.base));
         let random = open("shape:llama-tiny", &device(), Some(scheme.parse().unwrap())).unwrap();
         let dense = Pretrained::open("shape:llama-tiny", &device()).unwrap();
-        let (then, _) = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
+        let then = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
         assert!(packed(&random.base));
         assert_eq!(random.base.fingerprint(), then.fingerprint(), "{scheme}");
     }
@@ -123,13 +129,25 @@ fn shards_and_heads_are_packed_apart() {
             assert_eq!(costs.len(), plan.count());
             assert_eq!(output.join("model.safetensors.index.json").exists(), name.ends_with("-sharded"));
             let (packed, dense) = (model(&output, None).unwrap(), model(&dir, None).unwrap());
-            let (then, expected) = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
+            let then = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
             assert_eq!(packed.base.fingerprint(), then.fingerprint(), "{name} {scheme}");
-            assert_eq!(costs.len(), expected.len());
+            let shape = then.shape();
+            assert_eq!(costs.len(), shape.places().iter().filter(|place| is_packed(shape, place)).count());
             let head = |model: &Pretrained| peft_core::view::tensors(model.head.as_ref().unwrap());
             assert_eq!(head(&packed), head(&dense), "{name} {scheme}");
         }
     }
+}
+
+/// The tensors of a safetensors file.
+fn tensors_of(path: &Path) -> Tensors<'static> {
+    let bytes = fs::read(path).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = |(name, view): (String, safetensors::tensor::TensorView)| {
+        let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+        (name, Tensor { dtype, shape, bytes: view.data().to_vec().into() })
+    };
+    all.tensors().into_iter().map(tensor).collect()
 }
 
 /// transformers packs also the linear maps of a head.
@@ -143,17 +161,8 @@ fn packed_tensors_of_a_head_are_decoded() {
     let (name, dims) = ("classifier.dense", [24, 24]);
     let values: Vec<f32> = file.read_f32(&format!("{name}.weight"), &dims).unwrap().try_into_vec().unwrap();
     let scheme: Scheme = "nf4".parse().unwrap();
-    let packed = scheme.pack(&values, dims, safetensors::Dtype::F32).unwrap();
-    let bytes = fs::read(output.join("model.safetensors")).unwrap();
-    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: peft_quant::bitsandbytes::Tensors = all
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            let (dtype, shape) = (view.dtype(), view.shape().to_vec());
-            (name, peft_quant::bitsandbytes::Tensor { dtype, shape, bytes: view.data().to_vec().into() })
-        })
-        .collect();
+    let packed = scheme.pack(&values, dims, Dtype::F32).unwrap();
+    let mut tensors = tensors_of(&output.join("model.safetensors"));
     tensors.append(&mut peft_quant::bitsandbytes::write(name, &packed));
     safetensors::serialize_to_file(&tensors, None, &output.join("model.safetensors")).unwrap();
     fs::remove_file(output.join("manifest.json")).ok();
@@ -184,8 +193,155 @@ fn what_cannot_be_read_is_refused() {
         fs::write(dir.join("config.json"), config.to_string()).unwrap();
         dir
     };
-    let gptq = copy("nf4", &|config| config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4}));
-    assert_error(model(&gptq, None), &["quantization_config.quant_method", "gptq", "bitsandbytes"]);
+    let other = copy("nf4", &|config| config["quantization_config"] = json!({"quant_method": "hqq", "bits": 4}));
+    assert_error(model(&other, None), &["quantization_config.quant_method", "hqq", "bitsandbytes, gptq or awq"]);
     let wide = copy("nf4", &|config| config["intermediate_size"] = json!(192));
     assert_error(model(&wide, None), &["mlp.gate_proj.weight", "a packed matrix of shape [128, 64]", "[192, 64]"]);
+}
+
+/// GPTQ with zero points less one and as they are, in 2, 3, 4 and 8 bits, with inputs in any order, in groups and in one; AWQ.
+const WORDS: [(&str, &str); 6] = [
+    ("gptq", "int4 in groups of 32"),
+    ("gptq-2", "int2 in groups of 32"),
+    ("gptq-3", "int3 in groups of 32, ordered"),
+    ("gptq-4-order", "int4 in groups of 16, ordered"),
+    ("gptq-8", "int8 in groups of 64"),
+    ("awq", "int4 in groups of 32"),
+];
+
+fn words(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+#[test]
+fn words_of_gptq_and_awq_stay_packed_and_give_the_logits_of_their_weights() {
+    for (name, kind) in WORDS {
+        let dir = words(name);
+        let model = model(&dir, None).unwrap();
+        for (site, path) in model.base.shape().linears() {
+            let Weight::Packed(w) = model.base.weight(site) else { panic!("{name}: {path} is dense") };
+            if path == "model.layers.0.self_attn.k_proj" {
+                let expected = Checkpoint::open_file(&dir.join("expected.safetensors")).unwrap();
+                let expected = expected.read_f32(&path, &[32, 64]).unwrap();
+                assert_eq!(w.outputs(0..32), expected.try_into_vec::<f32>().unwrap(), "{name}");
+                assert_eq!(w.kind(), kind, "{name}");
+            }
+        }
+        let off = off_of(&dir, &model);
+        assert!(off < REFERENCE.0, "{name}: {off}");
+    }
+}
+
+/// The rows of queries and keys, whose order is another in GGUF, are moved with their blocks.
+#[test]
+fn blocks_of_gguf_stay_packed_and_give_the_bits_of_their_weights() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peft-core/tests/golden/gguf/llama.gguf");
+    let (packed, dense) = (model(&file, None).unwrap(), Pretrained::open(file.to_str().unwrap(), &device()).unwrap());
+    let mut kinds = BTreeSet::new();
+    for (site, path) in packed.base.shape().linears() {
+        let dtype = Checkpoint::open_model(&file).unwrap().entry(&format!("{path}.weight")).unwrap().dtype.clone();
+        match packed.base.weight(site) {
+            Weight::Packed(w) => {
+                assert_eq!(w.kind(), dtype, "{path}");
+                kinds.insert(dtype);
+            }
+            Weight::Dense(_) => assert!(["F32", "F16", "BF16"].contains(&&*dtype), "{path}: {dtype}"),
+        }
+        let bits = |base: &Base| base.weight(site).dense().into_data();
+        assert_eq!(bits(&packed.base), bits(&dense.base), "{path}");
+    }
+    println!("{kinds:?}");
+    assert!(kinds.len() >= 4, "{kinds:?}");
+    assert_eq!(packed.base.fingerprint(), dense.base.fingerprint());
+    let batch = packed.base.batch(&[&Example { ids: vec![1, 17, 9, 30, 2, 44], ..Default::default() }]).unwrap();
+    let states = |base: &Base| base.forward(&batch, &()).unwrap().states;
+    assert_close(states(&packed.base), states(&dense.base), SAME_FUNCTION, "states");
+    // To be packed by a scheme it is read as numbers, of the type that a file of dense ones has.
+    let nf4 = model(&file, Some("nf4")).unwrap().base;
+    let then = quantized(&dense.base, "nf4".parse().unwrap()).unwrap();
+    for (site, path) in then.shape().linears() {
+        let Weight::Packed(w) = nf4.weight(site) else { panic!("{path} is dense") };
+        assert_eq!(w.kind(), "nf4");
+        if matches!(packed.base.weight(site), Weight::Packed(_)) {
+            assert_eq!(nf4.weight(site).dense().into_data(), then.weight(site).dense().into_data(), "{path}");
+        }
+    }
+}
+
+#[test]
+fn words_that_cannot_be_read_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let changed = |name: &str, config: &dyn Fn(&mut Value), file: &dyn Fn(&mut Tensors<'static>)| {
+        let dir = out.path().join("copy");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        let mut settings = serde_json::from_slice(&fs::read(words(name).join("config.json")).unwrap()).unwrap();
+        config(&mut settings);
+        fs::write(dir.join("config.json"), settings.to_string()).unwrap();
+        let mut tensors = tensors_of(&words(name).join("model.safetensors"));
+        file(&mut tensors);
+        safetensors::serialize_to_file(&tensors, None, &dir.join("model.safetensors")).unwrap();
+        model(&dir, None)
+    };
+    let none = |_: &mut Tensors<'static>| ();
+    for (name, key, value, expected) in [
+        ("gptq", "bits", json!(5), "2, 3, 4 or 8"),
+        ("gptq", "bits", json!("4"), "2, 3, 4 or 8"),
+        ("gptq", "group_size", json!(0), "a number of inputs, or -1"),
+        ("gptq", "checkpoint_format", json!("marlin"), "gptq or gptq_v2"),
+        ("gptq", "pack_dtype", json!("int16"), "int32"),
+        ("gptq", "dynamic", json!({"-:lm_head": {}}), "the same bits and groups"),
+        ("awq", "bits", json!(8), "4, which is what AWQ packs"),
+        ("awq", "version", json!("gemv"), "gemm"),
+        ("awq", "backend", json!("llm-awq"), "autoawq"),
+    ] {
+        let set = |config: &mut Value| config["quantization_config"][key] = value.clone();
+        assert_error(changed(name, &set, &none), &["config.json", &format!("quantization_config.{key}"), expected]);
+    }
+    let group = |config: &mut Value| config["quantization_config"]["group_size"] = json!(48);
+    assert_error(
+        changed("gptq", &group, &none),
+        &["model.safetensors", "q_proj: group_size: found 48", "a divisor of the 64"],
+    );
+    let bits = |config: &mut Value| config["quantization_config"]["bits"] = json!(8);
+    assert_error(
+        changed("gptq", &bits, &none),
+        &["model.safetensors", "q_proj: scales: found a length of 128", "of codes of 8 bits"],
+    );
+
+    const K: &str = "model.layers.0.self_attn.k_proj";
+    let keep = |_: &mut Value| ();
+    let part = |part: &str| format!("{K}.{part}");
+    let cut = |tensors: &mut Tensors<'static>, name: &str| {
+        let tensor = tensors.get_mut(&part(name)).unwrap();
+        tensor.shape[0] -= 1;
+        let size = tensor.bytes.len() / (tensor.shape[0] + 1) * tensor.shape[0];
+        tensor.bytes.to_mut().truncate(size);
+    };
+    for name in ["qzeros", "scales", "g_idx"] {
+        let error = changed("gptq", &keep, &|tensors| cut(tensors, name));
+        assert_error(error, &["model.safetensors", &format!("k_proj: {name}: found a length of"), "expected"]);
+    }
+    assert_error(
+        changed("gptq", &keep, &|tensors| cut(tensors, "qweight")),
+        &["k_proj: group_size: found 32", "56 inputs"],
+    );
+    for name in ["qzeros", "scales"] {
+        let gone = changed("awq", &keep, &|tensors| drop(tensors.remove(&part(name))));
+        assert_error(gone, &["model.safetensors", &part(name), "no tensor of this name"]);
+    }
+    let long = changed("gptq", &keep, &|tensors| {
+        let tensor = tensors.get_mut(&part("scales")).unwrap();
+        (tensor.dtype, tensor.shape[1]) = (Dtype::F32, tensor.shape[1] / 2);
+    });
+    assert_error(long, &[&part("scales"), "type F32", "type F16"]);
+    let infinite = changed("gptq", &keep, &|tensors| {
+        tensors.get_mut(&part("scales")).unwrap().bytes.to_mut()[6..8].copy_from_slice(&[0, 0x7c]);
+    });
+    assert_error(infinite, &["k_proj: scales, element", "inf", "a finite number"]);
+    let far = changed("gptq-4-order", &keep, &|tensors| tensors.get_mut(&part("g_idx")).unwrap().bytes.to_mut()[5] = 1);
+    assert_error(far, &["k_proj: g_idx, element 1", "a group below 4"]);
+    // A bias of zeros is nothing; another is one that the model does not have.
+    let bias = changed("gptq", &keep, &|tensors| tensors.get_mut(&part("bias")).unwrap().bytes.to_mut()[1] = 0x3c);
+    assert_error(bias, &[&part("bias"), "a tensor that nothing uses"]);
 }

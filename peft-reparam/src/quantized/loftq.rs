@@ -23,18 +23,19 @@
 //! point for each 64 inputs); the authors' two bits are a cut of NF4 to four values.
 
 use std::mem::replace;
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use peft_core::{
-    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, SiteMap, Sites, Weight,
-    random::Random, split_name,
+    Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Packed, Procedure, Result, Shape, Site, SiteMap, Sites,
+    Weight, random::Random, split_name,
 };
 use peft_quant::{Codebook, FourBit, Grouped, Int8Rows};
 use serde::{Deserialize, Serialize};
 
+use super::Instead;
 use super::matrix::{Matrix, Thin};
-use super::{Instead, of_site};
 use crate::low_rank::pair::{self, LowRank, Opened, Pair, check_dropout, untrained};
 use crate::low_rank::ranks::{check_alpha, check_rank};
 
@@ -141,24 +142,23 @@ impl LoftQConfig {
     }
 
     /// What the codec makes of a matrix.
-    fn quantized(&self, w: &Matrix) -> Result<Matrix> {
+    fn quantized(&self, w: &Matrix, device: &Device) -> Result<Arc<dyn Packed>> {
         let [inputs, outputs] = w.dims;
         let (values, dims) = (&w.values, [outputs, inputs]);
-        let values = match self.loftq_bits {
-            4 => FourBit::encode(values, &dims, Codebook::Nf4, BLOCK)?.decode(),
-            8 => Int8Rows::encode(values, dims)?.decode(),
-            bits => Grouped::encode(values, dims, bits, BLOCK, false)?.decode(),
-        };
-        Ok(Matrix { values, dims: w.dims })
+        match self.loftq_bits {
+            4 => peft_quant::Matrix::packed(FourBit::encode(values, &dims, Codebook::Nf4, BLOCK)?, device),
+            8 => peft_quant::Matrix::packed(Int8Rows::encode(values, dims)?, device),
+            bits => peft_quant::Matrix::packed(Grouped::encode(values, dims, bits, BLOCK, false)?, device),
+        }
     }
 
     /// The factors after T steps from LoRA's start, those of the step before, and what that made of the matrix.
-    fn alternated(&self, w: &Matrix, start: Thin) -> Result<(Thin, Thin, Matrix)> {
-        let (mut before, mut now, mut quantized) = (start.clone(), start, self.quantized(w)?);
-        let mut least = w.less(&quantized).norm();
+    fn alternated(&self, w: &Matrix, start: Thin, device: &Device) -> Result<(Thin, Thin, Arc<dyn Packed>)> {
+        let (mut before, mut now, mut quantized) = (start.clone(), start, self.quantized(w, device)?);
+        let mut least = w.less(&Matrix::decoded(&*quantized)).norm();
         for _ in 0..self.loftq_iter {
-            let next_quantized = self.quantized(&w.without(&now, self.start_scale()))?;
-            let residual = w.less(&next_quantized);
+            let next_quantized = self.quantized(&w.without(&now, self.start_scale()), device)?;
+            let residual = w.less(&Matrix::decoded(&*next_quantized));
             let next = Thin::nearest(&residual, self.r, self.start_scale())?;
             let left = residual.without(&next, self.start_scale()).norm();
             if left >= least {
@@ -240,10 +240,11 @@ impl Method for LoftQConfig {
             let [inputs, outputs] = w.dims;
             let a = pair::start([inputs, self.r], Random::new(seed, &format!("lora.{site}.a")), plain);
             let start = Thin::of(a, Tensor::zeros([self.r, outputs], plain));
-            let (now, before, quantized) = self.alternated(&w, start).map_err(|error| of_site(error, shape, site))?;
+            let of = |error: Error| error.of(&shape.module_path(site).unwrap_or_default());
+            let (now, before, quantized) = self.alternated(&w, start, plain).map_err(of)?;
             let before = (self.loftq_iter > 1).then(|| before.tensors(self.r, &device));
             factors.push((site, Approximation::new(now.tensors(self.r, &device), before)));
-            instead.push((site, quantized.weight(plain)));
+            instead.push((site, Weight::Packed(quantized)));
         }
         Ok(self.tuner(factors.into_iter().collect(), instead.into_iter().collect()))
     }
@@ -286,8 +287,8 @@ impl Method for LoftQConfig {
                 Some(Earlier { a, b }) => w.without(&Thin::of(a.val(), b.val()), self.start_scale()),
                 None => w,
             };
-            let w = self.quantized(&w).map_err(|error| of_site(error, base.shape(), site))?;
-            Ok((site, w.weight(base.device())))
+            let of = |error: Error| error.of(&base.shape().module_path(site).unwrap_or_default());
+            Ok((site, Weight::Packed(self.quantized(&w, base.device()).map_err(of)?)))
         };
         let instead = tuner.factors.iter().map(quantized).collect::<Result<_>>()?;
         Ok(LoftQ { instead, ..tuner })
@@ -316,6 +317,7 @@ impl Procedure for LoftQ {}
 mod tests {
     use std::path::Path;
 
+    use burn::tensor::TensorData;
     use peft_core::testing::golden::Case;
     use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
     use peft_core::testing::{assert_close, difference};
@@ -357,7 +359,9 @@ mod tests {
                 let path = case.base.shape().module_path(site).unwrap();
                 let expected = case.expected(&format!("base.base_model.model.{path}"));
                 for of in [&own, &loaded] {
-                    let found = of.instead.get(site).unwrap().dense().transpose().into_data();
+                    let Some(Weight::Packed(w)) = of.instead.get(site) else { panic!("{path} is dense") };
+                    let [inputs, outputs] = w.dims();
+                    let found = TensorData::new(w.outputs(0..outputs), [outputs, inputs]);
                     // PEFT adds up what later steps take away in another order, in f32.
                     let allowed = if config.loftq_iter == 1 { 0.0 } else { SAME_FUNCTION.0 };
                     assert!(difference(&found, &expected) <= allowed, "{path}");

@@ -1,7 +1,7 @@
 //! Matrices in the order of the codecs, output by output, and their best approximations of low rank.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use peft_core::{Result, Weight};
+use peft_core::{Packed, Result, Weight};
 
 use crate::low_rank::start::svd;
 
@@ -24,8 +24,14 @@ pub(super) struct Matrix {
 
 impl Matrix {
     pub(super) fn of(w: &Weight) -> Self {
-        let w = w.dense();
-        Matrix { dims: w.dims(), values: by_outputs(w) }
+        match w {
+            Weight::Dense(w) => Matrix { dims: w.dims(), values: by_outputs(w.clone()) },
+            Weight::Packed(w) => Self::decoded(&**w),
+        }
+    }
+
+    pub(super) fn decoded(w: &dyn Packed) -> Self {
+        Matrix { dims: w.dims(), values: w.outputs(0..w.dims()[1]) }
     }
 
     pub(super) fn less(&self, other: &Matrix) -> Matrix {
@@ -49,10 +55,6 @@ impl Matrix {
 
     pub(super) fn norm(&self) -> f64 {
         self.values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
-    }
-
-    pub(super) fn weight(&self, device: &Device) -> Weight {
-        Weight::Dense(from_outputs(&self.values, self.dims, device))
     }
 }
 

@@ -9,7 +9,7 @@ pub mod qlora;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use peft_core::{Error, Hooks, Shape, Site, Weight};
+use peft_core::{Hooks, Site, Weight};
 
 /// Quantized matrices in the place of a base's own.
 #[derive(Clone, Debug, Default)]
@@ -31,14 +31,5 @@ impl FromIterator<(Site, Weight)> for Instead {
 impl Hooks for Instead {
     fn weight(&self, site: Site, w: Weight) -> Weight {
         self.get(site).cloned().unwrap_or(w)
-    }
-}
-
-/// An error of a codec, with the module whose matrix it is about.
-fn of_site(error: Error, shape: &Shape, site: Site) -> Error {
-    let path = shape.module_path(site).unwrap_or_else(|| site.to_string());
-    match error {
-        Error::Config { key, found, expected } => Error::config(format!("{key} of {path}"), found, expected),
-        other => other,
     }
 }

@@ -13,13 +13,15 @@
 //! - G = 1 is LoRA on the quantized base: `groups_of_one_are_a_lora`
 //! - inputs that add up to 0 in each group pass it by: `inputs_that_cancel_add_nothing`
 //! - the order of the inputs of a group does not matter: `inputs_of_a_group_may_change_places`
+//! - on a model of GPTQ its integers are those below: `on_a_model_of_integers_it_keeps_those`
 //! - the mean is the sum with A / G, and PEFT's with A in / G^2: `poolings_differ_by_a_factor_of_a`
 //! - it is the LoRA whose A repeats its rows G times: `it_is_a_lora_with_repeated_rows`
 //!
-//! Differs from the paper: integers are the nearest between the least and the largest weight of a group, not GPTQ's, which needs data. f
-//! is 1 as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting `pooling`. Table I of
-//! the survey groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
+//! Differs from the paper: integers are the nearest between the least and the largest weight of a group; GPTQ's, which need data, are kept
+//! on a model that has them. f is 1 as in the paper's algorithm; the authors' code takes the mean, 1 / G, and PEFT d_in / G^2: the setting
+//! `pooling`. Table I of the survey groups the outputs. PEFT's is for GPTQ's layers alone, and does not merge.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -34,8 +36,8 @@ use peft_core::{
 use peft_quant::Grouped;
 use serde::{Deserialize, Serialize};
 
-use super::matrix::{by_outputs, from_outputs};
-use super::{Instead, of_site};
+use super::Instead;
+use super::matrix::{Matrix, by_outputs, from_outputs};
 use crate::low_rank::pair::{self, Pair, check_dropout, dropped};
 use crate::low_rank::ranks::{check_alpha, check_rank};
 
@@ -148,15 +150,44 @@ impl QaLoraConfig {
         let (shape, device) = (base.shape(), base.device());
         let (mut codes, mut instead) = (BTreeMap::new(), vec![]);
         for (site, _) in factors.iter() {
-            let dims = shape.linear_dims(site);
-            let values = by_outputs(base.weight(site).dense());
-            let packed = Grouped::encode(&values, [dims[1], dims[0]], self.bits, self.qalora_group_size, false);
-            let packed = packed.map_err(|error| of_site(error, shape, site))?;
-            instead.push((site, Weight::Dense(dense(&packed, device))));
+            let of = |error: Error| error.of(&shape.module_path(site).unwrap_or_default());
+            let packed = match own(base.weight(site)) {
+                Some(own) => self.checked(own.clone()).map_err(of)?,
+                None => Arc::new(self.quantized(Matrix::of(base.weight(site))).map_err(of)?),
+            };
+            instead.push((site, Weight::Packed(peft_quant::Matrix::packed(packed.clone(), device)?)));
             codes.insert(site, packed);
         }
         Ok(QaLora { factors, codes: codes.into(), instead: instead.into_iter().collect(), dropout: self.lora_dropout })
     }
+
+    fn quantized(&self, w: Matrix) -> Result<Grouped> {
+        let [inputs, outputs] = w.dims;
+        Grouped::encode(&w.values, [outputs, inputs], self.bits, self.qalora_group_size, false)
+    }
+
+    /// The integers that a model of GPTQ or AWQ has, which are not quantized again.
+    fn checked(&self, own: Arc<Grouped>) -> Result<Arc<Grouped>> {
+        if own.groups().is_some() {
+            let expected = "consecutive inputs in each group: what the adapter adds to a group is one number";
+            return Err(Error::config("desc_act", "inputs in another order", expected));
+        }
+        if own.bits() != self.bits {
+            return Err(Error::config("bits", self.bits, format!("{}, as in the model", own.bits())));
+        }
+        if own.group() != self.qalora_group_size {
+            let expected = format!("{}, as in the model", own.group());
+            return Err(Error::config("qalora_group_size", self.qalora_group_size, expected));
+        }
+        Ok(own)
+    }
+}
+
+/// The integers of a matrix that has some.
+fn own(w: &Weight) -> Option<&Arc<Grouped>> {
+    let Weight::Packed(w) = w else { return None };
+    let w: &dyn Any = &**w;
+    w.downcast_ref::<peft_quant::Matrix<Arc<Grouped>>>().map(peft_quant::Matrix::codec)
 }
 
 /// A packed matrix as a tensor `[in, out]`.
@@ -170,7 +201,7 @@ fn dense(packed: &Grouped, device: &Device) -> Tensor<2> {
 pub struct QaLora {
     factors: SiteMap<Pooled>,
     #[module(skip)]
-    codes: Arc<BTreeMap<Site, Grouped>>,
+    codes: Arc<BTreeMap<Site, Arc<Grouped>>>,
     #[module(skip)]
     instead: Instead,
     #[module(skip)]
@@ -204,7 +235,7 @@ impl QaLora {
         let (Some(factors), Some(packed)) = (self.factors.get(site), self.codes.get(&site)) else { return Ok(None) };
         let update = by_outputs(factors.pair().update());
         let moved = packed.zeros().iter().zip(packed.scales()).zip(update).map(|((zero, a), update)| zero - update / a);
-        packed.clone().with_zeros(moved.collect()).map(Some)
+        Grouped::clone(packed).with_zeros(moved.collect()).map(Some)
     }
 }
 
@@ -284,6 +315,7 @@ impl Procedure for QaLora {}
 mod tests {
     use std::path::Path;
 
+    use burn::tensor::TensorData;
     use peft_core::testing::{difference, golden::Case};
     use peft_core::{Part, Trained};
 
@@ -311,7 +343,9 @@ mod tests {
             let (_, Trained { tuner, .. }) = case.load::<QaLoraConfig>();
             for (site, _) in tuner.factors.iter() {
                 let path = case.base.shape().module_path(site).unwrap();
-                let found = tuner.instead.get(site).unwrap().dense().transpose().into_data();
+                let Some(Weight::Packed(w)) = tuner.instead.get(site) else { panic!("{path} is dense") };
+                let [inputs, outputs] = w.dims();
+                let found = TensorData::new(w.outputs(0..outputs), [outputs, inputs]);
                 assert_eq!(difference(&found, &case.expected(&format!("base.base_model.model.{path}"))), 0.0, "{path}");
             }
         }

@@ -99,14 +99,17 @@ impl QLoraConfig {
             if let Weight::Packed(w) = base.weight(site)
                 && w.kind() != scheme.to_string()
             {
-                let expected = format!("{}, as {path} is in the model", w.kind());
+                let expected = match w.kind().parse::<Scheme>() {
+                    Ok(Scheme::FourBit { .. }) => format!("{}, as {path} is in the model", w.kind()),
+                    _ => format!("a model that is not packed: {path} is {}, on which lora trains as it is", w.kind()),
+                };
                 return Err(Error::config("bnb_4bit_quant_type, bnb_4bit_use_double_quant", scheme, expected));
             }
         }
         if base.is_hollow() {
             return Ok(Instead::default());
         }
-        let (packed, _) = quantized(base, scheme)?;
+        let packed = quantized(base, scheme)?;
         let replaced = |site: Site| match (base.weight(site), packed.weight(site)) {
             (Weight::Dense(_), w @ Weight::Packed(_)) => Some((site, w.clone())),
             _ => None,
@@ -191,7 +194,7 @@ mod tests {
         SHAPES.into_iter().zip(BASES).map(|(shape, (codebook, double))| {
             let dense = base(shape, &device());
             let config = QLoraConfig::new(3).with_alpha(5.0).with_base(codebook, double);
-            let (packed, _) = quantized(&dense, config.scheme()).unwrap();
+            let packed = quantized(&dense, config.scheme()).unwrap();
             (dense, packed, config)
         })
     }
@@ -252,7 +255,7 @@ mod tests {
             let values = tensors(&trained.tuner).into_iter().map(|(name, data)| (format!("lora.{name}"), data));
             let tuner = with_values(config.init(&case.base, 0).unwrap(), &values.collect()).unwrap();
             let merged = case.base.merged(&tuner.valid());
-            let (again, _) = quantized(&merged, config.scheme()).unwrap();
+            let again = quantized(&merged, config.scheme()).unwrap();
             let bare = Trained::new(Bare {}, trained.head.clone()).unwrap();
             let found = bare.logits(&again, &case.batch).unwrap();
             let expected = Tensor::<3>::from_data(case.expected("merged"), &device());
@@ -266,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_base_that_is_packed_otherwise_is_refused() {
-        let (packed, _) = quantized(&base("llama-tiny", &device()), "fp4".parse().unwrap()).unwrap();
+        let packed = quantized(&base("llama-tiny", &device()), "fp4".parse().unwrap()).unwrap();
         let error = QLoraConfig::new(2).init(&packed, 0).unwrap_err().to_string();
         assert!(error.contains("bnb_4bit_quant_type") && error.contains("nf4-double") && error.contains("fp4, as"));
         let lora = QLoraConfig::new(2).with_base(Codebook::Fp4, false).with_sites(Part::Query);

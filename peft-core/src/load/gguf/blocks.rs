@@ -2,10 +2,15 @@
 //!
 //! The order of the operations is that of the reference (the Python package `gguf`), so that every bit is its.
 
+use std::ops::Range;
+
 use half::f16;
 
+use crate::{Error, Result};
+
 /// An element type.
-pub(super) struct Kind {
+#[derive(Debug)]
+pub(in crate::load) struct Kind {
     /// Its number in files.
     pub(super) id: u32,
     /// Its name.
@@ -14,57 +19,156 @@ pub(super) struct Kind {
     pub(super) elements: usize,
     /// Bytes of a block.
     pub(super) bytes: usize,
+    /// Of a quantized type the decoder of whole blocks, and where a block has its numbers of f16.
+    quantized: Option<(Decode, &'static [usize])>,
 }
 
-const fn kind(id: u32, name: &'static str, elements: usize, bytes: usize) -> Kind {
-    Kind { id, name, elements, bytes }
+type Decode = fn(&[u8], &mut [f32]);
+
+const fn plain(id: u32, name: &'static str, bytes: usize) -> Kind {
+    Kind { id, name, elements: 1, bytes, quantized: None }
 }
+
+const fn blocks(
+    id: u32,
+    name: &'static str,
+    [elements, bytes]: [usize; 2],
+    decode: Decode,
+    halves: &'static [usize],
+) -> Kind {
+    Kind { id, name, elements, bytes, quantized: Some((decode, halves)) }
+}
+
+/// The most elements of a block.
+const LARGEST: usize = 256;
 
 /// The types that are read.
 pub(super) const KINDS: [Kind; 14] = [
-    kind(0, "F32", 1, 4),
-    kind(1, "F16", 1, 2),
-    kind(2, "Q4_0", 32, 18),
-    kind(3, "Q4_1", 32, 20),
-    kind(6, "Q5_0", 32, 22),
-    kind(7, "Q5_1", 32, 24),
-    kind(8, "Q8_0", 32, 34),
-    kind(12, "Q4_K", 256, 144),
-    kind(13, "Q5_K", 256, 176),
-    kind(14, "Q6_K", 256, 210),
-    kind(26, "I32", 1, 4),
-    kind(27, "I64", 1, 8),
-    kind(28, "F64", 1, 8),
-    kind(30, "BF16", 1, 2),
+    plain(0, "F32", 4),
+    plain(1, "F16", 2),
+    blocks(2, "Q4_0", [32, 18], |bytes, out| decode(bytes, out, q4_0), &[0]),
+    blocks(3, "Q4_1", [32, 20], |bytes, out| decode(bytes, out, q4_1), &[0, 2]),
+    blocks(6, "Q5_0", [32, 22], |bytes, out| decode(bytes, out, q5_0), &[0]),
+    blocks(7, "Q5_1", [32, 24], |bytes, out| decode(bytes, out, q5_1), &[0, 2]),
+    blocks(8, "Q8_0", [32, 34], |bytes, out| decode(bytes, out, q8_0), &[0]),
+    blocks(12, "Q4_K", [256, 144], |bytes, out| decode(bytes, out, q4_k), &[0, 2]),
+    blocks(13, "Q5_K", [256, 176], |bytes, out| decode(bytes, out, q5_k), &[0, 2]),
+    blocks(14, "Q6_K", [256, 210], |bytes, out| decode(bytes, out, q6_k), &[208]),
+    plain(26, "I32", 4),
+    plain(27, "I64", 8),
+    plain(28, "F64", 8),
+    plain(30, "BF16", 2),
 ];
 
-/// Makes numbers of bytes.
-pub(in crate::load) type Decoder = fn(&[u8]) -> Vec<f32>;
-
-/// The decoder of a quantized type, for whole blocks, and the bytes of a block.
-pub(in crate::load) fn decoder(dtype: &str) -> Option<(Decoder, usize)> {
-    let decoder: Decoder = match dtype {
-        "Q4_0" => |bytes| decode(bytes, q4_0),
-        "Q4_1" => |bytes| decode(bytes, q4_1),
-        "Q5_0" => |bytes| decode(bytes, q5_0),
-        "Q5_1" => |bytes| decode(bytes, q5_1),
-        "Q8_0" => |bytes| decode(bytes, q8_0),
-        "Q4_K" => |bytes| decode(bytes, q4_k),
-        "Q5_K" => |bytes| decode(bytes, q5_k),
-        "Q6_K" => |bytes| decode(bytes, q6_k),
-        _ => return None,
-    };
-    let kind = KINDS.iter().find(|kind| kind.name == dtype)?;
-    Some((decoder, kind.bytes))
+/// A quantized type by its name.
+pub(in crate::load) fn quantized(dtype: &str) -> Option<&'static Kind> {
+    static ALL: [Kind; 14] = KINDS;
+    ALL.iter().find(|kind| kind.name == dtype && kind.quantized.is_some())
 }
 
-fn decode<const B: usize, const N: usize>(bytes: &[u8], block: impl Fn(&[u8; B], &mut [f32; N])) -> Vec<f32> {
-    let blocks = bytes.as_chunks().0;
-    let mut values = vec![0.0; blocks.len() * N];
-    for (bytes, values) in blocks.iter().zip(values.as_chunks_mut().0) {
-        block(bytes, values);
+impl Kind {
+    /// The bytes of a block.
+    pub(in crate::load) fn unit(&self) -> usize {
+        self.bytes
     }
-    values
+
+    /// The values of whole blocks of a quantized type.
+    pub(in crate::load) fn decoded(&self, bytes: &[u8]) -> Vec<f32> {
+        let mut values = vec![0.; bytes.len() / self.bytes * self.elements];
+        if let Some((decode, _)) = self.quantized {
+            decode(bytes, &mut values);
+        }
+        values
+    }
+}
+
+/// A matrix in blocks of GGUF, as its file has it.
+#[derive(Clone, Debug)]
+pub struct Blocks {
+    kind: &'static Kind,
+    dims: [usize; 2],
+    bytes: Vec<u8>,
+}
+
+impl Blocks {
+    /// The bytes of a matrix `[out, in]` whose blocks lie along a row, of a type by its name (`Q4_K`).
+    ///
+    /// # Errors
+    /// If there is no such type of blocks, rows are not whole blocks, there is another number of bytes, or a scale is not finite.
+    pub fn new(dtype: &str, dims: [usize; 2], bytes: Vec<u8>) -> Result<Self> {
+        let Some((kind, (_, halves))) = quantized(dtype).and_then(|kind| Some((kind, kind.quantized?))) else {
+            let known: Vec<_> = KINDS.iter().filter(|kind| kind.quantized.is_some()).map(|kind| kind.name).collect();
+            return Err(Error::config("type", dtype, format!("one of {}", known.join(", "))));
+        };
+        let [rows, row] = dims;
+        if rows == 0 || row == 0 || !row.is_multiple_of(kind.elements) {
+            let expected = format!("rows of whole blocks of {} elements", kind.elements);
+            return Err(Error::config("shape", format!("{dims:?}"), expected));
+        }
+        let expected = (row / kind.elements * kind.bytes).checked_mul(rows);
+        if expected != Some(bytes.len()) {
+            let expected = expected.map_or("a shape that fits memory".into(), |bytes| format!("{bytes} for {dims:?}"));
+            return Err(Error::config("bytes", bytes.len(), expected));
+        }
+        for (i, block) in bytes.chunks(kind.bytes).enumerate() {
+            if let Some(scale) = halves.iter().map(|at| half(block, *at)).find(|scale| !scale.is_finite()) {
+                return Err(Error::config(format!("block {i}: scale"), scale, "a finite number"));
+            }
+        }
+        Ok(Blocks { kind, dims, bytes })
+    }
+
+    /// The name of the type.
+    pub fn kind(&self) -> &'static str {
+        self.kind.name
+    }
+
+    /// `[out, in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    /// The bytes that it takes.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The weights that some outputs have for some inputs, row by row into a slice of that length.
+    ///
+    /// # Panics
+    /// If there is no such tile, or the slice has another length.
+    pub fn decode_tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * columns.len(), "room for the tile");
+        let (Some((decode, _)), size) = (self.kind.quantized, self.kind.elements) else { return };
+        let row_blocks = self.dims[1] / size;
+        let bytes = |row: usize, blocks: Range<usize>| {
+            let [start, end] = [blocks.start, blocks.end].map(|block| (row * row_blocks + block) * self.kind.bytes);
+            &self.bytes[start..end]
+        };
+        for (row, mut out) in rows.zip(out.chunks_exact_mut(columns.len().max(1))) {
+            let mut column = columns.start;
+            while !out.is_empty() {
+                let (block, within) = (column / size, column % size);
+                let here = if within == 0 && out.len() >= size {
+                    let blocks = out.len() / size;
+                    decode(bytes(row, block..block + blocks), &mut out[..blocks * size]);
+                    blocks * size
+                } else {
+                    let (mut whole, here) = ([0.; LARGEST], out.len().min(size - within));
+                    decode(bytes(row, block..block + 1), &mut whole[..size]);
+                    out[..here].copy_from_slice(&whole[within..within + here]);
+                    here
+                };
+                (out, column) = (&mut out[here..], column + here);
+            }
+        }
+    }
+}
+
+fn decode<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: impl Fn(&[u8; B], &mut [f32; N])) {
+    for (bytes, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        block(bytes, out);
+    }
 }
 
 fn half(block: &[u8], at: usize) -> f32 {

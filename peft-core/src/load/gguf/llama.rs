@@ -229,7 +229,7 @@ impl Gguf {
                 format!("a multiple of 2 x {heads}, two halves for each head"),
             ));
         }
-        if entry.shape.len() == 1 && blocks::decoder(&entry.dtype).is_some() {
+        if entry.shape.len() == 1 && blocks::quantized(&entry.dtype).is_some() {
             return Err(self.refuse(
                 name,
                 format!("type {}", entry.dtype),

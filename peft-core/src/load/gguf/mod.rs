@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::adapter::write_lora;
+pub use self::blocks::Blocks;
 use self::blocks::KINDS;
 use self::cursor::Cursor;
 use self::value::Value;

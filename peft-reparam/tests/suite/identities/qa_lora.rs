@@ -9,7 +9,7 @@ use peft_reparam::{Lora, LoraConfig, Pooling, QaLora, QaLoraConfig};
 use proptest::prelude::*;
 
 use super::{bases, run, with};
-use crate::packed::{by_outputs, grouped};
+use crate::packed::{by_outputs, grouped, symmetric};
 
 const RANK: usize = 3;
 const BITS: u32 = 4;
@@ -88,6 +88,29 @@ proptest! {
             prop_assert_eq!(states(&start, &base).into_data(), quantized.clone());
             let found = difference(&states(&Bare {}, &base).into_data(), &quantized);
             prop_assert!(found > 10.0 * SAME_FUNCTION.0, "{}", found);
+        }
+    }
+
+    #[test]
+    fn on_a_model_of_integers_it_keeps_those(seed: u64) {
+        for base in bases() {
+            let model = symmetric(&base, &sites(), BITS, GROUP);
+            let start = config().init(&model, seed).unwrap();
+            prop_assert_eq!(states(&start, &model).into_data(), states(&Bare {}, &model).into_data());
+            let qa_lora = random(&config(), &model, seed);
+            for site in resolved(&base) {
+                let (values, dims) = by_outputs(&base, site);
+                let own = Grouped::encode(&values, dims, BITS, GROUP, true).unwrap();
+                let merged = qa_lora.merged(site).unwrap().unwrap();
+                prop_assert_eq!((own.codes(), own.scales()), (merged.codes(), merged.scales()));
+            }
+            for (config, key, expected) in [
+                (config().with_groups(8, GROUP), "bits: 8", "4, as in the model"),
+                (config().with_groups(BITS, GROUP / 2), "qalora_group_size: 4", "8, as in the model"),
+            ] {
+                let message = config.init(&model, seed).unwrap_err().to_string();
+                prop_assert!(message.contains(key) && message.contains(expected), "{}", message);
+            }
         }
     }
 
