@@ -6,6 +6,7 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+pub mod combine;
 mod copies;
 #[cfg(feature = "train")]
 pub mod data;

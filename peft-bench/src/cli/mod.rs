@@ -11,6 +11,7 @@ mod forward;
 mod generate;
 mod inspect;
 mod merge;
+mod merge_adapters;
 mod methods;
 mod options;
 mod params;
@@ -58,6 +59,8 @@ enum Command {
     Generate(generate::Generate),
     /// Fold an adapter into its model
     Merge(merge::Merge),
+    /// Make one adapter of several: averages, task arithmetic, TIES, DARE, concatenation, SVD
+    MergeAdapters(merge_adapters::MergeAdapters),
     /// Pack a model's linear maps to few bits
     Quantize(quantize::Quantize),
     /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
@@ -112,6 +115,7 @@ impl Command {
             Command::Forward(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
+            Command::MergeAdapters(command) => command.run(),
             Command::Quantize(command) => command.run(),
             Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),
