@@ -7,6 +7,7 @@ pub mod answer;
 mod any;
 mod batch;
 pub mod combine;
+pub mod composition;
 mod copies;
 #[cfg(feature = "train")]
 pub mod data;

@@ -159,10 +159,7 @@ pub(crate) fn sum_of(values: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
 
 /// A module like the first, in which each tensor is made by `of` its name and the modules' numbers of this name, in f64; those of
 /// indices are the first's. A module with other tensors, by names and shapes, is an error that gives its number.
-pub(crate) fn combined<M: Module>(
-    modules: &[M],
-    mut of: impl FnMut(&str, Vec<Vec<f64>>) -> Vec<f64>,
-) -> Result<M> {
+pub(crate) fn combined<M: Module>(modules: &[M], mut of: impl FnMut(&str, Vec<Vec<f64>>) -> Vec<f64>) -> Result<M> {
     let form = shapes(&modules[0]);
     if let Some(i) = modules.iter().position(|module| shapes(module) != form) {
         return Err(Error::config(

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use peft_core::combine::{self, Combination, Majority, Prune};
 use peft_core::data::Labelled;
 use peft_core::files::{Inputs, read_json};
-use peft_core::io::peft::{self, Labels};
 use peft_core::io::Pretrained;
+use peft_core::io::peft::{self, Labels};
 use peft_core::train::{Tuned, Workers, predict};
 use peft_core::view::weighted_sum;
 use peft_core::{AnyMethod, AnyTuner, Bare, Error, Example, Method, Result, Source, Trained};
@@ -119,14 +119,14 @@ impl MergeAdapters {
         check_same_base(adapters, &model)?;
         let tuned = adapters.iter().map(|dir| load(dir, &model)).collect::<Result<Vec<_>>>()?;
         let (sources, head) = self.with_one_head(&tuned)?;
-        let labels = tuned[head.unwrap_or(0)].labels.clone();
-        if head.is_none()
-            && let Some(i) = tuned.iter().position(|other| other.labels.classes != labels.classes)
-        {
+        let classes = &tuned[head.unwrap_or(0)].labels.classes;
+        let other = tuned.iter().position(|other| other.labels.classes != *classes);
+        if let (None, Some(i)) = (head, other) {
+            let expected = format!("{}, as in {}", classes.join(", "), first.display());
             let found = tuned[i].labels.classes.join(", ");
-            let expected = format!("{}, as in {}", labels.classes.join(", "), first.display());
             return Err(Error::config(format!("{}: classes", adapters[i].display()), found, expected));
         }
+        let labels = Labels::of(&model.name, &model.base, classes.clone());
         let base = &tuned[0].base;
         let lora = sources.iter().all(|source| source.config.downcast_ref::<LoraConfig>().is_some());
         let (config, tuner): (AnyMethod, AnyTuner) = match self.form() {
@@ -136,18 +136,26 @@ impl MergeAdapters {
             }
             Some(_) if self.method.of_products() => {
                 let name = sources.iter().map(|source| source.config.name()).find(|name| *name != LoraConfig::NAME);
-                let expected = "mean, linear, ties, dare_linear, dare_ties or magnitude_prune, for adapters other than LoRA";
-                return Err(Error::config("--method", format!("{} of {}", self.method.name(), name.unwrap_or("")), expected));
+                let expected =
+                    "mean, linear, ties, dare_linear, dare_ties or magnitude_prune, for adapters other than LoRA";
+                return Err(Error::config(
+                    "--method",
+                    format!("{} of {}", self.method.name(), name.unwrap_or("")),
+                    expected,
+                ));
             }
             _ => (sources[0].config.clone(), combine::combined(&sources, &weights, &how, base)?),
         };
-        let trained = Trained::new(tuner, sources[0].trained.head.clone())?.with_copies(sources[0].trained.copies.clone())?;
+        let trained =
+            Trained::new(tuner, sources[0].trained.head.clone())?.with_copies(sources[0].trained.copies.clone())?;
         let examples = self.examples(&tuned[0])?;
         let told = match difference(&tuned, (&config, &trained), &weights, &how, &examples)? {
             Some(difference) => {
                 format!("largest logit difference to the same of the changed matrices {difference:e}")
             }
-            None => format!("{} has no weight-space form: there are no changes of matrices to compare with", config.name()),
+            None => {
+                format!("{} has no weight-space form: there are no changes of matrices to compare with", config.name())
+            }
         };
         self.output.make(|dir| peft::save(dir, &config, &trained, base.shape(), &labels, &[]))?;
         print(format_args!("{}: {} of {}; {told}", self.output.output.display(), self.method.name(), tuned.len()))
@@ -167,6 +175,8 @@ fn named_model(adapter: &Path) -> Result<String> {
 }
 
 fn base_name(adapter: &Path) -> Result<String> {
+    // What is no adapter of PEFT's is told so.
+    peft::peft_type(adapter)?;
     let config = read_json(&adapter.join("adapter_config.json"))?;
     let told = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
     let Labels { base, .. } = peft::labels(adapter)?;
@@ -187,7 +197,12 @@ fn check_same_base(adapters: &[PathBuf], model: &Pretrained) -> Result<()> {
                 let [name, first] = [base_name(dir)?, base_name(&adapters[0])?];
                 if !name.is_empty() && !first.is_empty() && name != first {
                     let expected = format!("{first}, as in {}", adapters[0].display());
-                    return Err(Error::file(dir.join("adapter_config.json"), "base_model_name_or_path", name, expected));
+                    return Err(Error::file(
+                        dir.join("adapter_config.json"),
+                        "base_model_name_or_path",
+                        name,
+                        expected,
+                    ));
                 }
             }
         }

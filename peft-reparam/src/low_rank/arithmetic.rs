@@ -140,8 +140,7 @@ fn of_factors(all: &[(&Source, &Factors)], weights: &[f64], how: &Combination, s
     let on_b: Vec<f64> = scaled().map(|w| w.abs().sqrt()).collect();
     let [a, b] = [|factors: &Factors| numbers(&factors.a.val()), |factors: &Factors| numbers(&factors.b.val())]
         .map(|of| all.iter().map(|(_, factors)| of(factors)).collect::<Vec<_>>());
-    let (a, b) =
-        (how.of(&format!("factors.{site}.a"), a, &on_a), how.of(&format!("factors.{site}.b"), b, &on_b));
+    let (a, b) = (how.of(&format!("factors.{site}.a"), a, &on_a), how.of(&format!("factors.{site}.b"), b, &on_b));
     Ok(Made { a, b, rank: expected })
 }
 

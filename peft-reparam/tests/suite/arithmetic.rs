@@ -11,9 +11,7 @@ use peft_core::testing::golden::{examples, model};
 use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
 use peft_core::testing::{assert_close, base, device, randomized};
 use peft_core::view::tensors;
-use peft_core::{
-    AnyTuner, Base, Head, Merge, Method, Part, Site, Source, States, Trained, Weight, split_name,
-};
+use peft_core::{AnyTuner, Base, Head, Merge, Method, Part, Site, Source, States, Trained, Weight, split_name};
 use peft_reparam::low_rank::arithmetic::{Form, combined};
 use peft_reparam::{Lora, LoraConfig};
 use serde::Deserialize;
@@ -126,12 +124,18 @@ fn beside_each_other_and_as_products_of_full_rank_they_are_the_sum() {
     let base = base("roberta-tiny", &device());
     let patterned = LoraConfig { rank_pattern: [("query".to_string(), 4)].into_iter().collect(), ..config(1, 5.0) };
     let rooted = config(2, 3.0).with_rslora();
-    let sources = [source(&base, "a", patterned, 1), source(&base, "b", rooted, 2), source(&base, "c", config(3, -2.0), 3)];
+    let sources =
+        [source(&base, "a", patterned, 1), source(&base, "b", rooted, 2), source(&base, "c", config(3, -2.0), 3)];
     let weights = [0.7, -1.2, 0.4];
     for form in [Form::Concatenated, Form::Products(Some(24))] {
         let (_, lora) = combined(&sources, &weights, &Combination::linear(), form, &base).unwrap();
         for site in sites(&base) {
-            assert_close(update(&lora, site, &base), sum(&sources, &weights, site, &base), SAME_FUNCTION, &site.to_string());
+            assert_close(
+                update(&lora, site, &base),
+                sum(&sources, &weights, site, &base),
+                SAME_FUNCTION,
+                &site.to_string(),
+            );
         }
     }
 }
@@ -192,7 +196,10 @@ fn what_does_not_go_together_is_refused_by_name() {
     let both = [1.0, 1.0];
     for (message, words) in [
         (of(config(2, 5.0), Form::Factors, &both), ["second: r at", "2", "3, as in first", "cat or svd"]),
-        (of(config(3, 5.0).with_sites(Part::Query), Form::Concatenated, &both), ["second: target_modules", "query", "down", "as in first"]),
+        (
+            of(config(3, 5.0).with_sites(Part::Query), Form::Concatenated, &both),
+            ["second: target_modules", "query", "down", "as in first"],
+        ),
         (of(config(3, 5.0).with_dora(), Form::Factors, &both), ["second: use_dora", "true", "false", "as in first"]),
         (of(biased, Form::Factors, &both), ["second: bias", "all", "none", "as in first"]),
         (of(config(3, 5.0), Form::Factors, &[1.0]), ["weights", "1", "one for each", "2"]),

@@ -82,6 +82,13 @@ pub const ROWS: [Row; 69] = [
         ..ADAPTER
     },
     Row {
+        name: "MAD-X",
+        method: "bottleneck",
+        settings: &["reduction_factor=2", "inv_adapter=nice", "inv_adapter_reduction_factor=2"],
+        differs: "The block behind the embeddings is trained with the task, not with a language.",
+        ..ADAPTER
+    },
+    Row {
         name: "MerA",
         method: "mera",
         sources: Sources::Others("Sequential adapter (Pfeiffer)"),
