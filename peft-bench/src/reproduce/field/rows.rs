@@ -28,7 +28,7 @@ const MPT_SOURCE: Row = Row {
 };
 
 /// All methods of the registry, and those that are settings of another.
-pub const ROWS: [Row; 69] = [
+pub const ROWS: [Row; 70] = [
     Row { name: "Linear probing", method: "linear-probe", small_learning_rate: 5e-3, ..BASELINE },
     Row {
         name: "Full fine-tuning",
