@@ -40,7 +40,7 @@ fn of_every_method_the_mean_of_copies_is_the_copy() {
         assert_eq!(tensors(&mean), tensors(tuner), "{}", entry.name);
         let kept = Some(Prune::Magnitude(1.0));
         for how in [Combination::linear(), Combination { prune: kept, elect: Some(Majority::Frequency) }] {
-            let same = combined(&[one.clone()], &[1.0], &how, &base).unwrap();
+            let same = combined(std::slice::from_ref(&one), &[1.0], &how, &base).unwrap();
             close(&same, &numbers(tuner), entry.name);
         }
     }
