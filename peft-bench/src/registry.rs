@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use peft_core::adapterhub::Kind;
 use peft_core::io::{Pretrained, adapterhub, peft};
 use peft_core::train::Tuned;
 use peft_core::{AnyMethod, Error, Method, Result};
@@ -46,14 +47,14 @@ pub fn by_peft_type(adapter: &Path) -> Result<AnyMethod> {
 
 /// The method of an adapter directory of AdapterHub.
 pub fn by_adapterhub(adapter: &Path) -> Result<AnyMethod> {
-    let kind = adapterhub::kind(adapter)?;
-    let found = METHODS
-        .iter()
-        .map(|entry| (entry.method)())
-        .find(|method| method.adapterhub().is_some_and(|hub| hub.kind == kind));
-    found.ok_or_else(|| {
-        Error::file(adapter.join("adapter_config.json"), "config", format!("{kind:?}"), "a method that is known here")
-    })
+    by_kind(adapterhub::kind(adapter)?)
+}
+
+/// The method of a kind of AdapterHub's.
+pub fn by_kind(kind: Kind) -> Result<AnyMethod> {
+    let mut methods = METHODS.iter().map(|entry| (entry.method)());
+    let found = methods.find(|method| method.adapterhub().is_some_and(|hub| hub.kind == kind));
+    found.ok_or_else(|| Error::config("config", format!("{kind:?}"), "a method that is known here"))
 }
 
 /// An adapter directory on its model.
@@ -84,6 +85,7 @@ methods! {
     peft_partial::ThresholdMaskConfig: "partial",
     peft_additive::SequentialConfig: "additive",
     peft_additive::ParallelConfig: "additive",
+    peft_additive::BnConfig: "additive",
     peft_additive::ResidualConfig: "additive",
     peft_additive::TinyAttnConfig: "additive",
     peft_additive::AdapterDropConfig: "additive",

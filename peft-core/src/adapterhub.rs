@@ -30,6 +30,8 @@ pub enum Kind {
     Sequential,
     /// `BnConfig` beside a sub-layer.
     Parallel,
+    /// `BnConfig` in any other form.
+    Bottleneck,
     /// `BnConfig` whose maps are sums of Kronecker products.
     Compacter,
     /// `LoRAConfig` that adds.
@@ -38,6 +40,8 @@ pub enum Kind {
     Ia3,
     /// `PrefixTuningConfig`.
     Prefix,
+    /// `AdapterFusionConfig`, which stands beside the adapters that it fuses.
+    Fusion,
 }
 
 /// The name and layout of a tensor in a file.
@@ -77,7 +81,11 @@ impl Kind {
         let flag = |key: &str| fields.get(key).and_then(Value::as_bool);
         match (word("architecture"), word("composition_mode"), flag("is_parallel")) {
             (None, ..) if flag("phm_layer") == Some(true) => Ok(Kind::Compacter),
-            (None, _, Some(parallel)) => Ok(if parallel { Kind::Parallel } else { Kind::Sequential }),
+            (None, _, Some(parallel)) => Ok(match (is_plain(fields, parallel), parallel) {
+                (true, true) => Kind::Parallel,
+                (true, false) => Kind::Sequential,
+                (false, _) => Kind::Bottleneck,
+            }),
             (Some("lora"), Some("add"), _) => Ok(Kind::Lora),
             (Some("lora"), Some("scale"), _) => Ok(Kind::Ia3),
             (Some("prefix_tuning"), ..) => Ok(Kind::Prefix),
@@ -86,6 +94,26 @@ impl Kind {
             _ => Err(wrong(fields, "architecture", "null (a bottleneck), lora or prefix_tuning")),
         }
     }
+}
+
+/// Whether a bottleneck is one of the package's usual ones, which have methods of their own.
+#[cfg(feature = "load")]
+fn is_plain(fields: &Fields, parallel: bool) -> bool {
+    let is = |key: &str, value: Value| fields.get(key).is_none_or(|found| *found == value);
+    let on = |key: &str| fields.get(key) == Some(&Value::Bool(true));
+    let number = |key: &str| fields.get(key).is_some_and(Value::is_number);
+    let off = ["ln_before", "ln_after", "use_gating", "cross_adapter"].into_iter().all(|key| is(key, json!(false)));
+    let usual = is("original_ln_after", json!(true)) && is("residual_before_ln", json!(true));
+    let places = match (on("original_ln_before"), on("mh_adapter"), on("output_adapter")) {
+        (before, ..) if parallel => !before,
+        (true, attention, output) => !attention && output,
+        (false, _, output) => output,
+    };
+    let scaled = fields.get("scaling").and_then(Value::as_f64);
+    let scaled = if parallel { scaled.is_some() } else { scaled == Some(1.0) };
+    let dropped = fields.get("dropout").and_then(Value::as_f64).is_some_and(|p| p != 0.0);
+    let bare = fields.get("inv_adapter").is_none_or(Value::is_null) && !dropped && number("reduction_factor");
+    off && usual && places && scaled && bare
 }
 
 /// A field that is not what it should be.

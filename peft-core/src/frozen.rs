@@ -113,7 +113,7 @@ mod tests {
             })
         };
         let one = on(1);
-        assert_eq!(one.0, crate::weight::linear(x, w.clone(), None).into_data());
+        assert_eq!(one.0, crate::ops::linear(x, w.clone(), None).into_data());
         assert!([2, 3, 5].iter().all(|threads| on(*threads) == one));
     }
 }

@@ -44,7 +44,7 @@ impl Lookup<'_> {
     }
 }
 
-/// What a method does at each place of the forward. Eight seams: four are called *around* the frozen computation, which
+/// What a method does at each place of the forward. Nine seams: five are called *around* the frozen computation, which
 /// they get as `next`; four *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
 /// read: the frame gives it as the hooks of the run rewrite it.
 pub trait Hooks {
@@ -54,6 +54,10 @@ pub trait Hooks {
     }
     /// Around a sub-layer, from its input (before its normalization, where that comes first) to just before the residual addition.
     fn sublayer(&self, _frame: &Frame<'_>, _site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
+        next(x)
+    }
+    /// Around the normalization behind a sub-layer, on the sum of its output and its input; models that normalize in front have none.
+    fn norm(&self, _site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
         next(x)
     }
     /// Around scores, softmax and the weighted sum of the values; gives `[batch, heads, tokens, head width]`.
@@ -91,6 +95,9 @@ impl<H: Hooks + ?Sized> Hooks for &H {
     fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         (**self).sublayer(frame, site, x, next)
     }
+    fn norm(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        (**self).norm(site, x, next)
+    }
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
         (**self).attend(site, a, next)
     }
@@ -118,6 +125,9 @@ impl<A: Hooks, B: Hooks> Hooks for (A, B) {
     }
     fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
         self.0.sublayer(frame, site, x, &|x| self.1.sublayer(frame, site, x, next))
+    }
+    fn norm(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
+        self.0.norm(site, x, &|x| self.1.norm(site, x, next))
     }
     fn attend(&self, site: Site, a: Attention, next: Next<'_, Attention, Tensor<4>>) -> Tensor<4> {
         self.0.attend(site, a, &|a| self.1.attend(site, a, next))

@@ -5,6 +5,8 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+pub mod combine;
+pub mod composition;
 mod compute;
 mod copies;
 #[cfg(feature = "train")]

@@ -141,13 +141,27 @@ pub(crate) fn on_device<M: Module>(module: M, device: &Device) -> M {
 /// A module like the first, with the sum of the modules' tensors of each name, each times its module's weight: added up in f64 and
 /// rounded once. Tensors of indices are the first's. A module with other tensors, by names and shapes, is an error that gives its number.
 pub fn weighted_sum<M: Module>(modules: &[M], weights: &[f64]) -> Result<M> {
-    let Some(first) = modules.first().filter(|_| modules.len() == weights.len()) else {
+    if modules.is_empty() || modules.len() != weights.len() {
         let expected = format!("at least one, and as many as weights, {}", weights.len());
         return Err(Error::config("modules", modules.len(), expected));
-    };
-    let form = shapes(first);
-    let other = modules.iter().position(|module| shapes(module) != form);
-    if let Some(i) = other {
+    }
+    combined(modules, |_, values| sum_of(&values, weights))
+}
+
+/// The sum of lists of numbers, each times its weight.
+pub(crate) fn sum_of(values: &[Vec<f64>], weights: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; values.first().map_or(0, Vec::len)];
+    for (one, weight) in values.iter().zip(weights) {
+        sum.iter_mut().zip(one).for_each(|(sum, x)| *sum += weight * x);
+    }
+    sum
+}
+
+/// A module like the first, in which each tensor is made by `of` its name and the modules' numbers of this name, in f64; those of
+/// indices are the first's. A module with other tensors, by names and shapes, is an error that gives its number.
+pub(crate) fn combined<M: Module>(modules: &[M], mut of: impl FnMut(&str, Vec<Vec<f64>>) -> Vec<f64>) -> Result<M> {
+    let form = shapes(&modules[0]);
+    if let Some(i) = modules.iter().position(|module| shapes(module) != form) {
         return Err(Error::config(
             "modules",
             format!("other tensors in number {i}"),
@@ -155,15 +169,13 @@ pub fn weighted_sum<M: Module>(modules: &[M], weights: &[f64]) -> Result<M> {
         ));
     }
     let all: Vec<_> = modules.iter().map(tensors).collect();
-    let of = |(name, data): (&String, &TensorData)| {
-        let mut sum = vec![0.0; data.num_elements()];
-        for (one, weight) in all.iter().zip(weights) {
-            sum.iter_mut().zip(one[name].iter::<f64>()).for_each(|(sum, x)| *sum += weight * x);
-        }
-        let sum: Vec<f32> = sum.into_iter().map(|x| x as f32).collect();
-        (name.clone(), TensorData::new(sum, data.shape().clone()))
+    let mut made = |(name, data): (&String, &TensorData)| {
+        let values = all.iter().map(|one| one[name].iter::<f64>().collect()).collect();
+        let made: Vec<f32> = of(name, values).into_iter().map(|x| x as f32).collect();
+        (name.clone(), TensorData::new(made, data.shape().clone()))
     };
-    with_values(first.clone(), &all[0].iter().filter(|(_, data)| data.dtype().is_float()).map(of).collect())
+    let values = all[0].iter().filter(|(_, data)| data.dtype().is_float()).map(&mut made).collect();
+    with_values(modules[0].clone(), &values)
 }
 
 /// The shapes of a module's tensors, by name, without reading their values.

@@ -1,6 +1,6 @@
 """Writes the reference cases of AdapterHub's files, or checks that the package computes our logits from what we write.
 
-Usage: python scripts/golden/adapterhub.py                                  (after models.py; in an environment of its own)
+Usage: python scripts/golden/adapterhub.py [CASE ..]                        (after models.py; in an environment of its own)
        python scripts/golden/adapterhub.py check MODEL ADAPTER INPUT LOGITS  (the last two of `peft forward`)
 """
 
@@ -13,6 +13,7 @@ import adapters
 import torch
 from adapters import (
     AutoAdapterModel,
+    BnConfig,
     CompacterConfig,
     CompacterPlusPlusConfig,
     DoubleSeqBnConfig,
@@ -21,6 +22,7 @@ from adapters import (
     ParBnConfig,
     PrefixTuningConfig,
     SeqBnConfig,
+    SeqBnInvConfig,
 )
 from common import MODELS, REPO, batch, fresh, generator, in_float64, normal, save
 from safetensors.torch import load_file
@@ -42,6 +44,12 @@ BASES = {
     "-llama": "llama",
     "-llama-classify": "llama-classify",
 }
+
+
+
+def bn(**settings):
+    return BnConfig(**({"mh_adapter": False, "output_adapter": True, "reduction_factor": 4, "non_linearity": "relu"} | settings))
+
 
 CASES = {
     "seq-bn": SeqBnConfig(reduction_factor=4),
@@ -81,6 +89,25 @@ CASES = {
     "lora-llama": LoRAConfig(r=2, alpha=3, intermediate_lora=True, leave_out=[0]),
     "ia3-llama": IA3Config(output_lora=True),
     "prefix-flat-llama": PrefixTuningConfig(prefix_length=3, flat=True),
+    "bn-norms": bn(ln_before=True, ln_after=True, adapter_residual_before_ln=True, original_ln_before=True),
+    "bn-norm-bert": bn(ln_after=True, mh_adapter=True, non_linearity="gelu"),
+    "bn-channel": bn(scaling="channel", use_gating=True, original_ln_before=True),
+    "bn-learned-bert": bn(scaling="learned", mh_adapter=True, leave_out=[1], non_linearity="swish"),
+    "bn-bare": bn(original_ln_after=False, mh_adapter=True),
+    "bn-bare-bert": bn(original_ln_after=False, original_ln_before=True),
+    "bn-post-add-bert": bn(residual_before_ln="post_add", original_ln_before=True),
+    "bn-residual": bn(residual_before_ln=False, original_ln_before=True, mh_adapter=True),
+    "bn-layers": bn(reduction_factor={"0": 2, "2": 4.8, "default": 6}, original_ln_before=True),
+    "bn-layers-t5": bn(reduction_factor={"0": 2, "4": 3, "default": 6}, mh_adapter=True, cross_adapter=True, leave_out=[1]),
+    "bn-attention-bert": bn(mh_adapter=True, output_adapter=False, scaling=0.5, dropout=0.1),
+    "bn-parallel": bn(is_parallel=True, scaling="learned", ln_before=True, ln_after=True, use_gating=True),
+    "bn-parallel-bert": bn(is_parallel=True, original_ln_after=False, mh_adapter=True, scaling="channel"),
+    "bn-llama": bn(original_ln_before=True, residual_before_ln=False, mh_adapter=True, ln_after=True),
+    "bn-bare-llama": bn(original_ln_after=False, mh_adapter=True),
+    "bn-invertible": SeqBnInvConfig(reduction_factor=4),
+    "bn-invertible-bert": SeqBnInvConfig(reduction_factor=4, non_linearity="gelu", inv_adapter_reduction_factor=3),
+    "bn-invertible-t5": SeqBnInvConfig(reduction_factor=4, cross_adapter=True),
+    "bn-invertible-llama": SeqBnInvConfig(reduction_factor=4),
 }
 # Those of T5 and LLaMA that are saved with the model's table for words.
 WITH_TABLE = ["lora-t5-gated", "par-bn-t5", "lora-llama"]
@@ -154,7 +181,8 @@ def write(case, config):
     model = case_model(base, case, config)
     randomize(model, case)
     # The package has no safetensors for prefixes, whose tensor it writes once for each layer.
-    safe = not bert and "prefix" not in case
+    # Nor for a normalization in front of a bottleneck, which it writes twice.
+    safe = not bert and "prefix" not in case and not getattr(config, "ln_before", False)
     (folder / "adapter").mkdir()
     with_head = static_class(base) is AutoModelForSequenceClassification or case in WITH_TABLE
     model.save_adapter(folder / "adapter", NAME, with_head=with_head, use_safetensors=safe)
@@ -215,5 +243,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
         check(*sys.argv[2:])
     else:
-        for case, config in CASES.items():
-            write(case, config)
+        for case in sys.argv[1:] or CASES:
+            write(case, CASES[case])

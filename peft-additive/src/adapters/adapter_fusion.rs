@@ -3,7 +3,7 @@
 //! loss + 0.01 sum |I - Wv|^2               over all sub-layers with adapters
 //! Paper: Pfeiffer et al., 2021, arXiv:2005.00247, section 3.   Reference: adapter-hub `AdapterFusionConfig`, dynamic
 //! Oracle: package adapters 1.3.0: `equals_adapterhubs_fusion`
-//! Trains: 3 d^2 + 2 d per sub-layer with adapters.      Merges: no, all adapters stay.
+//! Trains: 3 d^2 + 2 d per sub-layer with adapters, 2 d^2 + 2 d with `value` off (AdapterHub's `static`).      Merges: no, all adapters stay.
 //! Identities:
 //! - of one adapter, or of copies of one, with Wv = I, it is that adapter: `adapters_alike_are_one`
 //! - Wq = 0, bq = 0, Wv = I is the mean of what they add: `without_a_query_adapters_are_averaged`
@@ -15,14 +15,16 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field};
 use peft_core::ops::attention::mixed;
 use peft_core::{
     Added, Affine, Base, Delta, Error, Frame, Hooks, Key, Method, Next, Procedure, Result, Sequence, Shape, Site,
     SiteMap, Source, adapter, random::Random, split_name,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::bottleneck::key;
+use super::bottleneck::{hub_key, key};
 use super::sequential::{Sequential, SequentialConfig, alike};
 
 /// More adapters than anybody fuses, so that a file cannot ask for any amount of memory.
@@ -42,12 +44,14 @@ pub struct AdapterFusionConfig {
     pub adapter: SequentialConfig,
     /// Their number, likewise.
     pub num_adapters: usize,
+    /// Whether values are mapped: `dynamic` in AdapterHub, else `static`.
+    pub value: bool,
 }
 
 impl Default for AdapterFusionConfig {
     /// Of the paper's adapters.
     fn default() -> Self {
-        AdapterFusionConfig { adapter: SequentialConfig::pfeiffer(48), num_adapters: 0 }
+        AdapterFusionConfig { adapter: SequentialConfig::pfeiffer(48), num_adapters: 0, value: true }
     }
 }
 
@@ -63,10 +67,24 @@ impl AdapterFusionConfig {
         AdapterFusion {
             query: sites.iter().map(|site| affine(*site, "query")).collect(),
             key: sites.iter().map(|site| affine(*site, "key")).collect(),
-            value: sites.iter().map(|site| (*site, Param::from_tensor(diagonal.clone()))).collect(),
+            value: sites
+                .iter()
+                .filter(|_| self.value)
+                .map(|site| (*site, Param::from_tensor(diagonal.clone())))
+                .collect(),
             config: AdapterFusionConfig { num_adapters: adapters.len(), ..self.clone() },
             adapters: adapters.into_iter().map(Module::no_grad).collect(),
         }
+    }
+
+    fn hub_fields(&self, _: &Shape) -> Result<Fields> {
+        let fields = json!({"key": true, "query": true, "value": self.value, "query_before_ln": false, "residual_before": false,
+            "temperature": false, "value_before_softmax": true});
+        Ok(fields.as_object().cloned().unwrap_or_default())
+    }
+
+    fn of_hub(fields: &Fields, _: &Shape) -> Result<Self> {
+        Ok(AdapterFusionConfig { value: field(fields, "value", "true or false")?, ..Default::default() })
     }
 
     fn check(count: usize, key: &str) -> Result<()> {
@@ -113,7 +131,8 @@ impl Method for AdapterFusionConfig {
 
     fn count(&self, shape: &Shape) -> Result<usize> {
         let d = shape.hidden;
-        Ok(self.adapter.plan(shape)?.len() * (3 * d * d + 2 * d))
+        let maps = if self.value { 3 } else { 2 };
+        Ok(self.adapter.plan(shape)?.len() * (maps * d * d + 2 * d))
     }
 
     fn key(&self, name: &str, shape: &Shape) -> Key {
@@ -131,6 +150,20 @@ impl Method for AdapterFusionConfig {
         tuner.config.clone()
     }
 
+    fn adapterhub() -> Option<AdapterHub<Self>> {
+        let key = |config: &Self, name: &str, fusion: &str, shape: &Shape| {
+            let Key { transposed, .. } = config.key(name, shape);
+            let (field, site, leaf) = split_name(name);
+            let leaf = if leaf.is_empty() { "weight" } else { leaf };
+            let HubKey { name, .. } = hub_key(shape, site, "up.weight", "");
+            let module = name.trim_end_matches(".adapters..adapter_up.weight");
+            let layout = if transposed { Layout::Transposed } else { Layout::Same };
+            HubKey::new(format!("{module}.adapter_fusion_layer.{fusion}.{field}.{leaf}"), layout)
+        };
+        let free = &["dropout_prob", "regularization", "value_initialized", "value_before_softmax"];
+        Some(AdapterHub { kind: Kind::Fusion, fields: Self::hub_fields, config: Self::of_hub, free, key })
+    }
+
     fn for_loading(&self, base: &Base) -> Result<AdapterFusion> {
         Self::check(self.num_adapters, "num_adapters")?;
         let fresh = (0..self.num_adapters).map(|_| self.adapter.init(base, 0));
@@ -140,8 +173,7 @@ impl Method for AdapterFusionConfig {
 
 impl Hooks for AdapterFusion {
     fn sublayer(&self, frame: &Frame<'_>, site: Site, x: Sequence, next: Next<'_, Sequence, Tensor<3>>) -> Tensor<3> {
-        let maps = (self.query.get(site), self.key.get(site), self.value.get(site));
-        let (Some(query), Some(key), Some(value)) = maps else { return next(x) };
+        let (Some(query), Some(key)) = (self.query.get(site), self.key.get(site)) else { return next(x) };
         let residual = x.hidden.clone();
         let output = next(x);
         let each = self.adapters.iter().filter_map(|adapter| adapter.to_sublayer(frame, site, &residual, &output));
@@ -151,7 +183,10 @@ impl Hooks for AdapterFusion {
         let scores = key.forward(added.clone()).matmul(query.forward(read).unsqueeze_dim(3));
         let p = frame.shape().attention_dropout;
         let scores = frame.dropout(scores, p, format_args!("adapter_fusion.{site}"));
-        let values = added.matmul(value.val().unsqueeze());
+        let values = match self.value.get(site) {
+            Some(value) => added.matmul(value.val().unsqueeze()),
+            None => added,
+        };
         output + mixed(values, scores)
     }
 }
@@ -186,7 +221,7 @@ mod tests {
     }
 
     peft_core::conformance!(
-        AdapterFusionConfig { adapter: SequentialConfig::pfeiffer(5), num_adapters: 0 },
+        AdapterFusionConfig { adapter: SequentialConfig::pfeiffer(5), ..Default::default() },
         from(sources),
         skip(C1: "it starts near the mean of its adapters", C3: "all adapters stay")
     );

@@ -181,7 +181,12 @@ pub fn sublayers(chosen: &[Part], shape: &Shape) -> Result<Vec<Site>> {
 
 /// The linear map at the end of a sub-layer.
 pub fn projection(site: Site) -> Site {
-    Site { part: if site.part == Part::SelfAttention { Part::Output } else { Part::Down }, ..site }
+    let part = match site.part {
+        Part::SelfAttention => Part::Output,
+        Part::CrossAttention => Part::CrossOutput,
+        _ => Part::Down,
+    };
+    Site { part, ..site }
 }
 
 /// The sum of a sub-layer's output with its residual, behind the normalization that the model has there, if it has one.
@@ -234,7 +239,7 @@ pub(super) const HUB_FREE: &[&str] = &[
 pub const LAYERS: &str = "a list of numbers of layers";
 
 /// AdapterHub's names of the activations, those of transformers; the first of each is what is written.
-const HUB_ACTIVATIONS: [(Activation, &str); 8] = [
+pub(super) const HUB_ACTIVATIONS: [(Activation, &str); 8] = [
     (Activation::Gelu, "gelu"),
     (Activation::Gelu, "gelu_python"),
     (Activation::GeluNew, "gelu_new"),
@@ -288,7 +293,7 @@ pub fn hub_settings(fields: &Fields, shape: &Shape) -> Result<(usize, Activation
 }
 
 /// `hidden // factor` as Python divides numbers, and 1 at least.
-fn hub_width(hidden: f64, factor: f64) -> usize {
+pub(super) fn hub_width(hidden: f64, factor: f64) -> usize {
     (((hidden - hidden % factor) / factor).round() as usize).max(1)
 }
 

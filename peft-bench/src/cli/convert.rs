@@ -14,7 +14,7 @@ use crate::registry::{by_adapterhub, by_name, by_peft_type};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  peft convert --from hub/sst2 --to hf --model DIR --output out/sst2\n\n\
     hf: adapter_config.json and adapter_model.safetensors. adapterhub: adapter_config.json and adapter.safetensors (or\n\
-    pytorch_adapter.bin), the head beside them; for adapter, parallel, lora, ia3 and (not on T5) prefix; the package reads it with\n\
+    pytorch_adapter.bin), the head beside them; for adapter, parallel, bottleneck, lora, ia3 and (not on T5) prefix; the package reads it with\n\
     use_safetensors=True. A head for words is the model's own there. burn: adapter_config.json and trained.bpk, the record of the module.\n\
     gguf: one file, of a LoRA for a LLaMA, as llama.cpp reads it.\n\
     What a format cannot express is refused by the name of the setting.")]

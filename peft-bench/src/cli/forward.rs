@@ -1,18 +1,21 @@
 //! `peft forward`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use clap::Args;
+use peft_core::composition::Lane;
 use peft_core::data::Labelled;
 use peft_core::files::check_file;
+use peft_core::io::{Pretrained, hub_setup};
 use peft_core::load::write_safetensors;
-use peft_core::train::{Logits, TextStates};
-use peft_core::{Error, Label, Result, io::Pretrained};
+use peft_core::train::{Logits, TextStates, predict};
+use peft_core::{Error, Example, Label, Result};
 
-use super::options::{Computed, ModelArgs, compute, max_length};
+use super::options::{Computed, ModelArgs, compute, max_length, workers};
 use crate::machine::threads;
+use crate::registry::by_kind;
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]
@@ -29,6 +32,10 @@ pub struct Forward {
     /// An adapter directory; without one the head of the model's checkpoint is used
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// A directory of AdapterHub's with a composition of adapters (adapter_setup.json) or a fusion; of a Parallel the results of all
+    /// adapters follow each other
+    #[arg(long, conflicts_with = "adapter")]
+    setup: Option<PathBuf>,
     /// Examples, one JSON object a line
     #[arg(long)]
     input: PathBuf,
@@ -39,7 +46,7 @@ pub struct Forward {
 
 impl Forward {
     pub(super) fn run(self) -> Result<()> {
-        let inputs = self.model.inputs(self.adapter.as_deref()).with([&self.input]);
+        let inputs = self.model.inputs(self.adapter.as_deref().or(self.setup.as_deref())).with([&self.input]);
         inputs.spare("--output", &self.output)?;
         check_file(&self.output)?;
         let model: Pretrained = self.model.open()?;
@@ -56,19 +63,36 @@ impl Forward {
             return Err(Error::file(&self.input, format!("example {}, labels", i + 1), "another label", expected));
         }
         let tensor = |name: &str, i: usize, it: Logits| (format!("{name}.{i}"), TensorData::new(it.values, it.dims));
-        let tensors: BTreeMap<String, TensorData> =
-            match compute(&model, self.adapter.as_deref(), &examples, threads())? {
-                Computed::Logits(logits, _) => {
-                    logits.into_iter().enumerate().map(|(i, it)| tensor("logits", i, it)).collect()
-                }
-                Computed::States(all) => {
-                    let tensors = |(i, it): (usize, TextStates)| {
-                        let pooled = it.pooled.map(|pooled| tensor("pooled", i, pooled));
-                        std::iter::once(tensor("states", i, it.states)).chain(pooled).collect::<Vec<_>>()
-                    };
-                    all.into_iter().enumerate().flat_map(tensors).collect()
-                }
-            };
+        let computed = match &self.setup {
+            Some(dir) => composed(&model, dir, &examples)?,
+            None => compute(&model, self.adapter.as_deref(), &examples, threads())?,
+        };
+        let tensors: BTreeMap<String, TensorData> = match computed {
+            Computed::Logits(logits, _) => {
+                logits.into_iter().enumerate().map(|(i, it)| tensor("logits", i, it)).collect()
+            }
+            Computed::States(all) => {
+                let tensors = |(i, it): (usize, TextStates)| {
+                    let pooled = it.pooled.map(|pooled| tensor("pooled", i, pooled));
+                    std::iter::once(tensor("states", i, it.states)).chain(pooled).collect::<Vec<_>>()
+                };
+                all.into_iter().enumerate().flat_map(tensors).collect()
+            }
+        };
         write_safetensors(&self.output, &tensors)
     }
+}
+
+/// The logits of a composition: of each of its runs on the rows that are its own.
+fn composed(model: &Pretrained, dir: &Path, examples: &[Example]) -> Result<Computed> {
+    let setup = hub_setup::load_setup(dir, model, &by_kind)?;
+    let (mut all, mut purpose) = (vec![], None);
+    for Lane { rows, trained } in setup.lanes(examples.len())? {
+        let examples = &examples[rows];
+        let base = model.base.for_purpose(trained.head.purpose());
+        all.extend(predict(&base, &trained, examples, &workers(threads(), examples.len())?)?);
+        purpose = Some(trained.head.purpose());
+    }
+    let purpose = purpose.ok_or_else(|| Error::config("adapter_setup", "no rows", "a composition with some"))?;
+    Ok(Computed::Logits(all, purpose))
 }

@@ -31,7 +31,8 @@ pub struct Merge {
     probe: Option<PathBuf>,
 }
 
-fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
+/// Sixteen sequences of random tokens, of different lengths.
+pub fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
     let mut random = Random::new(0, "probe");
     let sequence = |i: usize| {
         let length = 1 + (i * longest / 16).max(1).min(longest - 1);

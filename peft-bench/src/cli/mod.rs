@@ -12,6 +12,7 @@ mod generate;
 mod hints;
 mod inspect;
 mod merge;
+mod merge_adapters;
 mod methods;
 mod options;
 mod out;
@@ -60,6 +61,8 @@ enum Command {
     Generate(generate::Generate),
     /// Fold an adapter into its model
     Merge(merge::Merge),
+    /// Make one adapter of several: averages, task arithmetic, TIES, DARE, concatenation, SVD
+    MergeAdapters(merge_adapters::MergeAdapters),
     /// Pack a model's linear maps to few bits
     Quantize(quantize::Quantize),
     /// Convert an adapter between the formats of Hugging Face PEFT, AdapterHub and burn
@@ -79,10 +82,10 @@ enum Command {
 impl Cli {
     /// Runs the command of a program's arguments.
     pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
-        Self::command(args).map_err(hints::hinted)
+        Self::dispatch(args).map_err(hints::hinted)
     }
 
-    fn command(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+    fn dispatch(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         warnings::print();
         let mut calls = yaml::apart(args.into_iter().collect());
         if calls.len() > 1 {
@@ -118,6 +121,7 @@ impl Command {
             Command::Forward(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Merge(command) => command.run(),
+            Command::MergeAdapters(command) => command.run(),
             Command::Quantize(command) => command.run(),
             Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),

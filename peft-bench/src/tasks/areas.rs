@@ -105,3 +105,18 @@ impl fmt::Display for Area {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subject_has_one_area() {
+        let mut all: Vec<&str> = Area::ALL.into_iter().flat_map(Area::subjects).copied().collect();
+        assert_eq!(Area::ALL.map(|area| area.subjects().len()), [13, 12, 18, 14]);
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 57);
+        assert_eq!((Area::of("virology"), Area::of("beasts")), (Some(Area::Other), None));
+    }
+}

@@ -449,14 +449,4 @@ mod tests {
         assert!(fails(&dev, false, 0.0).contains("question 1 of anatomy"));
         assert!(fails(&dev, true, f32::NAN).contains("question 1 of anatomy"));
     }
-
-    #[test]
-    fn every_subject_has_one_area() {
-        let mut all: Vec<&str> = Area::ALL.into_iter().flat_map(Area::subjects).copied().collect();
-        assert_eq!(Area::ALL.map(|area| area.subjects().len()), [13, 12, 18, 14]);
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), 57);
-        assert_eq!((Area::of("virology"), Area::of("beasts")), (Some(Area::Other), None));
-    }
 }

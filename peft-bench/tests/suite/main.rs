@@ -1,6 +1,7 @@
 //! The tests of the program, as one program: each program more is one more to link.
 
 mod adapterhub;
+mod arithmetic;
 mod cli;
 mod equivalences;
 mod finished;

@@ -17,8 +17,8 @@ use crate::files::{read_json, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::warning::warn;
 use crate::{
-    AnyMethod, AnyTuner, Base, ClassUse, Error, ForTexts, Head, HubForm, LanguageModel, Method, Part, Procedure, Purpose,
-    Result, Shape, Trained,
+    AnyMethod, AnyTuner, Base, ClassUse, Error, ForTexts, Head, HubForm, LanguageModel, Method, Part, Procedure,
+    Purpose, Result, Shape, Trained,
 };
 
 const CONFIG: &str = "adapter_config.json";
@@ -90,6 +90,9 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     let (config, trained) = (config.clone().into(), trained.clone().erased());
     let learned = config.learned(&trained.tuner, shape);
     let hub = form(&learned)?;
+    if hub.kind == Kind::Fusion {
+        return Err(Error::config("method", learned.name(), "an adapter: AdapterHub has a fusion beside its adapters"));
+    }
     if let Some(module) = trained.copies.modules().first() {
         return Err(Error::config("modules_to_save", module, "none: AdapterHub's files hold no tensors of the model"));
     }
@@ -103,9 +106,7 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
     let flexible = two_layers || matches!(trained.head, Head::Tokens(_) | Head::Answers(_));
     let model_class = match &trained.head {
         Head::Classifier(_) | Head::Score(_) => classes,
-        _ if flexible => {
-            (!shape.pre_norm()).then(|| format!("{}AdapterModel", shape.architecture.family().name))
-        }
+        _ if flexible => (!shape.pre_norm()).then(|| format!("{}AdapterModel", shape.architecture.family().name)),
         Head::LanguageModel(_) => words,
         _ => None,
     };
@@ -165,13 +166,13 @@ fn form(method: &AnyMethod) -> Result<HubForm<'_>> {
         Error::config(
             "method",
             method.name(),
-            "adapter, parallel, compacter, lora, ia3 or prefix: AdapterHub's files have no other",
+            "adapter, parallel, bottleneck, compacter, lora, ia3 or prefix: AdapterHub's files have no other",
         )
     })
 }
 
 /// A configuration whose fields are these again, but for what says nothing.
-fn read(hub: &HubForm<'_>, fields: &Fields, shape: &Shape, path: &Path) -> Result<AnyMethod> {
+pub(super) fn read(hub: &HubForm<'_>, fields: &Fields, shape: &Shape, path: &Path) -> Result<AnyMethod> {
     let config = hub.config(fields, shape)?;
     check_same(fields, &form(&config)?.fields(shape)?, hub.free, shape, path)?;
     Ok(config)
@@ -206,6 +207,9 @@ fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().all(|item| b.contains(item)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, item)| b.get(key).is_some_and(|other| same(item, other)))
+        }
         _ => a == b,
     }
 }
@@ -222,19 +226,19 @@ fn model_classes(shape: &Shape) -> [Option<String>; 2] {
     family.hub.classes.map(|head| head.map(class))
 }
 
-fn object(path: &Path) -> Result<Fields> {
+pub(super) fn object(path: &Path) -> Result<Fields> {
     match read_json(path)? {
         Value::Object(fields) => Ok(fields),
         _ => Err(Error::file(path, "content", "no object", "a JSON object")),
     }
 }
 
-fn config_of(whole: &Fields) -> Result<Fields> {
+pub(super) fn config_of(whole: &Fields) -> Result<Fields> {
     field(whole, "config", "the adapter's settings, an object")
 }
 
 /// Checks what is said of the model; gives the adapter's name.
-fn check_whole(whole: &Fields, shape: &Shape) -> Result<String> {
+pub(super) fn check_whole(whole: &Fields, shape: &Shape) -> Result<String> {
     let expected = model_type(shape);
     if field::<String>(whole, "model_type", &expected)? != expected {
         return Err(wrong(whole, "model_type", &format!("{expected}, as in the model")));
@@ -254,15 +258,19 @@ fn check_whole(whole: &Fields, shape: &Shape) -> Result<String> {
 }
 
 /// The first of these files that is there.
-fn one_of(dir: &Path, names: [&str; 2]) -> Result<PathBuf> {
+pub(super) fn one_of(dir: &Path, names: [&str; 2]) -> Result<PathBuf> {
     let path = names.iter().map(|name| dir.join(name)).find(|path| path.exists());
     path.ok_or_else(|| Error::file(dir, "weights", "none", names.join(" or ")))
 }
 
-/// The package writes a prefix once more for every layer.
+/// The package writes a prefix once more for every layer, and a normalization in front of a bottleneck among what follows it.
 fn check_copies(taker: &Taker) -> Result<()> {
     const POOL: &str = ".prefix_tuning.pool.";
     let original = |name: &str| {
+        let norm = name.replace(".adapter_down.0.", ".adapter_norm_before.");
+        if norm != name && taker.file.shape(&norm).is_some() {
+            return Some(norm);
+        }
         let (module, rest) = name.split_once(POOL)?;
         let (model, _) = module.split_once('.')?;
         Some(format!("{model}.prefix_tuning.{rest}"))

@@ -247,7 +247,10 @@ pub fn with_words(method: &AnyMethod, settings: &[String]) -> Result<AnyMethod> 
     }
     let own = method.with_defaults().settings();
     let fields = words(settings, &own, method.name(), |fields| parse(method, fields).is_ok())?;
-    parse(method, fields).map_err(|(key, found)| Error::config(key, found, format!("a value like {}", own[&key])))
+    parse(method, fields).map_err(|(key, found)| {
+        let expected = format!("a value like {}", own[&key]);
+        Error::config(key, found, expected)
+    })
 }
 
 /// The values of `key=value` words, for settings with these defaults.

@@ -7,6 +7,7 @@ mod config;
 mod fields;
 pub mod gguf;
 mod heads;
+pub mod hub_setup;
 mod leftovers;
 mod names;
 mod packing;

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use burn::tensor::TensorData;
 use half::{bf16, f16};

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::checkpoint::Checkpoint;
 use super::entry::Stored;
 use super::gguf::Gguf;
-use super::{index, pack, safetensors, torch, weights};
+use super::{WEIGHTS, index, pack, safetensors, torch, weights};
 use crate::{Error, Result};
 
 impl Checkpoint {
@@ -31,9 +31,9 @@ impl Checkpoint {
         }
         let index = index::read(&path)?;
         let shards = index.paths()?.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
-        let checkpoint = Self::gather(path, shards.into_iter().flatten())?;
-        let absent = index.absent(&checkpoint);
-        Ok(Checkpoint { absent, ..checkpoint })
+        let mut checkpoint = Self::gather(path, shards.into_iter().flatten())?;
+        checkpoint.absent = index.absent(&checkpoint);
+        Ok(checkpoint)
     }
 
     /// Opens one file: safetensors, a torch pickle if its name ends in `.bin`, `.pt` or `.pth`, a record of burn

@@ -10,18 +10,17 @@ pub(crate) mod llama;
 pub(crate) mod places;
 pub(crate) mod t5;
 
-use std::{collections::BTreeMap, fmt::Display, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use burn::module::ParamId;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 pub use cache::Cache;
 pub use frame::Frame;
 use hashes::Hashes;
 
 use crate::{
-    Attention, Batch, Compute, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
-    Sequence, Shape, Site, Slot, Stack, Weight, random::Random,
+    Architecture, Batch, Compute, Error, Example, Hooks, Label, Packed, Part, Place, Purpose, Result, Shape, Site,
+    Slot, Stack, Weight, random::Random,
 };
 
 /// The table that makes logits over words, where it is not the word table.

@@ -1,14 +1,12 @@
 //! From a model, a method's configuration and labelled data to a checked result.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use burn::module::Module;
 use serde_json::{Value, json};
 
 use super::check::{Before, judge};
 use super::checkpoint::{Best, Store};
-use super::micro::Workers;
 use super::predict::{Logits, Metrics, measure, predict};
 use super::run::{Run, StepReport};
 use super::tuned::{Tuned, counts};
@@ -18,7 +16,7 @@ use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_ids_from_names};
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Label, Method, Purpose, Result, Trained, Tuner};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Label, Purpose, Result, Trained, Tuner};
 
 /// Follows a run.
 pub trait Observer {

@@ -165,7 +165,7 @@ impl LoraConfig {
     }
 
     /// The path of a linear map or of a use of a table.
-    fn path(shape: &Shape, site: Site) -> String {
+    pub(super) fn path(shape: &Shape, site: Site) -> String {
         let path = shape.matrices().into_iter().find_map(|(other, path)| (other == site).then_some(path));
         path.unwrap_or_else(|| panic!("the model has no matrix at {site}"))
     }
@@ -229,7 +229,7 @@ impl LoraConfig {
 /// Low-rank factors at some sites.
 #[derive(Module, Debug)]
 pub struct Lora {
-    factors: SiteMap<Factors>,
+    pub(super) factors: SiteMap<Factors>,
     biases: SiteMap<Param<Tensor<1>>>,
     tokens: SiteMap<Rows>,
     #[module(skip)]
@@ -246,7 +246,7 @@ pub struct Factors {
     /// `[d_out]`, of DoRA.
     pub magnitude: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    scale: f64,
+    pub(super) scale: f64,
 }
 
 impl Factors {

@@ -2,6 +2,7 @@
 
 pub mod adalora;
 pub mod allocation;
+pub mod arithmetic;
 pub mod curvature;
 pub mod delta_lora;
 mod dora;

@@ -22,6 +22,7 @@ mod residual;
 mod sequential;
 mod starts;
 mod tiny_attn;
+mod variants;
 mod warp;
 
 use std::collections::BTreeMap;

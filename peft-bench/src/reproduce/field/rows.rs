@@ -28,7 +28,7 @@ const MPT_SOURCE: Row = Row {
 };
 
 /// All methods of the registry, and those that are settings of another.
-pub const ROWS: [Row; 69] = [
+pub const ROWS: [Row; 70] = [
     Row { name: "Linear probing", method: "linear-probe", small_learning_rate: 5e-3, ..BASELINE },
     Row {
         name: "Full fine-tuning",
@@ -79,6 +79,13 @@ pub const ROWS: [Row; 69] = [
         ],
         small_learning_rate: 3e-3,
         differs: "Of one task, so that it has nothing to share.",
+        ..ADAPTER
+    },
+    Row {
+        name: "MAD-X",
+        method: "bottleneck",
+        settings: &["reduction_factor=2", "inv_adapter=nice", "inv_adapter_reduction_factor=2"],
+        differs: "The block behind the embeddings is trained with the task, not with a language.",
         ..ADAPTER
     },
     Row {

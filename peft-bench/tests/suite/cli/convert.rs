@@ -181,13 +181,13 @@ fn what_a_format_cannot_express_is_refused_by_name() {
             "peft-reparam",
             "adalora",
             "roberta-classify",
-            &["method", "adalora", "adapter, parallel, compacter, lora, ia3 or prefix"],
+            &["method", "adalora", "adapter, parallel, bottleneck, compacter, lora, ia3 or prefix"],
         ),
         (
             "peft-additive",
             "prompt",
             "roberta-classify",
-            &["method", "prompt", "adapter, parallel, compacter, lora, ia3 or prefix"],
+            &["method", "prompt", "adapter, parallel, bottleneck, compacter, lora, ia3 or prefix"],
         ),
         ("peft-additive", "ia3", "roberta-classify", &["feedforward_modules", "attention.output.dense", "outputs"]),
         ("peft-additive", "prefix", "roberta-classify", &["shift_positions", "true", "false"]),
@@ -245,20 +245,18 @@ fn changed(case: &str, change: impl Fn(&Path)) -> String {
 #[test]
 fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
     for (case, key, value) in [
-        ("seq-bn", "ln_after", json!(true)),
-        ("seq-bn", "ln_before", json!(true)),
-        ("seq-bn", "original_ln_after", json!(false)),
         ("seq-bn", "original_ln_before", Value::Null),
-        ("seq-bn", "residual_before_ln", json!("post_add")),
-        ("seq-bn", "residual_before_ln", json!(false)),
-        ("seq-bn", "scaling", json!(2.0)),
-        ("seq-bn", "scaling", json!("channel")),
-        ("seq-bn", "use_gating", json!(true)),
         ("seq-bn", "phm_layer", json!(true)),
         ("seq-bn", "inv_adapter", json!("nice")),
+        ("seq-bn", "inv_adapter", json!("glow")),
+        ("seq-bn", "scaling", json!("twice")),
+        ("seq-bn", "scaling", json!(0.0)),
+        ("seq-bn", "residual_before_ln", json!("late")),
+        ("seq-bn", "reduction_factor", json!({"1": 2})),
+        ("seq-bn", "reduction_factor", json!({"1": 0, "default": 4})),
+        ("seq-bn", "dropout", json!(1.0)),
+        ("seq-bn-t5", "residual_before_ln", json!("post_add")),
         ("seq-bn", "leave_out", json!("first")),
-        ("seq-bn", "mh_adapter", json!(true)),
-        ("seq-bn", "reduction_factor", json!({"1": 2, "default": 4})),
         ("seq-bn", "reduction_factor", json!(-4)),
         ("seq-bn", "non_linearity", json!("mish")),
         ("compacter", "phm_bias", json!(false)),
@@ -270,9 +268,6 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("seq-bn", "is_parallel", json!("yes")),
         ("seq-bn", "architecture", json!("union")),
         ("seq-bn", "some_new_thing", json!(3)),
-        ("double-seq-bn", "output_adapter", json!(false)),
-        ("par-bn", "scaling", json!("learned")),
-        ("par-bn", "ln_after", json!(true)),
         ("lora", "use_dora", json!(true)),
         ("lora", "use_gating", json!(true)),
         ("lora", "vera_d", json!(0.1)),
@@ -291,7 +286,6 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("prefix-flat", "flat", json!("yes")),
         ("prefix-flat-llama", "flat", json!(false)),
         ("lora-t5-gated", "leave_out", json!([5])),
-        ("seq-bn-t5", "cross_adapter", json!(true)),
     ] {
         let edited = |dir: &Path| edit(dir.join("adapter_config.json"), &|whole| whole["config"][key] = value.clone());
         // A configuration of ours has other names for some.
@@ -303,6 +297,21 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
             key => key,
         };
         names(&changed(case, edited), &["adapter_config.json", named]);
+    }
+    // What is known here, of which the file has not the tensors.
+    for (case, key, value, tensor) in [
+        ("seq-bn", "ln_after", json!(true), "adapter_norm_after"),
+        ("seq-bn", "ln_before", json!(true), "adapter_down.1"),
+        ("seq-bn", "scaling", json!("channel"), "adapters.adapter.scaling"),
+        ("seq-bn", "use_gating", json!(true), "adapters.adapter.gate"),
+        ("seq-bn", "mh_adapter", json!(true), "attention.output.adapters"),
+        ("seq-bn", "reduction_factor", json!({"1": 2, "default": 4}), "adapter_down.0"),
+        ("double-seq-bn", "output_adapter", json!(false), "0.output.adapters"),
+        ("par-bn", "ln_after", json!(true), "adapter_norm_after"),
+        ("seq-bn-t5", "cross_adapter", json!(true), "layer.1.adapters"),
+    ] {
+        let edited = |dir: &Path| edit(dir.join("adapter_config.json"), &|whole| whole["config"][key] = value.clone());
+        names(&changed(case, edited), &["adapter.safetensors", tensor]);
     }
     for (case, key, value) in [
         ("seq-bn-flex-two-bert", "layers", json!(3)),

@@ -12,6 +12,7 @@ mod convert;
 mod damaged;
 mod data;
 mod heads;
+mod merge_adapters;
 mod messages;
 mod outputs;
 mod refused;

@@ -71,10 +71,11 @@ fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
     let at = |part| Site::encoder(layer, part);
     let attention =
         frame.hooks.sublayer(frame, at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));
-    let hidden = frame.norm(at(Part::NormAttention), x.hidden + attention);
+    let norm = |part, sum| frame.hooks.norm(at(part), sum, &|sum| frame.norm(at(part), sum));
+    let hidden = norm(Part::NormAttention, x.hidden + attention);
     let x = Sequence { hidden, ..x };
     let output = frame.hooks.sublayer(frame, at(Part::FeedForward), x.clone(), &|x| feed_forward(frame, layer, x));
-    Sequence { hidden: frame.norm(at(Part::NormFeedForward), x.hidden + output), ..x }
+    Sequence { hidden: norm(Part::NormFeedForward, x.hidden + output), ..x }
 }
 
 fn self_attention(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
