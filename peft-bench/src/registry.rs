@@ -5,7 +5,7 @@ use std::path::Path;
 use peft_core::adapterhub::Kind;
 use peft_core::io::{Pretrained, adapterhub, peft};
 use peft_core::train::Tuned;
-use peft_core::{AnyMethod, Error, Method, Result};
+use peft_core::{AnyMethod, Error, Method, Result, Shape};
 
 /// What the registry says of a method.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,8 @@ pub fn by_name(name: &str) -> Result<AnyMethod> {
     if name.contains('+') {
         return name.split('+').map(by_name).collect::<Result<_>>().map(AnyMethod::composed);
     }
-    let found = METHODS.iter().find(|entry| entry.name == name);
-    found.map(|entry| (entry.method)()).ok_or_else(|| Error::config("method", name, one_of(|entry| entry.name)))
+    let expected = || format!("{}, or propetl- or sparse- before one", one_of(|entry| entry.name));
+    plain(name).or_else(|| over(name)).ok_or_else(|| Error::config("method", name, expected()))
 }
 
 /// The method of an adapter directory.
@@ -36,7 +36,7 @@ pub fn by_peft_type(adapter: &Path) -> Result<AnyMethod> {
         let unknown = || {
             Error::file(adapter.join("adapter_config.json"), "peft_type", peft_type, one_of(|entry| entry.peft_type))
         };
-        found.map(|entry| (entry.method)()).ok_or_else(unknown)
+        found.map(|entry| (entry.method)()).or_else(|| over_type(peft_type)).ok_or_else(unknown)
     };
     let peft_type = peft::peft_type(adapter)?;
     if peft_type == AnyMethod::COMPOSED {
@@ -57,17 +57,35 @@ pub fn by_kind(kind: Kind) -> Result<AnyMethod> {
     found.ok_or_else(|| Error::config("config", format!("{kind:?}"), "a method that is known here"))
 }
 
-/// An adapter directory on its model.
-pub fn load<'a>(adapter: &Path, model: &'a Pretrained) -> Result<Tuned<'a>> {
-    Tuned::load_as(&by_peft_type(adapter)?, adapter, model)
+/// Adapter directories on their model, at once if there are several: the first is the outermost, and its head counts.
+pub fn load<'a>(adapters: &[impl AsRef<Path>], model: &'a Pretrained) -> Result<Tuned<'a>> {
+    let one = |dir: &Path| Tuned::load_as(&by_peft_type(dir)?, dir, model);
+    Tuned::composed(adapters.iter().map(|dir| one(dir.as_ref())).collect::<Result<_>>()?)
+}
+
+/// The most tokens of a sequence on a model of this shape with such adapters at once.
+pub fn room(adapters: &[impl AsRef<Path>], shape: &Shape) -> Result<usize> {
+    let one = |dir: &Path| peft::config(&by_peft_type(dir)?, dir, shape);
+    let mut all = adapters.iter().map(|dir| one(dir.as_ref())).collect::<Result<Vec<_>>>()?;
+    Ok(match all.len() {
+        0 => shape.max_length(),
+        1 => all.remove(0).room(shape),
+        _ => AnyMethod::composed(all).room(shape),
+    })
 }
 
 macro_rules! methods {
-    ($($config:ty: $family:literal,)*) => {
+    ($($config:ty: $family:literal,)*; $(over $procedure:ty, $inner:ty: $name:literal $peft_type:literal $of:literal,)*) => {
         /// All of them.
-        pub const METHODS: &[Entry] = &[$(
-            Entry { name: <$config>::NAME, peft_type: <$config>::PEFT_TYPE, family: $family, method: AnyMethod::of::<$config> },
-        )*];
+        pub const METHODS: &[Entry] = &[
+            $(Entry { name: <$config>::NAME, peft_type: <$config>::PEFT_TYPE, family: $family, method: AnyMethod::of::<$config> },)*
+            $(Entry {
+                name: $name,
+                peft_type: $peft_type,
+                family: $of,
+                method: || AnyMethod::usual_over::<$procedure>(AnyMethod::of::<$inner>()),
+            },)*
+        ];
     };
 }
 
@@ -131,11 +149,38 @@ methods! {
     peft_hybrid::S3DeltaConfig: "hybrid",
     peft_unified::AdaMixConfig<peft_additive::SequentialConfig>: "unified",
     peft_unified::AdaMixConfig<peft_reparam::LoraConfig>: "unified",
-    peft_unified::ProPetlConfig<peft_additive::SequentialConfig>: "unified",
-    peft_unified::ProPetlConfig<peft_additive::PrefixTuningConfig>: "unified",
-    peft_unified::ProPetlConfig<peft_reparam::LoraConfig>: "unified",
-    peft_unified::SparseConfig<peft_additive::SequentialConfig>: "unified",
-    peft_unified::SparseConfig<peft_reparam::LoraConfig>: "unified",
+    ;
+    over peft_unified::Sharing, peft_additive::SequentialConfig: "propetl-adapter" "PROPETL_ADAPTER" "unified",
+    over peft_unified::Sharing, peft_additive::PrefixTuningConfig: "propetl-prefix" "PROPETL_PREFIX" "unified",
+    over peft_unified::Sharing, peft_reparam::LoraConfig: "propetl-lora" "PROPETL_LORA" "unified",
+    over peft_unified::Pruning, peft_additive::SequentialConfig: "sparse-adapter" "SPARSE_ADAPTER" "unified",
+    over peft_unified::Pruning, peft_reparam::LoraConfig: "sparse-lora" "SPARSE_LORA" "unified",
+}
+
+/// A procedure over a method.
+type Over = fn(AnyMethod) -> AnyMethod;
+
+/// What goes over any method, by what stands before the method's name. Over those that the papers have it on it is among the others.
+pub const OVER: [(&str, Over); 2] = [
+    ("propetl", AnyMethod::usual_over::<peft_unified::Sharing>),
+    ("sparse", AnyMethod::usual_over::<peft_unified::Pruning>),
+];
+
+/// A procedure over the method of this name.
+fn over(name: &str) -> Option<AnyMethod> {
+    let of = |(procedure, over): &(&str, Over)| Some(over(plain(name.strip_prefix(procedure)?.strip_prefix('-')?)?));
+    OVER.iter().find_map(of)
+}
+
+/// The same of a `peft_type`.
+fn over_type(peft_type: &str) -> Option<AnyMethod> {
+    let all = METHODS.iter().flat_map(|entry| OVER.map(|(procedure, _)| format!("{procedure}-{}", entry.name)));
+    all.filter(|name| name.replace('-', "_").to_uppercase() == peft_type).find_map(|name| over(&name))
+}
+
+/// The method of this name among those that stand there.
+fn plain(name: &str) -> Option<AnyMethod> {
+    METHODS.iter().find(|entry| entry.name == name).map(|entry| (entry.method)())
 }
 
 fn one_of(name: impl Fn(&Entry) -> &'static str) -> String {
@@ -152,6 +197,8 @@ mod tests {
             for b in &METHODS[i + 1..] {
                 assert!(a.name != b.name && a.peft_type != b.peft_type, "{a:?} {b:?}");
             }
+            let method = (a.method)();
+            assert_eq!((method.name(), method.peft_type()), (a.name, a.peft_type));
         }
     }
 }

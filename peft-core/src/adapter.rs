@@ -121,13 +121,6 @@ pub trait AnyAdapter {
     fn tasks(&self) -> Option<usize>;
 }
 
-/// Opens an adapter of any type for one run, as [`Adapter::open`] does.
-pub(crate) fn opened<R>(adapter: &dyn AnyAdapter, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-    let (mut f, mut result) = (Some(f), None);
-    adapter.open_any(batch, &mut |hooks| result = f.take().map(|f| f(hooks)));
-    result.unwrap_or_else(|| unreachable!("an adapter opens once"))
-}
-
 impl<A: Adapter> AnyAdapter for A {
     fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks)) {
         self.open(batch, |hooks| f(hooks));

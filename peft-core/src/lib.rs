@@ -56,7 +56,7 @@ mod weight;
 mod within;
 
 pub use adapter::{Adapter, AnyAdapter, Bare, Tuner};
-pub use any::{AnyMethod, AnyTuner, HubForm, Many};
+pub use any::{AnyMethod, AnyTuner, HubForm, Many, Over};
 pub use batch::{Batch, Example, Label};
 pub use compute::Compute;
 pub use copies::Copies;

@@ -1,12 +1,15 @@
 //! What a method's configuration offers to programs that train, count, save and merge any of them.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{AnyMethod, AnyTuner, Base, Error, Head, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained};
+use crate::{
+    AnyMethod, AnyTuner, Base, Common, Error, Head, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained,
+};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -66,12 +69,7 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
 
     /// The same, for a model on which it is to start: what no memory would hold is refused before it is asked for.
     fn checked_count(&self, shape: &Shape) -> Result<usize> {
-        let (count, most) = (self.count(shape)?, shape.count().saturating_mul(8).max(1 << 26));
-        if count > most {
-            let expected = format!("at most {most} for a model of {}", shape.count());
-            return Err(Error::config(Self::NAME, format!("{count} trainable elements"), expected));
-        }
-        Ok(count)
+        checked(Self::NAME, self.count(shape)?, shape)
     }
 
     /// How many positions of a sequence its virtual tokens take.
@@ -132,6 +130,12 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         Ok(tuner)
     }
 
+    /// The method in these layers of a model of this shape only, by its settings: `LoraConfig::new(8).within(2..4, &shape)`. Its files are
+    /// those of any such choice, `layers_to_transform` in a training YAML. One that has no setting for its modules or layers refuses.
+    fn within(self, layers: Range<usize>, shape: &Shape) -> Result<AnyMethod> {
+        AnyMethod::new(self).narrowed(&Common::within(layers), shape)
+    }
+
     /// Its form in AdapterHub's files, if it has one.
     fn adapterhub() -> Option<AdapterHub<Self>> {
         None
@@ -141,6 +145,16 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
     fn merge(_tuner: &Self::Tuner) -> Option<&dyn Merge> {
         None
     }
+}
+
+/// A number of trainable elements, if a machine that holds a model of this shape could hold them.
+pub(crate) fn checked(name: &str, count: usize, shape: &Shape) -> Result<usize> {
+    let most = shape.count().saturating_mul(8).max(1 << 26);
+    if count > most {
+        let expected = format!("at most {most} for a model of {}", shape.count());
+        return Err(Error::config(name, format!("{count} trainable elements"), expected));
+    }
+    Ok(count)
 }
 
 /// A finished adapter from which another method starts.

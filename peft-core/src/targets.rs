@@ -1,5 +1,7 @@
 //! What every method has beside its own settings: modules that are trained whole, modules that are left out, and layers.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::site::{ALL_LINEAR, is_end};
@@ -50,6 +52,17 @@ pub(crate) struct Chosen {
 impl Common {
     /// Their names.
     pub const KEYS: [&str; 4] = ["modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"];
+
+    /// In these layers only.
+    pub fn within(layers: Range<usize>) -> Self {
+        Common { layers_to_transform: Some(Few::Many(layers.collect())), ..Common::default() }
+    }
+
+    /// The layers, if nothing else narrows the choice.
+    pub(crate) fn layers_alone(&self) -> Option<&[usize]> {
+        (self.narrowing() == ["layers_to_transform"])
+            .then(|| self.layers_to_transform.as_ref().map_or(&[][..], Few::all))
+    }
 
     /// `modules_to_save`.
     pub fn saved(&self) -> &[String] {

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use crate::random::Noise;
 use crate::{
     Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Lookup, Next, Procedure, Result, Sequence,
-    Site, Slot, Stack, Tuner, Weight, adapter::opened,
+    Site, Slot, Stack, Tuner, Weight,
 };
 
 /// An adapter that acts in some layers only, with the steps that it has anyway. Below the lowest of the layers nothing is
@@ -32,15 +32,11 @@ impl Within {
         self.layers = layers;
         self
     }
-
-    fn adapter(&self) -> &dyn AnyAdapter {
-        self.inner.as_adapter().unwrap_or_else(|| unreachable!("`new` takes adapters, whose views are adapters"))
-    }
 }
 
 impl Adapter for Within {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        opened(self.adapter(), batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
+        self.inner.opened(batch, |hooks| f(&Inside { hooks, layers: &self.layers }))
     }
 
     fn view(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
@@ -49,7 +45,7 @@ impl Adapter for Within {
     }
 
     fn tasks(&self) -> Option<usize> {
-        self.adapter().tasks()
+        self.inner.as_adapter().and_then(AnyAdapter::tasks)
     }
 }
 

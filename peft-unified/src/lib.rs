@@ -1,19 +1,18 @@
 //! Unified fine-tuning: one procedure over any adapter.
 //!
 //! ```
-//! use peft_core::{Method, Shape};
+//! use peft_core::{AnyMethod, Shape};
 //! use peft_reparam::LoraConfig;
 //! use peft_unified::ProPetlConfig;
 //!
-//! let shape = Shape::named("roberta-base")?;
-//! assert_eq!(ProPetlConfig::new(LoraConfig::new(32)).count(&shape)?, 98_304 + 1_179_648);
+//! let (shape, shared) = (Shape::named("roberta-base")?, ProPetlConfig::new(LoraConfig::new(32)));
+//! assert_eq!(AnyMethod::from(shared).count(&shape)?, 98_304 + 1_179_648);
 //! # Ok::<(), peft_core::Error>(())
 //! ```
 //!
 //! [`peft_core::Within`] restricts any adapter to some layers.
 
 pub mod adamix;
-mod constant;
 mod masks;
 pub mod propetl;
 mod scores;
@@ -21,5 +20,5 @@ mod settings;
 pub mod sparse;
 
 pub use adamix::{AdaMix, AdaMixConfig, Mixed};
-pub use propetl::{ProPetl, ProPetlConfig, Shared};
-pub use sparse::{Pruned, Scorer, Sparse, SparseConfig};
+pub use propetl::{ProPetl, ProPetlConfig, Sharing};
+pub use sparse::{Pruning, Scorer, Sparse, SparseConfig};

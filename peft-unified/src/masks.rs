@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
-use peft_core::ModuleMap;
 use peft_core::train::largest;
-use peft_core::view::{Visit, shapes, visit};
+use peft_core::view::{Visit, shapes, trained, visit};
+use peft_core::{AnyMethod, AnyTuner, Error, ModuleMap, Procedure, Result, Tuner};
 
 /// Matrices by name.
 pub(crate) type Matrices = ModuleMap<String, Param<Tensor<2>>>;
@@ -16,6 +16,31 @@ pub(crate) fn matrix<const D: usize>(tensor: Tensor<D>) -> Tensor<2> {
     let columns = tensor.dims()[D - 1];
     let rows = tensor.shape().num_elements() / columns;
     tensor.reshape([rows, columns])
+}
+
+/// The error of a method that a procedure cannot be over.
+pub(crate) fn refused(procedure: &str, inner: &AnyMethod, found: impl std::fmt::Display, expected: &str) -> Error {
+    Error::config(format!("{procedure} over {}", inner.name()), found, expected)
+}
+
+/// Refuses a method that is no adapter, or has not the same matrices all the time, or none that are trained and saved.
+pub(crate) fn check_fits(procedure: &str, inner: &AnyMethod, tuner: &AnyTuner) -> Result<()> {
+    let refused = |found: &str, expected| Err(refused(procedure, inner, found, expected));
+    if tuner.as_adapter().is_none() {
+        return refused("a network beside the model", "adapters");
+    }
+    // How many there are does not depend on the steps.
+    if tuner.phases(100).len() > 1 {
+        return refused("training in phases", "a method with the same matrices in each step");
+    }
+    let matrices = matrices(tuner);
+    if matrices.is_empty() {
+        return refused("no matrix that is trained", "a method with matrices");
+    }
+    match matrices.keys().find(|name| inner.is_mask(name)) {
+        None => Ok(()),
+        Some(name) => refused(&format!("{name}, of which files hold a mask"), "matrices that files hold as they are"),
+    }
 }
 
 /// The tensors of a module by name, tracked where they are.
@@ -31,10 +56,16 @@ pub(crate) fn tensors<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
     collect.0
 }
 
-/// Those of them that are matrices.
-pub(crate) fn matrices<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
+/// Those of them that are matrices, trained or not.
+pub(crate) fn all_matrices<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
     let ranks: BTreeMap<String, Vec<usize>> = shapes(module).into_iter().collect();
     tensors(module).into_iter().filter(|(name, _)| ranks[name].len() == 2).collect()
+}
+
+/// The matrices that are trained.
+pub(crate) fn matrices<M: Module>(module: &M) -> BTreeMap<String, Tensor<2>> {
+    let trained = trained(module);
+    tensors(module).into_iter().filter(|(name, _)| trained.get(name).is_some_and(|dims| dims.len() == 2)).collect()
 }
 
 /// A plain mask of zeros and ones.

@@ -23,145 +23,22 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::{PrefixTuningConfig, SequentialConfig};
-use peft_core::view::{Rewrite, shapes, view};
+use peft_core::train::{Optim, Probe};
+use peft_core::view::{Rewrite, shapes, trained, view};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, Slot, Weight,
+    Adapter, AnyMethod, AnyTuner, Base, Batch, Error, Hooks, Key, Over, Procedure, Result, Shape, Tuner,
     random::{Noise, Random},
 };
-use peft_reparam::{BiasMode, LoraConfig};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use peft_reparam::{AdaLoraConfig, BiasMode, IncreLoraConfig, LoraConfig};
+use serde::{Deserialize, Serialize};
 
-use crate::constant::Constant;
-use crate::masks::{Matrices, mask_of_largest, matrix, tensors};
-use crate::settings;
-
-/// A method whose adapters of all layers have the same form, so that one can stand for all.
-pub trait Shared: Method<Tuner: Adapter> {
-    /// The name of the method with a shared adapter.
-    const SHARED: &'static str;
-    /// Its `peft_type`.
-    const SHARED_TYPE: &'static str;
-
-    /// The paper's.
-    fn paper() -> ProPetlConfig<Self>;
-
-    /// How many numbers the matrices of all layers have; refuses settings by which layers differ.
-    fn masked(&self, shape: &Shape) -> Result<usize>;
-
-    /// What bounds the start of a matrix's scores, at 1 / sqrt(fan): torch's count of inputs in the form that the authors' RoBERTa has
-    /// them in.
-    fn fan(dims: [usize; 2]) -> usize;
-
-    /// Whether a layer uses its part of a tensor that holds all layers.
-    fn used(_shape: &Shape, _layer: usize) -> bool {
-        true
-    }
-
-    /// The weight-space form, if it has one.
-    fn merge_shared(_tuner: &ProPetl<Self::Tuner>) -> Option<&dyn Merge> {
-        None
-    }
-}
-
-impl Shared for SequentialConfig {
-    const SHARED: &'static str = "propetl-adapter";
-    const SHARED_TYPE: &'static str = "PROPETL_ADAPTER";
-
-    fn paper() -> ProPetlConfig<Self> {
-        ProPetlConfig { inner: SequentialConfig::pfeiffer(64), sharing: Sharing { density: 0.5, mask_rate: 30.0 } }
-    }
-
-    fn masked(&self, shape: &Shape) -> Result<usize> {
-        if self.train_layernorm {
-            return Err(Error::config("train_layernorm", true, "false: each layer has normalizations of its own"));
-        }
-        for_all_layers(&self.leave_out)?;
-        // A bottleneck wider by one unit has d + 1 + d more numbers.
-        let wider = self.clone().with_bottleneck(self.bottleneck + 1).count(shape)? - self.count(shape)?;
-        Ok(wider / (2 * shape.hidden + 1) * 2 * shape.hidden * self.bottleneck)
-    }
-
-    /// Of `[d, m]` and `[m, d]`, which lie there as they do here.
-    fn fan([_, columns]: [usize; 2]) -> usize {
-        columns
-    }
-}
-
-/// The layers share what each of them has.
-fn for_all_layers(leave_out: &[usize]) -> Result<()> {
-    match leave_out.first() {
-        None => Ok(()),
-        Some(layer) => Err(Error::config("leave_out", layer, "no layer: all share what is trained")),
-    }
-}
-
-impl Shared for LoraConfig {
-    const SHARED: &'static str = "propetl-lora";
-    const SHARED_TYPE: &'static str = "PROPETL_LORA";
-
-    fn paper() -> ProPetlConfig<Self> {
-        ProPetlConfig {
-            inner: LoraConfig::new(32).with_alpha(48.0),
-            sharing: Sharing { density: 0.1, mask_rate: 300.0 },
-        }
-    }
-
-    fn masked(&self, shape: &Shape) -> Result<usize> {
-        if self.bias != BiasMode::None {
-            return Err(Error::config("bias", format!("{:?}", self.bias), "none: each layer has biases of its own"));
-        }
-        if self.use_dora {
-            return Err(Error::config("use_dora", true, "false: each layer's matrices have lengths of their own"));
-        }
-        self.count(shape)
-    }
-
-    /// Of `[r, d_in]` and `[d_out, r]`, the transposed.
-    fn fan([rows, _]: [usize; 2]) -> usize {
-        rows
-    }
-
-    fn merge_shared(tuner: &ProPetl<Self::Tuner>) -> Option<&dyn Merge> {
-        Some(tuner)
-    }
-}
-
-impl Shared for PrefixTuningConfig {
-    const SHARED: &'static str = "propetl-prefix";
-    const SHARED_TYPE: &'static str = "PROPETL_PREFIX";
-
-    fn paper() -> ProPetlConfig<Self> {
-        ProPetlConfig {
-            inner: PrefixTuningConfig::new(64).with_projection(512).with_shift_positions(false),
-            sharing: Sharing { density: 0.1, mask_rate: 1.0 },
-        }
-    }
-
-    fn masked(&self, shape: &Shape) -> Result<usize> {
-        for_all_layers(&self.leave_out)?;
-        let flat = PrefixTuningConfig { prefix_projection: false, ..self.clone() };
-        let layers = flat.count(shape)? / flat.count(&shape.clone().one_layer())?;
-        let used = (0..layers).filter(|layer| Self::used(shape, *layer)).count();
-        Ok(flat.count(shape)? / layers * used)
-    }
-
-    /// Of `[L, l, 2 d]`, one tensor for all layers.
-    fn fan([rows, columns]: [usize; 2]) -> usize {
-        rows * columns
-    }
-
-    /// As PEFT cuts the prefix of a model with two stacks, its layers take every second part in turn.
-    fn used(shape: &Shape, layer: usize) -> bool {
-        !shape.stacks().get(1).is_some_and(|(_, layers)| layers.is_multiple_of(2)) || layer.is_multiple_of(2)
-    }
-}
+use crate::masks::{self, Matrices, check_fits, mask_of_largest, matrix, tensors};
 
 /// What is shared, and how.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ProPetlConfig<M> {
-    /// The adapters.
-    pub inner: M,
+pub struct ProPetlConfig {
+    /// The adapters, of a method that has the same form in all layers.
+    pub inner: AnyMethod,
     /// The masks.
     pub sharing: Sharing,
 }
@@ -176,10 +53,11 @@ pub struct Sharing {
     pub mask_rate: f64,
 }
 
-impl<M: Shared> ProPetlConfig<M> {
+impl ProPetlConfig {
     /// These adapters, otherwise the paper's settings.
-    pub fn new(inner: M) -> Self {
-        ProPetlConfig { inner, ..M::paper() }
+    pub fn new(inner: impl Into<AnyMethod>) -> Self {
+        let inner = inner.into();
+        ProPetlConfig { sharing: Sharing::paper(&inner), inner }
     }
 
     /// With this share of each matrix in a layer.
@@ -194,8 +72,47 @@ impl<M: Shared> ProPetlConfig<M> {
         self
     }
 
+    /// The start on a model, see [`Over::init`].
+    pub fn init(&self, base: &Base, seed: u64) -> Result<ProPetl> {
+        self.sharing.start(&self.inner, self.inner.init(&base.one_layer(), seed)?, base, seed)
+    }
+}
+
+impl From<ProPetlConfig> for AnyMethod {
+    fn from(ProPetlConfig { inner, sharing }: ProPetlConfig) -> Self {
+        AnyMethod::over(sharing, inner)
+    }
+}
+
+/// One adapter for all layers, and a mask for each.
+#[derive(Module, Debug)]
+pub struct ProPetl {
+    /// Of a model with one layer.
+    prototype: AnyTuner,
+    /// Of each matrix of the prototype in each layer, by name: `3.factors.encoder.0.query.a` in the fourth.
+    scores: Matrices,
+    /// Adapters of all layers, whose tensors are not used.
+    #[module(skip)]
+    layered: AnyTuner,
+    /// By which the prototype's tensors are computed, such as a prefix by its projection.
+    #[module(skip)]
+    inner: AnyMethod,
+    #[module(skip)]
+    sharing: Sharing,
+}
+
+impl Sharing {
+    fn paper(inner: &AnyMethod) -> Self {
+        let (density, mask_rate) = match inner {
+            lora if lora.downcast_ref::<LoraConfig>().is_some() => (0.1, 300.0),
+            prefix if prefix.downcast_ref::<PrefixTuningConfig>().is_some() => (0.1, 1.0),
+            _ => (0.5, 30.0),
+        };
+        Sharing { density, mask_rate }
+    }
+
     fn check(&self) -> Result<()> {
-        let Sharing { density, mask_rate } = self.sharing;
+        let Sharing { density, mask_rate } = *self;
         if !(density > 0.0 && density <= 1.0) {
             return Err(Error::config("density", density, "a number above 0, at most 1"));
         }
@@ -204,147 +121,190 @@ impl<M: Shared> ProPetlConfig<M> {
         }
         Ok(())
     }
-}
 
-impl<M: Shared> Default for ProPetlConfig<M> {
-    fn default() -> Self {
-        M::paper()
-    }
-}
-
-impl<M: Shared> Serialize for ProPetlConfig<M> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        settings::serialize(&self.sharing, &self.inner, serializer)
-    }
-}
-
-impl<'de, M: Shared> Deserialize<'de> for ProPetlConfig<M> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ProPetlConfig { inner, sharing } = M::paper();
-        let (sharing, inner) = settings::deserialize(deserializer, &sharing, &inner)?;
-        Ok(ProPetlConfig { inner, sharing })
-    }
-}
-
-/// One adapter for all layers, and a mask for each.
-#[derive(Module, Debug)]
-pub struct ProPetl<A: Module> {
-    /// Of a model with one layer.
-    prototype: A,
-    /// Of each matrix of the prototype in each layer, by name: `3.factors.encoder.0.query.a` in the fourth.
-    scores: Matrices,
-    form: Constant<Form<A>>,
-    #[module(skip)]
-    sharing: Sharing,
-}
-
-/// What is known of the adapters beside their tensors.
-#[derive(Clone, Debug)]
-struct Form<A> {
-    /// Adapters of all layers, whose tensors are not used.
-    layered: A,
-    /// What the prototype's tensors are computed by, such as a prefix's projection.
-    computed: fn(A) -> A,
-}
-
-impl<M: Shared> Method for ProPetlConfig<M> {
-    const NAME: &'static str = M::SHARED;
-    const PEFT_TYPE: &'static str = M::SHARED_TYPE;
-    const HEAD_PREFIX: &'static str = M::HEAD_PREFIX;
-    type Tuner = ProPetl<M::Tuner>;
-
-    fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner> {
-        self.start(self.inner.init(&base.one_layer(), seed)?, base, seed)
-    }
-
-    fn count(&self, shape: &Shape) -> Result<usize> {
+    fn start(&self, inner: &AnyMethod, prototype: AnyTuner, base: &Base, seed: u64) -> Result<ProPetl> {
         self.check()?;
-        Ok(self.inner.count(&shape.clone().one_layer())? + self.inner.masked(shape)?)
-    }
-
-    fn virtual_tokens(&self) -> usize {
-        self.inner.virtual_tokens()
-    }
-
-    fn room(&self, shape: &Shape) -> usize {
-        self.inner.room(shape)
-    }
-
-    fn key(&self, name: &str, shape: &Shape) -> Key {
-        let shape = &shape.clone().one_layer();
-        let (field, name) = name.split_once('.').unwrap_or_default();
-        match (field, name.split_once('.')) {
-            ("scores", Some((layer, name))) => Key::plain(format!("{}.mask.{layer}", self.inner.key(name, shape).name)),
-            _ => self.inner.key(name, shape),
-        }
-    }
-
-    fn is_mask(&self, name: &str) -> bool {
-        name.starts_with("scores.")
-    }
-
-    fn for_files(&self, shape: &Shape) -> Result<Self> {
-        Ok(ProPetlConfig { inner: self.inner.for_files(shape)?, ..self.clone() })
-    }
-
-    fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        self.inner.derived(shape)
-    }
-
-    /// Masks in the place of scores: the largest numbers of a mask are the same mask.
-    fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
-        let scores = view(&tuner.scores, &mut Masks(tuner.sharing.density));
-        ProPetl { prototype: M::to_saved(tuner.prototype), scores, ..tuner }
-    }
-
-    fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
-        // Files hold masks, not the scores that they came from: these stay as they are, and the prototype is trained on.
-        let tuner = self.start(self.inner.for_loading(&base.one_layer())?, base, 0)?;
-        Ok(ProPetl { scores: tuner.scores.no_grad(), ..tuner })
-    }
-
-    fn merge(tuner: &Self::Tuner) -> Option<&dyn Merge> {
-        M::merge_shared(tuner)
-    }
-}
-
-impl<M: Shared> ProPetlConfig<M> {
-    fn start(&self, prototype: M::Tuner, base: &Base, seed: u64) -> Result<ProPetl<M::Tuner>> {
-        self.check()?;
-        self.inner.masked(base.shape())?;
-        let (layered, device) = (self.inner.for_loading(base)?, base.device().clone().autodiff());
-        let shared: BTreeMap<String, Vec<usize>> = shapes(&M::to_saved(prototype.clone())).into_iter().collect();
-        let mut scores = Vec::new();
+        // With what it has from its sources.
+        let inner = &inner.learned(&prototype, base.shape());
+        let expected = masked(inner, base.shape())?;
+        check_fits(Sharing::NAME, inner, &prototype)?;
+        let (layered, device) = (inner.for_loading(base)?, base.device().clone().autodiff());
+        let shared: BTreeMap<String, Vec<usize>> = shapes(&inner.to_saved(prototype.clone())).into_iter().collect();
+        let (own, moving) = (shapes(&prototype), trained(&prototype));
+        let rests = |name: &String| own.iter().any(|(own, _)| own == name) && !moving.contains_key(name);
+        let (mut scores, mut numbers) = (vec![], 0);
         for (name, dims) in shapes(&layered) {
-            let (layers, first) = match in_layer(&name) {
-                Some((layer, first)) => (layer..layer + 1, first),
-                None => (0..dims[1] / shared.get(&name).map_or(1, |own| own[1]), name.clone()),
+            let (layers, first) = match (in_layer(&name), &dims[..]) {
+                (Some((layer, first)), _) => (layer..layer + 1, first),
+                (None, [_, columns]) => (0..columns / shared.get(&name).map_or(1, |own| own[1]), name.clone()),
+                (None, _) => (0..1, name.clone()),
             };
             let Some(own) = shared.get(&first).filter(|own| dims.len() == own.len() && dims[0] == own[0]) else {
-                let expected = format!("what the first layer has: {shared:?}; one adapter is shared by all layers");
-                return Err(Error::config("layers", format!("{name} of shape {dims:?}"), expected));
+                let first = shared.get(&first).map_or_else(|| "nothing".into(), |own| format!("{own:?}"));
+                let found = format!("{name} of shape {dims:?}, where the first layer has {first}");
+                return Err(refused(inner, found, "the same in each layer, since all share one adapter"));
             };
-            if let [rows, columns] = own[..] {
-                let bound = 1.0 / (M::fan([rows, columns]) as f64).sqrt();
-                for layer in layers.filter(|layer| M::used(base.shape(), *layer)) {
+            if let ([rows, columns], false) = (&own[..], rests(&first)) {
+                let bound = 1.0 / (fan(inner, [*rows, *columns]) as f64).sqrt();
+                numbers += dims.iter().product::<usize>();
+                for layer in layers.filter(|layer| is_used(inner, base.shape(), *layer)) {
                     let name = format!("{layer}.{first}");
                     let random = Random::new(seed, &format!("propetl.{name}"));
-                    let score = random.uniform_tensor([rows, columns], -bound, bound, &device);
+                    let score = random.uniform_tensor([*rows, *columns], -bound, bound, &device);
                     scores.push((name, Param::from_tensor(score)));
                 }
             }
         }
-        let form = Constant(Form { layered, computed: M::to_saved as fn(M::Tuner) -> M::Tuner });
-        Ok(ProPetl { prototype, scores: scores.into_iter().collect(), form, sharing: self.sharing })
+        let found: usize = scores.iter().map(|(_, score)| score.shape().num_elements()).sum();
+        if found != expected {
+            let found = format!("{numbers} numbers in matrices of its layers, of {expected}");
+            return Err(refused(inner, found, "only such: it is not known how many scores it has"));
+        }
+        Ok(ProPetl { prototype, scores: scores.into_iter().collect(), layered, inner: inner.clone(), sharing: *self })
     }
+}
+
+/// The error of a method that cannot be shared.
+fn refused(inner: &AnyMethod, found: impl std::fmt::Display, expected: &str) -> Error {
+    masks::refused(Sharing::NAME, inner, found, expected)
+}
+
+/// How many scores there are: as many as all layers' matrices have numbers. Refuses settings by which layers differ.
+fn masked(inner: &AnyMethod, shape: &Shape) -> Result<usize> {
+    if let Some(config) = inner.downcast_ref::<SequentialConfig>() {
+        if config.train_layernorm {
+            return Err(Error::config("train_layernorm", true, "false: each layer has normalizations of its own"));
+        }
+        for_all_layers(&config.leave_out)?;
+        // A bottleneck wider by one unit has d + 1 + d more numbers.
+        let wider = config.clone().with_bottleneck(config.bottleneck + 1);
+        let wider = AnyMethod::new(wider).count(shape)? - inner.count(shape)?;
+        return Ok(wider / (2 * shape.hidden + 1) * 2 * shape.hidden * config.bottleneck);
+    }
+    if let Some(config) = inner.downcast_ref::<PrefixTuningConfig>() {
+        for_all_layers(&config.leave_out)?;
+        let flat = AnyMethod::new(PrefixTuningConfig { prefix_projection: false, ..config.clone() });
+        let layers = flat.count(shape)? / flat.count(&shape.clone().one_layer())?;
+        let used = (0..layers).filter(|layer| is_used(inner, shape, *layer)).count();
+        return Ok(flat.count(shape)? / layers * used);
+    }
+    if let Some(config) = inner.downcast_ref::<LoraConfig>() {
+        if config.bias != BiasMode::None {
+            return Err(Error::config("bias", format!("{:?}", config.bias), "none: each layer has biases of its own"));
+        }
+        if config.use_dora {
+            return Err(Error::config("use_dora", true, "false: each layer's matrices have lengths of their own"));
+        }
+    }
+    if inner.downcast_ref::<AdaLoraConfig>().is_some() || inner.downcast_ref::<IncreLoraConfig>().is_some() {
+        return Err(refused(inner, "ranks that are allocated among the layers", "adapters that keep their shapes"));
+    }
+    // Of others all numbers; whether these are in matrices, the start tells.
+    inner.count(shape)
+}
+
+/// The layers share what each of them has.
+fn for_all_layers(leave_out: &[usize]) -> Result<()> {
+    match leave_out.first() {
+        None => Ok(()),
+        Some(layer) => Err(Error::config("leave_out", layer, "no layer: all share what is trained")),
+    }
+}
+
+/// What bounds the start of a matrix's scores, at 1 / sqrt(fan): torch's count of inputs in the form that the authors' RoBERTa has them
+/// in. Adapters `[d, m]` and `[m, d]` lie there as they do here, LoRA's `[r, d_in]` and `[d_out, r]` transposed, and `[L, l, 2 d]` is one tensor
+/// of a prefix for all layers.
+fn fan(inner: &AnyMethod, [rows, columns]: [usize; 2]) -> usize {
+    match inner {
+        lora if lora.downcast_ref::<LoraConfig>().is_some() => rows,
+        prefix if prefix.downcast_ref::<PrefixTuningConfig>().is_some() => rows * columns,
+        _ => columns,
+    }
+}
+
+/// Whether a layer uses its part of a tensor that holds all layers: as PEFT cuts the prefix of a T5, its layers take every second part
+/// in turn.
+fn is_used(inner: &AnyMethod, shape: &Shape, layer: usize) -> bool {
+    let halves = shape.stacks().get(1).is_some_and(|(_, layers)| layers.is_multiple_of(2));
+    inner.downcast_ref::<PrefixTuningConfig>().is_none() || !halves || layer.is_multiple_of(2)
+}
+
+impl Over for Sharing {
+    const NAME: &'static str = "propetl";
+
+    /// The paper's.
+    fn usual(inner: AnyMethod) -> (Self, AnyMethod) {
+        let paper: AnyMethod = match inner {
+            adapter if adapter.downcast_ref::<SequentialConfig>().is_some() => SequentialConfig::pfeiffer(64).into(),
+            lora if lora.downcast_ref::<LoraConfig>().is_some() => LoraConfig::new(32).with_alpha(48.0).into(),
+            prefix if prefix.downcast_ref::<PrefixTuningConfig>().is_some() => {
+                PrefixTuningConfig::new(64).with_projection(512).with_shift_positions(false).into()
+            }
+            other => other,
+        };
+        (Sharing::paper(&paper), paper)
+    }
+
+    fn init(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
+        self.start(inner, inner.init(&base.one_layer(), seed)?, base, seed).map(AnyTuner::new)
+    }
+
+    fn count(&self, inner: &AnyMethod, shape: &Shape) -> Result<usize> {
+        self.check()?;
+        Ok(inner.count(&shape.clone().one_layer())? + masked(inner, shape)?)
+    }
+
+    fn key(&self, inner: &AnyMethod, name: &str, shape: &Shape) -> Key {
+        let shape = &shape.clone().one_layer();
+        let (field, name) = name.split_once('.').unwrap_or_default();
+        match (field, name.split_once('.')) {
+            ("scores", Some((layer, name))) => Key::plain(format!("{}.mask.{layer}", inner.key(name, shape).name)),
+            _ => inner.key(name, shape),
+        }
+    }
+
+    fn is_mask(name: &str) -> bool {
+        name.starts_with("scores.")
+    }
+
+    /// Masks in the place of scores: the largest numbers of a mask are the same mask.
+    fn to_saved(&self, inner: &AnyMethod, tuner: AnyTuner) -> AnyTuner {
+        let shared = of(&tuner).clone();
+        let scores = view(&shared.scores, &mut Masks(shared.sharing.density));
+        AnyTuner::new(ProPetl { prototype: inner.to_saved(shared.prototype.clone()), scores, ..shared })
+    }
+
+    fn for_loading(&self, inner: &AnyMethod, base: &Base) -> Result<AnyTuner> {
+        // Files hold masks, not the scores that they came from: these stay as they are, and the prototype is trained on.
+        let tuner = self.start(inner, inner.for_loading(&base.one_layer())?, base, 0)?;
+        Ok(AnyTuner::new(ProPetl { scores: tuner.scores.no_grad(), ..tuner }))
+    }
+
+    fn loaded(&self, inner: &AnyMethod, tuner: AnyTuner, base: &Base) -> Result<AnyTuner> {
+        let shared = of(&tuner).clone();
+        let prototype = inner.loaded(shared.prototype, &base.one_layer())?;
+        Ok(AnyTuner::new(ProPetl { prototype, ..shared }))
+    }
+
+    fn plain(tuner: &AnyTuner) -> AnyTuner {
+        of(tuner).expanded()
+    }
+}
+
+fn of(tuner: &AnyTuner) -> &ProPetl {
+    tuner.downcast_ref().unwrap_or_else(|| panic!("a shared adapter is asked for, not {tuner:?}"))
 }
 
 /// The layer in a tensor's name, `factors.encoder.3.query.a`, and the name that it has in the first layer. `None` for a tensor
 /// that holds all layers, as columns.
 fn in_layer(name: &str) -> Option<(usize, String)> {
-    let words: Vec<&str> = name.split('.').collect();
-    let layer = words.get(2)?.parse().ok()?;
-    Some((layer, [&words[..2], &["0"], &words[3..]].concat().join(".")))
+    let mut words: Vec<&str> = name.split('.').collect();
+    let place = words
+        .windows(2)
+        .position(|pair| matches!(pair[0], "encoder" | "decoder") && pair[1].parse::<usize>().is_ok())?;
+    let layer = words[place + 1].parse().ok()?;
+    words[place + 1] = "0";
+    Some((layer, words.join(".")))
 }
 
 /// The plain mask of scores.
@@ -363,12 +323,11 @@ impl Rewrite for Masks {
     }
 }
 
-impl<A: Module> ProPetl<A> {
+impl ProPetl {
     /// Ordinary adapters of all layers, each with its numbers of the shared one.
-    pub fn expanded(&self) -> A {
-        let Constant(Form { layered, computed }) = &self.form;
-        let shared = tensors(&computed(self.prototype.clone()));
-        view(layered, &mut Expand { shared, scores: &self.scores, density: self.sharing.density })
+    pub fn expanded(&self) -> AnyTuner {
+        let shared = tensors(&self.inner.to_saved(self.prototype.clone()));
+        view(&self.layered, &mut Expand { shared, scores: &self.scores, density: self.sharing.density })
     }
 }
 
@@ -402,29 +361,62 @@ impl Rewrite for Expand<'_> {
     }
 }
 
-impl<A: Adapter> Adapter for ProPetl<A> {
+impl Adapter for ProPetl {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        self.expanded().open(batch, f)
+        self.expanded().opened(batch, f)
     }
 
     fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
-        Ok(Some(AnyTuner::new(self.expanded())))
+        Ok(Some(self.expanded()))
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.layered.as_adapter().and_then(|adapter| adapter.tasks())
     }
 }
 
-impl<A: Module + Merge> Merge for ProPetl<A> {
-    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        self.expanded().weight(site, w)
+/// The method's steps are those of the prototype, on a model of one layer.
+impl Procedure for ProPetl {
+    fn parts(&self) -> Vec<(String, &AnyTuner)> {
+        vec![("prototype.".into(), &self.prototype)]
     }
 
-    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
-        self.expanded().vector(site, slot, v)
+    fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
+        vec![&mut self.prototype]
     }
-}
 
-impl<A: Adapter> Procedure for ProPetl<A> {
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        let prototype = self.prototype.clone().prepare(&base.one_layer(), data)?;
+        self.with(prototype)
+    }
+
     fn rate(&self, name: &str, rate: f64) -> f64 {
-        if name.starts_with("scores.") { self.sharing.mask_rate * rate } else { rate }
+        match name.strip_prefix("prototype.") {
+            Some(name) => self.prototype.rate(name, rate),
+            None => self.sharing.mask_rate * rate,
+        }
+    }
+
+    fn after_step(self, base: &Base, optim: &mut Optim, before: &Self, step: usize) -> Result<Self> {
+        let prototype = self.prototype.clone().after_step(&base.one_layer(), optim, &before.prototype, step)?;
+        self.with(prototype)
+    }
+
+    fn finish(self, base: &Base) -> Result<Self> {
+        let prototype = self.prototype.clone().finish(&base.one_layer())?;
+        self.with(prototype)
+    }
+}
+
+impl ProPetl {
+    /// The same with another prototype, of the same tensors.
+    fn with(self, prototype: AnyTuner) -> Result<Self> {
+        match shapes(&prototype) == shapes(&self.prototype) {
+            true => Ok(ProPetl { prototype, ..self }),
+            false => {
+                Err(refused(&self.inner, "tensors that come or go while it trains", "tensors that keep their shapes"))
+            }
+        }
     }
 }
 
@@ -432,7 +424,7 @@ impl<A: Adapter> Procedure for ProPetl<A> {
 mod tests {
     use peft_additive::Init;
     use peft_core::Head;
-    use peft_core::io::peft::from_settings;
+    use peft_core::io::peft::with_words;
 
     use super::*;
 
@@ -461,18 +453,20 @@ mod tests {
     #[test]
     fn counts_are_those_of_the_paper() {
         let shape = Shape::named("roberta-base").unwrap();
-        let adapter = ProPetlConfig::<SequentialConfig>::default().count(&shape).unwrap();
+        let count = |inner: AnyMethod| AnyMethod::usual_over::<Sharing>(inner).count(&shape).unwrap();
+        let adapter = count(AnyMethod::of::<SequentialConfig>());
         assert_eq!([adapter, adapter + Head::count(&shape, 2)], [1_278_784, 1_870_914]);
-        assert_eq!(ProPetlConfig::<LoraConfig>::default().count(&shape).unwrap(), 1_277_952);
-        assert_eq!(ProPetlConfig::<PrefixTuningConfig>::default().count(&shape).unwrap(), 2_410_496);
+        assert_eq!(count(AnyMethod::of::<LoraConfig>()), 1_277_952);
+        assert_eq!(count(AnyMethod::of::<PrefixTuningConfig>()), 2_410_496);
     }
 
     #[test]
     fn settings_are_those_of_both() {
         let settings = ["r=4", "density=0.25", "lora_alpha=8"].map(String::from);
-        let config: ProPetlConfig<LoraConfig> = from_settings(&settings).unwrap();
-        assert_eq!(config, ProPetlConfig::new(LoraConfig::new(4).with_alpha(8.0)).with_density(0.25));
-        let message = from_settings::<ProPetlConfig<LoraConfig>>(&["rank=4".into()]).unwrap_err().to_string();
+        let usual = AnyMethod::usual_over::<Sharing>(AnyMethod::of::<LoraConfig>());
+        let config = with_words(&usual, &settings).unwrap();
+        assert_eq!(config, ProPetlConfig::new(LoraConfig::new(4).with_alpha(8.0)).with_density(0.25).into());
+        let message = with_words(&usual, &["rank=4".into()]).unwrap_err().to_string();
         assert!(message.contains("density") && message.contains("lora_dropout"), "{message}");
     }
 
@@ -486,7 +480,9 @@ mod tests {
             (lora().with_mask_rate(f64::INFINITY), "mask_rate: inf "),
             (ProPetlConfig::new(LoraConfig::new(3).with_bias(BiasMode::All)), "bias: All "),
         ] {
-            for message in [config.init(&base, 0).unwrap_err(), config.count(base.shape()).unwrap_err()] {
+            for message in
+                [config.init(&base, 0).unwrap_err(), AnyMethod::from(config).count(base.shape()).unwrap_err()]
+            {
                 assert!(message.to_string().contains(word), "{message}");
             }
         }

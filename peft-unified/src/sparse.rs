@@ -19,28 +19,28 @@
 //! Differs from the paper: H g is a difference of two gradients, at w + e g and w - e g; it sees the kinks of a ReLU, which the code's second
 //! derivative does not. In one round, not several. A share that leaves nothing
 //! of a matrix is refused. Where a matrix starts at 0 (the second of LoRA), scores that multiply by w are 0: refused but for a random
-//! choice. As in the code, scores are sums over the run's batches (for GraSP half as large), without dropout; unlike there their gradients
+//! choice. Not over methods that train in phases or masks, or whose ranks grow: the masks are chosen once. As in the code, scores are sums over the run's batches (for GraSP half as large), without dropout; unlike there their gradients
 //! do not run into the first step's, which the code leaves in all tensors but the matrices. The code's adapter after attention is in front
 //! of the sub-layer's own dropout, and the epsilon of its normalizations 1e-5, here the model's. In the code `sparsity` is the share that is
 //! kept, here as in the paper that which is not.
+
+use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::SequentialConfig;
 use peft_core::train::Probe;
-use peft_core::view::{Rewrite, shapes, view};
+use peft_core::view::{Rewrite, shapes, tensors, view, with_values};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, Slot,
-    Weight,
+    Adapter, AnyMethod, AnyTuner, Base, Batch, Error, Hooks, Key, Over, Part, Procedure, Readout, Result, Shape, Tuner,
     random::{Noise, Random},
+    train::Optim,
 };
-use peft_reparam::LoraConfig;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use peft_reparam::IncreLoraConfig;
+use serde::{Deserialize, Serialize};
 
-use crate::masks::{Matrices, mask, matrices};
+use crate::masks::{Matrices, all_matrices, check_fits, mask, matrices, refused};
 use crate::scores::{Kept, Numbers, along_gradient, best, erdos_renyi, per_number};
-use crate::settings;
 
 /// By what the numbers that are left are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,50 +59,11 @@ pub enum Scorer {
     Grasp,
 }
 
-/// A method that can be pruned.
-pub trait Pruned: Method<Tuner: Adapter> {
-    /// The name of the pruned method.
-    const PRUNED: &'static str;
-    /// Its `peft_type`.
-    const PRUNED_TYPE: &'static str;
-
-    /// What is pruned if nothing is said.
-    fn usual() -> Self;
-
-    /// The weight-space form, if it has one.
-    fn merge_pruned(_tuner: &Sparse<Self::Tuner>) -> Option<&dyn Merge> {
-        None
-    }
-}
-
-impl Pruned for SequentialConfig {
-    const PRUNED: &'static str = "sparse-adapter";
-    const PRUNED_TYPE: &'static str = "SPARSE_ADAPTER";
-
-    /// The MAM code's adapters, of which the official code's are: of width 64, with a normalization in front after both sub-layers.
-    fn usual() -> Self {
-        SequentialConfig::survey().with_bottleneck(64).with_inner_norm([Part::SelfAttention, Part::FeedForward])
-    }
-}
-
-impl Pruned for LoraConfig {
-    const PRUNED: &'static str = "sparse-lora";
-    const PRUNED_TYPE: &'static str = "SPARSE_LORA";
-
-    fn usual() -> Self {
-        LoraConfig::new(8)
-    }
-
-    fn merge_pruned(tuner: &Sparse<Self::Tuner>) -> Option<&dyn Merge> {
-        Some(tuner)
-    }
-}
-
 /// What is pruned, and how.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SparseConfig<M> {
-    /// The adapters.
-    pub inner: M,
+pub struct SparseConfig {
+    /// The adapters, of any method.
+    pub inner: AnyMethod,
     /// The pruning.
     pub pruning: Pruning,
 }
@@ -119,10 +80,15 @@ pub struct Pruning {
     pub samples: usize,
 }
 
-impl<M: Pruned> SparseConfig<M> {
+/// The MAM code's adapters, of which the official code's are: of width 64, with a normalization in front after both sub-layers.
+pub fn adapters() -> SequentialConfig {
+    SequentialConfig::survey().with_bottleneck(64).with_inner_norm([Part::SelfAttention, Part::FeedForward])
+}
+
+impl SparseConfig {
     /// These adapters without this share of their numbers.
-    pub fn new(inner: M, sparsity: f64, scorer: Scorer) -> Self {
-        SparseConfig { inner, pruning: Pruning { sparsity, scorer, samples: 320 } }
+    pub fn new(inner: impl Into<AnyMethod>, sparsity: f64, scorer: Scorer) -> Self {
+        SparseConfig { inner: inner.into(), pruning: Pruning { sparsity, scorer, samples: 320 } }
     }
 
     /// With so many training examples for SNIP and GraSP.
@@ -131,8 +97,45 @@ impl<M: Pruned> SparseConfig<M> {
         self
     }
 
+    /// Large-Sparse: adapters wider by 1 / (1 - s), of which as many numbers are left as the given ones have.
+    pub fn large(inner: SequentialConfig, sparsity: f64, scorer: Scorer) -> Self {
+        let width = (inner.bottleneck as f64 / (1.0 - sparsity)).round() as usize;
+        SparseConfig::new(inner.with_bottleneck(width), sparsity, scorer)
+    }
+
+    /// The start on a model, see [`Over::init`].
+    pub fn init(&self, base: &Base, seed: u64) -> Result<Sparse> {
+        self.pruning.start(&self.inner, base, seed)
+    }
+}
+
+impl Default for SparseConfig {
+    /// The paper's, over the code's adapters.
+    fn default() -> Self {
+        let (pruning, inner) = Pruning::usual(AnyMethod::of::<SequentialConfig>());
+        SparseConfig { inner, pruning }
+    }
+}
+
+impl From<SparseConfig> for AnyMethod {
+    fn from(SparseConfig { inner, pruning }: SparseConfig) -> Self {
+        AnyMethod::over(pruning, inner)
+    }
+}
+
+/// Adapters, and which of their numbers are there.
+#[derive(Module, Debug)]
+pub struct Sparse {
+    adapter: AnyTuner,
+    /// 1 where a matrix has a number, else 0, by the name of the matrix; not trained.
+    masks: Matrices,
+    #[module(skip)]
+    pruning: Pruning,
+}
+
+impl Pruning {
     fn check(&self) -> Result<()> {
-        let Pruning { sparsity, samples, .. } = self.pruning;
+        let Pruning { sparsity, samples, .. } = *self;
         if !(0.0..1.0).contains(&sparsity) {
             return Err(Error::config("sparsity", sparsity, "a number from 0 to below 1"));
         }
@@ -141,62 +144,15 @@ impl<M: Pruned> SparseConfig<M> {
         }
         Ok(())
     }
-}
 
-impl SparseConfig<SequentialConfig> {
-    /// Large-Sparse: adapters wider by 1 / (1 - s), of which as many numbers are left as the given ones have.
-    pub fn large(inner: SequentialConfig, sparsity: f64, scorer: Scorer) -> Self {
-        let width = (inner.bottleneck as f64 / (1.0 - sparsity)).round() as usize;
-        SparseConfig::new(inner.with_bottleneck(width), sparsity, scorer)
-    }
-}
-
-impl<M: Pruned> Default for SparseConfig<M> {
-    /// The paper's: without 40 %, by SNIP on 320 examples; of LoRA, whose second matrix starts at 0, at random.
-    fn default() -> Self {
-        let scorer = if M::PRUNED == LoraConfig::PRUNED { Scorer::Random } else { Scorer::Snip };
-        SparseConfig::new(M::usual(), 0.4, scorer)
-    }
-}
-
-impl<M: Pruned> Serialize for SparseConfig<M> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        settings::serialize(&self.pruning, &self.inner, serializer)
-    }
-}
-
-impl<'de, M: Pruned> Deserialize<'de> for SparseConfig<M> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let SparseConfig { inner, pruning } = Self::default();
-        let (pruning, inner) = settings::deserialize(deserializer, &pruning, &inner)?;
-        Ok(SparseConfig { inner, pruning })
-    }
-}
-
-/// Adapters, and which of their numbers are there.
-#[derive(Module, Debug)]
-pub struct Sparse<A: Module> {
-    adapter: A,
-    /// 1 where a matrix has a number, else 0, by the name of the matrix; not trained.
-    masks: Matrices,
-    #[module(skip)]
-    pruning: Pruning,
-}
-
-impl<M: Pruned> Method for SparseConfig<M> {
-    const NAME: &'static str = M::PRUNED;
-    const PEFT_TYPE: &'static str = M::PRUNED_TYPE;
-    const HEAD_PREFIX: &'static str = M::HEAD_PREFIX;
-    type Tuner = Sparse<M::Tuner>;
-
-    fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner> {
+    fn start(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<Sparse> {
         self.check()?;
-        let adapter = self.inner.init(base, seed)?;
+        let adapter = fitting(inner.init(base, seed)?, inner)?;
         let weights = weights(&adapter);
-        let scores = match self.pruning.scorer {
+        let scores = match self.scorer {
             Scorer::Magnitude => per_number(&weights, |_, weight| weight.abs()),
             // Until `prepare` has looked at the data.
-            Scorer::Snip | Scorer::Grasp => return Ok(Sparse::new(adapter, &Kept::new(), self.pruning)),
+            Scorer::Snip | Scorer::Grasp => return Ok(Sparse::new(adapter, &Kept::new(), *self)),
             Scorer::Random | Scorer::ErdosRenyi => {
                 let draw = |(name, weight): (&String, &Vec<f32>)| {
                     let mut random = Random::new(seed, &format!("sparse.{name}"));
@@ -205,61 +161,106 @@ impl<M: Pruned> Method for SparseConfig<M> {
                 weights.iter().map(draw).collect()
             }
         };
-        let kept = match self.pruning.scorer {
+        let kept = match self.scorer {
             Scorer::ErdosRenyi => {
                 let shapes: Vec<_> =
                     shapes(&adapter).into_iter().filter(|(name, _)| scores.contains_key(name)).collect();
-                erdos_renyi(&shapes, &scores, self.pruning.sparsity)?
+                erdos_renyi(&shapes, &scores, self.sparsity)?
             }
-            _ => best(&scores, self.pruning.sparsity)?,
+            _ => best(&scores, self.sparsity)?,
         };
-        Ok(Sparse::new(adapter, &kept, self.pruning))
+        Ok(Sparse::new(adapter, &kept, *self))
+    }
+}
+
+/// The tuner, if its matrices can have masks.
+fn fitting(tuner: AnyTuner, inner: &AnyMethod) -> Result<AnyTuner> {
+    let refused = |found, expected| Err(refused(Pruning::NAME, inner, found, expected));
+    check_fits(Pruning::NAME, inner, &tuner)?;
+    if tuner.downcast_ref::<Sparse>().is_some() {
+        return refused("pruned adapters", "others: one file holds one mask of each matrix");
+    }
+    if inner.downcast_ref::<IncreLoraConfig>().is_some() {
+        return refused("ranks that come while it trains", "matrices that are all there when the masks are chosen");
+    }
+    Ok(tuner)
+}
+
+impl Over for Pruning {
+    const NAME: &'static str = "sparse";
+
+    /// The paper's: without 40 %, by SNIP on 320 examples, of the code's adapters. Of another method at random, since a matrix that
+    /// starts at 0, as LoRA's second, has no other score.
+    fn usual(inner: AnyMethod) -> (Self, AnyMethod) {
+        let pruning = |scorer| Pruning { sparsity: 0.4, scorer, samples: 320 };
+        match inner.downcast_ref::<SequentialConfig>() {
+            Some(_) => (pruning(Scorer::Snip), adapters().into()),
+            None => (pruning(Scorer::Random), inner),
+        }
     }
 
-    fn count(&self, shape: &Shape) -> Result<usize> {
+    fn init(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
+        self.start(inner, base, seed).map(AnyTuner::new)
+    }
+
+    fn count(&self, inner: &AnyMethod, shape: &Shape) -> Result<usize> {
         self.check()?;
-        self.inner.count(shape)
+        inner.count(shape)
     }
 
-    fn key(&self, name: &str, shape: &Shape) -> Key {
+    fn key(&self, inner: &AnyMethod, name: &str, shape: &Shape) -> Key {
         match name.split_once('.') {
-            Some(("masks", name)) => Key::plain(format!("{}.mask", self.inner.key(name, shape).name)),
-            Some((_, name)) => self.inner.key(name, shape),
+            Some(("masks", name)) => Key::plain(format!("{}.mask", inner.key(name, shape).name)),
+            Some((_, name)) => inner.key(name, shape),
             None => unreachable!("every tensor is in a field"),
         }
     }
 
-    fn is_mask(&self, name: &str) -> bool {
+    fn is_mask(name: &str) -> bool {
         name.starts_with("masks.")
     }
 
-    fn for_files(&self, shape: &Shape) -> Result<Self> {
-        Ok(SparseConfig { inner: self.inner.for_files(shape)?, ..self.clone() })
+    /// With zeros where nothing is left, and the masks of what files hold.
+    fn to_saved(&self, inner: &AnyMethod, tuner: AnyTuner) -> AnyTuner {
+        let sparse = of(&tuner);
+        let masked = sparse.masked();
+        let (adapter, before) = (inner.to_saved(masked.clone()), all_matrices(&masked));
+        let mask = |(name, tensor): (String, Tensor<2>)| {
+            let own = sparse.masks.named(&name)?.val();
+            // What is computed of masked matrices is whole.
+            let same = before.get(&name).is_some_and(|before| before.clone().into_data() == tensor.clone().into_data());
+            let mask = if same { own } else { tensor.without_autodiff().ones_like() };
+            Some((name, Param::from_tensor(mask).set_require_grad(false)))
+        };
+        let masks = all_matrices(&adapter).into_iter().filter_map(mask).collect();
+        AnyTuner::new(Sparse { adapter, masks, pruning: sparse.pruning })
     }
 
     /// Its masks are in the file, and not to be chosen anew.
-    fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
+    fn for_loading(&self, inner: &AnyMethod, base: &Base) -> Result<AnyTuner> {
         self.check()?;
-        let chosen = Pruning { scorer: Scorer::Random, ..self.pruning };
-        Ok(Sparse::new(self.inner.for_loading(base)?, &Kept::new(), chosen))
+        let chosen = Pruning { scorer: Scorer::Random, ..*self };
+        let adapter = fitting(inner.for_loading(base)?, inner)?;
+        Ok(AnyTuner::new(Sparse::new(adapter, &Kept::new(), chosen)))
     }
 
-    fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        self.inner.derived(shape)
+    fn loaded(&self, inner: &AnyMethod, tuner: AnyTuner, base: &Base) -> Result<AnyTuner> {
+        let sparse = of(&tuner).clone();
+        let adapter = inner.loaded(sparse.adapter, base)?;
+        Ok(AnyTuner::new(Sparse { adapter, ..sparse }))
     }
 
-    /// With zeros where nothing is left.
-    fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
-        Sparse { adapter: M::to_saved(tuner.masked()), ..tuner }
-    }
-
-    fn merge(tuner: &Self::Tuner) -> Option<&dyn Merge> {
-        M::merge_pruned(tuner)
+    fn plain(tuner: &AnyTuner) -> AnyTuner {
+        of(tuner).masked()
     }
 }
 
+fn of(tuner: &AnyTuner) -> &Sparse {
+    tuner.downcast_ref().unwrap_or_else(|| panic!("a pruned adapter is asked for, not {tuner:?}"))
+}
+
 /// The numbers of an adapter's matrices.
-fn weights<A: Module>(adapter: &A) -> Numbers {
+fn weights(adapter: &AnyTuner) -> Numbers {
     let numbers = |(name, tensor): (String, Tensor<2>)| (name, tensor.into_data().iter::<f32>().collect());
     matrices(adapter).into_iter().map(numbers).collect()
 }
@@ -275,9 +276,9 @@ impl Rewrite for With<'_> {
     }
 }
 
-impl<A: Module> Sparse<A> {
+impl Sparse {
     /// Those matrices masked that `kept` names.
-    fn new(adapter: A, kept: &Kept, pruning: Pruning) -> Self {
+    fn new(adapter: AnyTuner, kept: &Kept, pruning: Pruning) -> Self {
         let mask = |(name, tensor): (String, Tensor<2>)| {
             let mask = match kept.get(&name) {
                 Some(kept) => mask(kept, &tensor),
@@ -290,7 +291,7 @@ impl<A: Module> Sparse<A> {
     }
 
     /// Ordinary adapters with zeros where nothing is left.
-    pub fn masked(&self) -> A {
+    pub fn masked(&self) -> AnyTuner {
         struct Mask<'a>(&'a Matrices);
         impl Rewrite for Mask<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
@@ -301,41 +302,57 @@ impl<A: Module> Sparse<A> {
         }
         view(&self.adapter, &mut Mask(&self.masks))
     }
+
+    /// Refuses a method whose matrices have not the shapes of their masks any more.
+    fn check_shapes(&self) -> Result<()> {
+        let own: BTreeMap<String, Vec<usize>> = shapes(&self.adapter).into_iter().collect();
+        let fits = |(name, dims): &(String, Vec<usize>)| own.get(name) == Some(dims);
+        match shapes(&self.masks).iter().find(|mask| !fits(mask)) {
+            None => Ok(()),
+            Some((name, dims)) => {
+                let found = format!("{name}, {dims:?} at first, now {:?}", own.get(name));
+                Err(Error::config("sparse", found, "a method whose matrices keep their shapes while it trains"))
+            }
+        }
+    }
 }
 
-impl<A: Adapter> Adapter for Sparse<A> {
+impl Adapter for Sparse {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        self.masked().open(batch, f)
+        self.masked().opened(batch, f)
     }
 
     fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
-        Ok(Some(AnyTuner::new(self.masked())))
+        Ok(Some(self.masked()))
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.adapter.as_adapter().and_then(|adapter| adapter.tasks())
     }
 }
 
-impl<A: Module + Merge> Merge for Sparse<A> {
-    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        self.masked().weight(site, w)
+impl Procedure for Sparse {
+    fn parts(&self) -> Vec<(String, &AnyTuner)> {
+        vec![("adapter.".into(), &self.adapter)]
     }
 
-    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
-        self.masked().vector(site, slot, v)
+    fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
+        vec![&mut self.adapter]
     }
-}
 
-impl<A: Adapter> Procedure for Sparse<A> {
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        let adapter = self.adapter.prepare(base, data)?;
         let Pruning { sparsity, scorer, samples } = self.pruning;
         // The run's batches; for GraSP, which needs more memory in the official code, half as large.
         let size = match scorer {
-            Scorer::Snip => data.settings().batch_size,
-            Scorer::Grasp => data.settings().batch_size.div_ceil(2),
-            _ => return Ok(self),
+            Scorer::Snip if data.phase() == 0 => data.settings().batch_size,
+            Scorer::Grasp if data.phase() == 0 => data.settings().batch_size.div_ceil(2),
+            _ => return Ok(Sparse { adapter, ..self }),
         };
         let examples = data.draw(samples);
-        let weights = weights(&self.adapter);
+        let weights = weights(&adapter);
         let gradient = |weights: &Numbers| {
-            let moved = view(&self.adapter, &mut With(weights));
+            let moved = view(&adapter, &mut With(weights));
             data.summed(&moved, base, examples.chunks(size), |_, gradient| gradient)
         };
         let scores = match scorer {
@@ -349,13 +366,43 @@ impl<A: Adapter> Procedure for Sparse<A> {
             }
         };
         let kept = best(&scores, sparsity)?;
-        Ok(Sparse::new(self.adapter, &kept, self.pruning))
+        Ok(Sparse::new(adapter, &kept, self.pruning))
+    }
+
+    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        self.masked().loss(readout)
+    }
+
+    /// Of the matrices that are there.
+    fn penalty(&self) -> Option<Tensor<1>> {
+        self.masked().penalty()
+    }
+
+    fn after_step(self, base: &Base, optim: &mut Optim, before: &Self, step: usize) -> Result<Self> {
+        let adapter = self.adapter.after_step(base, optim, &before.adapter, step)?;
+        let sparse = Sparse { adapter, ..self };
+        sparse.check_shapes().map(|()| sparse)
+    }
+
+    /// A method that ends with smaller matrices leaves out what it likes of the masked ones: the masks are then what is not 0.
+    fn finish(self, base: &Base) -> Result<Self> {
+        let finished = Sparse { adapter: self.adapter.clone().finish(base)?, ..self.clone() };
+        if finished.check_shapes().is_ok() {
+            return Ok(finished);
+        }
+        let zeroed = with_values(self.adapter.clone(), &tensors(&self.masked()))?;
+        let adapter = zeroed.finish(base)?;
+        let kept = weights(&adapter)
+            .into_iter()
+            .map(|(name, numbers)| (name, numbers.into_iter().map(|number| number != 0.0).collect()));
+        Ok(Sparse::new(adapter, &kept.collect(), self.pruning))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use peft_core::io::peft::from_settings;
+    use peft_core::io::peft::with_words;
+    use peft_reparam::LoraConfig;
 
     use super::*;
 
@@ -375,10 +422,10 @@ mod tests {
 
     #[test]
     fn counts_are_those_of_the_card() {
-        let (shape, config) = (Shape::named("roberta-base").unwrap(), SparseConfig::<SequentialConfig>::default());
+        let (shape, config) = (Shape::named("roberta-base").unwrap(), SparseConfig::default());
         // Biases, and a gain and a bias of the normalization in front.
         let (n, vectors) = (2_359_296, 24 * (832 + 2 * 768));
-        assert_eq!(config.count(&shape).unwrap(), n + vectors);
+        assert_eq!(AnyMethod::from(config).count(&shape).unwrap(), n + vectors);
         assert_eq!(crate::scores::left(n, 0.4) + vectors, 1_472_409);
     }
 
@@ -395,7 +442,8 @@ mod tests {
             let message = config.init(&base, 0).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
-        let message = from_settings::<SparseConfig<LoraConfig>>(&["scorer=synflow".into()]).unwrap_err().to_string();
+        let sparse = AnyMethod::usual_over::<Pruning>(AnyMethod::of::<LoraConfig>());
+        let message = with_words(&sparse, &["scorer=synflow".into()]).unwrap_err().to_string();
         assert!(message.contains("scorer") && message.contains("snip"), "{message}");
     }
 }

@@ -62,16 +62,13 @@ impl AdapterFusionConfig {
         let affine = |site: Site, map: &str| {
             (site, Affine::init([d, d], STD, Random::new(seed, &format!("adapter_fusion.{site}.{map}")), &device))
         };
-        let diagonal: Tensor<2> = Tensor::eye(d, &device) * (1.0 - BESIDE) + BESIDE;
+        // Of each site its own: clones of one tensor have one gradient.
+        let diagonal = || Tensor::<2>::eye(d, &device) * (1.0 - BESIDE) + BESIDE;
         let sites: Vec<Site> = adapters[0].sites().collect();
         AdapterFusion {
             query: sites.iter().map(|site| affine(*site, "query")).collect(),
             key: sites.iter().map(|site| affine(*site, "key")).collect(),
-            value: sites
-                .iter()
-                .filter(|_| self.value)
-                .map(|site| (*site, Param::from_tensor(diagonal.clone())))
-                .collect(),
+            value: sites.iter().filter(|_| self.value).map(|site| (*site, Param::from_tensor(diagonal()))).collect(),
             config: AdapterFusionConfig { num_adapters: adapters.len(), ..self.clone() },
             adapters: adapters.into_iter().map(Module::no_grad).collect(),
         }
@@ -205,6 +202,7 @@ impl Procedure for AdapterFusion {
 
 #[cfg(test)]
 mod tests {
+    use burn::optim::GradientsParams;
     use peft_core::testing::{base, device, randomized};
     use peft_core::{AnyTuner, Head, Trained};
 
@@ -225,6 +223,18 @@ mod tests {
         from(sources),
         skip(C1: "it starts near the mean of its adapters", C3: "all adapters stay")
     );
+
+    /// From the start, before any step has moved the maps apart.
+    #[test]
+    fn each_map_has_a_gradient_of_its_own() {
+        let base = base("roberta-tiny", &device());
+        let config = AdapterFusionConfig { adapter: SequentialConfig::pfeiffer(5), ..Default::default() };
+        let fusion = config.init_from(&base, 0, &sources(&base)).unwrap();
+        let gradients = GradientsParams::from_grads(fusion.penalty().unwrap().backward(), &fusion);
+        let of = |(_, value): (Site, &Param<Tensor<2>>)| gradients.get::<2>(value.id).map(Tensor::into_data);
+        let all: Vec<_> = fusion.value.iter().map(of).collect();
+        assert!(all.len() > 1 && all[0].is_some() && all.iter().all(|one| *one == all[0]), "{all:?}");
+    }
 
     #[test]
     fn has_as_many_parameters_as_the_reference() {

@@ -323,18 +323,16 @@ impl Procedure for Warp {}
 
 #[cfg(test)]
 mod tests {
+    use peft_core::testing::fixtures::ENCODERS;
     use peft_core::testing::{base, device};
 
     use super::*;
-
-    /// Those with a word for a mask.
-    const MASKING: [&str; 2] = ["roberta-tiny", "bert-tiny"];
 
     mod one_text {
         use super::*;
         peft_core::conformance!(
             WarpConfig::new("2 {text} 1 <mask> 2").with_mask(5),
-            only(MASKING: "the others have no word for a mask"),
+            only(ENCODERS: "the others have no word for a mask"),
             skip(C1: "slots and mask are seen by all others", C3: "the sequence becomes longer")
         );
     }
@@ -343,7 +341,7 @@ mod tests {
         use super::*;
         peft_core::conformance!(
             WarpConfig::new("<mask> {text} 3 {pair} 1").with_mask(5),
-            only(MASKING: "the others have no word for a mask"),
+            only(ENCODERS: "the others have no word for a mask"),
             skip(C1: "slots and mask are seen by all others", C3: "the sequence becomes longer")
         );
     }

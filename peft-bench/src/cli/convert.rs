@@ -74,7 +74,7 @@ impl Format {
 
 impl Convert {
     pub(super) fn run(self) -> Result<()> {
-        let inputs = self.model.inputs(Some(&self.from));
+        let inputs = self.model.inputs(std::slice::from_ref(&self.from));
         match self.to {
             Format::Gguf => self.output.check_file(&inputs)?,
             _ => self.output.check(&inputs)?,

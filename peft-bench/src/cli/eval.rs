@@ -29,9 +29,9 @@ const BINS: usize = 15;
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter directory; without one the head of the model's checkpoint is used
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    /// An adapter directory, or several at once, the first outermost, whose head counts; without one the model's own head is used
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
     /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; measured on its development set, with its metrics
     #[arg(long)]
     task: Option<String>,
@@ -59,12 +59,12 @@ impl Eval {
     pub(super) fn run(self) -> Result<()> {
         let task = self.task.as_deref().map(Task::named).transpose()?;
         let model = self.model.open()?;
-        if let (Some(dir), Some(data)) = (&self.adapter, &self.laplace) {
-            return print(self.laplace(&load(dir, &model)?, &model, data)?);
+        if let Some(data) = &self.laplace {
+            return print(self.laplace(&load(&self.adapter, &model)?, &model, data)?);
         }
-        let (examples, metrics) = match &self.adapter {
-            Some(dir) => self.measure(&load(dir, &model)?, &model)?,
-            None => {
+        let (examples, metrics) = match &self.adapter[..] {
+            [_, ..] => self.measure(&load(&self.adapter, &model)?, &model)?,
+            [] => {
                 let trained = Trained::new(Bare {}, model.own_head()?)?;
                 let base = model.base.for_purpose(trained.head.purpose());
                 let data = self.read(&self.data, &model, &trained.head, &[], model.base.shape().max_length())?;

@@ -10,12 +10,12 @@ use peft_core::data::Labelled;
 use peft_core::files::check_file;
 use peft_core::io::{Pretrained, hub_setup};
 use peft_core::load::write_safetensors;
-use peft_core::train::{Logits, TextStates, predict};
-use peft_core::{Error, Example, Label, Result};
+use peft_core::train::{Logits, TextStates, Workers, encode, predict};
+use peft_core::{Bare, Base, Error, Example, Head, Label, Result, Trained, Tuner};
 
-use super::options::{Computed, ModelArgs, compute, max_length, workers};
+use super::options::{ModelArgs, workers};
 use crate::machine::threads;
-use crate::registry::by_kind;
+use crate::registry::{by_kind, load, room};
 
 /// Write the logits of examples given as token ids; they depend on the example alone, never on its neighbours
 #[derive(Debug, Args)]
@@ -29,9 +29,9 @@ use crate::registry::by_kind;
 pub struct Forward {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter directory; without one the head of the model's checkpoint is used
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    /// An adapter directory, or several at once, the first outermost, whose head counts; without one the model's own head is used
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
     /// A directory of AdapterHub's with a composition of adapters (adapter_setup.json) or a fusion; of a Parallel the results of all
     /// adapters follow each other
     #[arg(long, conflicts_with = "adapter")]
@@ -46,7 +46,8 @@ pub struct Forward {
 
 impl Forward {
     pub(super) fn run(self) -> Result<()> {
-        let inputs = self.model.inputs(self.adapter.as_deref().or(self.setup.as_deref())).with([&self.input]);
+        let read: Vec<PathBuf> = self.adapter.iter().chain(&self.setup).cloned().collect();
+        let inputs = self.model.inputs(&read).with([&self.input]);
         inputs.spare("--output", &self.output)?;
         check_file(&self.output)?;
         let model: Pretrained = self.model.open()?;
@@ -57,7 +58,7 @@ impl Forward {
             true => Labelled::open(&self.input)?.label("labels").read()?,
             false => Labelled::open(&self.input)?.without_label().read()?,
         };
-        let examples = rows.examples(shape, max_length(shape, self.adapter.as_deref())?)?;
+        let examples = rows.examples(shape, room(&self.adapter, shape)?)?;
         if let Some(i) = examples.iter().position(|e| written && !matches!(e.label, Some(Label::Words(_)))) {
             let expected = "an array of words that the decoder is to write";
             return Err(Error::file(&self.input, format!("example {}, labels", i + 1), "another label", expected));
@@ -65,12 +66,10 @@ impl Forward {
         let tensor = |name: &str, i: usize, it: Logits| (format!("{name}.{i}"), TensorData::new(it.values, it.dims));
         let computed = match &self.setup {
             Some(dir) => composed(&model, dir, &examples)?,
-            None => compute(&model, self.adapter.as_deref(), &examples, threads())?,
+            None => compute(&model, &self.adapter, &examples)?,
         };
         let tensors: BTreeMap<String, TensorData> = match computed {
-            Computed::Logits(logits, _) => {
-                logits.into_iter().enumerate().map(|(i, it)| tensor("logits", i, it)).collect()
-            }
+            Computed::Logits(logits) => logits.into_iter().enumerate().map(|(i, it)| tensor("logits", i, it)).collect(),
             Computed::States(all) => {
                 let tensors = |(i, it): (usize, TextStates)| {
                     let pooled = it.pooled.map(|pooled| tensor("pooled", i, pooled));
@@ -86,13 +85,40 @@ impl Forward {
 /// The logits of a composition: of each of its runs on the rows that are its own.
 fn composed(model: &Pretrained, dir: &Path, examples: &[Example]) -> Result<Computed> {
     let setup = hub_setup::load_setup(dir, model, &by_kind)?;
-    let (mut all, mut purpose) = (vec![], None);
+    let mut all = vec![];
     for Lane { rows, trained } in setup.lanes(examples.len())? {
         let examples = &examples[rows];
         let base = model.base.for_purpose(trained.head.purpose());
         all.extend(predict(&base, &trained, examples, &workers(threads(), examples.len())?)?);
-        purpose = Some(trained.head.purpose());
     }
-    let purpose = purpose.ok_or_else(|| Error::config("adapter_setup", "no rows", "a composition with some"))?;
-    Ok(Computed::Logits(all, purpose))
+    Ok(Computed::Logits(all))
+}
+
+/// What is computed of examples.
+enum Computed {
+    /// Logits.
+    Logits(Vec<Logits>),
+    /// States, where there is no head.
+    States(Vec<TextStates>),
+}
+
+/// What a model with the head of its checkpoint, or with adapters at once, computes of examples.
+fn compute(model: &Pretrained, adapters: &[PathBuf], examples: &[Example]) -> Result<Computed> {
+    fn run<T: Tuner>(base: &Base, trained: &Trained<T>, examples: &[Example], workers: &Workers) -> Result<Computed> {
+        Ok(match trained.head {
+            Head::States(_) => Computed::States(encode(base, trained, examples, workers)?),
+            _ => Computed::Logits(predict(base, trained, examples, workers)?),
+        })
+    }
+    let workers = workers(threads(), examples.len())?;
+    match adapters {
+        [_, ..] => {
+            let tuned = load(adapters, model)?;
+            run(&tuned.base, &tuned.trained, examples, &workers)
+        }
+        [] => {
+            let head = model.own_head()?;
+            run(&model.base.for_purpose(head.purpose()), &Trained::new(Bare {}, head)?, examples, &workers)
+        }
+    }
 }

@@ -31,9 +31,9 @@ const DRAWING: [&str; 7] = ["temperature", "top_k", "top_p", "min_p", "typical_p
 pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter directory
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    /// An adapter directory, or several at once, the first outermost
+    #[arg(long, value_name = "DIR")]
+    adapter: Vec<PathBuf>,
     /// A prompt
     #[arg(long, required_unless_present = "file", conflicts_with = "file")]
     prompt: Option<String>,
@@ -110,13 +110,13 @@ impl Generate {
             return Err(Error::config("--model", &self.model.model, expected));
         }
         let model = self.model.open()?;
-        match &self.adapter {
-            Some(dir) => {
-                let tuned = load(dir, &model)?;
+        match &self.adapter[..] {
+            [_, ..] => {
+                let tuned = load(&self.adapter, &model)?;
                 let room = tuned.config.room(tuned.base.shape());
                 self.write(&model, &tuned.base, &tuned.trained, room)
             }
-            None => {
+            [] => {
                 let room = model.base.shape().max_length();
                 self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?, room)
             }

@@ -18,9 +18,9 @@ use crate::registry::load;
 pub struct Merge {
     #[command(flatten)]
     model: ModelArgs,
-    /// The adapter directory
-    #[arg(long)]
-    adapter: PathBuf,
+    /// The adapter directory, or several at once, the first outermost, whose head counts
+    #[arg(long, value_name = "DIR", required = true)]
+    adapter: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
     /// Refuse when a logit of the probe batch moves by more than this
@@ -43,7 +43,7 @@ pub fn random_probe(vocab: usize, longest: usize) -> Vec<Example> {
 
 impl Merge {
     pub(super) fn run(self) -> Result<()> {
-        self.output.check(&self.model.inputs(Some(&self.adapter)).with(&self.probe))?;
+        self.output.check(&self.model.inputs(&self.adapter).with(&self.probe))?;
         if !(self.max_difference.is_finite() && self.max_difference >= 0.0) {
             return Err(Error::config("--max-difference", self.max_difference, "a number from 0"));
         }

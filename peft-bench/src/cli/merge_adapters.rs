@@ -117,7 +117,7 @@ impl MergeAdapters {
         let weights = self.weights()?;
         let model = ModelArgs { model, device: self.device.clone(), base: None, compute: Compute::F32 }.open()?;
         check_same_base(adapters, &model)?;
-        let tuned = adapters.iter().map(|dir| load(dir, &model)).collect::<Result<Vec<_>>>()?;
+        let tuned = adapters.iter().map(|dir| load(std::slice::from_ref(dir), &model)).collect::<Result<Vec<_>>>()?;
         let (sources, head) = self.with_one_head(&tuned)?;
         let classes = &tuned[head.unwrap_or(0)].labels.classes;
         let other = tuned.iter().position(|other| other.labels.classes != *classes);

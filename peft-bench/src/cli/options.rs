@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
-use peft_core::io::{Pretrained, peft};
-use peft_core::train::{Logits, TextStates, Workers, encode, predict};
-use peft_core::{Bare, Base, Compute, Error, Example, Head, Purpose, Result, Shape, Trained, Tuner};
+use peft_core::io::Pretrained;
+use peft_core::train::Workers;
+use peft_core::{Compute, Error, Result, Shape};
 use peft_quant::Scheme;
 
 pub use super::out::{print, print_part, tell};
 use super::progress::bar;
-use crate::registry::{by_peft_type, load};
 
 /// Which model, where.
 #[derive(Debug, Args)]
@@ -34,9 +33,9 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// What is read of it and of an adapter.
-    pub fn inputs(&self, adapter: Option<&Path>) -> Inputs {
-        Inputs::new().with_models([Some(Path::new(&self.model)), adapter].into_iter().flatten())
+    /// What is read of it and of adapters.
+    pub fn inputs(&self, adapters: &[PathBuf]) -> Inputs {
+        Inputs::new().with_models([Path::new(&self.model)].into_iter().chain(adapters.iter().map(PathBuf::as_path)))
     }
 
     /// Opens it.
@@ -106,47 +105,10 @@ pub fn warn_of_broken_rows(rows: &Labelled) {
     }
 }
 
-/// What is computed of examples.
-pub enum Computed {
-    /// Logits, and what they are for.
-    Logits(Vec<Logits>, Purpose),
-    /// States, where there is no head.
-    States(Vec<TextStates>),
-}
-
-/// What a model with the head of its checkpoint, or with an adapter, computes of examples.
-pub fn compute(model: &Pretrained, adapter: Option<&Path>, examples: &[Example], threads: usize) -> Result<Computed> {
-    fn run<T: Tuner>(base: &Base, trained: &Trained<T>, examples: &[Example], workers: &Workers) -> Result<Computed> {
-        Ok(match trained.head {
-            Head::States(_) => Computed::States(encode(base, trained, examples, workers)?),
-            ref head => Computed::Logits(predict(base, trained, examples, workers)?, head.purpose()),
-        })
-    }
-    let workers = workers(threads, examples.len())?;
-    match adapter {
-        Some(dir) => {
-            let tuned = load(dir, model)?;
-            run(&tuned.base, &tuned.trained, examples, &workers)
-        }
-        None => {
-            let head = model.own_head()?;
-            run(&model.base.for_purpose(head.purpose()), &Trained::new(Bare {}, head)?, examples, &workers)
-        }
-    }
-}
-
 /// Threads for work on each of so many examples, with a bar.
 pub fn workers(threads: usize, examples: usize) -> Result<Workers> {
     let bar = bar(examples);
     Ok(Workers::new(threads)?.telling(move || bar.inc(1)))
-}
-
-/// The longest sequence of tokens that a model takes beside an adapter's virtual tokens.
-pub fn max_length(shape: &Shape, adapter: Option<&Path>) -> Result<usize> {
-    match adapter {
-        Some(dir) => Ok(peft::config(&by_peft_type(dir)?, dir, shape)?.room(shape)),
-        None => Ok(shape.max_length()),
-    }
 }
 
 /// The longest prompt, of `room` tokens in all, on which so many new tokens can follow; the last of them is not read. Behind an

@@ -1,34 +1,49 @@
 //! `peft predict`
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use peft_core::io::peft;
-use peft_core::load::Encoded;
+use peft_core::data::{Labelled, Question};
+use peft_core::io::Pretrained;
+use peft_core::load::Tokenizer;
 use peft_core::loss::log_sum_exp;
-use peft_core::train::argmax;
-use peft_core::{Error, Example, Purpose, Result, answer, io::Pretrained};
-use serde_json::json;
+use peft_core::train::{Logits, Served, Tuned, argmax};
+use peft_core::{AnyTuner, Bare, Base, Error, Example, Purpose, Result, Trained, answer};
+use serde_json::{Map, Value, json};
 
-use super::options::{Computed, ModelArgs, compute, lines, max_length, print};
+use super::options::{ModelArgs, lines, print, workers};
 use crate::machine::threads;
+use crate::registry::load;
 
-/// Label texts, or each of their tokens, with a trained adapter; prints one JSON object a line
+/// Label texts, or each of their tokens, with a trained adapter, or with the one of many that each asks for; prints one JSON object a line
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  peft predict --model DIR --adapter out/lora --text 'a charming journey'\n  \
-    peft predict --model DIR --adapter out/lora --file lines.txt")]
+    peft predict --model DIR --adapter out/lora --file lines.txt\n  \
+    peft predict --model DIR --adapter films=out/films --adapter topics=out/topics --data rows.csv")]
 pub struct Predict {
     #[command(flatten)]
     model: ModelArgs,
-    /// An adapter directory; without one the head of the model's checkpoint is used
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    /// An adapter directory, or several at once, the first outermost, whose head counts; without one the model's own head is used. With
+    /// NAME= before each they are adapters that the column `adapter` of --data chooses from
+    #[arg(long, value_name = "[NAME=]DIR")]
+    adapter: Vec<String>,
     /// A text
-    #[arg(long, required_unless_present = "file")]
+    #[arg(long, required_unless_present_any = ["file", "data"])]
     text: Vec<String>,
     /// A file of texts, one a line
     #[arg(long)]
     file: Option<PathBuf>,
+    /// A file of texts or pairs of texts: .tsv, .csv or .jsonl; a column `adapter` names the adapter that is to answer
+    #[arg(long, conflicts_with_all = ["text", "file", "context", "task_index"])]
+    data: Option<PathBuf>,
+    /// The column of the text, or of the first text of a pair [default: by the usual names]
+    #[arg(long, value_name = "NAME", requires = "data")]
+    text_column: Option<String>,
+    /// The column of the second text
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pair_column: Option<String>,
     /// The text in which the answer to each question is looked for, with a head for answers
     #[arg(long)]
     context: Option<String>,
@@ -40,104 +55,191 @@ pub struct Predict {
     max_length: usize,
 }
 
+/// What is used of a finished adapter, or of the model's own head.
+struct Ready {
+    base: Base,
+    trained: Trained<AnyTuner>,
+    classes: Vec<String>,
+    room: usize,
+}
+
+/// A text in tokens, and what of it each token is.
+struct Encoded {
+    example: Example,
+    /// The number of each token's word.
+    words: Vec<Option<usize>>,
+    /// Of the text in which an answer is looked for, the bytes of each token.
+    places: Vec<Option<Range<usize>>>,
+}
+
 impl Predict {
     pub(super) fn run(self) -> Result<()> {
         let model: Pretrained = self.model.open()?;
-        let shape = model.base.shape();
         let tokenizer = model.tokenizer()?;
-        let mut texts = self.text;
+        let (rows, mut texts) = (self.data.as_deref().map(|path| self.rows(path)).transpose()?, self.text.clone());
         if let Some(path) = &self.file {
             texts.extend(lines(path)?);
         }
-        if texts.is_empty() {
+        let asked = |text| Question { text, pair: self.context.as_deref(), adapter: None, task: self.task_index };
+        let questions = match &rows {
+            Some(rows) => rows.questions()?,
+            None => texts.iter().map(|text| asked(text.as_str())).collect(),
+        };
+        if questions.is_empty() {
             return Err(Error::config("texts", "none", "at least one, by --text or --file"));
         }
-        let longest = self.max_length.min(max_length(shape, self.adapter.as_deref())?);
-        if let Some(context) = &self.context {
-            return answers(&model, (self.adapter.as_deref(), self.task_index), &texts, context, longest);
+        let chooses = questions[0].adapter.is_some();
+        let adapters = self.adapters(&model, chooses)?;
+        let of = |question: &Question<'_>| {
+            let name = question.adapter.unwrap_or_default();
+            let names = || adapters.keys().cloned().collect::<Vec<_>>().join(", ");
+            let expected = || format!("one of {}, as --adapter NAME=DIR says", names());
+            adapters.get_key_value(name).ok_or_else(|| Error::config("adapter", name, expected()))
+        };
+        let ready = questions.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let encoded =
+            questions.iter().zip(&ready).map(|(question, (_, ready))| self.encode(question, ready, &tokenizer));
+        let encoded = encoded.collect::<Result<Vec<_>>>()?;
+        let mut served = Served::default();
+        for (name, ready) in &adapters {
+            served.insert(name, &ready.base, &ready.trained)?;
         }
-        // Of tokens also the word of each, which special tokens do not have.
-        let encoded = |text: &String| tokenizer.encode_text(text, longest);
-        let encoded = texts.iter().map(encoded).collect::<Result<Vec<_>>>()?;
-        let example = |(encoded, _): &(Encoded, Vec<Option<usize>>)| Example {
-            ids: encoded.ids.clone(),
-            types: Some(encoded.types.clone()),
-            task: self.task_index,
-            ..Default::default()
-        };
-        let examples: Vec<Example> = encoded.iter().map(example).collect();
-        let Computed::Logits(logits, purpose) = compute(&model, self.adapter.as_deref(), &examples, threads())? else {
-            let expected = "one for classes or values: `peft forward` writes states (FEATURE_EXTRACTION)";
-            return Err(Error::config("head", "none", expected));
-        };
-        let own = self.adapter.as_deref().map(peft::labels).transpose()?.map(|labels| labels.classes);
-        let own = own.filter(|classes| !classes.is_empty());
-        for ((text, (encoded, words)), logits) in texts.iter().zip(&encoded).zip(logits) {
-            let outputs = logits.dims.last().copied().unwrap_or(1);
-            let classes = own.clone().unwrap_or_else(|| model.class_names(outputs));
-            let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
-            let probability = |row: &[f32], i: usize| (f64::from(row[i]) - log_sum_exp(row)).exp() as f32;
-            match (purpose, &logits.dims[..]) {
-                (_, [1]) => print(json!({"text": text, "value": logits.values[0]}))?,
-                (_, [_]) => {
-                    let score = |i: usize| (name(i), json!(probability(&logits.values, i)));
-                    let scores: serde_json::Map<_, _> = (0..outputs).map(score).collect();
-                    print(json!({"text": text, "label": name(argmax(&logits.values)), "scores": scores}))?;
-                }
-                (Purpose::Tokens, _) => {
-                    let rows = logits.values.chunks(outputs).zip(&encoded.ids).zip(words);
-                    let rows: Vec<_> = rows.filter(|(_, word)| word.is_some()).map(|(row, _)| row).collect();
-                    print(json!({
-                        "text": text,
-                        "tokens": rows.iter().map(|(_, id)| tokenizer.token(**id)).collect::<Vec<_>>(),
-                        "labels": rows.iter().map(|(row, _)| name(argmax(row))).collect::<Vec<_>>(),
-                        "scores": rows.iter().map(|(row, _)| probability(row, argmax(row))).collect::<Vec<_>>(),
-                    }))?;
-                }
-                (Purpose::Answers, _) => {
-                    let expected = "--context TEXT, in which answers are looked for";
-                    return Err(Error::config("--context", "none", expected));
-                }
-                _ => {
-                    let expected = "one for classes or values; `peft generate` writes texts";
-                    return Err(Error::config("head", "one for words", expected));
-                }
+        let asked = ready.iter().zip(&encoded).map(|((name, _), encoded)| (name.as_str(), &encoded.example));
+        let logits = served.predict(&asked.collect::<Vec<_>>(), &workers(threads(), questions.len())?)?;
+        for (i, logits) in logits.iter().enumerate() {
+            let mut told = Map::new();
+            told.extend(questions[i].adapter.map(|name| ("adapter".to_string(), json!(name))));
+            told.insert("text".into(), json!(questions[i].text));
+            if let Some(pair) = questions[i].pair.filter(|_| self.context.is_none()) {
+                told.insert("pair".into(), json!(pair));
             }
+            told.extend(self.told(&questions[i], &encoded[i], logits, ready[i].1, &tokenizer)?);
+            print(Value::Object(told))?;
         }
         Ok(())
     }
+
+    /// The rows of a file.
+    fn rows(&self, path: &Path) -> Result<Labelled> {
+        let builder = Labelled::open(path)?.without_label();
+        let builder = self.text_column.iter().fold(builder, |builder, name| builder.text(name));
+        self.pair_column.iter().fold(builder, |builder, name| builder.pair(name)).read()
+    }
+
+    /// The adapters by their names, or what answers all: several directories of one name are one adapter.
+    fn adapters(&self, model: &Pretrained, chooses: bool) -> Result<BTreeMap<String, Ready>> {
+        let mut dirs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for adapter in &self.adapter {
+            let (name, dir) = match adapter.split_once('=').filter(|_| chooses) {
+                Some((name, dir)) => (name, dir),
+                None if chooses => {
+                    return Err(Error::config("--adapter", adapter, "NAME=DIR, as the data has a column `adapter`"));
+                }
+                None => ("", adapter.as_str()),
+            };
+            dirs.entry(name.to_string()).or_default().push(dir.into());
+        }
+        if dirs.is_empty() {
+            let (head, room) = (model.own_head()?, model.base.shape().max_length());
+            let classes = model.class_names(head.outputs().unwrap_or_default());
+            check_purpose(head.purpose())?;
+            let base = model.base.for_purpose(head.purpose());
+            let ready = Ready { base, trained: Trained::new(Bare {}, head)?.erased(), classes, room };
+            return Ok(BTreeMap::from([(String::new(), ready)]));
+        }
+        let ready = |(name, dirs): (String, Vec<PathBuf>)| {
+            let Tuned { base, config, trained, labels, .. } = load(&dirs, model)?;
+            let classes = match (labels.classes, trained.head.outputs()) {
+                (classes, Some(outputs)) if classes.is_empty() => model.class_names(outputs),
+                (classes, _) => classes,
+            };
+            check_purpose(trained.head.purpose())?;
+            let room = config.room(base.shape());
+            Ok((name, Ready { base, trained, classes, room }))
+        };
+        dirs.into_iter().map(ready).collect()
+    }
+
+    /// A text in the tokens that its adapter's head needs.
+    fn encode(&self, question: &Question<'_>, ready: &Ready, tokenizer: &Tokenizer) -> Result<Encoded> {
+        let (longest, mut places) = (self.max_length.min(ready.room), vec![]);
+        let answers = ready.trained.head.purpose() == Purpose::Answers;
+        let (encoded, words) = match (question.pair, answers) {
+            (Some(context), true) => {
+                let (encoded, found) = tokenizer.encode_question(question.text.trim_start(), context, longest)?;
+                places = found;
+                (encoded, vec![])
+            }
+            (None, true) => {
+                let expected = "--context TEXT, in which answers are looked for, or a column `context`";
+                return Err(Error::config("--context", "none", expected));
+            }
+            (Some(_), false) if self.context.is_some() => {
+                return Err(Error::config("--context", "a text", "none: the head is not for answers (QUESTION_ANS)"));
+            }
+            (Some(pair), false) => (tokenizer.encode(question.text, Some(pair), longest)?, vec![]),
+            (None, false) => tokenizer.encode_text(question.text, longest)?,
+        };
+        let (ids, types) = (encoded.ids, Some(encoded.types));
+        let example = Example { ids, types, task: question.task, ..Default::default() };
+        Ok(Encoded { example, words, places })
+    }
+
+    /// What the logits of a text say.
+    fn told(
+        &self,
+        question: &Question<'_>,
+        encoded: &Encoded,
+        logits: &Logits,
+        ready: &Ready,
+        tokenizer: &Tokenizer,
+    ) -> Result<Map<String, Value>> {
+        let outputs = logits.dims.last().copied().unwrap_or(1);
+        let name = |i: usize| ready.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+        let probability = |row: &[f32], i: usize| (f64::from(row[i]) - log_sum_exp(row)).exp() as f32;
+        let told = match (ready.trained.head.purpose(), &logits.dims[..]) {
+            (Purpose::Answers, _) => {
+                let context = question.pair.unwrap_or_default();
+                let Some(found) = answer::found(&logits.values, &encoded.places) else {
+                    return Err(Error::config("--context", "a text without tokens", "one with an answer"));
+                };
+                let all = |side: usize| logits.values.chunks(2).map(|row| row[side]).collect::<Vec<_>>();
+                let score = f64::from(found.logit) - log_sum_exp(&all(0)) - log_sum_exp(&all(1));
+                let (start, end) = (found.place.start, found.place.end);
+                let text = context[start..end].trim();
+                json!({"answer": text, "start": start, "end": end, "score": score.exp() as f32})
+            }
+            (_, [1]) => json!({"value": logits.values[0]}),
+            (_, [_]) => {
+                let score = |i: usize| (name(i), json!(probability(&logits.values, i)));
+                let scores: Map<_, _> = (0..outputs).map(score).collect();
+                json!({"label": name(argmax(&logits.values)), "scores": scores})
+            }
+            _ => {
+                // Special tokens are of no word; of a pair it is not told which are.
+                let is_of_word = |i: usize| encoded.words.is_empty() || encoded.words[i].is_some();
+                let rows = logits.values.chunks(outputs).zip(&encoded.example.ids).enumerate();
+                let rows: Vec<_> = rows.filter(|(i, _)| is_of_word(*i)).map(|(_, row)| row).collect();
+                json!({
+                    "tokens": rows.iter().map(|(_, id)| tokenizer.token(**id)).collect::<Vec<_>>(),
+                    "labels": rows.iter().map(|(row, _)| name(argmax(row))).collect::<Vec<_>>(),
+                    "scores": rows.iter().map(|(row, _)| probability(row, argmax(row))).collect::<Vec<_>>(),
+                })
+            }
+        };
+        match told {
+            Value::Object(told) => Ok(told),
+            _ => unreachable!("an object is told"),
+        }
+    }
 }
 
-/// Prints the answer to each question: the part of the text that the logits speak for, and its probability.
-fn answers(
-    model: &Pretrained,
-    (adapter, task): (Option<&Path>, usize),
-    questions: &[String],
-    context: &str,
-    longest: usize,
-) -> Result<()> {
-    let tokenizer = model.tokenizer()?;
-    let encoded = |question: &String| tokenizer.encode_question(question.trim_start(), context, longest);
-    let encoded = questions.iter().map(encoded).collect::<Result<Vec<_>>>()?;
-    let example = |(encoded, _): &(Encoded, _)| Example {
-        ids: encoded.ids.clone(),
-        types: Some(encoded.types.clone()),
-        task,
-        ..Default::default()
+/// Refuses heads that label nothing.
+fn check_purpose(purpose: Purpose) -> Result<()> {
+    let (found, instead) = match purpose {
+        Purpose::States => ("none", ": `peft forward` writes states (FEATURE_EXTRACTION)"),
+        Purpose::Words => ("one for words", "; `peft generate` writes texts"),
+        Purpose::Texts | Purpose::Tokens | Purpose::Answers => return Ok(()),
     };
-    let examples: Vec<Example> = encoded.iter().map(example).collect();
-    let Computed::Logits(logits, Purpose::Answers) = compute(model, adapter, &examples, threads())? else {
-        return Err(Error::config("--context", "a text", "none: the head is not for answers (QUESTION_ANS)"));
-    };
-    for ((question, (_, places)), logits) in questions.iter().zip(&encoded).zip(logits) {
-        let Some(found) = answer::found(&logits.values, places) else {
-            return Err(Error::config("--context", "a text without tokens", "one with an answer"));
-        };
-        let all = |side: usize| logits.values.chunks(2).map(|row| row[side]).collect::<Vec<_>>();
-        let score = f64::from(found.logit) - log_sum_exp(&all(0)) - log_sum_exp(&all(1));
-        let (start, end) = (found.place.start, found.place.end);
-        print(json!({"text": question, "answer": context[start..end].trim(), "start": start, "end": end,
-            "score": score.exp() as f32}))?;
-    }
-    Ok(())
+    Err(Error::config("head", found, format!("one for classes or values{instead}")))
 }

@@ -132,7 +132,7 @@ impl Search {
     /// Refuses a directory that is neither new nor a search's, and to replace what is read.
     fn check_output(&self) -> Result<()> {
         let read = [Some(&self.space), Some(&self.data), self.eval.as_ref()];
-        let inputs = self.model.inputs(None).with(read.into_iter().flatten());
+        let inputs = self.model.inputs(&[]).with(read.into_iter().flatten());
         inputs.spare("--output", &self.output)?;
         for file in [BEST, FRONT] {
             inputs.spare("--output", &self.output.join(file))?;

@@ -9,7 +9,7 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
-use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer};
+use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer, Tuned};
 use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
 use peft_quant::Scheme;
 use serde_json::{Map, Value, json};
@@ -18,7 +18,7 @@ use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classe
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
 use crate::machine::{peak_bytes, threads};
-use crate::registry::{by_name, by_peft_type};
+use crate::registry::{by_name, by_peft_type, load};
 use crate::signals;
 use crate::tasks::Task;
 
@@ -34,9 +34,9 @@ use crate::tasks::Task;
 pub struct Train {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// Train on from this adapter directory
-    #[arg(long, conflicts_with = "set")]
-    pub(super) adapter: Option<PathBuf>,
+    /// Train on from this adapter directory, or from several at once, the first outermost, whose head counts
+    #[arg(long, value_name = "DIR", conflicts_with = "set")]
+    pub(super) adapter: Vec<PathBuf>,
     /// Start this method (see `peft methods`), or several at once, the first outermost; with --adapter, the method that it must be of
     #[arg(long)]
     method: Vec<String>,
@@ -206,10 +206,11 @@ impl Train {
 
     /// The same, and gives what is to be printed.
     pub(super) fn outcome_on(&self, model: &Pretrained, slots: Option<&Arc<Slots>>) -> Result<Value> {
-        let method = match (&self.adapter, &self.method[..]) {
-            (Some(dir), _) => by_peft_type(dir)?,
-            (None, []) => return Err(Error::config("start", "nothing", "--adapter or --method")),
-            (None, names) => by_name(&names.join("+"))?,
+        let method = match (&self.adapter[..], &self.method[..]) {
+            ([dir], _) => by_peft_type(dir)?,
+            ([], []) => return Err(Error::config("start", "nothing", "--adapter or --method")),
+            ([], names) => by_name(&names.join("+"))?,
+            (dirs, _) => AnyMethod::composed(dirs.iter().map(|dir| by_peft_type(dir)).collect::<Result<_>>()?),
         };
         Job { args: self, model, slots }.run(method)
     }
@@ -217,7 +218,7 @@ impl Train {
     /// Refuses outputs that cannot be, or that are what is read.
     pub(super) fn check_outputs(&self) -> Result<()> {
         let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
-        let inputs = self.model.inputs(self.adapter.as_deref());
+        let inputs = self.model.inputs(&self.adapter);
         let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten());
         if !self.is_done() {
             self.output.check(&inputs)?;
@@ -407,7 +408,7 @@ impl Job<'_> {
         let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
         let (data, eval) = args.read()?;
         let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
-        let classes = match (&args.adapter, head) {
+        let classes = match (args.adapter.first(), head) {
             (Some(dir), Some(head)) => model.name_classes(peft::labels(dir)?, head).classes,
             _ => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
         };
@@ -421,7 +422,7 @@ impl Job<'_> {
         match (renumbered(&data), eval.as_ref().map(renumbered)) {
             (Some(data), None) => Ok((data, None)),
             (Some(data), Some(Some(eval))) => Ok((data, Some(eval))),
-            _ if args.adapter.is_some() && !classes.is_empty() => {
+            _ if !args.adapter.is_empty() && !classes.is_empty() => {
                 let expected = format!("classes of the adapter: {classes:?}");
                 Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected))
             }
@@ -433,17 +434,18 @@ impl Job<'_> {
         let Job { args, model, slots } = self;
         let of_set = |error: Error| error.of_option("--set");
         let (common, settings) = peft::split_common(&args.set).map_err(of_set)?;
-        let (method, adapter) = match &args.adapter {
-            Some(dir) if !args.method.is_empty() && args.method.join("+") != method.name() => {
+        let (method, adapter) = match &args.adapter[..] {
+            dirs @ [_, ..] if !args.method.is_empty() && args.method.join("+") != method.name() => {
                 let found = args.method.join("+");
-                let expected = format!("{}, the method of {}", method.name(), dir.display());
+                let dirs: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+                let expected = format!("{}, the method of {}", method.name(), dirs.join(" and "));
                 return Err(Error::config("--method", found, expected));
             }
-            Some(dir) => {
-                let (method, trained) = peft::load_as(&method, dir, model)?;
-                (method, Some(trained))
+            dirs @ [_, ..] => {
+                let Tuned { config, trained, .. } = load(dirs, model)?;
+                (config, Some(trained))
             }
-            None => {
+            [] => {
                 let sources = args.source.iter().map(|dir| source(dir, model)).collect::<Result<Vec<_>>>()?;
                 let method =
                     peft::with_words(&method, &settings).map_err(of_set)?.narrowed(&common, model.base.shape())?;

@@ -13,7 +13,7 @@ use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{AnyMethod, Common, Compute, Error, Result};
 use serde_json::{Map, Value, json};
 
-use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SWITCHES, TWICE, unknown};
+use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SEVERAL, SWITCHES, TWICE, unknown};
 use super::Cli;
 use super::methods::settings;
 use super::options::tell;
@@ -175,12 +175,18 @@ fn options(path: &Path, file: &Map<String, Value>, given: &[&str]) -> Result<(Ve
             .iter()
             .any(|pair| pair.contains(&option) && pair.iter().any(|other| *other != option && is_given(other)))
     };
-    let method = given.iter().position(|arg| *arg == "--method").and_then(|i| given.get(i + 1).copied());
+    let on_line: Vec<&str> = given.windows(2).filter(|pair| pair[0] == "--method").map(|pair| pair[1]).collect();
+    let in_its_file = match file.get("method") {
+        Some(Value::Array(names)) => Some(names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("+")),
+        name => name.and_then(Value::as_str).map(str::to_string),
+    };
     // PEFT's own name of a method stands for ours.
     let peft_type = file.get("peft_type").and_then(Value::as_str);
     let typed = METHODS.iter().find(|entry| Some(entry.peft_type) == peft_type).map(|entry| entry.name);
-    let method = method.or_else(|| file.get("method").and_then(Value::as_str)).or(typed);
-    let from_file = file.get("method").and_then(Value::as_str).is_some_and(|name| method == Some(name));
+    let method = (!on_line.is_empty()).then(|| on_line.join("+")).or_else(|| in_its_file.clone());
+    let method = method.or_else(|| typed.map(str::to_string));
+    let from_file = method.is_some() && method == in_its_file;
+    let method = method.as_deref();
     let own = method.map_or(Ok(Map::new()), settings);
     let own = own.map_err(|error| if from_file { in_file(path, "method", error) } else { error })?;
     if let Some([one, other]) = TWICE.into_iter().find(|pair| pair.iter().all(|key| file.contains_key(*key))) {
@@ -264,8 +270,13 @@ fn options(path: &Path, file: &Map<String, Value>, given: &[&str]) -> Result<(Ve
         })
     };
     let (mut options, mut wrong) = (vec![], vec![]);
-    for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())) {
-        match option(key, value) {
+    let is_several = |key: &str| KEYS.iter().any(|(name, option)| *name == key && SEVERAL.contains(option));
+    let each = |(key, value): (&'_ String, &'_ Value)| match value {
+        Value::Array(values) if is_several(key) => values.iter().map(|value| (key.clone(), value.clone())).collect(),
+        value => vec![(key.clone(), value.clone())],
+    };
+    for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())).flat_map(each) {
+        match option(&key, &value) {
             Ok(option) => options.extend(option.map(|option| (option, key.clone()))),
             Err(error) => wrong.push(error),
         }
@@ -313,9 +324,10 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
         "compute",
         if args.model.compute == Compute::F32 { Value::Null } else { json!(args.model.compute.to_string()) },
     );
-    match &args.adapter {
-        Some(adapter) => put("adapter_name_or_path", shown(adapter)),
-        None => put("method", json!(method.name())),
+    match &args.adapter[..] {
+        [] => put("method", json!(method.name())),
+        [adapter] => put("adapter_name_or_path", shown(adapter)),
+        several => put("adapter_name_or_path", several.iter().map(|adapter| shown(adapter)).collect()),
     }
     let sources: Vec<String> = args.source.iter().map(|source| source.display().to_string()).collect();
     put("sources", if sources.is_empty() { Value::Null } else { json!(sources.join(",")) });
@@ -355,7 +367,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("early_stopping_patience", json!(config.early_stopping_patience));
     put("max_seq_length", json!(config.max_length));
     put("micro_rows", json!(config.micro_rows));
-    if args.adapter.is_none() {
+    if args.adapter.is_empty() {
         all.extend(method.settings());
         if !modules.is_empty() {
             all.insert("modules_to_save".into(), json!(modules));

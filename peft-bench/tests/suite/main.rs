@@ -6,6 +6,7 @@ mod cli;
 mod equivalences;
 mod finished;
 mod fuzzed;
+mod over;
 mod packed;
 mod reproduce;
 mod resume;

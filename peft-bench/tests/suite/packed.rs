@@ -100,7 +100,7 @@ fn loras_of_peft_run_on_words_of_gptq_and_awq() {
     for name in ["gptq", "gptq-2", "gptq-3", "gptq-4-order", "gptq-8", "awq"] {
         let dir = folder.join(name);
         let model = open(dir.to_str().unwrap(), &device(), None).unwrap();
-        let tuned = peft_bench::registry::load(&dir.join("adapter"), &model).unwrap();
+        let tuned = peft_bench::registry::load(&[dir.join("adapter")], &model).unwrap();
         let examples = golden::examples(&dir.join("expected.safetensors"));
         let batch = model.base.batch(&examples.iter().collect::<Vec<_>>()).unwrap();
         let found = tuned.trained.logits(&model.base, &batch).unwrap().into_data();

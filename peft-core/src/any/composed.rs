@@ -17,7 +17,10 @@ pub(super) struct Composed {
 }
 
 impl Composed {
+    /// Parts that are several methods themselves stand beside the others.
     pub(super) fn of(parts: Vec<AnyMethod>) -> AnyMethod {
+        let each = |part: AnyMethod| if part.parts().is_empty() { vec![part] } else { part.parts().to_vec() };
+        let parts: Vec<AnyMethod> = parts.into_iter().flat_map(each).collect();
         let name = parts.iter().map(AnyMethod::name).collect::<Vec<_>>().join("+");
         AnyMethod::erased(Composed { name, parts })
     }
@@ -47,7 +50,7 @@ impl Erased for Composed {
     fn name(&self) -> &str {
         &self.name
     }
-    fn peft_type(&self) -> &'static str {
+    fn peft_type(&self) -> &str {
         AnyMethod::COMPOSED
     }
     fn parts(&self) -> &[AnyMethod] {

@@ -6,6 +6,7 @@ use burn::module::Module;
 
 use super::AnyTuner;
 use crate::random::Noise;
+use crate::train::{Phase, Probe};
 use crate::{Adapter, AnyAdapter, Base, Batch, Error, Example, Hooks, Procedure, Result, Tuner};
 
 /// Adapters of any types at once, as a tuple is of known ones: the first is the outermost.
@@ -15,11 +16,14 @@ pub struct Many {
 }
 
 impl Many {
-    /// These. One that is no adapter composes with nothing, which is an error.
+    /// These. One that is no adapter composes with nothing, and the phases of two would not go together: both are errors.
     pub fn new(parts: Vec<AnyTuner>) -> Result<Self> {
-        match parts.iter().find(|part| part.as_adapter().is_none()) {
-            None => Ok(Many { parts }),
-            Some(part) => Err(Error::config("method", format!("{part:?}"), "adapters, which compose")),
+        if let Some(part) = parts.iter().find(|part| part.as_adapter().is_none()) {
+            return Err(Error::config("method", format!("{part:?}"), "adapters, which compose"));
+        }
+        match parts.iter().filter(|part| has_phases(part)).count() {
+            0 | 1 => Ok(Many { parts }),
+            count => Err(Error::config("method", format!("{count} that train in phases"), "one such at most")),
         }
     }
 
@@ -73,8 +77,13 @@ impl Adapter for Many {
     }
 }
 
-/// Each with its own steps, the first before the others. The phases of several, and their own losses, would not go together: the run
-/// has one phase then, and the head's loss.
+/// Whether it trains in several phases, however long the run.
+fn has_phases(part: &AnyTuner) -> bool {
+    part.phases(1000).len() > 1
+}
+
+/// Each with its own steps, the first before the others. The phases are those of the part that has several. Losses of several would not
+/// go together: the run has the head's.
 impl Procedure for Many {
     fn parts(&self) -> Vec<(String, &AnyTuner)> {
         self.parts.iter().enumerate().map(|(i, part)| (format!("parts.{i}."), part)).collect()
@@ -82,5 +91,19 @@ impl Procedure for Many {
 
     fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
         self.parts.iter_mut().collect()
+    }
+
+    fn phases(&self, steps: usize) -> Vec<Phase> {
+        let phased = self.parts.iter().find(|part| has_phases(part)).or(self.parts.first());
+        phased.map_or_else(|| vec![Phase { name: "train", steps, rate: 1.0 }], |part| part.phases(steps))
+    }
+
+    /// A part without phases is prepared once.
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        let prepared = |part: AnyTuner| match data.phase() == 0 || has_phases(&part) {
+            true => part.prepare(base, data),
+            false => Ok(part),
+        };
+        Ok(Many { parts: self.parts.into_iter().map(prepared).collect::<Result<_>>()? })
     }
 }

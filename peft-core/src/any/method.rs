@@ -8,9 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::AnyTuner;
 use super::composed::Composed;
+use super::over::{Over, Whole};
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
 use crate::view::on_device;
-use crate::{Base, Common, Error, Head, Key, Method, Result, Shape, Site, Sites, Source, Start, Trained};
+use crate::{Base, Common, Error, Head, Key, Method, Part, Result, Shape, Site, Sites, Source, Start, Trained};
 
 /// A configuration of any method, with the adapters that it starts from.
 #[derive(Clone)]
@@ -61,7 +62,7 @@ forwarded! {
     /// Of several methods at once, these.
     parts() -> &[AnyMethod];
     /// [`Method::PEFT_TYPE`].
-    peft_type() -> &'static str;
+    peft_type() -> &str;
     /// [`Method::ADDS`].
     adds() -> bool;
     /// [`Method::OWN_SETTINGS`].
@@ -128,6 +129,21 @@ impl AnyMethod {
         Composed::of(parts)
     }
 
+    /// A procedure over the adapters of a method.
+    pub fn over(procedure: impl Over, method: impl Into<AnyMethod>) -> Self {
+        AnyMethod::erased(Whole::of(procedure, method.into()))
+    }
+
+    /// The same with the settings that both have where nothing else is said, see [`Over::usual`].
+    pub fn usual_over<O: Over>(method: AnyMethod) -> Self {
+        let (procedure, method) = O::usual(method);
+        AnyMethod::over(procedure, method)
+    }
+
+    pub(super) fn as_erased(&self) -> &dyn Erased {
+        &*self.method
+    }
+
     pub(super) fn erased(method: impl Erased + 'static) -> Self {
         AnyMethod { method: Arc::new(method), sources: Arc::new([]) }
     }
@@ -176,9 +192,17 @@ impl AnyMethod {
         (config.clone(), Trained { tuner: taken::<M>(tuner), head, copies })
     }
 
-    /// The method on what these settings leave of its `target_modules` on a model of this shape, which it then has as paths.
+    /// The method on what these settings leave of its `target_modules` on a model of this shape, which it then has as paths, or of its
+    /// layers; of several methods at once, each.
     pub fn narrowed(&self, common: &Common, shape: &Shape) -> Result<AnyMethod> {
         let Some(key) = common.narrowing().into_iter().next() else { return Ok(self.clone()) };
+        if !self.parts().is_empty() {
+            let parts = self.parts().iter().map(|part| part.narrowed(common, shape));
+            return Ok(AnyMethod::composed(parts.collect::<Result<_>>()?));
+        }
+        if let (Some(layers), Some(own)) = (common.layers_alone(), self.settings().get("leave_out")) {
+            return self.leaving_out(layers, own, shape);
+        }
         let mut settings = self.settings();
         let chosen = |settings: &Map<String, Value>, key: &str| -> Option<Sites> {
             settings.get(key).and_then(|sites| serde_json::from_value(sites.clone()).ok())
@@ -190,7 +214,10 @@ impl AnyMethod {
             }
             targets => targets,
         };
-        let none = || Error::config(key, "a choice of modules", format!("none: {} has no target_modules", self.name()));
+        let none = || {
+            let expected = format!("none: {} has no setting for the modules or layers that it is in", self.name());
+            Error::config(key, "a choice of modules", expected)
+        };
         let sites = common.among(&targets.ok_or_else(none)?, &self.modules(shape))?;
         // Without the model's prefix they are the same on a bare model.
         let paths = self.modules(&Shape { prefix: "", ..shape.clone() });
@@ -204,6 +231,25 @@ impl AnyMethod {
             let left: Vec<Site> = inputs.into_iter().filter(|site| sites.contains(site)).collect();
             settings.insert("feedforward_modules".into(), paths(&left));
         }
+        self.with_settings(settings).map_err(|(key, found)| Error::config(key, found, "a setting of the method"))
+    }
+
+    /// The method in these layers of each stack only, without those that it leaves out anyway.
+    fn leaving_out(&self, layers: &[usize], own: &Value, shape: &Shape) -> Result<AnyMethod> {
+        let stacks = shape.stacks();
+        let most = stacks.iter().map(|(_, count)| *count).max().unwrap_or_default();
+        if let Some(wrong) = layers.iter().find(|layer| **layer >= most) {
+            let expected = format!("numbers below {most}, the model's layers");
+            return Err(Error::config("layers_to_transform", wrong, expected));
+        }
+        let sites = stacks
+            .into_iter()
+            .flat_map(|(stack, count)| (0..count).map(move |layer| Site { stack, layer, part: Part::Query }));
+        let out = sites.map(|site| (site.layer, json!(shape.layer_number(site)))).filter(|(layer, number)| {
+            !layers.contains(layer) || own.as_array().is_some_and(|own| own.contains(number))
+        });
+        let mut settings = self.settings();
+        settings.insert("leave_out".into(), out.map(|(_, number)| number).collect());
         self.with_settings(settings).map_err(|(key, found)| Error::config(key, found, "a setting of the method"))
     }
 
@@ -237,7 +283,7 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn name(&self) -> &str;
     fn parts(&self) -> &[AnyMethod];
-    fn peft_type(&self) -> &'static str;
+    fn peft_type(&self) -> &str;
     fn adds(&self) -> bool;
     fn own_settings(&self) -> &'static [&'static str];
     fn stated(&self) -> &'static [(&'static str, &'static str)];
@@ -294,7 +340,7 @@ impl<M: Method> Erased for M {
     fn parts(&self) -> &[AnyMethod] {
         &[]
     }
-    fn peft_type(&self) -> &'static str {
+    fn peft_type(&self) -> &str {
         M::PEFT_TYPE
     }
     fn adds(&self) -> bool {

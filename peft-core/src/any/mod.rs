@@ -4,9 +4,11 @@
 mod composed;
 mod many;
 mod method;
+mod over;
 mod ranks;
 mod tuner;
 
 pub use many::Many;
 pub use method::{AnyMethod, HubForm};
+pub use over::Over;
 pub use tuner::AnyTuner;

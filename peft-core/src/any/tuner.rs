@@ -8,10 +8,11 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
+use super::Many;
 use super::ranks::{Across, Mapper, Visitor};
 use crate::random::{Noise, Random};
 use crate::train::{Optim, Phase, Probe};
-use crate::{AnyAdapter, Base, Batch, Hidden, Procedure, Readout, Result, Tuner};
+use crate::{AnyAdapter, Base, Batch, Hidden, Hooks, Procedure, Readout, Result, Tuner};
 
 /// A tuner of any type. Trainer, files and prediction are compiled for this one; its tensors have the names and ids of the tuner's own.
 pub struct AnyTuner(Box<dyn Erased>);
@@ -30,6 +31,22 @@ impl AnyTuner {
     /// The tuner, if it is of this type.
     pub fn downcast_ref<T: Procedure + 'static>(&self) -> Option<&T> {
         self.0.as_any().downcast_ref()
+    }
+
+    /// Opens it for one run, as [`Adapter::open`](crate::Adapter::open) does.
+    ///
+    /// # Panics
+    /// If it is no adapter.
+    pub fn opened<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
+        let adapter = Tuner::as_adapter(self).unwrap_or_else(|| panic!("an adapter is asked for, not {self:?}"));
+        let (mut f, mut result) = (Some(f), None);
+        adapter.open_any(batch, &mut |hooks| result = f.take().map(|f| f(hooks)));
+        result.unwrap_or_else(|| unreachable!("an adapter opens once"))
+    }
+
+    /// The tuners that it is made of, if it is several methods at once, else itself.
+    pub(crate) fn each(&self) -> Vec<AnyTuner> {
+        self.downcast_ref::<Many>().map_or_else(|| vec![self.clone()], |many| many.tuners().cloned().collect())
     }
 
     /// The tuner, if it is of this type.

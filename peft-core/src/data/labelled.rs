@@ -9,7 +9,7 @@ use super::answers;
 use super::classes::{FINITE, Kind, Written};
 #[cfg(feature = "tokenize")]
 use super::dataset::{prompted, room};
-use super::row::{Cell, Columns, Input, Row, TASK, label_column};
+use super::row::{ADAPTER, Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
 #[cfg(feature = "tokenize")]
 use super::tags::spread;
@@ -35,6 +35,19 @@ pub struct Labelled {
     kind: Kind,
     columns: Vec<String>,
     broken: Vec<String>,
+}
+
+/// What is asked in a row of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question<'a> {
+    /// The text, or the first of a pair.
+    pub text: &'a str,
+    /// The second text.
+    pub pair: Option<&'a str>,
+    /// The name of the adapter that is to answer, if the file has a column for it.
+    pub adapter: Option<&'a str>,
+    /// The number of the task.
+    pub task: usize,
 }
 
 /// How to read a labelled file. What is not said is guessed from the names of the columns.
@@ -95,6 +108,17 @@ impl Labelled {
     /// What is wrong with the rows that were left out, see [`Builder::skip_broken_rows`].
     pub fn broken_rows(&self) -> &[String] {
         &self.broken
+    }
+
+    /// What is asked in each row: a text, or a pair of texts, of an adapter that a column `adapter` may name.
+    pub fn questions(&self) -> Result<Vec<Question<'_>>> {
+        let all = self.rows.iter().map(|row| match &row.input {
+            Input::Text { a, b } => {
+                Ok(Question { text: a, pair: b.as_deref(), adapter: row.adapter.as_deref(), task: row.task })
+            }
+            _ => Err(self.wrong(row, "words, input_ids or messages", "a text, or a pair of texts")),
+        });
+        all.collect()
     }
 
     /// Number of rows.
@@ -355,6 +379,8 @@ impl Builder {
         }
         let taken = [&self.text, &self.pair, &self.label, &self.target].into_iter().flatten().any(|name| name == TASK);
         let task = header.find(TASK).filter(|_| !taken);
+        let adapter =
+            header.find(ADAPTER).filter(|column| !columns.places().contains(column) && Some(*column) != label);
 
         let (mut rows, mut labels, mut tagged, mut broken) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for record in records {
@@ -368,6 +394,7 @@ impl Builder {
             let cell = |column| Cell { header: &header, record: &record, column };
             let task = task.map_or(Ok(0), |column| cell(column).task())?;
             let target = target.map(|column| cell(column).text()).transpose()?;
+            let adapter = adapter.map(|column| cell(column).text()).transpose()?;
             let mut row = Row {
                 line: record.line,
                 input: columns.input(&header, &record)?,
@@ -375,6 +402,7 @@ impl Builder {
                 target,
                 task,
                 right: None,
+                adapter,
             };
             if let Some(column) = label {
                 let cell = cell(column);

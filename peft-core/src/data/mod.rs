@@ -13,4 +13,4 @@ pub use classes::class_place;
 pub use dataset::Dataset;
 #[cfg(feature = "tokenize")]
 pub use dataset::{prompted, room};
-pub use labelled::{Builder, Labelled};
+pub use labelled::{Builder, Labelled, Question};

@@ -25,12 +25,12 @@ const LABELS: [&str; 9] =
 const MESSAGES: &str = "messages";
 /// The column that holds the number of the task.
 pub(super) const TASK: &str = "task_id";
+/// The column that holds the name of the adapter that is to answer.
+pub(super) const ADAPTER: &str = "adapter";
 
 /// What a row gives to the model.
 #[derive(Clone, Debug)]
 pub(super) enum Input {
-    // Only the tokenizer takes the texts.
-    #[cfg_attr(not(feature = "tokenize"), expect(dead_code))]
     Text {
         a: String,
         b: Option<String>,
@@ -71,6 +71,8 @@ pub(super) struct Row {
     /// The right answers to a question.
     pub(super) right: Option<Vec<Right>>,
     pub(super) task: usize,
+    /// The name of the adapter that is to answer.
+    pub(super) adapter: Option<String>,
 }
 
 /// The columns of the input.

@@ -21,6 +21,9 @@ pub const SHAPES: [&str; 4] = ["roberta-tiny", "bert-tiny", "t5-tiny", "llama-ti
 /// Those of them that are encoders, with biases and normalizations behind their sub-layers.
 pub const ENCODERS: [&str; 2] = ["roberta-tiny", "bert-tiny"];
 
+/// Those of them that write, with normalizations in front of their sub-layers and without biases.
+pub const DECODERS: [&str; 2] = ["t5-tiny", "llama-tiny"];
+
 /// A base of a named shape with random tensors, no bias zero and no gain one.
 ///
 /// # Panics

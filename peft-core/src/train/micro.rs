@@ -44,6 +44,14 @@ pub fn lengths(examples: &[&Example]) -> Vec<usize> {
     examples.iter().map(|e| e.ids.len().max(written(&e.label))).collect()
 }
 
+/// This many pools of one thread each.
+pub(super) fn pools(threads: usize) -> Result<Vec<ThreadPool>> {
+    check_threads("threads", threads)?;
+    let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
+    let pools = (0..threads).map(pool).collect::<Result<_, _>>();
+    pools.map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+}
+
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.
 pub struct Workers {
     pools: Vec<ThreadPool>,
@@ -55,12 +63,7 @@ pub struct Workers {
 impl Workers {
     /// This many.
     pub fn new(threads: usize) -> Result<Self> {
-        check_threads("threads", threads)?;
-        let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
-        let pools = (0..threads).map(pool).collect::<Result<_, _>>();
-        pools
-            .map(|pools| Workers { pools, all: OnceLock::new(), slots: None, tell: Box::new(|| ()) })
-            .map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+        Ok(Workers { pools: pools(threads)?, all: OnceLock::new(), slots: None, tell: Box::new(|| ()) })
     }
 
     /// Computes a piece only while it holds one of these slots.

@@ -23,6 +23,8 @@ mod predict;
 #[cfg(feature = "train")]
 mod run;
 #[cfg(feature = "train")]
+mod served;
+#[cfg(feature = "train")]
 mod slots;
 #[cfg(feature = "train")]
 mod trainer;
@@ -46,6 +48,8 @@ pub use probe::Probe;
 pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]
 pub use run::{Run, StepReport};
+#[cfg(feature = "train")]
+pub use served::Served;
 #[cfg(feature = "train")]
 pub use slots::{Slots, at_once};
 #[cfg(feature = "train")]

@@ -35,15 +35,18 @@ pub fn predict<T: Tuner>(
     if let Some(view) = trained.view(base, None)? {
         return predict(base, &view, examples, workers);
     }
-    let one = |i: usize| {
-        let logits = trained.logits(base, &base.batch(&[&examples[i]])?)?;
-        let [_, rows, outputs] = logits.dims();
-        let dims = if trained.head.is_of_texts() { vec![outputs] } else { vec![rows, outputs] };
-        finite(i, read(logits), dims)
-    };
+    let one = |i: usize| logits(base, &trained, &examples[i], i);
     let mut all = Vec::with_capacity(examples.len());
     workers.run(examples.len(), one, |logits| all.push(logits))?;
     Ok(all)
+}
+
+/// The logits of example `i`, run alone.
+pub(super) fn logits<T: Tuner>(base: &Base, trained: &Trained<T>, example: &Example, i: usize) -> Result<Logits> {
+    let logits = trained.logits(base, &base.batch(&[example])?)?;
+    let [_, rows, outputs] = logits.dims();
+    let dims = if trained.head.is_of_texts() { vec![outputs] } else { vec![rows, outputs] };
+    finite(i, read(logits), dims)
 }
 
 /// What was computed of example `i`.

@@ -3,39 +3,42 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-use super::config::check_threads;
+use rayon::ThreadPool;
+
+use super::micro::pools;
 use crate::Result;
 
-/// Room for so many pieces at a time, of whichever run: runs that share slots hold the activations of no more pieces than one run
-/// would. Which run's piece comes next changes no bit of any.
+/// Room for so many pieces at a time, of whichever run, each in a thread of its slot: runs that share slots hold the activations of no more
+/// pieces than one run would, nor does the allocator keep memory for more threads. Which run's piece comes next changes no bit of any.
 #[derive(Debug)]
 pub struct Slots {
-    free: Mutex<usize>,
+    free: Mutex<Vec<ThreadPool>>,
     freed: Condvar,
 }
 
 impl Slots {
     /// This many.
     pub fn new(count: usize) -> Result<Self> {
-        check_threads("threads", count)?;
-        Ok(Slots { free: Mutex::new(count), freed: Condvar::new() })
+        Ok(Slots { free: Mutex::new(pools(count)?), freed: Condvar::new() })
     }
 
     /// Does this once there is room.
-    pub(super) fn hold<T>(&self, work: impl FnOnce() -> T) -> T {
-        struct Held<'a>(&'a Slots);
+    pub(super) fn hold<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        struct Held<'a>(&'a Slots, Option<ThreadPool>);
         impl Drop for Held<'_> {
             fn drop(&mut self) {
-                *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                self.0.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.1.take());
                 self.0.freed.notify_one();
             }
         }
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
-        *free -= 1;
+        let mut free = self.freed.wait_while(free, |free| free.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let held = Held(self, free.pop());
         drop(free);
-        let _held = Held(self);
-        work()
+        match &held.1 {
+            Some(pool) => pool.install(work),
+            None => unreachable!("it has waited for one"),
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use super::predict::{Logits, Metrics, measure, predict};
 use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
-use crate::view::trainable;
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Method, Result, Trained, Tuner};
+use crate::view::{copied, trainable};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Many, Method, Result, Trained, Tuner};
 
 /// A trained method with its model.
 #[derive(Debug)]
@@ -55,6 +55,32 @@ impl<'a> Tuned<'a> {
         let counts = counts(&trained);
         let base = model.base.for_purpose(trained.head.purpose());
         Ok(Tuned { model, base, config, trained, labels, fault: None, counts, threads })
+    }
+
+    /// Several finished adapters of one model at once, the first the outermost, with the head and the classes of the first. Each acts
+    /// as it does alone on what the others leave; only the first may bring copies of the model's tensors.
+    pub fn composed(all: Vec<Self>) -> Result<Self> {
+        let none = || Error::config("adapters", "none", "at least one");
+        let [first, others @ ..] = &all[..] else { return Err(none()) };
+        if others.is_empty() {
+            return all.into_iter().next().ok_or_else(none);
+        }
+        if let Some(other) = others.iter().find(|other| !other.trained.copies.is_empty()) {
+            let found = format!("{} with modules_to_save", other.config.name());
+            return Err(Error::config("adapters", found, "copies of the model's tensors in the first only"));
+        }
+        if let Some(alone) = all.iter().find(|one| one.trained.tuner.as_adapter().is_none()) {
+            let expected = "adapters, which compose: this is a network beside the model";
+            return Err(Error::config("adapters", alone.config.name(), expected));
+        }
+        let config = AnyMethod::composed(all.iter().map(|one| one.config.clone()).collect());
+        // Parts that are several themselves stand beside the others, as in the configuration.
+        let parts = all.iter().flat_map(|one| one.trained.tuner.each());
+        let tuner = AnyTuner::new(Many::new(parts.map(copied).collect())?);
+        let Self { model, base, trained, labels, threads, .. } = first;
+        let trained = Trained::new(tuner, trained.head.clone())?.with_copies(trained.copies.clone())?;
+        let (base, labels, counts) = (base.clone(), labels.clone(), counts(&trained));
+        Ok(Tuned { model, base, config, trained, labels, fault: None, counts, threads: *threads })
     }
 
     /// The fault as an error, if there is one.

@@ -467,7 +467,10 @@ mod tests {
     use peft_core::testing::golden::named;
     use peft_core::testing::recorded::Recorded;
     use peft_core::testing::tolerances::REFERENCE;
-    use peft_core::testing::{base, device};
+    use peft_core::testing::{
+        base, device,
+        fixtures::{DECODERS, ENCODERS},
+    };
     use peft_core::view::{tensors, with_values};
     use peft_core::{Label, Procedure, Trained};
 
@@ -509,9 +512,6 @@ mod tests {
             skip(C1: "low-rank adapters start elsewhere", C3: "an adapter is no weight")
         );
     }
-
-    const ENCODERS: [&str; 2] = peft_core::testing::fixtures::ENCODERS;
-    const DECODERS: [&str; 2] = ["t5-tiny", "llama-tiny"];
 
     #[test]
     fn counts_are_those_of_the_code() {

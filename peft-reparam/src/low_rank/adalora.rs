@@ -356,6 +356,13 @@ impl Procedure for AdaLora {
         (weight != 0.0).then(|| orthogonality(factors)).flatten().map(|distance| distance * weight)
     }
 
+    /// The E of a map that has lost triplets is back at 0, where it started: of one that has lost all, or whose others may not move.
+    fn may_rest(&self, name: &str) -> bool {
+        let (_, site, leaf) = split_name(name);
+        let mask = self.allocation.as_ref().and_then(|allocation| allocation.masks.get(site));
+        leaf == "e" && mask.is_some_and(|mask| mask.val().min().into_scalar::<f32>() == 0.0)
+    }
+
     fn gradients(&mut self, gradients: GradientsParams, step: usize) -> GradientsParams {
         if let Some(allocation) = self.allocation.as_mut().filter(|allocation| step < allocation.schedule.last) {
             let all = |(site, Triplets { p, e, q }): (Site, &Triplets)| {

@@ -4,15 +4,15 @@ use burn::module::Module;
 use peft_additive::SequentialConfig;
 use peft_core::testing::{randomized, states};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Bare, Base, Method, equivalences};
+use peft_core::{AnyMethod, AnyTuner, Bare, Base, Method, equivalences};
 use peft_reparam::LoraConfig;
-use peft_unified::{AdaMixConfig, ProPetl, ProPetlConfig, Scorer, Shared, Sparse, SparseConfig};
+use peft_unified::{AdaMixConfig, ProPetl, ProPetlConfig, Scorer, Sparse, SparseConfig};
 
-fn shared<M: Shared>(inner: M, density: f64, base: &Base, seed: u64) -> ProPetl<M::Tuner> {
+fn shared(inner: impl Into<AnyMethod>, density: f64, base: &Base, seed: u64) -> ProPetl {
     randomized(&ProPetlConfig::new(inner).with_density(density).init(base, seed).unwrap(), seed)
 }
 
-fn sparse(sparsity: f64, base: &Base, seed: u64) -> Sparse<peft_reparam::Lora> {
+fn sparse(sparsity: f64, base: &Base, seed: u64) -> Sparse {
     let config = SparseConfig::new(LoraConfig::new(3), sparsity, Scorer::Random);
     randomized(&config.init(base, seed).unwrap(), seed)
 }
@@ -37,7 +37,8 @@ equivalences! {
         |base, seed, holds| {
             let propetl = shared(LoraConfig::new(3), 0.5, base, seed);
             let folded = shared(LoraConfig::new(3), 0.5, base, if holds { seed } else { seed + 1 });
-            [states(&propetl, base), states(&Bare {}, &base.merged(&folded.valid()))]
+            let method = AnyMethod::from(ProPetlConfig::new(LoraConfig::new(3)).with_density(0.5));
+            [states(&propetl, base), states(&Bare {}, &method.merged(&AnyTuner::new(folded.valid()), base).unwrap())]
         };
 
     an_adapter_that_is_not_pruned_is_itself: "SparseAdapter with LoRA" = "LoRA" if "s = 0", SAME_FUNCTION on SHAPES, |base, seed, holds| {
@@ -51,7 +52,9 @@ equivalences! {
     a_pruned_lora_folds_into_the_weights: "SparseAdapter with LoRA" = "base" if "W' = W + s (A o M_A) (B o M_B)", MERGED on SHAPES,
         |base, seed, holds| {
             let folded = sparse(0.4, base, if holds { seed } else { seed + 1 });
-            [states(&sparse(0.4, base, seed), base), states(&Bare {}, &base.merged(&folded.valid()))]
+            let method = AnyMethod::from(SparseConfig::new(LoraConfig::new(3), 0.4, Scorer::Random));
+            let folded = method.merged(&AnyTuner::new(folded.valid()), base).unwrap();
+            [states(&sparse(0.4, base, seed), base), states(&Bare {}, &folded)]
         };
 
     a_mixture_of_one_is_its_adapter: "AdaMix with LoRA" = "LoRA" if "M = 1", SAME_FUNCTION on SHAPES, |base, seed, holds| {

@@ -56,6 +56,9 @@ pub(super) const KEYS: [(&str, &str); 46] = [
     ("logging_file", "--log"),
 ];
 
+/// Options that may be given several times, for which a file may have a list.
+pub(super) const SEVERAL: [&str; 2] = ["--adapter", "--method"];
+
 /// Options without a value.
 pub(super) const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
 

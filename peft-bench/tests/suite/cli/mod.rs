@@ -17,6 +17,7 @@ mod messages;
 mod outputs;
 mod refused;
 mod search;
+mod several;
 mod signals;
 mod words;
 

@@ -260,6 +260,17 @@ fn a_run_ends_with_the_ranks_that_it_kept() {
     assert_eq!(trained_shapes(&more), trained_shapes(&trained));
 }
 
+/// A map that keeps no triplet ends as it was, E at 0, which is no fault of the run.
+#[test]
+fn a_map_may_lose_all_its_triplets() {
+    let base = roberta();
+    let config = AdaLoraConfig { target_modules: Sites::Pattern("all-linear".into()), ..small() };
+    let config = AdaLoraConfig { init_r: 2, target_r: 1, ..config };
+    let trained = train(&config, &base);
+    let left = trained_shapes(&trained).keys().filter(|name| name.ends_with(".e")).count();
+    assert!(left < trained_shapes(&start(&config, &base)).keys().filter(|name| name.ends_with(".e")).count());
+}
+
 fn trained_shapes(t: &Trained<AdaLora>) -> BTreeMap<String, Vec<usize>> {
     trained(&t.tuner)
 }

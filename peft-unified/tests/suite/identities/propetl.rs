@@ -8,18 +8,18 @@ use peft_core::testing::tolerances::SAME_GRADIENT;
 use peft_core::testing::{base, device, difference, examples, randomized};
 use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::{tensors, trainable, with_values};
-use peft_core::{Base, Example, Head, Label, Method, Trained, io};
+use peft_core::{AnyMethod, AnyTuner, Base, Example, Head, Label, Method, Trained, io};
 use peft_reparam::LoraConfig;
-use peft_unified::{ProPetl, ProPetlConfig, Shared};
+use peft_unified::{ProPetl, ProPetlConfig};
 use proptest::prelude::*;
 
 use super::{bases, bits, gradients, values};
 
-fn random<M: Shared>(config: &ProPetlConfig<M>, base: &Base, seed: u64) -> ProPetl<M::Tuner> {
+fn random(config: &ProPetlConfig, base: &Base, seed: u64) -> ProPetl {
     randomized(&config.init(base, seed).unwrap(), seed)
 }
 
-fn lora(density: f64) -> ProPetlConfig<LoraConfig> {
+fn lora(density: f64) -> ProPetlConfig {
     ProPetlConfig::new(LoraConfig::new(3)).with_density(density)
 }
 
@@ -57,12 +57,7 @@ fn masked(
     names.map(of_layer).collect()
 }
 
-fn check_masked<M: Shared>(
-    config: &ProPetlConfig<M>,
-    base: &Base,
-    seed: u64,
-    density: Option<f64>,
-) -> Result<(), TestCaseError> {
+fn check_masked(config: &ProPetlConfig, base: &Base, seed: u64, density: Option<f64>) -> Result<(), TestCaseError> {
     let propetl = random(config, base, seed);
     let inner = config.inner.init(base, 0).unwrap();
     let values = masked(&tensors(&propetl), tensors(&inner).into_keys(), density);
@@ -108,7 +103,7 @@ proptest! {
             let config = ProPetlConfig::new(PrefixTuningConfig::new(4).with_projection(7)).with_density(density);
             let propetl = random(&config, &base, seed).valid();
             let (own, expanded) = (tensors(&propetl), tensors(&propetl.expanded()));
-            let saved = tensors(&ProPetlConfig::<PrefixTuningConfig>::to_saved(propetl));
+            let saved = tensors(&AnyMethod::from(config).to_saved(AnyTuner::new(propetl)));
             let (shared, all) = (&saved["prototype.embedding"], &expanded["embedding"]);
             let [rows, columns] = [shared.shape()[0], shared.shape()[1]];
             let (shared, width) = (values(shared), all.shape()[1]);
@@ -127,7 +122,7 @@ proptest! {
     #[test]
     fn a_mask_has_its_share_of_ones(seed: u64, density in 0.05..=1.0) {
         for base in bases() {
-            let saved = tensors(&ProPetlConfig::<LoraConfig>::to_saved(random(&lora(density), &base, seed).valid()));
+            let saved = tensors(&AnyMethod::from(lora(density)).to_saved(AnyTuner::new(random(&lora(density), &base, seed).valid())));
             for (name, mask) in saved.iter().filter(|(name, _)| name.starts_with("scores.")) {
                 let (n, mask) = (mask.shape().num_elements(), values(mask));
                 prop_assert!(mask.iter().all(|x| *x == 0.0 || *x == 1.0));
@@ -216,7 +211,7 @@ fn files_hold_a_bit_for_each_score() {
         .sum();
     let numbers = config.inner.count(&base.shape().clone().one_layer()).unwrap() + Head::count(base.shape(), 2);
     assert_eq!((bytes(true), bytes(false)), (scores, 4 * numbers));
-    let (_, loaded) = io::peft::load::<ProPetlConfig<LoraConfig>>(&path, &base).unwrap();
+    let (_, loaded) = io::peft::load_as(&lora(0.3).into(), &path, &base).unwrap();
     assert_eq!(bits(&trained.tuner, &base), bits(&loaded.tuner, &base));
 }
 
@@ -229,7 +224,7 @@ fn loaded_masks_stay_and_the_prototype_is_trained_on() {
         let dir = folder.path().join("adapter");
         let trained = Trained::new(random(&config, &base, 3), Head::classifier(&base, 2, 0)).unwrap();
         peft::save(&dir, &config, &trained, base.shape(), &peft::Labels::default(), &[]).unwrap();
-        let (_, loaded) = peft::load::<ProPetlConfig<LoraConfig>>(&dir, &base).unwrap();
+        let (_, loaded) = peft::load_as(&lora(0.5).into(), &dir, &base).unwrap();
         let data: Vec<Example> =
             examples(&base).into_iter().map(|e| Example { label: Some(Label::Class(e.task)), ..e }).collect();
         let trainer = Trainer::new(TrainConfig::new(1e-1).with_steps(4).with_batch_size(5));
@@ -244,7 +239,7 @@ fn loaded_masks_stay_and_the_prototype_is_trained_on() {
         let path = dir.join("adapter_config.json");
         let other = std::fs::read_to_string(&path).unwrap().replace("\"density\": 0.5", "\"density\": 0.25");
         std::fs::write(&path, other).unwrap();
-        let message = peft::load::<ProPetlConfig<LoraConfig>>(&dir, &base).unwrap_err().to_string();
+        let message = peft::load_as(&lora(0.5).into(), &dir, &base).unwrap_err().to_string();
         assert!(message.contains("mask") && message.contains("settings"), "{message}");
     }
 }

@@ -7,19 +7,19 @@ use peft_additive::{Init, PrefixTuningConfig, SequentialConfig};
 use peft_core::testing::tolerances::STANDARD_ERRORS;
 use peft_core::testing::{base, device, golden::Case};
 use peft_core::view::tensors;
-use peft_core::{Head, Method, Procedure, Trained};
+use peft_core::{AnyMethod, AnyTuner, Head, Over, Procedure, Trained};
 use peft_reparam::LoraConfig;
-use peft_unified::{ProPetlConfig, Shared};
+use peft_unified::{ProPetlConfig, Sharing};
 
 use super::values;
 
 /// Logits, gradients and ten steps in which masks change.
-fn check<M: Shared>(name: &str, config: &ProPetlConfig<M>) {
+fn check(name: &str, config: &ProPetlConfig) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let case = Case::open(golden, "roberta-classify");
     let tuner = config.init(&case.base, 0).unwrap();
     let trained = case.check_from_start(Trained::new(tuner, Head::classifier(&case.base, 3, 0)).unwrap());
-    let masks = tensors(&ProPetlConfig::<M>::to_saved(trained.tuner.valid()));
+    let masks = tensors(&AnyMethod::from(config.clone()).to_saved(AnyTuner::new(trained.tuner.valid())));
     let masks: Vec<_> = masks.into_iter().filter(|(name, _)| name.starts_with("scores.")).collect();
     assert!(!masks.is_empty());
     for (name, mask) in masks {
@@ -60,11 +60,11 @@ fn squares(numbers: &[f64]) -> Vec<f64> {
 /// Both matrices normal with deviation 0.02, not cut off; biases 0.
 #[test]
 fn adapters_start_as_in_the_reference() {
-    let config = ProPetlConfig::<SequentialConfig>::default();
-    assert_eq!((config.inner.init, config.inner.init_std), (Init::Normal, 0.02));
+    let (_, usual) = Sharing::usual(AnyMethod::of::<SequentialConfig>());
+    let inner: SequentialConfig = usual.downcast_ref().cloned().unwrap();
+    assert_eq!((inner.init, inner.init_std), (Init::Normal, 0.02));
     let base = base("roberta-tiny", &device());
-    let inner = config.inner.clone().with_bottleneck(48);
-    let start = tensors(&ProPetlConfig { inner, ..config }.init(&base, 1).unwrap());
+    let start = tensors(&ProPetlConfig::new(inner.with_bottleneck(48)).init(&base, 1).unwrap());
     for (name, data) in start.iter().filter(|(name, _)| name.starts_with("prototype.")) {
         let numbers: Vec<f64> = values(data).into_iter().map(f64::from).collect();
         if name.ends_with("bias") {
@@ -80,7 +80,7 @@ fn adapters_start_as_in_the_reference() {
 /// Uniform within 1 / sqrt(fan), the fan by torch's rule for the tensors that the authors' code has scores in.
 #[test]
 fn scores_start_within_the_bounds_of_the_reference() {
-    fn check<M: Shared>(config: &ProPetlConfig<M>, fans: &[(&str, f64)]) {
+    fn check(config: &ProPetlConfig, fans: &[(&str, f64)]) {
         let base = base("roberta-tiny", &device());
         let start = tensors(&config.init(&base, 1).unwrap());
         let scores: Vec<_> = start.iter().filter(|(name, _)| name.starts_with("scores.")).collect();
@@ -106,7 +106,7 @@ fn scores_start_within_the_bounds_of_the_reference() {
 /// Of the scripts for RoBERTa: 3e-3, 3e-2 and 1e-4 for scores beside 1e-4.
 #[test]
 fn scores_learn_faster_by_the_factors_of_the_reference() {
-    fn factor<M: Shared>(inner: M) -> f64 {
+    fn factor(inner: impl Into<AnyMethod>) -> f64 {
         let tuner = ProPetlConfig::new(inner).init(&base("roberta-tiny", &device()), 0).unwrap();
         assert_eq!(tuner.rate("prototype.x", 0.5), 0.5);
         tuner.rate("scores.0.x", 0.5) / 0.5

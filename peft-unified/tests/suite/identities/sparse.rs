@@ -3,18 +3,18 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::TensorData;
+use burn::tensor::{Tensor, TensorData};
 use peft_additive::{Activation, Init, Placement, SequentialConfig};
 use peft_core::testing::recorded::Recorded;
 use peft_core::testing::tolerances::{
     FINITE_DIFFERENCE, REFERENCE, REFERENCE_RUN, REFERENCE_TRAJECTORY, SAME_FUNCTION,
 };
 use peft_core::testing::{examples, golden::named, randomized};
-use peft_core::train::{Probe, Procedure, Run, Schedule, TrainConfig};
+use peft_core::train::{Probe, Procedure, Run, Schedule, TrainConfig, Trainer};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Base, Example, Head, Key, Label, Method, Part, Result, Trained};
-use peft_reparam::LoraConfig;
-use peft_unified::{Pruned, Scorer, Sparse, SparseConfig};
+use peft_core::{AnyMethod, AnyTuner, Base, Example, Head, Key, Label, Method, Part, Result, Trained};
+use peft_reparam::{AdaLoraConfig, LoraConfig};
+use peft_unified::{Scorer, Sparse, SparseConfig, sparse};
 use proptest::prelude::*;
 
 use super::{bases, bits, gradients, values};
@@ -26,11 +26,11 @@ fn adapter() -> SequentialConfig {
 }
 
 /// As training begins: with the masks that are chosen on data.
-fn prepared<M: Pruned>(config: &SparseConfig<M>, base: &Base, seed: u64) -> Sparse<M::Tuner> {
+fn prepared(config: &SparseConfig, base: &Base, seed: u64) -> Sparse {
     try_prepare(config, base, seed).unwrap()
 }
 
-fn try_prepare<M: Pruned>(config: &SparseConfig<M>, base: &Base, seed: u64) -> Result<Sparse<M::Tuner>> {
+fn try_prepare(config: &SparseConfig, base: &Base, seed: u64) -> Result<Sparse> {
     let (head, examples) = (head(base), examples(base));
     config.init(base, seed)?.prepare(base, Probe::new(&head, &examples))
 }
@@ -123,7 +123,7 @@ proptest! {
             let mut run = Run::new(&settings, base.clone(), Trained::new(tuner, head.clone()).unwrap()).unwrap();
             for _ in 0..4 {
                 run.step(&examples).unwrap();
-                let saved = tensors(&SparseConfig::<SequentialConfig>::to_saved(run.trained.tuner.clone()));
+                let saved = tensors(&AnyMethod::from(config.clone()).to_saved(AnyTuner::new(run.trained.tuner.clone())));
                 for (name, mask) in &chosen {
                     prop_assert_eq!(&values(&saved[&format!("masks.{name}")]), mask);
                     let numbers = values(&saved[&format!("adapter.{name}")]);
@@ -158,9 +158,8 @@ fn golden() -> Recorded {
 }
 
 /// As in the golden files: adapters as the code has them, but wider starts and no dropout.
-fn of_golden(scorer: Scorer) -> (SparseConfig<SequentialConfig>, TrainConfig) {
-    let inner = SparseConfig::<SequentialConfig>::default().inner;
-    let inner = inner.with_bottleneck(5).with_init_std(0.3).with_dropout(0.0);
+fn of_golden(scorer: Scorer, activation: Activation) -> (SparseConfig, TrainConfig) {
+    let inner = sparse::adapters().with_bottleneck(5).with_init_std(0.3).with_dropout(0.0).with_activation(activation);
     let settings = TrainConfig {
         weight_decay: 0.1,
         adam_epsilon: 1e-3,
@@ -180,10 +179,8 @@ fn scores_are_those_of_the_reference() {
         (Scorer::Snip, "snip", SAME_FUNCTION),
         (Scorer::Grasp, "grasp", REFERENCE_RUN),
     ] {
-        let (mut config, settings) = of_golden(scorer);
-        if scorer == Scorer::Grasp {
-            config.inner.activation = Activation::Gelu;
-        }
+        let activation = if scorer == Scorer::Grasp { Activation::Gelu } else { Activation::Relu };
+        let (config, settings) = of_golden(scorer, activation);
         let run = golden.begin(&settings, config.init(&golden.base, settings.seed).unwrap());
         let (mut kept, mut pruned) = (vec![], vec![]);
         for (matrix, mask) in masks(&run.trained.tuner) {
@@ -202,7 +199,7 @@ fn scores_are_those_of_the_reference() {
 #[test]
 fn a_run_is_that_of_the_reference() {
     let golden = golden();
-    let (config, settings) = of_golden(Scorer::Snip);
+    let (config, settings) = of_golden(Scorer::Snip, Activation::Relu);
     let mut run = golden.begin(&settings, config.init(&golden.base, settings.seed).unwrap());
     golden.compare_logits("logits", &run.base, &run.trained, REFERENCE);
     let batch = golden.base.batch(&golden.examples[..8].iter().collect::<Vec<_>>()).unwrap();
@@ -227,7 +224,7 @@ fn a_run_is_that_of_the_reference() {
 
 #[test]
 fn the_usual_adapters_are_those_of_the_code() {
-    let SparseConfig { inner, pruning } = SparseConfig::<SequentialConfig>::default();
+    let SparseConfig { inner, pruning } = SparseConfig::default();
     let expected = SequentialConfig {
         bottleneck: 64,
         placement: Placement::Houlsby,
@@ -239,12 +236,12 @@ fn the_usual_adapters_are_those_of_the_code() {
         inner_norm: vec![Part::SelfAttention, Part::FeedForward],
         leave_out: vec![],
     };
-    assert_eq!(inner, expected);
+    assert_eq!(inner.downcast_ref(), Some(&expected));
     assert_eq!((pruning.sparsity, pruning.scorer, pruning.samples), (0.4, Scorer::Snip, 320));
 }
 
 /// What its ordinary adapters hold.
-fn values_of_masked<A: Module>(sparse: &Sparse<A>) -> BTreeMap<String, TensorData> {
+fn values_of_masked(sparse: &Sparse) -> BTreeMap<String, TensorData> {
     tensors(&sparse.masked().valid())
 }
 
@@ -345,7 +342,7 @@ fn large_sparse_is_as_large_as_the_narrow_one() {
     for base in bases() {
         let narrow = adapter().with_bottleneck(6);
         let large = SparseConfig::large(narrow.clone(), 0.5, Scorer::Magnitude);
-        assert_eq!(large.inner.bottleneck, 12);
+        assert_eq!(large.inner, narrow.clone().with_bottleneck(12).into());
         let left: f32 = masks(&large.init(&base, 1).unwrap()).into_values().flatten().sum();
         let matrices = tensors(&narrow.init(&base, 1).unwrap()).into_values().filter(|data| data.shape().len() == 2);
         assert_eq!(left as usize, matrices.map(|data| data.shape().num_elements()).sum::<usize>());
@@ -355,9 +352,10 @@ fn large_sparse_is_as_large_as_the_narrow_one() {
 /// To the nearest width.
 #[test]
 fn large_sparse_has_a_rounded_width() {
-    let width =
-        |narrow| SparseConfig::large(adapter().with_bottleneck(narrow), 0.4, Scorer::Magnitude).inner.bottleneck;
-    assert_eq!([5, 6, 7].map(width), [8, 10, 12]);
+    for (narrow, wide) in [(5, 8), (6, 10), (7, 12)] {
+        let large = SparseConfig::large(adapter().with_bottleneck(narrow), 0.4, Scorer::Magnitude);
+        assert_eq!(large.inner, adapter().with_bottleneck(wide).into());
+    }
 }
 
 /// Scores of one drawn example are those of data that have no other.
@@ -392,5 +390,37 @@ fn scores_of_zero_are_refused() {
         let random = SparseConfig::new(LoraConfig::new(3), 0.4, Scorer::ErdosRenyi);
         let gradients = gradients(&randomized(&random.init(&base, 1).unwrap(), 1), &base);
         assert!(gradients.keys().all(|name| !name.starts_with("masks.")));
+    }
+}
+
+/// The penalty of the method that is pruned is that of the matrices that are left, and moves them.
+#[test]
+fn the_penalty_and_the_steps_of_the_method_are_kept() {
+    for base in bases() {
+        let inner = AdaLoraConfig::new(4, 2).with_schedule(1, 1, 1).with_penalty(0.5);
+        let config = SparseConfig::new(inner, 0.4, Scorer::Random);
+        let tuner = randomized(&config.init(&base, 1).unwrap(), 1);
+        let plain: AnyTuner = tuner.masked();
+        let penalty = |tuner: Option<Tensor<1>>| tuner.unwrap().into_scalar::<f32>();
+        assert_eq!(penalty(tuner.penalty()), penalty(plain.penalty()));
+        let gradients = named(&tuner, &GradientsParams::from_grads(tuner.penalty().unwrap().backward(), &tuner));
+        let moved = gradients.iter().filter(|(_, gradient)| values(gradient).iter().any(|x| *x != 0.0));
+        assert!(moved.count() > 0 && gradients.keys().all(|name| !name.ends_with(".e")));
+        // Dense, the penalty is another.
+        let dense = SparseConfig::new(config.inner.clone(), 0.0, Scorer::Random);
+        let dense = randomized(&dense.init(&base, 1).unwrap(), 1);
+        assert_ne!(penalty(tuner.penalty()), penalty(dense.penalty()));
+
+        let trainer = Trainer::new(TrainConfig::new(1e-2).with_batch_size(2).with_steps(6));
+        let data: Vec<Example> = examples(&base).into_iter().cycle().take(8).collect();
+        let method = AnyMethod::from(config.clone());
+        let start = Trained::new(method.init(&base, 1).unwrap(), head(&base)).unwrap();
+        let numbers = |tuner: &AnyTuner| tensors(tuner).values().map(|data| data.num_elements()).sum::<usize>();
+        let before = numbers(&start.tuner);
+        let after = trainer.run(&base, start, &data, None, &mut ()).unwrap();
+        assert!(numbers(&after.tuner) < before, "no rank has gone");
+        let masks = masks(&after.tuner);
+        let (all, left) = masks.values().flatten().fold((0, 0.0), |(all, left), mask| (all + 1, left + mask));
+        assert!(!masks.is_empty() && left < all as f32, "{left} of {all} are left");
     }
 }
