@@ -12,9 +12,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use crate::kernels::{self, Dense, Kernel};
 use crate::{Compute, threads};
 
-/// `x W` for a frozen W `[in, out]`, if it is for this operation.
+/// `x W` for a frozen W `[in, out]`, if it is for this operation. One that is trained is not: it has a gradient too.
 pub(crate) fn product(compute: Compute, x: &Tensor<3>, w: &Tensor<2>) -> Option<Tensor<3>> {
-    let ours = w.device() == Device::flex() && [x.dtype(), w.dtype()] == [DType::F32; 2];
+    let ours = w.device() == Device::flex() && !w.is_autodiff() && [x.dtype(), w.dtype()] == [DType::F32; 2];
     if !ours || compute == Compute::F32 && !threads::are_spread() {
         return None;
     }

@@ -54,7 +54,7 @@ impl Grouped {
             return refuse("type", format!("{:?}", data.dtype()), "a quantized type of burn");
         };
         let [outputs, inputs] = data.shape()[..] else {
-            return refuse("shape", format!("{:?}", data.shape()), "that of a matrix");
+            return refuse("shape", format!("{:?}", &data.shape()[..]), "that of a matrix");
         };
         let bits = match scheme.value {
             QuantValue::Q2F | QuantValue::Q2S => 2,

@@ -44,7 +44,11 @@ impl ModelArgs {
         if self.compute == Compute::Bf16 && self.device != "flex" {
             return Err(Error::config("--compute", format!("bf16 on {}", self.device), "f32, or --device flex"));
         }
-        let model = peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base)?;
+        let model = peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base);
+        let model = model.map_err(|error| match error {
+            Error::Config { key, found, expected } if key == "model" => Error::config("--model", found, expected),
+            other => other,
+        })?;
         Ok(Pretrained { base: model.base.with_compute(self.compute), ..model })
     }
 }

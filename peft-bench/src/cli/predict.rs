@@ -10,7 +10,7 @@ use peft_core::io::Pretrained;
 use peft_core::load::Tokenizer;
 use peft_core::loss::log_sum_exp;
 use peft_core::train::{Logits, Served, Tuned, argmax};
-use peft_core::{AnyTuner, Bare, Base, Error, Example, Purpose, Result, Trained, answer};
+use peft_core::{AnyTuner, Bare, Base, Error, Example, Head, Purpose, Result, Trained, answer};
 use serde_json::{Map, Value, json};
 
 use super::options::{ModelArgs, lines, print, workers};
@@ -142,7 +142,7 @@ impl Predict {
         if dirs.is_empty() {
             let (head, room) = (model.own_head()?, model.base.shape().max_length());
             let classes = model.class_names(head.outputs().unwrap_or_default());
-            check_purpose(head.purpose())?;
+            check_labels(&head)?;
             let base = model.base.for_purpose(head.purpose());
             let ready = Ready { base, trained: Trained::new(Bare {}, head)?.erased(), classes, room };
             return Ok(BTreeMap::from([(String::new(), ready)]));
@@ -153,7 +153,7 @@ impl Predict {
                 (classes, Some(outputs)) if classes.is_empty() => model.class_names(outputs),
                 (classes, _) => classes,
             };
-            check_purpose(trained.head.purpose())?;
+            check_labels(&trained.head)?;
             let room = config.room(base.shape());
             Ok((name, Ready { base, trained, classes, room }))
         };
@@ -235,8 +235,9 @@ impl Predict {
 }
 
 /// Refuses heads that label nothing.
-fn check_purpose(purpose: Purpose) -> Result<()> {
-    let (found, instead) = match purpose {
+fn check_labels(head: &Head) -> Result<()> {
+    let (found, instead) = match head.purpose() {
+        _ if head.is_of_texts() => return Ok(()),
         Purpose::States => ("none", ": `peft forward` writes states (FEATURE_EXTRACTION)"),
         Purpose::Words => ("one for words", "; `peft generate` writes texts"),
         Purpose::Texts | Purpose::Tokens | Purpose::Answers => return Ok(()),

@@ -41,6 +41,7 @@ const TRAINS_OVER: [(&str, &[&str]); 2] = [
             "child-tuning",
             "adapter",
             "parallel",
+            "bottleneck",
             "residual",
             "adapter-drop",
             "adapter-fusion",

@@ -282,7 +282,6 @@ fn settings_of_adapterhub_that_change_the_computation_are_refused_by_name() {
         ("prefix", "use_gating", json!(true)),
         ("prefix", "leave_out", json!("first")),
         ("prefix", "prefix_length", json!(0)),
-        ("prefix-flat", "dropout", json!(0.1)),
         ("prefix-flat", "flat", json!("yes")),
         ("prefix-flat-llama", "flat", json!(false)),
         ("lora-t5-gated", "leave_out", json!([5])),
@@ -415,7 +414,7 @@ fn what_is_not_known_of_t5_and_llama_is_refused_by_name() {
             (whole["config"], whole["model_class"]) = (json!({"layers": 2}), json!("LlamaAdapterModel"));
         });
     };
-    let known = "LlamaForSequenceClassification or LlamaForCausalLM";
+    let known = "LlamaForSequenceClassification or LlamaForTokenClassification or LlamaForCausalLM";
     names(&changed("lora-llama", flexible), &["head_config.json", "model_class", known]);
 }
 
