@@ -132,12 +132,13 @@ fn what_the_package_wrote_gives_its_logits_and_is_what_is_written() {
 /// setting here; other names of a function are its own.
 #[test]
 fn what_changes_no_result_is_said_and_passed_over() {
-    let changes: [(&str, &str, Value, Option<&str>); 7] = [
+    let changes: [(&str, &str, Value, Option<&str>); 8] = [
         ("par-bn-bert", "dropout", 0.2.into(), None),
         ("seq-bn-bert", "stochastic_depth", 0.3.into(), Some("stochastic_depth: is 0.3")),
         ("seq-bn-bert", "cross_adapter", true.into(), None),
         ("seq-bn-llama", "cross_adapter", true.into(), None),
         ("prefix-flat", "dropout", 0.1.into(), Some("dropout: is 0.1")),
+        ("seq-bn-flex-two-bert", "dropout_prob", 0.3.into(), Some("dropout_prob: is 0.3")),
         ("par-bn-bert", "non_linearity", "silu".into(), None),
         ("seq-bn-bert", "non_linearity", "gelu_python".into(), None),
     ];
@@ -147,7 +148,8 @@ fn what_changes_no_result_is_said_and_passed_over() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
         }
-        let path = folder.path().join("adapter_config.json");
+        let of_head = if key == "dropout_prob" { "head_config.json" } else { "adapter_config.json" };
+        let path = folder.path().join(of_head);
         let mut config = read_json(&path).unwrap();
         config["config"][key] = value;
         fs::write(&path, config.to_string()).unwrap();
