@@ -20,7 +20,7 @@ thread_local! {
     static SO_FAR: Cell<Transfers> = const { Cell::new(Transfers { sent: 0, read: 0 }) };
 }
 
-/// What `work` gives, and what it transferred on this thread and on those of its [`Workers`](crate::train::Workers).
+/// What `work` gives, and what it transferred on this thread and on those of its `train::Workers`.
 pub fn counted<T>(work: impl FnOnce() -> T) -> (T, Transfers) {
     let before = SO_FAR.get();
     let result = work();

@@ -8,7 +8,6 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
-use super::Many;
 use super::ranks::{Across, Mapper, Visitor};
 use crate::random::{Noise, Random};
 use crate::train::{Optim, Phase, Probe};
@@ -45,8 +44,9 @@ impl AnyTuner {
     }
 
     /// The tuners that it is made of, if it is several methods at once, else itself.
+    #[cfg(feature = "train")]
     pub(crate) fn each(&self) -> Vec<AnyTuner> {
-        self.downcast_ref::<Many>().map_or_else(|| vec![self.clone()], |many| many.tuners().cloned().collect())
+        self.downcast_ref::<super::Many>().map_or_else(|| vec![self.clone()], |many| many.tuners().cloned().collect())
     }
 
     /// The tuner, if it is of this type.

@@ -45,7 +45,7 @@ pub struct Family {
     /// Other names of the word table, in the order in which transformers looks for it.
     pub aliases: &'static [&'static str],
     /// Whether a model may be tied: by its shape and the `tie_word_embeddings` that its configuration says.
-    pub(crate) may_be_tied: fn(&Shape, Option<bool>) -> bool,
+    pub may_be_tied: fn(&Shape, Option<bool>) -> bool,
     /// Parts whose matrices transformers keeps in f32 where others are packed.
     pub kept_in_f32: &'static [Part],
     /// Whether llama.cpp's adapters of it are known here.
