@@ -90,4 +90,14 @@ mod tests {
         assert_eq!(known(&base.clone()), base.shape().places().len());
         assert_eq!(known(&base.with_weight(matrix, other.weight(matrix).clone())) + 1, known(&other));
     }
+
+    #[test]
+    fn tables_that_were_one_do_not_share_what_is_known_of_them() {
+        let base = base("t5-tiny", &device());
+        let words = base.shape().words();
+        let untied = base.clone().untied();
+        assert_eq!(untied.known_fingerprint(), untied.fingerprint());
+        let other = base.clone().with_weight(words, Weight::Dense(base.weight(words).dense() * 2.0)).untied();
+        assert_eq!(other.known_fingerprint(), other.fingerprint());
+    }
 }

@@ -19,8 +19,8 @@ pub use frame::Frame;
 use hashes::Hashes;
 
 use crate::{
-    Architecture, Batch, Compute, Error, Example, Hooks, Label, Packed, Part, Place, Purpose, Result, Shape, Site,
-    Slot, Stack, Weight, random::Random,
+    Batch, Compute, Error, Example, Hooks, Label, Packed, Part, Place, Purpose, Result, Shape, Site, Slot, Stack,
+    Weight, random::Random,
 };
 
 /// The table that makes logits over words, where it is not the word table.
@@ -223,7 +223,8 @@ impl Base {
     /// The same base with a table of its own, as yet the same, for each use of the word table.
     pub(crate) fn untied(mut self) -> Self {
         let words = self.weight(self.shape.words()).clone();
-        if let Architecture::T5(_) = self.shape.architecture {
+        self.hashes = self.hashes.without(VOCABULARY, Slot::Weight).without(DECODER_WORDS, Slot::Weight);
+        if self.shape.architecture.is_encoder_decoder() {
             self.weights.entry(DECODER_WORDS).or_insert(words.clone());
         }
         if self.shape.tied {
