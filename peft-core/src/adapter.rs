@@ -141,7 +141,10 @@ impl<A: Adapter> AnyAdapter for A {
 impl<A: Adapter> Tuner for A {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         self.check_tasks(&batch.tasks)?;
-        self.open(batch, |hooks| base.forward(batch, hooks))
+        match &batch.tape {
+            None => self.open(batch, |hooks| base.forward(batch, hooks)),
+            Some(tape) => tape.run(AnyTuner::new(self.clone()), base, batch),
+        }
     }
 
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {

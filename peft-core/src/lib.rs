@@ -30,6 +30,7 @@ mod pattern;
 mod purpose;
 pub mod random;
 mod readout;
+mod recompute;
 mod replaced;
 #[cfg(feature = "train")]
 pub mod search;
@@ -64,6 +65,7 @@ pub use packed::Packed;
 pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};
 pub use readout::Readout;
+pub use recompute::Tape;
 pub use replaced::Replaced;
 pub use shape::{Architecture, Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};

@@ -5,6 +5,7 @@ mod cli;
 mod equivalences;
 mod finished;
 mod packed;
+mod recompute;
 mod reproduce;
 mod resume;
 mod sizes;

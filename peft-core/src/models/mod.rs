@@ -15,6 +15,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation, module};
 pub use cache::Cache;
 use cache::Owner;
 
+use crate::recompute::{Recorder, untracked};
 use crate::{
     Architecture, Attention, Batch, Error, Example, Hooks, Label, Lookup, Next, Packed, Part, Place, Purpose, Result,
     Sequence, Shape, Site, Slot, Stack, Weight,
@@ -329,16 +330,49 @@ impl Base {
 
     /// A forward of a batch with `hooks` at its seams, before its first step.
     pub fn frame<'a>(&'a self, batch: &'a Batch, hooks: &'a dyn Hooks) -> Frame<'a> {
-        Frame { base: self, hooks, batch }
+        Frame { base: self, hooks, batch, recorder: None }
     }
 
     /// Runs a batch through the frozen layers with `hooks` at their seams.
     pub fn forward(&self, batch: &Batch, hooks: &dyn Hooks) -> Result<Hidden> {
-        let frame = self.frame(batch, hooks);
-        match &self.shape.architecture {
-            Architecture::Bert | Architecture::Roberta => bert::forward(&frame),
-            Architecture::T5(t5) => t5::forward(&frame, t5),
-            Architecture::Llama(llama) => llama::forward(&frame, llama),
+        self.frame(batch, hooks).run()
+    }
+
+    /// The same base by the same values, of which none is tracked, as copies that are trained are.
+    pub(crate) fn without_gradients(&self) -> Self {
+        let weight = |w: &Weight| match w {
+            Weight::Dense(w) => Weight::Dense(untracked(w.clone())),
+            Weight::Packed(w) => Weight::Packed(w.clone()),
+        };
+        let weights = self.weights.iter().map(|(site, w)| (*site, weight(w))).collect();
+        let vectors = self.vectors.iter().map(|(place, v)| (*place, untracked(v.clone()))).collect();
+        Base { weights, vectors, ..self.clone() }
+    }
+}
+
+/// What a layer reads beside the sequence.
+#[derive(Clone)]
+pub(crate) enum Beside {
+    Nothing,
+    Rotary(llama::Rotary),
+    Encoded(Sequence),
+}
+
+impl Beside {
+    /// The frozen computation of a layer.
+    pub(crate) fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence) -> Sequence {
+        match (&frame.base.shape.architecture, self) {
+            (Architecture::T5(t5), Beside::Encoded(encoded)) => t5::one_layer(frame, t5, site, x, Some(encoded)),
+            (Architecture::T5(t5), _) => t5::one_layer(frame, t5, site, x, None),
+            (_, Beside::Rotary(rotary)) => llama::decoder_layer(frame, rotary, site.layer, x),
+            (_, _) => bert::encoder_layer(frame, site.layer, x),
+        }
+    }
+
+    pub(crate) fn without_gradients(&self) -> Self {
+        match self {
+            Beside::Encoded(x) => Beside::Encoded(x.clone().without_gradients()),
+            other => other.clone(),
         }
     }
 }
@@ -360,9 +394,35 @@ pub struct Frame<'a> {
     pub(crate) base: &'a Base,
     pub(crate) hooks: &'a dyn Hooks,
     pub(crate) batch: &'a Batch,
+    pub(crate) recorder: Option<&'a Recorder<'a>>,
 }
 
 impl Frame<'_> {
+    /// Runs all steps.
+    pub(crate) fn run(&self) -> Result<Hidden> {
+        match &self.base.shape.architecture {
+            Architecture::Bert | Architecture::Roberta => bert::forward(self),
+            Architecture::T5(t5) => t5::forward(self, t5),
+            Architecture::Llama(llama) => llama::forward(self, llama),
+        }
+    }
+
+    /// A layer inside its hook.
+    pub(crate) fn layer(&self, site: Site, x: Sequence, beside: &Beside) -> Sequence {
+        match self.recorder {
+            Some(recorder) => recorder.layer(site, x, beside),
+            None => self.hooks.layer(self, site, x, &|x| beside.layer(self, site, x)),
+        }
+    }
+
+    /// A tensor that is read in more than one place between and in layers.
+    pub(crate) fn held<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.recorder {
+            Some(recorder) => recorder.held(x),
+            None => x,
+        }
+    }
+
     /// The shape of the base.
     pub fn shape(&self) -> &Shape {
         &self.base.shape

@@ -14,6 +14,7 @@ use super::views::{back, with_leaves};
 use super::{Optim, Phase, Probe, Procedure, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
+use crate::recompute::Tape;
 use crate::view::{Visit, shapes, visit, with_ids_from_names, with_values};
 use crate::{Base, Error, Example, Result, Trained};
 
@@ -202,8 +203,8 @@ impl<T: Procedure> Run<T> {
             let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
             let noise = noise(samples.iter().map(|i| *i as u32).collect());
             match &view {
-                Some(view) => of_piece(&self.base, view, (&examples, noise), count),
-                None => of_piece(&self.base, trained, (&examples, noise), count),
+                Some(view) => self.of_piece(view, (&examples, noise), count),
+                None => self.of_piece(trained, (&examples, noise), count),
             }
         };
         let (mut loss, mut sum) = (0.0, GradientsParams::new());
@@ -230,6 +231,26 @@ impl<T: Procedure> Run<T> {
         }
     }
 
+    /// The loss of a piece of a batch with `count` labels, and its gradients.
+    fn of_piece<U: Procedure>(
+        &self,
+        trained: &Trained<U>,
+        (examples, noise): (&[&Example], Noise),
+        count: usize,
+    ) -> Result<(f64, GradientsParams)> {
+        // Leaves of its own: a graph that shares them with another thread's would wait for it.
+        let trained = with_leaves(trained);
+        let tape = self.config.gradient_checkpointing.then(Tape::default);
+        let batch = self.base.batch(examples)?.with_noise(noise).with_tape(tape.clone());
+        let loss = trained.objective(&self.base, &batch, &labels(examples)?)? / count as f32;
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        let gradients = match tape {
+            Some(tape) => tape.backward(loss, &trained),
+            None => GradientsParams::from_grads(loss.backward(), &trained),
+        };
+        Ok((value, gradients))
+    }
+
     /// Scales gradients down to the largest allowed norm over all tensors.
     fn clip(&self, trained: &Trained<T>, gradients: GradientsParams, step: usize) -> Result<(GradientsParams, f64)> {
         let mut norm = Norm { gradients, squares: 0.0, wrong: None };
@@ -246,21 +267,6 @@ impl<T: Procedure> Run<T> {
         visit(trained, &mut scale);
         Ok((scale.gradients, length))
     }
-}
-
-/// The loss of a piece of a batch with `count` labels, and its gradients.
-fn of_piece<T: Procedure>(
-    base: &Base,
-    trained: &Trained<T>,
-    (examples, noise): (&[&Example], Noise),
-    count: usize,
-) -> Result<(f64, GradientsParams)> {
-    // Leaves of its own: a graph that shares them with another thread's would wait for it.
-    let trained = with_leaves(trained);
-    let batch = base.batch(examples)?.with_noise(noise);
-    let loss = trained.objective(base, &batch, &labels(examples)?)? / count as f32;
-    let value = f64::from(loss.clone().into_scalar::<f32>());
-    Ok((value, GradientsParams::from_grads(loss.backward(), &trained)))
 }
 
 struct Norm {
