@@ -212,9 +212,10 @@ impl Recorder<'_> {
             Sequence { hidden, mask: Mask { bias, ..x.mask }, ..x }
         };
         let plain = beside.without_gradients();
-        let y = self.plain.hooks.layer(&self.plain, site, x.clone().without_gradients(), &|x| {
-            plain.layer(&self.plain, site, x)
-        });
+        let y = self
+            .plain
+            .hooks
+            .layer(&self.plain, site, x.clone().without_gradients(), &|x| plain.layer(&self.plain, site, x));
         // Without anything that is trained in it or before it, it is a constant.
         if !y.hidden.is_autodiff() {
             return y;

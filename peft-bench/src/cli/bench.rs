@@ -59,6 +59,9 @@ struct Step {
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 256)]
     micro_rows: usize,
+    /// Compute each layer again in backward instead of keeping all of its forward
+    #[arg(long)]
+    gradient_checkpointing: bool,
 }
 
 /// Texts that go on from random tokens; prints one JSON object
@@ -194,6 +197,7 @@ impl Step {
         let settings = TrainConfig {
             threads: self.threads.unwrap_or_else(threads),
             micro_rows: self.micro_rows,
+            gradient_checkpointing: self.gradient_checkpointing,
             ..TrainConfig::new(1e-4).with_batch_size(self.batch).with_steps(self.steps as usize + 1)
         };
         let mut run = Run::new(&settings, base, trained)?;

@@ -136,6 +136,9 @@ pub struct Train {
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 256)]
     micro_rows: usize,
+    /// Compute each layer again in backward instead of keeping all of its forward: less memory, more work
+    #[arg(long)]
+    gradient_checkpointing: bool,
     /// Write one JSON object for each step
     #[arg(long)]
     log: Option<PathBuf>,
@@ -310,6 +313,7 @@ impl Train {
             early_stopping_patience: self.early_stop,
             threads: self.threads.unwrap_or_else(threads),
             micro_rows: self.micro_rows,
+            gradient_checkpointing: self.gradient_checkpointing,
             dropout: self.dropout,
             max_length: self.max_length,
             ..Default::default()

@@ -351,6 +351,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("early_stopping_patience", json!(config.early_stopping_patience));
     put("max_seq_length", json!(config.max_length));
     put("micro_rows", json!(config.micro_rows));
+    put("gradient_checkpointing", json!(config.gradient_checkpointing));
     if args.adapter.is_none() {
         all.extend(method.settings());
         if !modules.is_empty() {

@@ -377,15 +377,28 @@ impl Beside {
     }
 }
 
-/// What [`Base::random`] has at a place.
+/// What [`Base::random`] has at a place, drawn by all threads of the machine.
 pub(crate) fn random(place: &Place, seed: u64) -> TensorData {
-    let mut random = Random::new(seed, &place.name);
-    let value = |_| match place.slot {
-        Slot::Weight => (random.normal() * 0.02) as f32,
-        Slot::Bias => 0.0,
-        Slot::Gain => 1.0,
-    };
-    TensorData::new((0..place.count()).map(value).collect(), place.file_dims())
+    // Fewer are drawn before a thread has started.
+    const LEAST: usize = 1 << 18;
+    let mut values = vec![if place.slot == Slot::Gain { 1.0 } else { 0.0 }; place.count()];
+    if place.slot == Slot::Weight {
+        let random = Random::new(seed, &place.name);
+        let draw = &|start: usize, values: &mut [f32]| {
+            // A normal number takes two.
+            let mut random = random.clone().after(2 * start);
+            values.iter_mut().for_each(|x| *x = (random.normal() * 0.02) as f32);
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = values.len().div_ceil(threads).max(LEAST);
+        std::thread::scope(|scope| {
+            let mut pieces = values.chunks_mut(each).enumerate();
+            let first = pieces.next();
+            pieces.for_each(|(i, values)| drop(scope.spawn(move || draw(i * each, values))));
+            first.into_iter().for_each(|(_, values)| draw(0, values));
+        });
+    }
+    TensorData::new(values, place.file_dims())
 }
 
 /// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has

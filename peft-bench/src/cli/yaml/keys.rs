@@ -52,15 +52,16 @@ pub(super) const KEYS: [(&str, &str); 45] = [
     ("max_seq_length", "--max-length"),
     ("threads", "--threads"),
     ("micro_rows", "--micro-rows"),
+    ("gradient_checkpointing", "--gradient-checkpointing"),
     ("logging_file", "--log"),
 ];
 
 /// Options without a value.
-pub(super) const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
+pub(super) const SWITCHES: [&str; 5] =
+    ["--no-shuffle", "--group-by-length", "--keep-best", "--gradient-checkpointing", "--overwrite"];
 
 /// What is not done here, and hence may be off.
-pub(super) const OFF: [&str; 6] =
-    ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
+pub(super) const OFF: [&str; 5] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "torch_compile"];
 
 /// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
 pub(super) const IDLE: [&str; 20] = [

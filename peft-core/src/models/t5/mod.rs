@@ -91,13 +91,7 @@ fn bucket(relative: i64, t5: &T5, both_ways: bool) -> usize {
 }
 
 /// h = x + SelfAttention(N(x)); in the decoder h = h + CrossAttention(N(h)); y = h + FFN(N(h)).
-pub(super) fn one_layer(
-    frame: &Frame<'_>,
-    t5: &T5,
-    layer: Site,
-    x: Sequence,
-    encoded: Option<&Sequence>,
-) -> Sequence {
+pub(super) fn one_layer(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence, encoded: Option<&Sequence>) -> Sequence {
     let at = |part| Site { part, ..layer };
     let mut x = frame.residual(at(Part::SelfAttention), x, &|x| self_attention(frame, layer, x));
     if let Some(encoded) = encoded {
