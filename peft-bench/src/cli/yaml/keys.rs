@@ -7,7 +7,7 @@ use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 45] = [
+pub(super) const KEYS: [(&str, &str); 46] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("base", "--base"),
