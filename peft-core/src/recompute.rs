@@ -6,9 +6,11 @@
 //! recorded as always. Backward begins with the loss; then the layers are computed again one by one, the last first, each a graph of its
 //! own. Where a graph ends in a tensor that another has computed, a leaf stands for it there.
 //!
-//! The bits are those of one graph: a leaf that has a gradient from the graphs before begins with it ([`seeded`]), so that contributions
-//! are added in the order in which one graph would add them. What a method computes from its tensors when it opens is computed anew for
-//! each layer; there the order of a sum may be another.
+//! A leaf that has a gradient from the graphs before begins with it ([`seeded`]), so that contributions are added in the order of the graphs.
+//! Within a layer burn goes back by depth, and a layer alone is not as deep: where a method's tensors take some operations of their own
+//! before they meet the states (LoRA's factors), contributions to the states may be added in another order than in one graph, which
+//! is another rounding. Where they take none (sequential adapters, prefixes) all bits are the same. What a method computes when it opens is
+//! computed anew for each layer.
 //!
 //! Hooks must not carry a tensor from one layer to another in any other way than through the states: a network that reads the states of
 //! layers is a [`Tuner`](crate::Tuner) of its own, which is run without a tape.

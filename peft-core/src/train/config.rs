@@ -111,8 +111,8 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Rows (tokens and padding) of a micro-batch.
     pub micro_rows: usize,
-    /// Whether backward computes each layer again instead of keeping all of its forward: a third more work for a fraction of the
-    /// memory. Changes no bit of the result, but for what a method computes of its tensors anew for each batch.
+    /// Whether backward computes each layer again instead of keeping all of its forward: more work for less memory. The gradients are
+    /// the same up to the order of some sums.
     pub gradient_checkpointing: bool,
     /// Dropout probability of the base and head; the model's own if absent.
     pub dropout: Option<f64>,
