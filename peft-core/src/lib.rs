@@ -25,6 +25,7 @@ mod hooks;
 pub mod io;
 #[cfg(feature = "flex")]
 mod kernels;
+mod key;
 #[cfg(any(feature = "load", feature = "tokenize"))]
 pub mod load;
 mod merge;
@@ -65,8 +66,9 @@ pub use device::{available, device};
 pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, AtMask, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
 pub use hooks::{Attention, Hooks, Lookup, Mask, Next, Sequence};
+pub use key::{Key, file_path, place_key, slot_name, split_name};
 pub use merge::Merge;
-pub use method::{Key, Method, Source, Start, file_path, place_key, slot_name, split_name};
+pub use method::{Method, Source, Start, Wanted};
 pub use models::family::{Architecture, Family, ForTexts, Hub};
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
@@ -75,7 +77,7 @@ pub use ops::loss;
 pub use packed::Packed;
 pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};
-pub use readout::Readout;
+pub use readout::{Around, Readout};
 pub use replaced::Replaced;
 pub use shape::{Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};

@@ -11,6 +11,8 @@ use crate::load::Gguf;
 use crate::warning::warn;
 use crate::{AnyMethod, Common, Error, Few, Method, Result, Shape, Start};
 
+/// The file of a record of burn.
+pub(super) const RECORD: &str = "trained.bpk";
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str = "one in the files of Hugging Face PEFT, to which this can be converted";
 
@@ -80,11 +82,8 @@ pub(super) struct Read {
     pub(super) config: AnyMethod,
     /// How it started, if that is no part of them.
     pub(super) start: Option<Start>,
-    told: Notes,
+    told: sites::Notes,
 }
-
-/// Fields that do not enter the result, and why.
-pub(super) type Notes = Vec<(String, String)>;
 
 impl Read {
     /// The configuration, once a warning has named what does not enter it.

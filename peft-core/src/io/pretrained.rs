@@ -7,8 +7,8 @@ use burn::module::Param;
 use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
+use super::classes;
 use super::companions;
-use super::heads;
 use super::names::{self, Found};
 use super::packing::{Dense, Packing};
 use super::tensors::{Contents, Taker};
@@ -100,7 +100,7 @@ impl Pretrained {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
-        let said = heads::said(&config, &path, shape.architecture);
+        let said = classes::said(&config, &path, shape.architecture);
         let Found { shape, prefix, words, pooler, tied } = names::settle(&mut file, shape, &config)?;
         let mut taken = BTreeSet::new();
         // RoBERTa's pooler is read for those who ask for its states.
@@ -254,7 +254,7 @@ impl Pretrained {
             SIZES.iter().filter(|key| now.get(key).is_some()).for_each(|key| config[key] = now[key].clone());
         }
         // A class for the same purpose stays, unless it has one head more.
-        let said = heads::said(&config, Path::new("config.json"), architecture);
+        let said = classes::said(&config, Path::new("config.json"), architecture);
         let more =
             config.pointer("/architectures/0").and_then(Value::as_str).is_some_and(|it| it.ends_with("ForPreTraining"));
         if more || !matches!(said, Ok(Some(said)) if said == purpose) {
