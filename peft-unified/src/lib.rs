@@ -13,6 +13,7 @@
 //! [`peft_core::Within`] restricts any adapter to some layers.
 
 pub mod adamix;
+mod maps;
 mod masks;
 pub mod propetl;
 mod scores;

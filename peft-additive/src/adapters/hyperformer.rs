@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::transfer::send;
 use peft_core::{
     Adapter, AnyTuner, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Part, Place, Procedure, Result, Sequence,
     Shape, Site, SiteMap, Slot, Stack, Tuner, adapter,
@@ -268,7 +269,7 @@ impl<'a> Opened<'a> {
         let index = |of: Vec<usize>| {
             let of: Vec<i32> = of.into_iter().map(|i| i as i32).collect();
             let dims = [of.len()];
-            Tensor::<1, Int>::from_data(TensorData::new(of, dims), &device)
+            send::<1, Int>(TensorData::new(of, dims), &device)
         };
         let of = |task: &usize| (0..batch.tasks.len()).filter(|i| batch.tasks[*i] == *task).collect::<Vec<_>>();
         let sequences: Vec<Vec<usize>> = tasks.iter().map(of).collect();

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
+use peft_core::transfer::send;
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Method, Procedure, Readout, Result, Sequence, Shape, Source, Stack, Tuner,
     random::Random, view::copied,
@@ -213,7 +214,7 @@ impl Mpt {
     /// The prompts of these tasks, `[tasks, stacks * virtual tokens, hidden]`.
     fn prompts(&self, tasks: &[usize]) -> Tensor<3> {
         let tasks: Vec<i32> = tasks.iter().map(|task| *task as i32).collect();
-        let tasks = Tensor::<1, Int>::from_data(tasks.as_slice(), &self.shared.val().device().inner());
+        let tasks = send::<1, Int>(tasks.as_slice(), &self.shared.val().device());
         let of = |all: &Param<Tensor<3>>| all.val().select(0, tasks.clone());
         of(&self.cols).matmul(of(&self.rows)) * self.shared.val().unsqueeze()
     }

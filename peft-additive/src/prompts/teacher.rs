@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Tensor, TensorData};
+use peft_core::transfer::send;
 use peft_core::{Batch, Error, Head, Label, Readout, Result, Tuner, loss, loss::IGNORED};
 
 use super::prompt_tuning::PromptTuning;
@@ -57,7 +58,7 @@ fn shares(readout: &Readout<'_>, [size, rows]: [usize; 2]) -> Tensor<2> {
                 _ => vec![false; rows],
             };
             let padding: Vec<bool> = readout.labels.iter().flat_map(of).collect();
-            Some(Tensor::<2, Bool>::from_data(TensorData::new(padding, [size, rows]), device))
+            Some(send::<2, Bool>(TensorData::new(padding, [size, rows]), device))
         }
     };
     let real = Tensor::ones([size, rows], device);

@@ -15,6 +15,7 @@ use std::cell::RefCell;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
+use peft_core::transfer::{read, send};
 use peft_core::{
     Adapter, Affine, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure, Result, Sequence,
     Shape, Site, Source, Stack, Wanted, random::Random,
@@ -183,7 +184,7 @@ impl WarpConfig {
 /// Rows of a word table.
 fn rows(table: Tensor<2>, ids: &[usize]) -> Tensor<2> {
     let (ids, device) = (ids.iter().map(|id| *id as i32).collect::<Vec<_>>(), table.device().inner());
-    table.select(0, Tensor::<1, Int>::from_data(ids.as_slice(), &device))
+    table.select(0, send::<1, Int>(ids.as_slice(), &device))
 }
 
 /// Rows in the slots of a template.
@@ -288,7 +289,7 @@ impl Hooks for Opened<'_> {
                 let of =
                     |places: &[i32]| (0..front).chain(places.iter().map(|place| front + place)).collect::<Vec<_>>();
                 let places: Vec<i32> = self.positions.chunks(own).flat_map(of).collect();
-                let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device().inner());
+                let places = send::<1, Int>(places.as_slice(), &x.device());
                 x.narrow(0, 0, 1).squeeze_dim::<2>(0).select(0, places).reshape([batch, all, width])
             }
             _ => x,
@@ -306,9 +307,9 @@ impl Hooks for Opened<'_> {
 impl Adapter for Warp {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         let [_, tokens] = batch.dims();
-        let ids: Vec<i32> = batch.ids.to_data().iter().collect();
+        let ids: Vec<i32> = read(batch.ids.clone()).iter().collect();
         let padding: Vec<bool> = match &batch.padding {
-            Some(padding) => padding.to_data().iter().collect(),
+            Some(padding) => read(padding.clone()).iter().collect(),
             None => vec![false; ids.len()],
         };
         let sequences = ids.chunks(tokens).zip(padding.chunks(tokens));

@@ -11,3 +11,4 @@ mod packed;
 mod reproduce;
 mod resume;
 mod sizes;
+mod transfers;

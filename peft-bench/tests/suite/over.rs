@@ -16,6 +16,7 @@ const TRAINS_OVER: [(&str, &[&str]); 3] = [
     (
         "adamix",
         &[
+            "diff-pruning",
             "adapter",
             "parallel",
             "bottleneck",
@@ -24,8 +25,6 @@ const TRAINS_OVER: [(&str, &[&str]); 3] = [
             "adapter-drop",
             "adapter-fusion",
             "mera",
-            "adapter-soup",
-            "coda",
             "hyperformer",
             "prompt",
             "warp",
@@ -39,20 +38,15 @@ const TRAINS_OVER: [(&str, &[&str]); 3] = [
             "lora",
             "krona",
             "krona-b",
-            "dylora",
             "kernel-mix",
             "moelora",
             "loftq",
             "qa-lora",
             "qlora",
             "mam",
-            "compacter",
             "unipelt",
             "s4",
             "autopeft",
-            "propetl-adapter",
-            "propetl-prefix",
-            "propetl-lora",
             "sparse-adapter",
             "sparse-lora",
         ],
@@ -142,7 +136,7 @@ fn train_and_load(method: &AnyMethod, tuner: AnyTuner, base: &Base) -> Result<()
 }
 
 /// Settings that fit a tiny model and few sources.
-fn settings(name: &str) -> Vec<String> {
+pub(super) fn settings(name: &str) -> Vec<String> {
     let words: &[&str] = match name {
         "parallel" | "mam" => &["bottleneck=8"],
         "adapter-drop" => &["drop=0"],
@@ -161,7 +155,7 @@ fn settings(name: &str) -> Vec<String> {
 }
 
 /// The finished adapters that a method starts from.
-fn sources(name: &str, base: &Base) -> Vec<Source> {
+pub(super) fn sources(name: &str, base: &Base) -> Vec<Source> {
     let (config, count): (AnyMethod, _) = match name {
         "adapter-fusion" | "mera" => (SequentialConfig::pfeiffer(48).into(), 2),
         "adapter-soup" => (SequentialConfig::pfeiffer(64).into(), 2),
@@ -181,6 +175,7 @@ fn sources(name: &str, base: &Base) -> Vec<Source> {
 
 #[test]
 fn every_method_is_trained_and_loaded_or_refused() {
+    let mut faults = vec![];
     for shape in ["roberta-tiny", "t5-tiny"] {
         let base = base(shape, &device());
         for ((procedure, over), (same, trains_over)) in OVER.into_iter().zip(TRAINS_OVER) {
@@ -195,10 +190,12 @@ fn every_method_is_trained_and_loaded_or_refused() {
                 let method = with_words(&over(inner), &words).unwrap().from_sources(sources);
                 let what = format!("{procedure} over {name}");
                 match (trains_over.contains(name), method.init(&base, 1)) {
-                    (true, Ok(tuner)) => train_and_load(&method, tuner, &base)
-                        .unwrap_or_else(|error| panic!("{what} on {shape}: {error}")),
-                    (false, Ok(_)) => panic!("{what} starts on {shape}"),
-                    (true, Err(error)) => panic!("{what} on {shape}: {error}"),
+                    (true, Ok(tuner)) => {
+                        let result = train_and_load(&method, tuner, &base);
+                        faults.extend(result.err().map(|error| format!("{what} on {shape}: {error}")));
+                    }
+                    (false, Ok(_)) => faults.push(format!("{what} starts on {shape}")),
+                    (true, Err(error)) => faults.push(format!("{what} on {shape}: {error}")),
                     (false, Err(error)) => {
                         // Matrices of one number lose it; finished adapters of all layers do not start one of one layer.
                         let why = match (procedure, *name) {
@@ -206,12 +203,15 @@ fn every_method_is_trained_and_loaded_or_refused() {
                             ("propetl", "lorahub" | "laplace-lora") => "sources",
                             _ => &what,
                         };
-                        assert!(error.to_string().contains(why), "{what} on {shape}: {error}");
+                        if !error.to_string().contains(why) {
+                            faults.push(format!("{what} on {shape}: {error}"));
+                        }
                     }
                 }
             }
         }
     }
+    assert!(faults.is_empty(), "{faults:#?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
 use peft_core::train::{Optim, Phase, Probe};
+use peft_core::transfer::{read, send};
 use peft_core::view::{Visit, tensors, visit, with_values};
 use peft_core::{Base, Batch, Procedure, Readout, Result, Tuner, loss};
 
@@ -73,7 +74,7 @@ impl Procedure for S3Delta {
             (_, None) => None,
             (Some(first), Some(second)) if self.config.unrolled_rate > 0.0 => {
                 let gradient = self.unrolled(&judged(&first), &judged(&second))?;
-                let gradient = Tensor::<1>::from_data(gradient.as_slice(), &alpha.device().inner());
+                let gradient: Tensor<1> = send(gradient.as_slice(), &alpha.device());
                 Some(((alpha.clone() - alpha.detach()) * gradient).sum())
             }
             (_, Some(second)) => {
@@ -109,8 +110,8 @@ fn targets(readout: &Readout<'_>) -> usize {
 pub(super) fn in_second(batch: &Batch) -> Vec<bool> {
     let numbers = |data: TensorData| data.iter::<i64>().collect::<Vec<_>>();
     let [size, tokens] = batch.ids.dims();
-    let ids = numbers(batch.ids.to_data());
-    let padding = batch.padding.as_ref().map(|padding| numbers(padding.clone().int().into_data()));
+    let ids = numbers(read(batch.ids.clone()));
+    let padding = batch.padding.as_ref().map(|padding| numbers(read(padding.clone().int())));
     let of = |row: usize| {
         let places = row * tokens..(row + 1) * tokens;
         let real = |place: &usize| padding.as_ref().is_none_or(|padding| padding[*place] == 0);
@@ -173,7 +174,7 @@ impl S3Delta {
         impl Visit for Slopes {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
                 if let Some(slope) = self.0.remove::<D>(id) {
-                    self.1.insert(name.to_string(), slope.into_data().iter::<f32>().collect());
+                    self.1.insert(name.to_string(), read(slope).iter::<f32>().collect());
                 }
             }
         }

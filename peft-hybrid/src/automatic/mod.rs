@@ -6,6 +6,7 @@ mod candidate;
 pub mod s3_delta;
 pub mod s4;
 pub mod structure;
+mod thin;
 
 use peft_core::{AnyMethod, Base, Key, Many, Result, Shape};
 

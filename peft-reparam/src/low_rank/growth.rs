@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
+use peft_core::transfer::{read, send};
 use peft_core::{Base, Site, SiteMap};
 
 use super::allocation::Triplets;
@@ -104,9 +105,9 @@ impl IncreLora {
     /// With other ages, functions of the site, the number of the triplets there, whether it is that of their E, and the old one.
     pub(super) fn with_ages(self, age: impl Fn(Site, usize, bool, f32) -> f32) -> Self {
         let aged = |(site, ages): (Site, &Param<Tensor<2>>)| {
-            let data = ages.val().into_data();
+            let data = read(ages.val());
             let new = data.iter::<f32>().enumerate().map(|(i, old)| age(site, i / 2, i % 2 == 1, old)).collect();
-            (site, untrained(Tensor::from_data(TensorData::new::<f32, _>(new, ages.dims()), &ages.device())))
+            (site, untrained(send(TensorData::new::<f32, _>(new, ages.dims()), &ages.device())))
         };
         IncreLora { ages: self.ages.iter().map(aged).collect(), ..self }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor};
 use peft_core::random::{Noise, Random};
+use peft_core::transfer::read;
 use peft_core::{Adapter, Batch, Hooks, Next, Procedure, Site, SiteMap, Weight};
 
 use super::allocation::Triplets;
@@ -45,7 +46,7 @@ impl Scores {
     /// The sites from the highest score to the lowest.
     pub(super) fn ranking(&self) -> Vec<Site> {
         let scores = self.sensitivity.val() * self.uncertainty.val();
-        let mut ranking: Vec<(f32, Site)> = scores.into_data().iter().zip(self.updates.keys().copied()).collect();
+        let mut ranking: Vec<(f32, Site)> = read(scores).iter().zip(self.updates.keys().copied()).collect();
         ranking.sort_by(|a, b| b.0.total_cmp(&a.0));
         ranking.into_iter().map(|(_, site)| site).collect()
     }

@@ -156,13 +156,13 @@ fn a_composition_keeps_the_loss_of_its_part() {
     };
     let both = expected(AnyTuner::new((lora.clone(), other.clone())));
     assert!((both - expected(AnyTuner::new(lora.clone()))).abs() > 10.0 * SAME_FUNCTION.0);
-    let own = || Small { lora: lora.clone() };
+    let (own, layers) = (|| Small { lora: lora.clone() }, base.shape().layers);
     for tuner in [
         AnyTuner::new((own(), other.clone())),
         AnyTuner::new((other.clone(), own())),
         AnyTuner::new((Bare {}, (other.clone(), own()))),
         AnyTuner::new(Many::new(vec![AnyTuner::new(other.clone()), small(), AnyTuner::new(Bare {})]).unwrap()),
-        AnyTuner::new((Within::new(other.clone(), 0..2), Within::new(own(), 0..2))),
+        AnyTuner::new((Within::new(other.clone(), 0..layers), Within::new(own(), 0..layers))),
     ] {
         let found = loss(tuner).unwrap();
         assert!((found - both).abs() <= SAME_FUNCTION.0 * both, "{found} and {both}");
