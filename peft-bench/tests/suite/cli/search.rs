@@ -140,7 +140,7 @@ fn what_cannot_be_searched_is_refused_before_the_first_trial() {
         ("method: lora\nchoices: {r: [2, 4, 2]}", ["space.yaml", "r", "2 twice"]),
         ("method: lora\nchoices: {rr: [1, 2]}", ["space.yaml", "rr", "`r`"]),
         ("method: lora\nchoises: {r: [1, 2]}", ["space.yaml", "choises", "`choices`"]),
-        ("method: lora\nchoices: {target_modules: [[query], [qury]]}", ["space.yaml", "qury", "matches nothing"]),
+        ("method: lora\nchoices: {target_modules: [[query], [qury]]}", ["space.yaml", "qury", "a match among"]),
         ("method: lora\nsubsets: {layers_to_transform: [0, 7]}", ["space.yaml", "layers_to_transform", "7"]),
         ("method: lora\nchoices: {learning_rate: [1e-3, abc]}", ["space.yaml", "learning_rate", "abc"]),
         ("method: lora\nchoices: {learning_rate: [1e-3, -1]}", ["space.yaml", "learning_rate", "-1"]),
