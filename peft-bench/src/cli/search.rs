@@ -176,9 +176,10 @@ impl Search {
                 train.check_settings().map_err(|error| config.place(error))?;
                 let beside =
                     |(i, value): (usize, usize)| some.iter().any(|point| count(&with(point, i, value)).is_ok());
-                match count(&proposal.point) {
-                    Err(error) if !place.is_some_and(beside) => return Err(error.in_file(&self.space)),
-                    _ => {}
+                if let Err(error) = count(&proposal.point)
+                    && !place.is_some_and(beside)
+                {
+                    return Err(error.in_file(&self.space));
                 }
             }
             first += points;
