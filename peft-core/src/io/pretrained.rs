@@ -112,8 +112,12 @@ impl Pretrained {
             let tensor = matrix(&mut file, &name, place, device, packing);
             taken.insert(name);
             tensor
-        })?;
-        let base = base.with_shape(shape);
+        });
+        let base = match (base, said.is_err()) {
+            (Ok(base), _) => base.with_shape(shape),
+            // A class that is refused is the reason why a tensor is not there.
+            (Err(error), refused) => return if refused { said.and(Err(error)) } else { Err(error) },
+        };
         let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
         if !absent.is_empty() {
             warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
