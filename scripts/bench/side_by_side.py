@@ -35,13 +35,7 @@ LLAMA = {
         tie_word_embeddings=True,
     )
 }
-# Attention's queries and values; (IA)^3 scales keys, values and what is between the maps of the feed-forward network.
 MAPS = {"roberta": ["query", "value"], "t5": ["q", "v"], "llama": ["q_proj", "v_proj"]}
-IA3 = {
-    "roberta": (["key", "value", "output.dense"], ["output.dense"]),
-    "t5": (["k", "v", "wo"], ["wo"]),
-    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
-}
 
 
 def model_of(name):
@@ -65,14 +59,7 @@ def adapted(name, method):
         config = LoraConfig(task_type=task, r=8, lora_alpha=8, target_modules=MAPS[family])
         return family, get_peft_model(model, config)
     if method == "ia3":
-        targets, feedforward = IA3[family]
-        # The dense maps of RoBERTa's attention have the same last names.
-        excluded = r".*attention\.output\.dense" if family == "roberta" else None
-        if excluded:
-            layers = model.config.num_hidden_layers
-            targets = [f"layer.{i}.output.dense" for i in range(layers)] + targets[:2]
-            feedforward = targets[:layers]
-        return family, get_peft_model(model, IA3Config(task_type=task, target_modules=targets, feedforward_modules=feedforward))
+        return family, get_peft_model(model, IA3Config(task_type=task))
     if method == "bitfit":
         for key, p in model.named_parameters():
             p.requires_grad = "classifier" in key or key.endswith("bias")
