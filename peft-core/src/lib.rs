@@ -17,6 +17,8 @@ mod error;
 pub mod files;
 #[cfg(feature = "flex")]
 mod frozen;
+#[cfg(feature = "flex")]
+mod fused;
 #[cfg(feature = "train")]
 pub mod generate;
 mod head;

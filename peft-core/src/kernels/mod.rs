@@ -7,12 +7,14 @@
 //! portable kernels are the oracle of the others. Bits are a function of kernel and sizes, never of the number of threads: an output is
 //! summed by one thread, over the same pieces of its depth in the same order.
 
+pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 mod product;
+pub(crate) mod rows;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::cache::{Cache, Owner};
 use super::{Base, DECODER_WORDS, VOCABULARY};
-use crate::ops::{attention::joined, layer_norm, rms_norm};
+use crate::ops::{Drops, attention::joined, layer_norm, rms_norm};
 use crate::{Attention, Batch, Hooks, Lookup, Next, Sequence, Shape, Site, Slot, Weight};
 
 /// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has
@@ -84,10 +84,15 @@ impl Frame<'_> {
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.
     pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: impl Display) -> Tensor<D> {
-        match &self.batch.noise {
-            Some(noise) => noise.dropout(x, p, &place.to_string()),
+        match self.drops(p, place) {
+            Some(drops) => drops.of(x),
             None => x,
         }
+    }
+
+    /// What [`dropout`](Self::dropout) does there.
+    pub fn drops(&self, p: f64, place: impl Display) -> Option<Drops> {
+        self.batch.noise.as_ref().and_then(|noise| noise.drops(p, &place.to_string()))
     }
 
     /// x + f(x), with `f` a sub-layer inside its hook.
@@ -100,7 +105,7 @@ impl Frame<'_> {
     /// by the root of the heads' width, if they are to be.
     pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let p = self.base.shape.attention_dropout;
-        let attend = |a: Attention| a.context(scaled, |weights| self.dropout(weights, p, site));
+        let attend = |a: Attention| a.context(scaled, self.drops(p, site));
         joined(self.hooks.attend(site, attention, &attend))
     }
 

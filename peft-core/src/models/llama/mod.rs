@@ -4,14 +4,14 @@
 mod rotary;
 mod shape;
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use rotary::Rotary;
 pub(crate) use shape::{FAMILY, from_fields, named, places, to_config};
 pub use shape::{Llama, Scaling};
 
 use super::{Frame, Hidden};
-use crate::ops::attention::split;
+use crate::ops::{attention::split, gated};
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, the last normalization.
@@ -61,6 +61,6 @@ fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence)
 fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::decoder(layer, part);
     let x = frame.norm(at(Part::NormFeedForward), x.hidden);
-    let gate = activation::silu(frame.linear(at(Part::Gate), x.clone()));
-    frame.linear(at(Part::Down), gate * frame.linear(at(Part::Up), x))
+    let gate = frame.linear(at(Part::Gate), x.clone());
+    frame.linear(at(Part::Down), gated(gate, frame.linear(at(Part::Up), x)))
 }
