@@ -5,6 +5,7 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+pub mod codes;
 pub mod combine;
 pub mod composition;
 mod compute;

@@ -306,10 +306,7 @@ fn matrix(file: &mut Checkpoint, name: &str, place: &Place, device: &Device, pac
         let found = format!("a packed matrix of shape {:?}", [outputs, inputs]);
         return Err(Error::file(file.path(), name, found, format!("shape {dims:?}")));
     }
-    if place.transposed {
-        return Ok(Stored::Packed(w));
-    }
-    Ok(TensorData::new(w.outputs(0..outputs), dims).into())
+    Ok(Stored::Packed(w))
 }
 
 /// `id2label` has a name of its own for every output, or is not there.
