@@ -5,6 +5,7 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+pub mod codes;
 pub mod combine;
 pub mod composition;
 mod compute;
@@ -17,6 +18,8 @@ mod error;
 pub mod files;
 #[cfg(feature = "flex")]
 mod frozen;
+#[cfg(feature = "flex")]
+mod fused;
 #[cfg(feature = "train")]
 pub mod generate;
 mod head;

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use half::f16;
+use peft_core::codes::{Codes, Form, INTEGERS, Order, Rounding};
 use peft_core::{Error, Result};
 use rayon::prelude::*;
 
@@ -210,6 +211,25 @@ impl Grouped {
                 self.decode_run(row, columns.start + i * PIECE, out);
             }
         }
+    }
+
+    /// Some rows as codes, if they have four bits and groups are consecutive inputs, a multiple of 32 of them.
+    pub(crate) fn codes_of(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        if self.bits != 4 || !self.group.is_multiple_of(32) || self.groups.is_some() || cfg!(target_endian = "big") {
+            return None;
+        }
+        let (row_words, row_groups) = (self.dims[1] / 8, self.dims[1] / self.group);
+        let groups = rows.start * row_groups..rows.end * row_groups;
+        scales.clear();
+        let pairs = self.scales[groups.clone()].iter().zip(&self.zeros[groups]);
+        scales.extend(pairs.map(|(scale, zero)| [*scale, -zero * scale]));
+        Some(Codes {
+            form: Form::Four { values: &INTEGERS, order: Order::LowerFirst, rounding: Rounding::F32 },
+            bytes: bytemuck::cast_slice(&self.codes[rows.start * row_words..rows.end * row_words]),
+            block: self.group,
+            stride: self.group / 2,
+            before: 0,
+        })
     }
 
     /// At most [`PIECE`] weights of a row from a column on.

@@ -278,7 +278,7 @@ impl Hooks for Opened<'_> {
     fn rows(&self, site: Site, lookup: &Lookup<'_>, x: Tensor<3>) -> Tensor<3> {
         match site.part {
             Part::Words => {
-                self.masked.replace(Some(rows(lookup.table.clone(), &[self.warp.mask])));
+                self.masked.replace(Some(rows(lookup.table.dense(), &[self.warp.mask])));
                 x
             }
             Part::Positions => {

@@ -31,11 +31,6 @@ pub struct Config {
 }
 
 impl Config {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The command of arguments that [`expand`] has put the file's into, or all that is wrong with the file.
     pub fn parse(&mut self, mut args: Vec<OsString>) -> Result<Cli> {
         let mut wrong = std::mem::take(&mut self.wrong);

@@ -112,8 +112,12 @@ impl Pretrained {
             let tensor = matrix(&mut file, &name, place, device, packing);
             taken.insert(name);
             tensor
-        })?;
-        let base = base.with_shape(shape);
+        });
+        let base = match (base, said.is_err()) {
+            (Ok(base), _) => base.with_shape(shape),
+            // A class that is refused is the reason why a tensor is not there.
+            (Err(error), refused) => return if refused { said.and(Err(error)) } else { Err(error) },
+        };
         let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
         if !absent.is_empty() {
             warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
@@ -302,10 +306,7 @@ fn matrix(file: &mut Checkpoint, name: &str, place: &Place, device: &Device, pac
         let found = format!("a packed matrix of shape {:?}", [outputs, inputs]);
         return Err(Error::file(file.path(), name, found, format!("shape {dims:?}")));
     }
-    if place.transposed {
-        return Ok(Stored::Packed(w));
-    }
-    Ok(TensorData::new(w.outputs(0..outputs), dims).into())
+    Ok(Stored::Packed(w))
 }
 
 /// `id2label` has a name of its own for every output, or is not there.

@@ -6,7 +6,10 @@ pub(crate) mod dropout;
 mod linear;
 pub mod loss;
 mod norms;
+mod rotary;
 
-pub use activations::gelu;
+pub use activations::{gated, gelu};
+pub use dropout::Drops;
 pub use linear::linear;
 pub use norms::{layer_norm, rms_norm};
+pub use rotary::turned;

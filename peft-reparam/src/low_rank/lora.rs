@@ -223,7 +223,7 @@ impl Hooks for Opened<'_> {
         let Some(factors) = self.lora.factors.get(site) else { return rows };
         let sum = rows + factors.pair().behind(lookup.of(factors.a.val()));
         match &factors.magnitude {
-            Some(m) => sum * dora::scale(m.val(), &(lookup.table.clone() + factors.pair().update())).unsqueeze(),
+            Some(m) => sum * dora::scale(m.val(), &(lookup.table.dense() + factors.pair().update())).unsqueeze(),
             None => sum,
         }
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::Labelled;
+use peft_core::files::Inputs;
 use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Length, Rule, Schedule, TrainConfig};
 use peft_core::{Error, Result};
@@ -186,11 +187,39 @@ impl Train {
         self.threads
     }
 
-    /// Refuses outputs that cannot be, or that are what is read.
-    pub(in crate::cli) fn check_outputs(&self) -> Result<()> {
+    /// Refuses settings that are impossible whatever the data.
+    pub(in crate::cli) fn check_settings(&self) -> Result<()> {
+        self.config(1).map(drop)
+    }
+
+    /// What it reads.
+    fn inputs(&self) -> Inputs {
         let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
         let inputs = self.model.inputs(&self.adapter);
-        let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten());
+        inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten())
+    }
+
+    /// Refuses outputs that another run at once reads or makes.
+    pub(in crate::cli) fn check_beside(&self, other: &Train) -> Result<()> {
+        let inputs = other.inputs();
+        if !self.is_done() {
+            inputs.spare_directory("--output", self.output())?;
+        }
+        other.check_apart("--output", self.output())?;
+        if let Some(log) = &self.log {
+            let inputs = inputs.with(&other.log);
+            inputs.spare("--log", log)?;
+            other.check_apart("--log", log)?;
+            if other.log.as_ref() == Some(log) {
+                return Err(Error::config("--log", log.display(), "a file for each run"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses outputs that cannot be, or that are what is read.
+    pub(in crate::cli) fn check_outputs(&self) -> Result<()> {
+        let inputs = self.inputs();
         if !self.is_done() {
             self.output.check(&inputs)?;
         }
@@ -212,9 +241,9 @@ impl Train {
     /// Refuses what would lie in a directory that the run makes and removes as a whole.
     fn check_apart(&self, option: &str, path: &Path) -> Result<()> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
-        for (name, made) in [("output", &self.output.output), ("checkpoints", &self.checkpoints().dir)] {
+        for (name, made) in [("output", self.output()), ("checkpoints", &self.checkpoints().dir)] {
             if absolute(path)?.starts_with(absolute(made)?) {
-                let found = format!("{}, in the run's {name}", path.display());
+                let found = format!("{}, in a run's {name}", path.display());
                 return Err(Error::config(
                     option,
                     found,
