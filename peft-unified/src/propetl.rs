@@ -75,7 +75,7 @@ impl ProPetlConfig {
 
     /// The start on a model, see [`Over::init`].
     pub fn init(&self, base: &Base, seed: u64) -> Result<ProPetl> {
-        self.sharing.start(&self.inner, self.inner.init(&base.one_layer(), seed)?, base, seed)
+        self.sharing.start(&self.inner, prototype(&self.inner, base, seed)?, base, seed)
     }
 }
 
@@ -165,6 +165,18 @@ impl Sharing {
     }
 }
 
+/// What all layers share.
+fn prototype(inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
+    match inner.init(&base.one_layer(), seed) {
+        // Finished adapters of all layers are none of one.
+        Err(error) if inner.init(base, seed).is_ok() => {
+            let found = format!("a start that needs all layers ({error})");
+            Err(refused(inner, found, "one on a model of one layer, which all others share"))
+        }
+        started => started,
+    }
+}
+
 impl Over for Sharing {
     const NAME: &'static str = NAME;
 
@@ -182,7 +194,7 @@ impl Over for Sharing {
     }
 
     fn init(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
-        self.start(inner, inner.init(&base.one_layer(), seed)?, base, seed).map(AnyTuner::new)
+        self.start(inner, prototype(inner, base, seed)?, base, seed).map(AnyTuner::new)
     }
 
     fn count(&self, inner: &AnyMethod, shape: &Shape) -> Result<usize> {
