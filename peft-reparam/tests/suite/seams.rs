@@ -171,7 +171,7 @@ fn a_composition_keeps_the_loss_of_its_part() {
     let found = loss(AnyTuner::new((other.clone(), Within::new(own(), 1..2)))).unwrap();
     assert!((found - within).abs() <= SAME_FUNCTION.0 * within, "{found} and {within}");
     assert!((within - both).abs() > 10.0 * SAME_FUNCTION.0);
-    let refused = loss(AnyTuner::new((own(), own()))).unwrap_err().to_string();
+    let refused = loss(AnyTuner::new((own(), Small { lora: other.clone() }))).unwrap_err().to_string();
     assert!(refused.contains("losses of their own of Small and Small"), "{refused}");
 }
 
