@@ -61,25 +61,25 @@ impl Frame<'_> {
     }
 
     /// What makes logits over words: the word table after the hook for that use too, or one of its own.
-    pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn vocabulary(&self, words: Weight) -> Weight {
         match self.base.shape.tied {
-            true => self.hooks.weight(VOCABULARY, Weight::Dense(words)).dense(),
-            false => self.weight(VOCABULARY).dense(),
+            true => self.hooks.weight(VOCABULARY, words),
+            false => self.weight(VOCABULARY),
         }
     }
 
     /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
-    pub(crate) fn decoder_words(&self, words: &Tensor<2>) -> Tensor<2> {
+    pub(crate) fn decoder_words(&self, words: &Weight) -> Weight {
         match self.base.weights.get(&DECODER_WORDS) {
-            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()).dense(),
+            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()),
             None => words.clone(),
         }
     }
 
     /// Rows of a table, inside the hook `rows`.
-    pub(crate) fn rows(&self, site: Site, table: &Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+    pub(crate) fn rows(&self, site: Site, table: &Weight, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
         let lookup = Lookup { table, ids, padding };
-        self.hooks.rows(site, &lookup, lookup.of(table.clone()))
+        self.hooks.rows(site, &lookup, lookup.rows())
     }
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.

@@ -43,7 +43,7 @@ pub use importance::largest;
 pub use micro::Workers;
 pub use optim::Optim;
 #[cfg(feature = "train")]
-pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, measure, predict};
+pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, farthest, measure, predict};
 pub use probe::Probe;
 pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]

@@ -17,7 +17,7 @@ use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 /// Embeddings, layers, the last normalization.
 pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
     let shape = &*frame.base.shape;
-    let words = frame.weight(shape.words()).dense();
+    let words = frame.weight(shape.words());
     let hidden = frame.rows(shape.words(), &words, frame.batch.ids.clone(), llama.padding);
     let mask = Mask { causal: Some(0), ..frame.batch.mask() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
