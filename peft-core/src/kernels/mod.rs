@@ -18,11 +18,13 @@ mod product;
 pub(crate) mod rows;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod turned;
 
 use std::ops::Range;
 use std::sync::OnceLock;
 
 pub(crate) use product::product;
+pub(crate) use turned::{FEWEST, product_turned};
 
 use crate::Compute;
 use crate::codes::Codes;
