@@ -105,7 +105,7 @@ impl Shape {
     }
 
     /// The names of the published shapes.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 16] = [
         "roberta-base",
         "roberta-large",
         "bert-base",
@@ -116,6 +116,7 @@ impl Shape {
         "t5-v1_1-base",
         "llama-7b",
         "llama-13b",
+        "tinyllama-1.1b",
         "smollm2-135m",
         "roberta-tiny",
         "bert-tiny",
@@ -311,6 +312,7 @@ mod tests {
             ("t5-large", 737_668_096),
             ("llama-7b", 6_738_415_616),
             ("llama-13b", 13_015_864_320),
+            ("tinyllama-1.1b", 1_100_048_384),
             ("smollm2-135m", 134_515_008),
         ] {
             assert_eq!(Shape::named(name).unwrap().count(), count, "{name}");

@@ -1,7 +1,8 @@
 """Training steps by `peft bench step` and by Hugging Face PEFT on PyTorch, in turn on the same machine.
 
 Both: a model with random weights, a classification head on RoBERTa and the model's own on T5 and LLaMA, dropout as in the model, f32,
-AdamW, the same number of threads. LoRA has r 8 on the queries and values. Each round is a process of its own for each side, so that peak
+AdamW, the same number of threads. LoRA has r 8 on the queries and values, QLoRA r 64 on all linear maps, which are NF4 (PEFT's by
+bitsandbytes' CPU backend) and packed one by one, so that the peak is not that of a dense model. Each round is a process of its own for each side, so that peak
 memory is that of one side. Prints a table with the medians of the rounds' medians and their ratios; where other programs run beside, the
 processor time that a step takes is what to look at. Needs torch, transformers and peft
 (scripts/golden/requirements.txt).
@@ -33,7 +34,15 @@ LLAMA = {
         num_key_value_heads=3,
         intermediate_size=1536,
         tie_word_embeddings=True,
-    )
+    ),
+    "tinyllama-1.1b": dict(
+        vocab_size=32000,
+        num_hidden_layers=22,
+        hidden_size=2048,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        intermediate_size=5632,
+    ),
 }
 MAPS = {"roberta": ["query", "value"], "t5": ["q", "v"], "llama": ["q_proj", "v_proj"]}
 
@@ -50,9 +59,44 @@ def model_of(name):
     return "llama", LlamaForCausalLM(LlamaConfig(**LLAMA[name]))
 
 
-def adapted(name, method):
+def packed_llama(name, checkpointing):
+    """Its matrices are packed one by one, so that the peak is not that of a dense model."""
+    import bitsandbytes as bnb
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from torch import nn
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(max_position_embeddings=2048, **LLAMA[name])
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and "layers" in name:
+            dense = torch.randn(module.out_features, module.in_features) * 0.02
+            packed = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4", device="meta"
+            )
+            packed.weight = bnb.nn.Params4bit(dense, requires_grad=False, quant_type="nf4").to("cpu")
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, packed)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            parent, _, leaf = name.rpartition(".")
+            values = torch.ones(parameter.shape) if parameter.dim() == 1 else torch.randn(parameter.shape) * 0.02
+            setattr(model.get_submodule(parent), leaf, nn.Parameter(values))
+    model.is_loaded_in_4bit = True
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=64, lora_alpha=64, target_modules="all-linear")
+    return get_peft_model(model, lora)
+
+
+def adapted(name, method, checkpointing):
     from peft import IA3Config, LoraConfig, get_peft_model
 
+    if method == "qlora":
+        return "llama", packed_llama(name, checkpointing)
     family, model = model_of(name)
     task = {"roberta": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM", "llama": "CAUSAL_LM"}[family]
     if method == "lora":
@@ -66,7 +110,7 @@ def adapted(name, method):
         return family, model
     if method == "full":
         return family, model
-    sys.exit(f"{method}: the reference knows lora, ia3, bitfit and full")
+    sys.exit(f"{method}: the reference knows lora, qlora, ia3, bitfit and full")
 
 
 def reference(args):
@@ -75,7 +119,7 @@ def reference(args):
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     name, method, batch, seq = parsed(args.cases[0])
-    family, model = adapted(name, method)
+    family, model = adapted(name, method, args.checkpointing)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
@@ -114,6 +158,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=CASES, metavar="MODEL:METHOD:BATCHxTOKENS")
     parser.add_argument("--program", default="target/debug/peft")
+    parser.add_argument("--checkpointing", action="store_true", help="PEFT recomputes activations in backward (qlora)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -129,7 +174,9 @@ def main():
         common = ["--steps", args.steps, "--threads", args.threads]
         ours = [args.program, "bench", "step", "--model", f"shape:{name}", "--method", method]
         ours += ["--batch", batch, "--seq", seq, *common]
-        theirs = [sys.executable, __file__, "--reference", case, *common]
+        if method == "qlora":
+            ours += ["--base", "nf4", "--set", "r=64", "--set", "lora_alpha=64"]
+        theirs = [sys.executable, __file__, "--reference", case, *common, *["--checkpointing"] * args.checkpointing]
         sides = [(ours, []), (theirs, [])]
         for _ in range(args.rounds):
             for command, reports in sides:

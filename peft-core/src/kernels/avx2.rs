@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::codes::table;
+use super::codes::{Group, table};
 use super::{Panel, ROWS, WIDTH, portable};
 use crate::codes::{Codes, Form, Rounding};
 
@@ -67,7 +67,7 @@ pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
     match y.len() {
         1 => dots_of::<1>(codes, scales, x, y, at),
         2 => dots_of::<2>(codes, scales, x, y, at),
@@ -80,15 +80,14 @@ pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn dots_of<const R: usize>(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
-    let depth = x.len() / R;
-    let blocks = depth / codes.block;
+fn dots_of<const R: usize>(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
+    let groups = codes.block / 32 * R;
+    let blocks = x.len() / groups;
     for (output, scales) in scales.chunks(blocks).enumerate() {
+        let parts = codes.blocks(output, blocks).zip(scales).zip(x.chunks_exact(groups));
         let sums = match codes.form {
-            Form::Four { values, rounding, .. } => {
-                four::<R>(codes, values, rounding, output * blocks, scales, x, depth)
-            }
-            Form::Eight => integers::<R>(codes, output * blocks, scales, x, depth),
+            Form::Four { values, rounding, .. } => four::<R>(parts, values, rounding),
+            Form::Eight => integers::<R>(parts),
         };
         for ([a, b], y) in sums.into_iter().zip(y.iter_mut()) {
             let mut numbers = [0f32; LANES];
@@ -99,20 +98,19 @@ fn dots_of<const R: usize>(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y:
     }
 }
 
+/// A block's codes, its scale and minimum, and what they are multiplied with.
+type Part<'a> = ((&'a [u8], &'a [f32; 2]), &'a [Group]);
+
 /// The sums of the products of R rows and an output in four bits.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn four<const R: usize>(
-    codes: &Codes<'_>,
+fn four<'a, const R: usize>(
+    parts: impl Iterator<Item = Part<'a>>,
     values: &[f32; 2 * LANES],
     rounding: Rounding,
-    first: usize,
-    scales: &[[f32; 2]],
-    x: &[f32],
-    depth: usize,
 ) -> [[__m256; 2]; R] {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (block, [scale, minimum]) in scales.iter().enumerate() {
+    for ((bytes, [scale, minimum]), x) in parts {
         let (low, high) = match rounding {
             Rounding::F32 => {
                 let (scale, minimum) = (_mm256_set1_ps(*scale), _mm256_set1_ps(*minimum));
@@ -121,13 +119,15 @@ fn four<const R: usize>(
             }
             _ => halves(&table(values, [*scale, *minimum], rounding)),
         };
-        let x = &x[block * codes.block..];
-        for (i, bytes) in codes.block(first + block).as_chunks::<LANES>().0.iter().enumerate() {
-            let lower = _mm256_cvtepu8_epi32(eight(bytes));
-            let upper = _mm256_srli_epi32::<4>(lower);
-            let w = [looked_up(lower, low, high), looked_up(upper, low, high)];
-            // Two times eight bytes are 32 weights, of which sixteen are in lower halves.
-            add_products(w, &x[i / 2 * 4 * LANES + i % 2 * LANES..], [depth, 2 * LANES], &mut sums);
+        for ([first, last], x) in bytes.as_chunks().0.as_chunks::<2>().0.iter().zip(x.as_chunks::<R>().0) {
+            let [first, last] = [_mm256_cvtepu8_epi32(eight(first)), _mm256_cvtepu8_epi32(eight(last))];
+            let w = [
+                looked_up(first, low, high),
+                looked_up(last, low, high),
+                looked_up(_mm256_srli_epi32::<4>(first), low, high),
+                looked_up(_mm256_srli_epi32::<4>(last), low, high),
+            ];
+            add_products(w, x, &mut sums);
         }
     }
     sums
@@ -137,7 +137,7 @@ fn four<const R: usize>(
 #[target_feature(enable = "avx2")]
 fn halves(table: &[f32; 2 * LANES]) -> (__m256, __m256) {
     // SAFETY: there are two times eight numbers to read.
-    unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(LANES))) }
+    unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().wrapping_add(LANES))) }
 }
 
 /// By a code's lower three bits from both halves of a table, and of the two by the fourth.
@@ -151,22 +151,16 @@ fn looked_up(codes: __m256i, low: __m256, high: __m256) -> __m256 {
 /// The sums of the products of R rows and an output in eight bits.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn integers<const R: usize>(
-    codes: &Codes<'_>,
-    first: usize,
-    scales: &[[f32; 2]],
-    x: &[f32],
-    depth: usize,
-) -> [[__m256; 2]; R] {
+fn integers<'a, const R: usize>(parts: impl Iterator<Item = Part<'a>>) -> [[__m256; 2]; R] {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (block, [scale, minimum]) in scales.iter().enumerate() {
+    for ((bytes, [scale, minimum]), x) in parts {
         let (scale, minimum) = (_mm256_set1_ps(*scale), _mm256_set1_ps(*minimum));
-        let x = &x[block * codes.block..];
-        for (i, [a, b]) in codes.block(first + block).as_chunks::<LANES>().0.as_chunks::<2>().0.iter().enumerate() {
-            let a = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(a)));
-            let b = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(b)));
-            let w = [_mm256_fmadd_ps(a, scale, minimum), _mm256_fmadd_ps(b, scale, minimum)];
-            add_products(w, &x[i * 2 * LANES..], [depth, LANES], &mut sums);
+        for (bytes, x) in bytes.as_chunks().0.as_chunks::<4>().0.iter().zip(x.as_chunks::<R>().0) {
+            let mut w = [_mm256_setzero_ps(); 4];
+            for (w, bytes) in w.iter_mut().zip(bytes) {
+                *w = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(bytes))), scale, minimum);
+            }
+            add_products(w, x, &mut sums);
         }
     }
     sums
@@ -178,16 +172,14 @@ fn eight(bytes: &[u8; LANES]) -> __m128i {
     _mm_cvtsi64_si128(i64::from_le_bytes(*bytes))
 }
 
-/// Adds the products of two times eight weights and those of each of R rows; rows and halves are so far apart.
+/// Adds the products of 32 weights and those of each of R rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_products<const R: usize>(w: [__m256; 2], x: &[f32], [depth, apart]: [usize; 2], sums: &mut [[__m256; 2]; R]) {
-    assert!(x.len() >= (R - 1) * depth + apart + LANES);
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (half, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: all R rows have both halves, as was asserted.
-            let x = unsafe { _mm256_loadu_ps(x.as_ptr().add(r * depth + half * apart)) };
-            *sum = _mm256_fmadd_ps(w[half], x, *sum);
+fn add_products<const R: usize>(w: [__m256; 4], x: &[Group; R], sums: &mut [[__m256; 2]; R]) {
+    for (x, sums) in x.iter().zip(sums) {
+        for (i, (w, x)) in w.iter().zip(x.as_chunks::<LANES>().0).enumerate() {
+            // SAFETY: there are eight numbers to read.
+            sums[i % 2] = _mm256_fmadd_ps(*w, unsafe { _mm256_loadu_ps(x.as_ptr()) }, sums[i % 2]);
         }
     }
 }

@@ -2,31 +2,36 @@
 
 use crate::codes::{Codes, Form, Order, Rounding};
 
+/// Inputs of a row in the order of codes: those of the lower halves of 16 bytes first.
+pub(super) type Group = [f32; 32];
+
 impl<'a> Codes<'a> {
-    /// The codes of a block.
+    /// The codes of each block of an output that has so many.
     #[inline(always)]
-    pub(super) fn block(&self, block: usize) -> &'a [u8] {
+    pub(super) fn blocks(&self, output: usize, blocks: usize) -> impl Iterator<Item = &'a [u8]> {
         let size = match self.form {
             Form::Four { .. } => self.block / 2,
             Form::Eight => self.block,
         };
-        &self.bytes[block * self.stride + self.before..][..size]
+        let (row, codes) = (blocks * self.stride, self.before..self.before + size);
+        self.bytes[output * row..][..row].chunks_exact(self.stride).map(move |block| &block[codes.clone()])
     }
 
-    /// The inputs `x` in the order of codes: of each 32 those of the lower halves first.
-    pub(super) fn arrange(&self, x: &[f32], arranged: &mut Vec<f32>) {
-        arranged.clear();
-        arranged.extend_from_slice(x);
+    /// Rows of inputs, so that what some codes are multiplied with stands together: the first 32 of each row, then the next.
+    pub(super) fn arrange(&self, x: &[f32], depth: usize, arranged: &mut Vec<Group>) {
         let first = match self.form {
-            Form::Four { order: Order::LowerFirst, .. } => 0,
-            Form::Four { order: Order::UpperFirst, .. } => 1,
-            Form::Four { order: Order::Halves, .. } | Form::Eight => return,
+            Form::Four { order: Order::LowerFirst, .. } => Some(0),
+            Form::Four { order: Order::UpperFirst, .. } => Some(1),
+            Form::Four { order: Order::Halves, .. } | Form::Eight => None,
         };
-        for (to, x) in arranged.as_chunks_mut::<32>().0.iter_mut().zip(x.as_chunks::<32>().0) {
-            for i in 0..16 {
-                to[i] = x[2 * i + first];
-                to[i + 16] = x[2 * i + 1 - first];
-            }
+        arranged.clear();
+        for group in 0..depth / 32 {
+            arranged.extend(x.chunks_exact(depth).map(|row| {
+                let x = &row.as_chunks().0[group];
+                first.map_or(*x, |first| {
+                    std::array::from_fn(|i| if i < 16 { x[2 * i + first] } else { x[2 * (i - 16) + 1 - first] })
+                })
+            }));
         }
     }
 }

@@ -18,11 +18,13 @@ mod product;
 pub(crate) mod rows;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod turned;
 
 use std::ops::Range;
 use std::sync::OnceLock;
 
 pub(crate) use product::product;
+pub(crate) use turned::{FEWEST, product_turned};
 
 use crate::Compute;
 use crate::codes::Codes;
@@ -184,7 +186,7 @@ impl Kernel {
     }
 
     /// Adds the products of rows of `x`, arranged as the codes are, and outputs in codes to `y` from a column on.
-    fn dots(self, codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
+    fn dots(self, codes: &Codes<'_>, scales: &[[f32; 2]], x: &[codes::Group], y: &mut [&mut [f32]], at: usize) {
         #[cfg(target_arch = "x86_64")]
         match self.0 {
             Registers::Portable => {}

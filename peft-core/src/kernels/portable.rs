@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::codes::table;
+use super::codes::{Group, table};
 use super::{Panel, WIDTH};
 use crate::codes::{Codes, Form};
 
@@ -59,27 +59,34 @@ pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32], step: impl Fn(f32, f32
 }
 
 /// Adds the products of rows of `x`, arranged as the codes are, and outputs.
-pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
-    let depth = x.len() / y.len();
-    let blocks = depth / codes.block;
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
+    let (rows, groups) = (y.len(), codes.block / 32);
+    let blocks = x.len() / rows / groups;
     for (output, scales) in scales.chunks(blocks).enumerate() {
-        for (x, y) in x.chunks(depth).zip(y.iter_mut()) {
-            let products = x.chunks(codes.block).zip(scales).enumerate();
-            let sums = products.map(|(i, (x, scale))| dot_of_block(codes, codes.block(output * blocks + i), *scale, x));
-            y[at + output] += sums.sum::<f32>();
+        for ((bytes, scale), x) in codes.blocks(output, blocks).zip(scales).zip(x.chunks(groups * rows)) {
+            let weights = weights(codes.form, bytes, *scale);
+            for (w, x) in weights.as_chunks::<32>().0.iter().zip(x.chunks(rows)) {
+                for (x, y) in x.iter().zip(y.iter_mut()) {
+                    y[at + output] += w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+                }
+            }
         }
     }
 }
 
-fn dot_of_block(codes: &Codes<'_>, bytes: &[u8], [scale, minimum]: [f32; 2], x: &[f32]) -> f32 {
-    match codes.form {
+/// The weights of a block in the order of codes.
+fn weights(form: Form, bytes: &[u8], [scale, minimum]: [f32; 2]) -> Vec<f32> {
+    match form {
         Form::Four { values, rounding, .. } => {
             let table = table(values, [scale, minimum], rounding);
-            let of = |bytes: &[u8], x: &[f32], shift: u32| -> f32 {
-                bytes.iter().zip(x).map(|(byte, x)| table[(byte >> shift & 15) as usize] * x).sum()
-            };
-            bytes.chunks(16).zip(x.chunks(32)).map(|(bytes, x)| of(bytes, x, 0) + of(bytes, &x[16..], 4)).sum()
+            let half =
+                |bytes: &[u8], shift: u32| bytes.iter().map(|byte| table[(byte >> shift & 15) as usize]).collect();
+            bytes
+                .chunks(16)
+                .flat_map(|bytes| [half(bytes, 0), half(bytes, 4)])
+                .flat_map(|half: Vec<f32>| half)
+                .collect()
         }
-        Form::Eight => bytes.iter().zip(x).map(|(byte, x)| (f32::from(byte.cast_signed()) * scale + minimum) * x).sum(),
+        Form::Eight => bytes.iter().map(|byte| f32::from(byte.cast_signed()) * scale + minimum).collect(),
     }
 }

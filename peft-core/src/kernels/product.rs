@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::codes::Group;
 use super::{Kernel, Panel, Tiles, WIDTH};
 use crate::{Compute, threads};
 
@@ -37,7 +38,7 @@ struct Scratch {
     tile: Vec<f32>,
     words: Vec<u32>,
     panel: Vec<[u32; WIDTH]>,
-    arranged: Vec<f32>,
+    arranged: Vec<Group>,
     scales: Vec<[f32; 2]>,
 }
 
@@ -145,7 +146,7 @@ impl Product<'_> {
             let of = first..(first + step).min(columns.end);
             let Some(codes) = self.w.codes(of, &mut s.scales) else { return false };
             if first == columns.start {
-                codes.arrange(x, &mut s.arranged);
+                codes.arrange(x, self.depth, &mut s.arranged);
             }
             self.kernel.dots(&codes, &s.scales, &s.arranged, y, first - columns.start);
         }

@@ -65,6 +65,31 @@ fn products_are_exact_but_for_rounding_by_every_kernel() {
     }
 }
 
+/// Products with a matrix as it lies, on any number of threads.
+#[test]
+fn turned_products_are_exact_but_for_rounding_by_every_kernel() {
+    for kernel in Kernel::all() {
+        for [rows, depth, outputs] in [[1, 1, 1], [64, 256, 48], [65, 257, 49], [130, 600, 100], [33, 20, 7]] {
+            let (x, w) = (draw("x", rows * depth, 1.), draw("w", depth * outputs, 1. / (depth as f64).sqrt()));
+            let on = |threads| {
+                let mut y = vec![f32::NAN; rows * outputs];
+                let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| product_turned(kernel, &x, &Dense { numbers: &w, columns: depth }, &mut y));
+                y
+            };
+            let found = on(1);
+            for (x, y) in x.chunks(depth).zip(found.chunks(outputs)) {
+                for (w, y) in w.chunks(depth).zip(y) {
+                    let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    let off = (f64::from(*y) - exact).abs();
+                    assert!(off < f64::from(SAME_FUNCTION.0), "{kernel:?} {rows} {depth} {outputs}: {y} for {exact}");
+                }
+            }
+            assert!(on(3) == found, "{kernel:?} {rows} {depth} {outputs}");
+        }
+    }
+}
+
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     for sizes in [[1, 300, 1100], [20, 600, 200], [515, 31, 1290]] {

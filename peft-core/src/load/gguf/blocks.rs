@@ -148,10 +148,11 @@ impl Blocks {
         let row = self.dims[1] / size * stride;
         let bytes = &self.bytes[rows.start * row..rows.end * row];
         scales.clear();
-        scales.extend(bytes.chunks_exact(stride).map(|block| match has_minimum {
-            true => [finite_half(block, 0), finite_half(block, 2)],
-            false => [finite_half(block, 0), 0.],
-        }));
+        let blocks = bytes.chunks_exact(stride);
+        match has_minimum {
+            true => scales.extend(blocks.map(|block| [finite_half(block, 0), finite_half(block, 2)])),
+            false => scales.extend(blocks.map(|block| [finite_half(block, 0), 0.])),
+        }
         Some(Codes { form, bytes, block: size, stride, before: if has_minimum { 4 } else { 2 } })
     }
 
@@ -209,6 +210,7 @@ fn half(block: &[u8], at: usize) -> f32 {
 }
 
 /// The same where it is finite, in steps that a compiler puts in line: magnitudes have the bits of f32's, but for their exponents' bias.
+#[inline(always)]
 fn finite_half(block: &[u8], at: usize) -> f32 {
     let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
     let by = f32::from_bits((127 + 127 - 15) << 23);
