@@ -12,7 +12,8 @@ use crate::ops::{Drops, attention};
 pub(crate) fn attention(a: attention::Attention, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
     let ([batch, heads, rows, width], [_, key_heads, keys, _]) = (a.query.dims(), a.key.dims());
     let sizes = Sizes { batch, heads, key_heads, rows, keys, width };
-    let padding = a.mask.padding.as_ref().map(|padding| padding.clone().into_data());
+    // Masks of other operations have booleans of one byte.
+    let padding = a.mask.padding.as_ref().map(|padding| padding.clone().into_data().convert::<bool>());
     let bias = a.mask.bias_of(keys).map(Tensor::into_dispatch);
     let scale = if scaled { 1.0 / (width as f32).sqrt() } else { 1.0 };
     let attend = Attend { sizes, scale, padding, causal: a.mask.causal, drops };
