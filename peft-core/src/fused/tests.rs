@@ -98,6 +98,12 @@ fn attention_is_that_of_burn() {
             let all = [query.clone(), key.clone(), value.clone(), bias.clone()];
             let sizes = [batch, heads, key_heads, rows, keys, width];
             check(&format!("{sizes:?} {masked} {causal:?} {p}"), &all[..if biased { 4 } else { 3 }], &f);
+            if biased {
+                let of_each = draw("bias", [batch, heads, rows, keys], 1.0);
+                let all = [query.clone(), key.clone(), value.clone(), of_each];
+                let [ours, burns] = [f(&all), composed(|| f(&all))].map(Tensor::into_data);
+                assert!(difference(&ours, &burns) <= SAME_FUNCTION.0, "{sizes:?}, biases of each sequence");
+            }
         }
     }
 }

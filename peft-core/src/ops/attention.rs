@@ -26,7 +26,7 @@ pub struct Mask {
     pub padding: Option<Tensor<2, Bool>>,
     /// In a decoder, by how much the first query comes after the first key: query i sees key j if j <= i + causal.
     pub causal: Option<usize>,
-    /// Added to the scores, `[1, heads, queries, keys]`: T5's relative positions.
+    /// Added to the scores, `[1, heads, queries, keys]`, or of each sequence its own: T5's relative positions.
     pub bias: Option<Tensor<4>>,
 }
 
@@ -37,12 +37,20 @@ impl Attention {
         if let Some(drops) = &drops {
             drops.check(self.query.dims()[0]);
         }
-        // One query has the products of a vector.
         #[cfg(feature = "flex")]
-        if self.query.dims()[2] > 1 && [&self.query, &self.key, &self.value].into_iter().all(crate::fused::is_for) {
+        if self.is_fused() {
             return crate::fused::attention(self, scaled, drops);
         }
         self.composed(scaled, drops)
+    }
+
+    /// One query has the products of a vector, and a bias of one sequence alone is not for the others.
+    #[cfg(feature = "flex")]
+    fn is_fused(&self) -> bool {
+        let [_, heads, rows, _] = self.query.dims();
+        rows > 1
+            && [&self.query, &self.key, &self.value].into_iter().all(crate::fused::is_for)
+            && self.mask.bias.as_ref().is_none_or(|bias| bias.dims()[..3] == [1, heads, rows])
     }
 
     fn composed(self, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
