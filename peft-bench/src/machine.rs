@@ -21,6 +21,13 @@ pub fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// Memory that the system would give to a program that starts now, where it tells.
+pub fn available_bytes() -> Option<u64> {
+    let of = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = of.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// The first 12 digits of the bytes' SHA-256.
 pub fn digest(parts: &[&[u8]]) -> String {
     let sized = |hash: Sha256, part: &&[u8]| hash.chain_update(part.len().to_le_bytes()).chain_update(part);

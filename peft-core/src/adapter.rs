@@ -95,6 +95,12 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
         readout.logits(self.run(readout.base, &readout.batch)?)
     }
 
+    /// The head's summed loss of a batch with its labels, by which results are judged: of one run, as [`logits`](Self::logits), unless
+    /// it predicts otherwise.
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss_of(self.run(readout.base, &readout.batch)?)
+    }
+
     /// What it computes from its tensors under this noise, whatever the batch, as a tuner that holds the results. Gradients flow
     /// through these into its own tensors.
     fn viewed(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
@@ -134,7 +140,10 @@ impl<A: Adapter> AnyAdapter for A {
 impl<A: Adapter> Tuner for A {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
         self.check_tasks(&batch.tasks)?;
-        self.open(batch, |hooks| base.forward(batch, hooks))
+        match &batch.tape {
+            None => self.open(batch, |hooks| base.forward(batch, hooks)),
+            Some(tape) => tape.run(AnyTuner::new(self.clone()), base, batch),
+        }
     }
 
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {

@@ -81,7 +81,7 @@ impl<T: Tuner> Trained<T> {
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         let base = self.copies.onto(base);
         let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
-        readout.loss(self.tuner.logits(&readout)?)
+        self.tuner.head_loss(&readout)
     }
 }
 

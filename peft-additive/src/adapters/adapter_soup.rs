@@ -253,7 +253,7 @@ impl Procedure for AdapterSoup {
     fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
         let tasks = &readout.batch.tasks;
         let new = |i: &usize| self.domains.is_none_or(|domains| tasks[*i] == domains);
-        let of = |readout: &Readout<'_>| readout.loss(self.logits(readout)?);
+        let of = |readout: &Readout<'_>| self.head_loss(readout);
         match &(0..tasks.len()).filter(new).collect::<Vec<_>>()[..] {
             [] => Ok(of(readout)? * 0.0),
             new => of(&readout.select(new)),

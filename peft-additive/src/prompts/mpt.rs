@@ -398,7 +398,7 @@ impl Procedure for Mpt {
     /// With teachers each task's sequences apart, since each has a head of its own.
     fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
         if self.teachers.is_empty() || self.config.distillation == 0.0 {
-            return readout.loss(self.logits(readout)?);
+            return self.head_loss(readout);
         }
         let tasks = &readout.batch.tasks;
         let of = |task: usize| {

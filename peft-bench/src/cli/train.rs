@@ -9,11 +9,12 @@ use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
-use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer, Tuned};
+use peft_core::train::{Checkpoints, Length, Metrics, Schedule, Slots, TrainConfig, Trainer, Tuned};
 use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
 use peft_quant::Scheme;
 use serde_json::{Map, Value, json};
 
+use super::optimizer::OptimizerArgs;
 use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
@@ -72,9 +73,8 @@ pub struct Train {
     /// Peak learning rate
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
-    /// The update rule
-    #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
-    optimizer: Optimizer,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
     /// Decoupled weight decay, of biases and normalizations too
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
@@ -157,13 +157,6 @@ pub struct Train {
 
 /// What a result holds of the settings of its run.
 const SETTINGS: &str = "train.yaml";
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Optimizer {
-    #[value(aliases = ["adamw_torch", "adamw_torch_fused", "adamw_hf"])]
-    Adamw,
-    Adafactor,
-}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScheduleArg {
@@ -287,10 +280,6 @@ impl Train {
             length,
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.accumulate,
-            optim: match self.optimizer {
-                Optimizer::Adamw => Rule::AdamW,
-                Optimizer::Adafactor => Rule::Adafactor,
-            },
             weight_decay: self.weight_decay,
             adam_beta1: self.adam_beta1,
             adam_beta2: self.adam_beta2,
@@ -315,6 +304,9 @@ impl Train {
             max_length: self.max_length,
             ..Default::default()
         };
+        // An empty path is that of the directory that the program is in.
+        let beside = self.output.output.parent().filter(|dir| !dir.as_os_str().is_empty());
+        config = self.optimizer.of(config, beside.unwrap_or(Path::new(".")));
         config.check()?;
         let judged = [
             ("--keep-best", self.keep_best),

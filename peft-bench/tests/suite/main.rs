@@ -8,6 +8,8 @@ mod finished;
 mod fuzzed;
 mod over;
 mod packed;
+mod plan;
+mod recompute;
 mod reproduce;
 mod resume;
 mod sizes;

@@ -6,6 +6,7 @@ pub(crate) mod dropout;
 mod linear;
 pub mod loss;
 mod norms;
+pub(crate) mod word_loss;
 
 pub use activations::gelu;
 pub use linear::linear;

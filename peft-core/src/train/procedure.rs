@@ -66,7 +66,7 @@ pub trait Procedure: Tuner + Sized {
     /// The summed loss of a piece of a batch: the head's, of one run, unless the method has its own (two routes and their divergence,
     /// distillation).
     fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        readout.loss(self.logits(readout)?)
+        self.head_loss(readout)
     }
 
     /// Added to the loss of each step, once.

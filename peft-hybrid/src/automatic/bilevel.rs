@@ -58,7 +58,7 @@ impl Procedure for S3Delta {
 
     /// The mean loss of the first half, which moves the parts and the head; alpha gets the gradient of the second half's.
     fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        let Some(alpha) = &self.alpha else { return readout.loss(self.logits(readout)?) };
+        let Some(alpha) = &self.alpha else { return self.head_loss(readout) };
         let (alpha, [first, second]) = (alpha.val(), halves(readout));
         let own = first.as_ref().map(|half| self.fixed(|name| name == ALPHA).mean(half)).transpose()?;
         // What the structure is judged by is not trained on it.
@@ -152,7 +152,7 @@ impl S3Delta {
 
     /// The mean loss.
     fn mean(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        Ok(readout.loss(self.logits(readout)?)? / targets(readout) as f32)
+        Ok(self.head_loss(readout)? / targets(readout) as f32)
     }
 
     /// With all weights moved by some factor of a direction, as leaves of its own.

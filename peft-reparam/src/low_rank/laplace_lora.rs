@@ -343,6 +343,10 @@ impl Tuner for LaplaceLora {
             }
         }
     }
+
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss(self.logits(readout)?)
+    }
 }
 
 impl Procedure for LaplaceLora {
@@ -357,7 +361,7 @@ impl Procedure for LaplaceLora {
 
     /// Of the mean.
     fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        readout.loss(readout.logits(self.run(readout.base, &readout.batch)?)?)
+        readout.loss_of(self.run(readout.base, &readout.batch)?)
     }
 }
 
