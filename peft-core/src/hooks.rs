@@ -36,7 +36,7 @@ impl Sequence {
 #[derive(Clone, Debug)]
 pub struct Lookup<'a> {
     /// The table as the run uses it, `[rows, width]`.
-    pub table: &'a Tensor<2>,
+    pub table: &'a Weight,
     /// Which rows, `[batch, tokens]`.
     pub ids: Tensor<2, Int>,
     /// The row that takes no part in gradients, as in PyTorch: that of the padding token.
@@ -44,6 +44,14 @@ pub struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
+    /// The rows.
+    pub(crate) fn rows(&self) -> Tensor<3> {
+        match self.table {
+            Weight::Dense(table) => self.of(table.clone()),
+            packed => packed.rows(self.ids.clone()),
+        }
+    }
+
     /// The same rows of a table with as many, `[batch, tokens, width]`.
     pub fn of(&self, table: Tensor<2>) -> Tensor<3> {
         let rows = module::embedding(table, self.ids.clone());

@@ -1,15 +1,16 @@
 //! What is read of a run of the base: logits, and a loss of them. A tuner may run the base several times for either.
 
 use std::borrow::Cow;
+use std::fmt::{self, Debug};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::ops::word_loss::word_losses;
 use crate::transfer::send;
-use crate::{Base, Batch, Error, Head, Hidden, Label, Purpose, Result, loss};
+use crate::{AnyAdapter, Base, Batch, Error, Head, Hidden, Label, Purpose, Result, Tuner, Weight, loss};
 
 /// A batch on a base with a head, and its labels where a loss is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Readout<'a> {
     /// The base, with all copies of its tensors that are trained.
     pub base: &'a Base,
@@ -19,12 +20,28 @@ pub struct Readout<'a> {
     pub head: &'a Head,
     /// One for each sequence, or none.
     pub labels: Vec<Label>,
+    /// How an adapter runs, if it is one of several, see [`run`](Self::run).
+    pub around: Option<&'a Around<'a>>,
+}
+
+/// How an adapter runs a batch among those that it is composed with.
+pub type Around<'a> = dyn Fn(&dyn AnyAdapter, &Batch) -> Result<Hidden> + 'a;
+
+impl Debug for Readout<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Readout { base: _, batch, head, labels, around: _ } = self;
+        f.debug_struct("Readout")
+            .field("batch", batch)
+            .field("head", head)
+            .field("labels", labels)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Readout<'a> {
     /// Of a batch without labels.
     pub fn new(base: &'a Base, batch: &'a Batch, head: &'a Head) -> Self {
-        Readout { base, batch: Cow::Borrowed(batch), head, labels: vec![] }
+        Readout { base, batch: Cow::Borrowed(batch), head, labels: vec![], around: None }
     }
 
     /// With labels. Classes and values that are texts become these texts, and what the decoder sees of them.
@@ -33,6 +50,26 @@ impl<'a> Readout<'a> {
             return Ok(Readout { labels: labels.iter().map(|label| (*label).clone()).collect(), ..self });
         };
         self.answered(labels.iter().map(|label| head.words(label)).collect::<Result<_>>()?)
+    }
+
+    /// Final hidden states of the batch by a tuner: by an adapter that is composed with others, among these.
+    pub fn run(&self, tuner: &impl Tuner) -> Result<Hidden> {
+        match tuner.as_adapter() {
+            Some(adapter) => self.run_adapter(adapter, &self.batch),
+            None => tuner.run(self.base, &self.batch),
+        }
+    }
+
+    pub(crate) fn run_adapter(&self, adapter: &dyn AnyAdapter, batch: &Batch) -> Result<Hidden> {
+        match self.around {
+            Some(around) => around(adapter, batch),
+            None => adapter.states(self.base, batch),
+        }
+    }
+
+    /// The same for one of several adapters, which runs so.
+    pub(crate) fn among<'b>(&'b self, around: &'b Around<'b>) -> Readout<'b> {
+        Readout { around: Some(around), ..self.clone() }
     }
 
     /// Of the sequences at these places of the batch.
@@ -68,7 +105,9 @@ impl<'a> Readout<'a> {
     /// The summed loss of states. A head for words whose table is not trained computes it by some rows at a time.
     pub fn loss_of(&self, hidden: Hidden) -> Result<Tensor<1>> {
         let whole = match self.head {
-            Head::LanguageModel(_) | Head::Verbalizer(_) => hidden.words.is_autodiff(),
+            Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                matches!(&hidden.words, Weight::Dense(w) if w.is_autodiff())
+            }
             _ => true,
         };
         let (rows, words) = match whole {
@@ -79,7 +118,7 @@ impl<'a> Readout<'a> {
             return self.loss(self.logits(hidden)?);
         }
         let states = Head::scaled(self.rows(hidden.tokens(), rows), self.base.shape());
-        Ok(word_losses(states, hidden.words, &words).sum())
+        Ok(word_losses(states, &hidden.words, &words).sum())
     }
 
     /// Those of the states `[batch, tokens, hidden]` at these rows.

@@ -89,6 +89,7 @@ impl<T: Procedure> Trained<T> {
     /// The summed loss that is trained, see [`Procedure::loss`].
     pub fn objective(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         let base = self.copies.onto(base);
-        self.tuner.loss(&Readout::new(&base, batch, &self.head).with_labels(labels)?)
+        let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
+        self.tuner.loss(&readout)?.map_or_else(|| self.tuner.head_loss(&readout), Ok)
     }
 }

@@ -11,7 +11,6 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::bitsandbytes::{self, Tensor, Tensors};
-use crate::convert::kept;
 use crate::gptq::Format;
 use crate::{Matrix, Scheme};
 
@@ -110,6 +109,11 @@ impl Packing for Reader {
         let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| error.of(module))?;
         Matrix::packed(packed, device).map(Stored::Packed)
     }
+}
+
+/// The type to which a weight of four bits is decoded: its own, if that is a short one.
+pub(crate) fn kept(was: Option<Dtype>) -> Dtype {
+    was.filter(|dtype| [Dtype::F16, Dtype::BF16].contains(dtype)).unwrap_or(Dtype::F32)
 }
 
 /// A type by its name in safetensors.

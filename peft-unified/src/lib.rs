@@ -16,9 +16,9 @@ pub mod adamix;
 mod masks;
 pub mod propetl;
 mod scores;
-mod settings;
+mod shared;
 pub mod sparse;
 
-pub use adamix::{AdaMix, AdaMixConfig, Mixed};
+pub use adamix::{AdaMix, AdaMixConfig, Mixing};
 pub use propetl::{ProPetl, ProPetlConfig, Sharing};
 pub use sparse::{Pruning, Scorer, Sparse, SparseConfig};

@@ -369,7 +369,7 @@ impl Procedure for Sparse {
         Ok(Sparse::new(adapter, &kept, self.pruning))
     }
 
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         self.masked().loss(readout)
     }
 

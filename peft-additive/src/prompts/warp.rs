@@ -17,7 +17,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use peft_core::{
     Adapter, Affine, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure, Result, Sequence,
-    Shape, Site, Stack, random::Random,
+    Shape, Site, Source, Stack, Wanted, random::Random,
 };
 use serde::{Deserialize, Serialize};
 
@@ -224,7 +224,8 @@ impl Method for WarpConfig {
     }
 
     /// The vectors of the classes, behind the transform of the model's head for masked words.
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, _sources: &[Source]) -> Result<Option<Head>> {
+        let Wanted { outputs: Some(outputs), words } = *wanted else { return Ok(None) };
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         self.plan(shape)?;
         let Some(Head::MaskedLm(words)) = words else {
@@ -276,7 +277,7 @@ impl Hooks for Opened<'_> {
     fn rows(&self, site: Site, lookup: &Lookup<'_>, x: Tensor<3>) -> Tensor<3> {
         match site.part {
             Part::Words => {
-                self.masked.replace(Some(rows(lookup.table.clone(), &[self.warp.mask])));
+                self.masked.replace(Some(rows(lookup.table.dense(), &[self.warp.mask])));
                 x
             }
             Part::Positions => {
@@ -394,7 +395,9 @@ mod tests {
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         }
         let words = Head::masked_lm(&base, 1);
-        let of = |config: &WarpConfig, words: Option<&Head>| config.head(words, &base, 2, 0).unwrap_err().to_string();
+        let of = |config: &WarpConfig, words: Option<&Head>| {
+            config.head(&Wanted { outputs: Some(2), words }, &base, 0, &[]).unwrap_err().to_string()
+        };
         for (message, words) in [
             (of(&good, None), ["head: none for masked words", "a model with its head"]),
             (

@@ -14,7 +14,7 @@ use super::methods::configured;
 use super::optimizer::OptimizerArgs;
 use super::options::{ModelArgs, print, prompt_room};
 use super::speed::Speed;
-use crate::machine::{forget_peak, peak_bytes, threads};
+use crate::machine::{forget_peak, peak_bytes, processor_seconds, threads};
 
 /// Measure speed and memory
 #[derive(Debug, Args)]
@@ -211,14 +211,16 @@ impl Step {
         let loading = peak_bytes();
         forget_peak();
         run.step(&data)?;
-        let mut times = Vec::new();
+        let (mut times, mut worked) = (Vec::new(), Vec::new());
         for _ in 0..self.steps {
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), processor_seconds());
             run.step(&data)?;
             times.push(start.elapsed().as_secs_f64());
+            worked.extend(processor_seconds().zip(before).map(|(after, before)| after - before));
         }
+        let worked = if worked.is_empty() { Value::Null } else { seconds(worked) };
         print(json!({
-            "seconds": seconds(times.clone()),
+            "seconds": seconds(times.clone()), "processor_seconds": worked,
             "tokens_per_second": (self.batch * self.seq) as f64 / median(times),
             "peak_bytes": loading.max(peak_bytes()), "step_peak_bytes": peak_bytes(), "trainable": trainable, "kernel": kernel,
         }))

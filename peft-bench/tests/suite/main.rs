@@ -5,6 +5,7 @@ mod arithmetic;
 mod cli;
 mod equivalences;
 mod finished;
+mod fused;
 mod fuzzed;
 mod over;
 mod packed;

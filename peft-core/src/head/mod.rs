@@ -11,7 +11,7 @@ pub use words::{AtMask, LanguageModel, MaskedLm};
 
 use crate::ops::{layer_norm, linear};
 use crate::random::Random;
-use crate::{Architecture, Base, Batch, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer};
+use crate::{Architecture, Base, Batch, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer, Weight};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -209,12 +209,10 @@ impl Head {
     ///
     /// # Panics
     /// On a head that is not for words.
-    pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+    pub(crate) fn words(&self, states: Tensor<3>, words: Weight, shape: &Shape) -> Tensor<3> {
         match self {
             Head::MaskedLm(head) => head.logits(states, words, shape),
-            Head::LanguageModel(_) | Head::Verbalizer(_) => {
-                linear(Head::scaled(states, shape), words.transpose(), None)
-            }
+            Head::LanguageModel(_) | Head::Verbalizer(_) => words.by_rows(Head::scaled(states, shape)),
             _ => panic!("only a head for words has logits over words"),
         }
     }

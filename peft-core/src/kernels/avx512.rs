@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{Panel, ROWS, WIDTH, portable};
+use crate::codes::{Codes, Form, Rounding};
 
 /// Numbers of a register.
 const LANES: usize = 16;
@@ -187,4 +188,124 @@ pub(super) fn dot(x: &[f32], w: &[f32]) -> f32 {
 #[target_feature(enable = "avx512f,fma")]
 pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32]) {
     portable::add(x, rows, y, f32::mul_add);
+}
+
+#[target_feature(enable = "avx512f,fma")]
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
+    match y.len() {
+        1 => dots_of::<1>(codes, scales, x, y, at),
+        2 => dots_of::<2>(codes, scales, x, y, at),
+        3 => dots_of::<3>(codes, scales, x, y, at),
+        4 => dots_of::<4>(codes, scales, x, y, at),
+        5 => dots_of::<5>(codes, scales, x, y, at),
+        _ => portable::dots(codes, scales, x, y, at),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn dots_of<const R: usize>(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
+    let depth = x.len() / R;
+    let blocks = depth / codes.block;
+    for (output, scales) in scales.chunks(blocks).enumerate() {
+        let sums = match codes.form {
+            Form::Four { values, rounding, .. } => {
+                // SAFETY: there are sixteen numbers to read.
+                let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+                four::<R>(codes, values, rounding, output * blocks, scales, x, depth)
+            }
+            Form::Eight => integers::<R>(codes, output * blocks, scales, x, depth),
+        };
+        for ([a, b], y) in sums.into_iter().zip(y.iter_mut()) {
+            y[at + output] += _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+        }
+    }
+}
+
+/// The sums of the products of R rows and an output in four bits.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn four<const R: usize>(
+    codes: &Codes<'_>,
+    values: __m512,
+    rounding: Rounding,
+    first: usize,
+    scales: &[[f32; 2]],
+    x: &[f32],
+    depth: usize,
+) -> [[__m512; 2]; R] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for (block, [scale, minimum]) in scales.iter().enumerate() {
+        let table = _mm512_add_ps(_mm512_mul_ps(values, _mm512_set1_ps(*scale)), _mm512_set1_ps(*minimum));
+        let table = rounded(table, rounding);
+        let x = &x[block * codes.block..];
+        for (i, bytes) in codes.block(first + block).as_chunks::<LANES>().0.iter().enumerate() {
+            let lower = _mm512_cvtepu8_epi32(sixteen(bytes));
+            let upper = _mm512_srli_epi32::<4>(lower);
+            // What stands above four bits does not count.
+            let w = [_mm512_permutexvar_ps(lower, table), _mm512_permutexvar_ps(upper, table)];
+            add_products(w, &x[i * 2 * LANES..], depth, &mut sums);
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(x: __m512, rounding: Rounding) -> __m512 {
+    match rounding {
+        Rounding::F32 => x,
+        Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
+        Rounding::Bf16 => {
+            let bits = _mm512_castps_si512(x);
+            let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+            _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(!0xffff)))
+        }
+    }
+}
+
+/// The sums of the products of R rows and an output in eight bits.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn integers<const R: usize>(
+    codes: &Codes<'_>,
+    first: usize,
+    scales: &[[f32; 2]],
+    x: &[f32],
+    depth: usize,
+) -> [[__m512; 2]; R] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for (block, [scale, minimum]) in scales.iter().enumerate() {
+        let (scale, minimum) = (_mm512_set1_ps(*scale), _mm512_set1_ps(*minimum));
+        let x = &x[block * codes.block..];
+        for (i, [a, b]) in codes.block(first + block).as_chunks::<LANES>().0.as_chunks::<2>().0.iter().enumerate() {
+            let a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(a)));
+            let b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(b)));
+            let w = [_mm512_fmadd_ps(a, scale, minimum), _mm512_fmadd_ps(b, scale, minimum)];
+            add_products(w, &x[i * 2 * LANES..], depth, &mut sums);
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sixteen(bytes: &[u8; LANES]) -> __m128i {
+    // SAFETY: there are sixteen bytes to read.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Adds the products of 32 weights and those of each of R rows, which are `depth` apart.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn add_products<const R: usize>(w: [__m512; 2], x: &[f32], depth: usize, sums: &mut [[__m512; 2]; R]) {
+    assert!(x.len() >= (R - 1) * depth + 2 * LANES);
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (half, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: all R rows have 32 numbers, as was asserted.
+            let x = unsafe { _mm512_loadu_ps(x.as_ptr().add(r * depth + half * LANES)) };
+            *sum = _mm512_fmadd_ps(w[half], x, *sum);
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 use half::bf16;
 
+use super::codes::table;
 use super::{Panel, WIDTH};
+use crate::codes::{Codes, Form};
 
 /// The nearest number that bf16 has.
 pub(super) fn rounded(x: f32) -> f32 {
@@ -53,5 +55,31 @@ pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32], step: impl Fn(f32, f32
         for (y, w) in y.iter_mut().zip(row) {
             *y = step(*x, *w, *y);
         }
+    }
+}
+
+/// Adds the products of rows of `x`, arranged as the codes are, and outputs.
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[f32], y: &mut [&mut [f32]], at: usize) {
+    let depth = x.len() / y.len();
+    let blocks = depth / codes.block;
+    for (output, scales) in scales.chunks(blocks).enumerate() {
+        for (x, y) in x.chunks(depth).zip(y.iter_mut()) {
+            let products = x.chunks(codes.block).zip(scales).enumerate();
+            let sums = products.map(|(i, (x, scale))| dot_of_block(codes, codes.block(output * blocks + i), *scale, x));
+            y[at + output] += sums.sum::<f32>();
+        }
+    }
+}
+
+fn dot_of_block(codes: &Codes<'_>, bytes: &[u8], [scale, minimum]: [f32; 2], x: &[f32]) -> f32 {
+    match codes.form {
+        Form::Four { values, rounding, .. } => {
+            let table = table(values, [scale, minimum], rounding);
+            let of = |bytes: &[u8], x: &[f32], shift: u32| -> f32 {
+                bytes.iter().zip(x).map(|(byte, x)| table[(byte >> shift & 15) as usize] * x).sum()
+            };
+            bytes.chunks(16).zip(x.chunks(32)).map(|(bytes, x)| of(bytes, x, 0) + of(bytes, &x[16..], 4)).sum()
+        }
+        Form::Eight => bytes.iter().zip(x).map(|(byte, x)| (f32::from(byte.cast_signed()) * scale + minimum) * x).sum(),
     }
 }

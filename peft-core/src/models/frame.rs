@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::cache::{Cache, Owner};
 use super::{Base, Beside, DECODER_WORDS, VOCABULARY};
-use crate::ops::{attention::joined, layer_norm, rms_norm};
+use crate::ops::{Drops, attention::joined, layer_norm, rms_norm};
 use crate::recompute::Recorder;
 use crate::{Attention, Batch, Hooks, Lookup, Next, Sequence, Shape, Site, Slot, Weight};
 
@@ -34,6 +34,14 @@ impl Frame<'_> {
         match self.recorder {
             Some(recorder) => recorder.held(x),
             None => x,
+        }
+    }
+
+    /// The same of a table.
+    pub(crate) fn held_table(&self, table: Weight) -> Weight {
+        match table {
+            Weight::Dense(table) => Weight::Dense(self.held(table)),
+            packed => packed,
         }
     }
 
@@ -79,33 +87,38 @@ impl Frame<'_> {
     }
 
     /// What makes logits over words: the word table after the hook for that use too, or one of its own.
-    pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn vocabulary(&self, words: Weight) -> Weight {
         match self.base.shape.tied {
-            true => self.hooks.weight(VOCABULARY, Weight::Dense(words)).dense(),
-            false => self.weight(VOCABULARY).dense(),
+            true => self.hooks.weight(VOCABULARY, words),
+            false => self.weight(VOCABULARY),
         }
     }
 
     /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
-    pub(crate) fn decoder_words(&self, words: &Tensor<2>) -> Tensor<2> {
+    pub(crate) fn decoder_words(&self, words: &Weight) -> Weight {
         match self.base.weights.get(&DECODER_WORDS) {
-            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()).dense(),
+            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()),
             None => words.clone(),
         }
     }
 
     /// Rows of a table, inside the hook `rows`.
-    pub(crate) fn rows(&self, site: Site, table: &Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+    pub(crate) fn rows(&self, site: Site, table: &Weight, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
         let lookup = Lookup { table, ids, padding };
-        self.hooks.rows(site, &lookup, lookup.of(table.clone()))
+        self.hooks.rows(site, &lookup, lookup.rows())
     }
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.
     pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: impl Display) -> Tensor<D> {
-        match &self.batch.noise {
-            Some(noise) => noise.dropout(x, p, &place.to_string()),
+        match self.drops(p, place) {
+            Some(drops) => drops.of(x),
             None => x,
         }
+    }
+
+    /// What [`dropout`](Self::dropout) does there.
+    pub fn drops(&self, p: f64, place: impl Display) -> Option<Drops> {
+        self.batch.noise.as_ref().and_then(|noise| noise.drops(p, &place.to_string()))
     }
 
     /// x + f(x), with `f` a sub-layer inside its hook.
@@ -118,7 +131,7 @@ impl Frame<'_> {
     /// by the root of the heads' width, if they are to be.
     pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let p = self.base.shape.attention_dropout;
-        let attend = |a: Attention| a.context(scaled, |weights| self.dropout(weights, p, site));
+        let attend = |a: Attention| a.context(scaled, self.drops(p, site));
         joined(self.hooks.attend(site, attention, &attend))
     }
 

@@ -47,7 +47,7 @@ pub struct Base {
 pub enum Stored {
     /// As files hold it, linear maps as `[out, in]`.
     Data(TensorData),
-    /// The matrix of a linear map, packed.
+    /// The matrix of a linear map, or a table, packed.
     Packed(Arc<dyn Packed>),
 }
 
@@ -67,7 +67,7 @@ pub struct Hidden {
     /// The pooler's output, `[batch, hidden]`, if the model has one.
     pub pooled: Option<Tensor<2>>,
     /// What makes logits over words, `[vocab, hidden]`, as this run used it: the word table, or the model's own for that.
-    pub words: Tensor<2>,
+    pub words: Weight,
 }
 
 impl Hidden {
@@ -98,7 +98,8 @@ impl Base {
         for place in base.shape.clone().places() {
             match tensor(&place)?.into() {
                 Stored::Data(data) => base.set(&place, data),
-                Stored::Packed(w) => base = base.with_weight(place.site, Weight::Packed(w)),
+                Stored::Packed(w) if place.transposed => base = base.with_weight(place.site, Weight::Packed(w)),
+                Stored::Packed(w) => base = base.with_weight(place.site, Weight::Table(w)),
             }
         }
         Ok(base)
@@ -148,7 +149,7 @@ impl Base {
     pub fn kernel(&self) -> &'static str {
         #[cfg(feature = "flex")]
         {
-            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_)));
+            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_) | Weight::Table(_)));
             if self.device == Device::flex() && (packed || self.compute == Compute::Bf16) {
                 return crate::kernels::Kernel::best().name(self.compute);
             }
@@ -369,7 +370,7 @@ impl Base {
     pub(crate) fn without_gradients(&self) -> Self {
         let weight = |w: &Weight| match w {
             Weight::Dense(w) => Weight::Dense(untracked(w.clone())),
-            Weight::Packed(w) => Weight::Packed(w.clone()),
+            packed => packed.clone(),
         };
         let weights = self.weights.iter().map(|(site, w)| (*site, weight(w))).collect();
         let vectors = self.vectors.iter().map(|(place, v)| (*place, untracked(v.clone()))).collect();

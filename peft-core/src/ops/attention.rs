@@ -2,6 +2,8 @@
 
 use burn::tensor::{Bool, Int, Tensor, activation};
 
+use super::Drops;
+
 /// One attention: split into heads, before the scores.
 #[derive(Clone, Debug)]
 pub struct Attention {
@@ -30,8 +32,20 @@ pub struct Mask {
 
 impl Attention {
     /// The values summed by the softmax of the scores, `[batch, heads, tokens, head width]`. Scores are divided by the root of the heads'
-    /// width, if they are to be; `dropout` is that of the softmax.
-    pub fn context(self, scaled: bool, dropout: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    /// width, if they are to be; `drops` is the dropout of the softmax.
+    pub fn context(self, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
+        if let Some(drops) = &drops {
+            drops.check(self.query.dims()[0]);
+        }
+        // One query has the products of a vector.
+        #[cfg(feature = "flex")]
+        if self.query.dims()[2] > 1 && [&self.query, &self.key, &self.value].into_iter().all(crate::fused::is_for) {
+            return crate::fused::attention(self, scaled, drops);
+        }
+        self.composed(scaled, drops)
+    }
+
+    fn composed(self, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
         let [batch, heads, rows, width] = self.query.dims();
         // Heads that share keys and values read the same ones; copies of them would cost more than the product.
         let own = self.key.dims()[1];
@@ -45,7 +59,8 @@ impl Attention {
         };
         let scores = product(self.query, self.key.swap_dims(2, 3));
         let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
-        product(dropout(activation::softmax(self.mask.apply(scores), 3)), self.value)
+        let weights = activation::softmax(self.mask.apply(scores), 3);
+        product(drops.iter().fold(weights, |weights, drops| drops.of(weights)), self.value)
     }
 }
 
@@ -87,19 +102,9 @@ impl Mask {
         let dims = scores.dims();
         let [_, _, queries, keys] = dims;
         let unseen = f32::MIN / 2.0;
-        let mut scores = match &self.bias {
+        let mut scores = match self.bias_of(keys) {
             None => scores,
-            Some(bias) => {
-                let [_, heads, _, columns] = bias.dims();
-                scores
-                    + match columns >= keys {
-                        true => bias.clone().narrow(3, columns - keys, keys),
-                        false => {
-                            let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
-                            Tensor::cat(vec![front, bias.clone()], 3)
-                        }
-                    }
-            }
+            Some(bias) => scores + bias,
         };
         if let Some(padding) = &self.padding {
             scores = scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), unseen);
@@ -114,5 +119,16 @@ impl Mask {
             }
             _ => scores,
         }
+    }
+
+    /// The bias for so many keys.
+    pub(crate) fn bias_of(&self, keys: usize) -> Option<Tensor<4>> {
+        let bias = self.bias.clone()?;
+        let [_, heads, queries, columns] = bias.dims();
+        if columns >= keys {
+            return Some(bias.narrow(3, columns - keys, keys));
+        }
+        let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
+        Some(Tensor::cat(vec![front, bias], 3))
     }
 }

@@ -10,6 +10,8 @@ pub mod tolerances;
 mod views;
 mod warned;
 
+#[cfg(feature = "flex")]
+pub use crate::fused::composed;
 pub use equivalence::{assert_close, difference, states};
 pub use fixtures::{base, batch, device, examples, randomized};
 pub use views::a_view_is_as_by_hooks;

@@ -45,7 +45,7 @@ pub use micro::Workers;
 pub use optim::Optim;
 pub use pages::{Paged, PagedState, Pages, Paging};
 #[cfg(feature = "train")]
-pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, measure, predict};
+pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, farthest, measure, predict};
 pub use probe::Probe;
 pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]

@@ -57,17 +57,17 @@ impl Procedure for S3Delta {
     }
 
     /// The mean loss of the first half, which moves the parts and the head; alpha gets the gradient of the second half's.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        let Some(alpha) = &self.alpha else { return self.head_loss(readout) };
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let Some(alpha) = &self.alpha else { return Ok(None) };
         let (alpha, [first, second]) = (alpha.val(), halves(readout));
         let own = first.as_ref().map(|half| self.fixed(|name| name == ALPHA).mean(half)).transpose()?;
         // What the structure is judged by is not trained on it.
         let head = readout.head.clone().no_grad();
         let judged = |half: &Readout<'_>| Readout {
             head: &head,
-            base: readout.base,
             batch: Cow::Owned((*half.batch).clone()),
             labels: half.labels.clone(),
+            ..readout.clone()
         };
         let of_structure = match (first, second) {
             (_, None) => None,
@@ -82,7 +82,8 @@ impl Procedure for S3Delta {
             }
         };
         let sum = own.into_iter().chain(of_structure).reduce(|a, b| a + b);
-        Ok(sum.unwrap_or_else(|| unreachable!("a text is in one of the halves")) * targets(readout) as f32)
+        let sum = sum.unwrap_or_else(|| unreachable!("a text is in one of the halves"));
+        Ok(Some(sum * targets(readout) as f32))
     }
 
     fn rate(&self, name: &str, rate: f64) -> f64 {
@@ -235,7 +236,7 @@ mod tests {
     fn readout<'a>(base: &'a Base, head: &'a Head, data: &[Example]) -> Readout<'a> {
         let batch = base.batch(&data.iter().collect::<Vec<_>>()).unwrap();
         let labels = data.iter().filter_map(|example| example.label.clone()).collect();
-        Readout { base, batch: Cow::Owned(batch), head, labels }
+        Readout { base, batch: Cow::Owned(batch), head, labels, around: None }
     }
 
     #[test]
@@ -246,7 +247,7 @@ mod tests {
                 let (own, head) = (drawn(&config, &base), randomized(&Head::classifier(&base, 2, 1), 1));
                 let data = data(&base);
                 let gradients = |data: &[Example]| {
-                    let loss = own.loss(&readout(&base, &head, data)).unwrap();
+                    let loss = own.loss(&readout(&base, &head, data)).unwrap().unwrap();
                     named(&own, &GradientsParams::from_grads(loss.backward(), &own))
                 };
                 let second = in_second(&readout(&base, &head, &data).batch);

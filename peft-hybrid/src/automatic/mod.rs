@@ -2,6 +2,7 @@
 
 pub mod autopeft;
 mod bilevel;
+mod candidate;
 pub mod s3_delta;
 pub mod s4;
 pub mod structure;

@@ -18,8 +18,6 @@
 //!
 //! Differs from the paper: the step of w is the plain one of its equations, the code's is AdamW's. A text is in a half by a hash of its tokens. T5 has the parts of its code; elsewhere every linear map of a layer outside of a cross-attention is one's place. Biases behind normalizations are where a model has them. The head goes on from where the search leaves it.
 
-use std::fmt;
-
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, activation};
 use peft_additive::Activation;
@@ -32,6 +30,7 @@ use peft_core::{
 use peft_reparam::{Lora, LoraConfig};
 use serde::{Deserialize, Serialize};
 
+use super::candidate::{Candidate, Kind};
 use super::structure::{chosen, probabilities, shift};
 
 /// The configuration of S3Delta-M.
@@ -57,52 +56,6 @@ impl Default for S3DeltaConfig {
     fn default() -> Self {
         let (search_steps, structure_rate, unrolled_rate) = (0.5, 333.0, 3e-4);
         S3DeltaConfig { share: 1.389e-4, bottleneck: 24, search_steps, structure_rate, unrolled_rate, structure: None }
-    }
-}
-
-/// What a part does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    /// LoRA of rank 1 beside a linear map.
-    Lora,
-    /// A bias behind a linear map or a normalization.
-    Bias,
-    /// LNFit: a gain beside that of a normalization.
-    Gain,
-    /// A low-rank adapter behind a sub-layer.
-    Adapter,
-}
-
-/// A part that may be there, and how many numbers it has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Candidate {
-    site: Site,
-    kind: Kind,
-    count: usize,
-}
-
-impl fmt::Display for Candidate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Kind::Lora => "lora",
-            Kind::Bias => "bias",
-            Kind::Gain => "gain",
-            Kind::Adapter => "adapter",
-        };
-        write!(f, "{}.{kind}", self.site)
-    }
-}
-
-impl Candidate {
-    /// What the names of its tensors begin with.
-    pub(super) fn prefix(&self) -> String {
-        let field = match self.kind {
-            Kind::Lora => "lora.factors",
-            Kind::Bias => "biases",
-            Kind::Gain => "gains",
-            Kind::Adapter => "adapters",
-        };
-        format!("{field}.{}", self.site)
     }
 }
 

@@ -35,9 +35,9 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 
 use super::allocation::{Triplets, orthogonality};
-use super::growth::{Scores, Updates, drawn};
 use super::pair::{self, LowRank, Opened, Pair, check_dropout, untrained};
 use super::ranks::{check_alpha, check_rank};
+use super::sensitivity::{Scores, Updates, drawn};
 
 /// The configuration of IncreLoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -145,10 +145,12 @@ pub(super) fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, V
     let names = KEYS
         .iter()
         .flat_map(|(name, option)| [(name.replace('-', "_"), *name), (option[2..].replace('-', "_"), *name)]);
-    let own = own.keys().map(|name| (name.clone(), name.as_str()));
-    let nearest = names.chain(own).map(|(known, name)| (strsim::damerau_levenshtein(key, &known), name)).min();
+    let distance = |known: &str| strsim::damerau_levenshtein(key, known);
+    // Of those that are as near one of the method.
+    let own = own.keys().map(|name| (distance(name), 0, name.as_str()));
+    let nearest = names.map(|(known, name)| (distance(&known), 1, name)).chain(own).min();
     // What shares less than half of its letters is no help.
-    let nearest = nearest.filter(|(distance, _)| 2 * distance <= key.len());
-    let nearest = nearest.map_or_else(String::new, |(_, name)| format!("; the nearest is `{name}`"));
+    let nearest = nearest.filter(|(distance, ..)| 2 * distance <= key.len());
+    let nearest = nearest.map_or_else(String::new, |(.., name)| format!("; the nearest is `{name}`"));
     Error::file(path, key, value, format!("a setting that is known{nearest}"))
 }

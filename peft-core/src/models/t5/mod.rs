@@ -15,7 +15,7 @@ use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Encoder and decoder.
 pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
-    let words = frame.held(frame.weight(frame.base.shape.words()).dense());
+    let words = frame.held_table(frame.weight(frame.base.shape.words()));
     let encoded = match frame.encoded() {
         Some(encoded) => encoded,
         None => {
@@ -72,7 +72,9 @@ fn relative_positions(frame: &Frame<'_>, t5: &T5, stack: Stack, x: &Sequence) ->
     let bucket = |i: usize, j: usize| bucket(j as i64 - (first + i) as i64, t5, stack == Stack::Encoder) as i32;
     let buckets: Vec<i32> = (0..rows).flat_map(|i| (0..columns).map(move |j| bucket(i, j))).collect();
     let buckets = send::<2, Int>(TensorData::new(buckets, [rows, columns]), &frame.base.device);
-    frame.rows(site, &frame.weight(site).dense(), buckets, None).permute([2, 0, 1]).unsqueeze()
+    let bias = frame.rows(site, &frame.weight(site), buckets, None).permute([2, 0, 1]);
+    // In the order of memory, once for all layers.
+    bias.reshape([1, frame.base.shape.heads, rows, columns])
 }
 
 /// The bucket of a key's position minus a query's: near ones have their own, farther ones share by logarithm. A decoder looks back only.
