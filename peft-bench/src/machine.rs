@@ -21,6 +21,13 @@ pub fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// Memory that the system would give to a program that starts now, where it tells.
+pub fn available_bytes() -> Option<u64> {
+    let of = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = of.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// How long processors have worked for this process, where the system tells.
 pub fn processor_seconds() -> Option<f64> {
     // Behind the name, which may have spaces: the 12th and 13th numbers, in hundredths of a second.

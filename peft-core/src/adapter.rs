@@ -95,6 +95,12 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
         readout.logits(readout.run(self)?)
     }
 
+    /// The head's summed loss of a batch with its labels, by which results are judged: of one run, as [`logits`](Self::logits), unless
+    /// it predicts otherwise.
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss_of(readout.run(self)?)
+    }
+
     /// What it computes from its tensors under this noise, whatever the batch, as a tuner that holds the results. Gradients flow
     /// through these into its own tensors.
     fn viewed(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
@@ -144,6 +150,14 @@ impl<A: Adapter> AnyAdapter for A {
 
     fn tasks(&self) -> Option<usize> {
         Adapter::tasks(self)
+    }
+
+    fn states(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        check_tasks(self.tasks(), &batch.tasks)?;
+        match &batch.tape {
+            None => self.open(batch, |hooks| base.forward(batch, hooks)),
+            Some(tape) => tape.run(AnyTuner::new(self.clone()), base, batch),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, module};
 
 pub use crate::ops::attention::{Attention, Mask};
+use crate::recompute::untracked;
 use crate::{Frame, Site, Slot, Stack, Weight};
 
 /// The frozen computation inside a hook. It may be called never, once or twice.
@@ -21,6 +22,14 @@ pub struct Sequence {
     pub offset: usize,
     /// How many rows of earlier steps are in the cache: while it is not 0, a text is going on and prompts are in it.
     pub past: usize,
+}
+
+impl Sequence {
+    /// The same numbers, not tracked.
+    pub(crate) fn without_gradients(self) -> Self {
+        let bias = self.mask.bias.map(untracked);
+        Sequence { hidden: untracked(self.hidden), mask: Mask { bias, ..self.mask }, ..self }
+    }
 }
 
 /// A lookup in a table.
@@ -52,7 +61,8 @@ impl Lookup<'_> {
     }
 }
 
-/// What a method does at each place of the forward. Nine seams: five are called *around* the frozen computation, which
+/// What a method does at each place of the forward, in which no tensor goes from one layer to another but by the states: a training step
+/// may compute a layer alone. Nine seams: five are called *around* the frozen computation, which
 /// they get as `next`; four *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
 /// read: the frame gives it as the hooks of the run rewrite it.
 pub trait Hooks {

@@ -40,6 +40,7 @@ mod pattern;
 mod purpose;
 pub mod random;
 mod readout;
+mod recompute;
 mod replaced;
 #[cfg(feature = "train")]
 pub mod search;
@@ -81,6 +82,7 @@ pub use packed::Packed;
 pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};
 pub use readout::{Around, Readout};
+pub use recompute::Tape;
 pub use replaced::Replaced;
 pub use shape::{Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};

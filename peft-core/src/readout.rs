@@ -5,8 +5,9 @@ use std::fmt::{self, Debug};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::ops::word_loss::word_losses;
 use crate::transfer::send;
-use crate::{AnyAdapter, Base, Batch, Error, Head, Hidden, Label, Purpose, Result, Tuner, loss};
+use crate::{AnyAdapter, Base, Batch, Error, Head, Hidden, Label, Purpose, Result, Tuner, Weight, loss};
 
 /// A batch on a base with a head, and its labels where a loss is asked for.
 #[derive(Clone)]
@@ -93,16 +94,38 @@ impl<'a> Readout<'a> {
             return self.head.logits(hidden, self.base.shape(), &self.batch);
         }
         let states = hidden.tokens();
-        let [size, tokens, width] = states.dims();
-        let (mut rows, _) = self.words(tokens)?;
+        let (mut rows, _) = self.words(states.dims()[1])?;
         if rows.is_empty() {
             // A product needs a row; the loss leaves it out.
             rows.push(0);
         }
-        let count = rows.len();
+        Ok(self.head.words(self.rows(states, rows).unsqueeze(), hidden.words, self.base.shape()))
+    }
+
+    /// The summed loss of states. A head for words whose table is not trained computes it by some rows at a time.
+    pub fn loss_of(&self, hidden: Hidden) -> Result<Tensor<1>> {
+        let whole = match self.head {
+            Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                matches!(&hidden.words, Weight::Dense(w) if w.is_autodiff())
+            }
+            _ => true,
+        };
+        let (rows, words) = match whole {
+            true => (vec![], vec![]),
+            false => self.words(hidden.tokens().dims()[1])?,
+        };
+        if words.is_empty() {
+            return self.loss(self.logits(hidden)?);
+        }
+        let states = Head::scaled(self.rows(hidden.tokens(), rows), self.base.shape());
+        Ok(word_losses(states, &hidden.words, &words).sum())
+    }
+
+    /// Those of the states `[batch, tokens, hidden]` at these rows.
+    fn rows(&self, states: Tensor<3>, rows: Vec<i32>) -> Tensor<2> {
+        let ([size, tokens, width], count) = (states.dims(), rows.len());
         let rows = send::<1, Int>(TensorData::new(rows, [count]), self.base.device());
-        let states = states.reshape([size * tokens, width]).select(0, rows);
-        Ok(self.head.words(states.unsqueeze(), hidden.words, self.base.shape()))
+        states.reshape([size * tokens, width]).select(0, rows)
     }
 
     /// The summed loss of such logits.

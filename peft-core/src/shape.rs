@@ -189,8 +189,13 @@ impl Shape {
     }
 
     /// The shape with the first layer of each stack alone.
-    pub fn one_layer(mut self) -> Self {
-        (self.layers, self.architecture) = (1, self.architecture.one_layer());
+    pub fn one_layer(self) -> Self {
+        self.with_layers(1)
+    }
+
+    /// The shape with so many layers in each stack.
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        (self.layers, self.architecture) = (layers, self.architecture.with_layers(layers));
         self
     }
 

@@ -81,7 +81,7 @@ impl<T: Tuner> Trained<T> {
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         let base = self.copies.onto(base);
         let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
-        readout.loss(self.tuner.logits(&readout)?)
+        self.tuner.head_loss(&readout)
     }
 }
 
@@ -90,6 +90,6 @@ impl<T: Procedure> Trained<T> {
     pub fn objective(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
         let base = self.copies.onto(base);
         let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
-        self.tuner.loss(&readout)?.map_or_else(|| readout.loss(self.tuner.logits(&readout)?), Ok)
+        self.tuner.loss(&readout)?.map_or_else(|| self.tuner.head_loss(&readout), Ok)
     }
 }

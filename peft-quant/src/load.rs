@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, TensorData};
 use peft_core::io::{Packing, Pretrained};
 use peft_core::load::Checkpoint;
-use peft_core::{Error, Packed, Result, Stored};
+use peft_core::{Error, Packed, Result, Shape, Stored};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -25,6 +25,14 @@ use crate::{Matrix, Scheme};
 /// If the model is quantized in another way, or is to be packed though it is.
 pub fn open(name: &str, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
     Pretrained::open_packed(name, device, &mut Reader { scheme, words: None })
+}
+
+/// A model of this shape with random weights, packed as they are drawn.
+///
+/// # Errors
+/// If the device cannot hold it.
+pub fn random(shape: Shape, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
+    Pretrained::random_packed(shape, device, &Reader { scheme, words: None })
 }
 
 struct Reader {

@@ -253,7 +253,7 @@ impl Procedure for AdapterSoup {
     fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         let Some(domains) = self.domains else { return Ok(None) };
         let tasks = &readout.batch.tasks;
-        let of = |readout: &Readout<'_>| readout.loss(self.logits(readout)?);
+        let of = |readout: &Readout<'_>| self.head_loss(readout);
         match &(0..tasks.len()).filter(|i| tasks[*i] == domains).collect::<Vec<_>>()[..] {
             [] => Ok(Some(of(readout)? * 0.0)),
             new => of(&readout.select(new)).map(Some),

@@ -343,6 +343,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("gradient_accumulation_steps", json!(config.gradient_accumulation_steps));
     put("learning_rate", json!(config.learning_rate));
     put("optim", json!(config.optim));
+    put("page_above", json!(config.paging.above >> 20));
     put("weight_decay", json!(config.weight_decay));
     put("adam_beta1", json!(config.adam_beta1));
     put("adam_beta2", json!(config.adam_beta2));
@@ -362,6 +363,7 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     put("early_stopping_patience", json!(config.early_stopping_patience));
     put("max_seq_length", json!(config.max_length));
     put("micro_rows", json!(config.micro_rows));
+    put("gradient_checkpointing", json!(config.gradient_checkpointing));
     if args.adapter.is_empty() {
         all.extend(method.settings());
         if !modules.is_empty() {

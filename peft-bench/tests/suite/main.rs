@@ -9,6 +9,8 @@ mod fused;
 mod fuzzed;
 mod over;
 mod packed;
+mod plan;
+mod recompute;
 mod reproduce;
 mod resume;
 mod sizes;

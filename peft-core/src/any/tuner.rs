@@ -81,6 +81,7 @@ trait Erased: Debug + Send + Sync {
 
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>>;
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>>;
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>>;
     fn check_tasks(&self, tasks: &[usize]) -> Result<()>;
     fn as_adapter(&self) -> Option<&dyn AnyAdapter>;
@@ -147,6 +148,9 @@ impl<T: Procedure + 'static> Erased for T {
     }
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
         Tuner::logits(self, readout)
+    }
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        Tuner::head_loss(self, readout)
     }
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         Tuner::viewed(self, base, noise)
@@ -253,6 +257,9 @@ impl Tuner for AnyTuner {
     }
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
         self.0.logits(readout)
+    }
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        self.0.head_loss(readout)
     }
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         self.0.viewed(base, noise)

@@ -212,12 +212,16 @@ impl Head {
     pub(crate) fn words(&self, states: Tensor<3>, words: Weight, shape: &Shape) -> Tensor<3> {
         match self {
             Head::MaskedLm(head) => head.logits(states, words, shape),
-            Head::LanguageModel(_) | Head::Verbalizer(_) => {
-                let scaled = shape.architecture.scales_states();
-                let states = if scaled { states * (shape.hidden as f64).powf(-0.5) } else { states };
-                words.by_rows(states)
-            }
+            Head::LanguageModel(_) | Head::Verbalizer(_) => words.by_rows(Head::scaled(states, shape)),
             _ => panic!("only a head for words has logits over words"),
+        }
+    }
+
+    /// States as a head that holds nothing multiplies them with the table.
+    pub(crate) fn scaled<const D: usize>(states: Tensor<D>, shape: &Shape) -> Tensor<D> {
+        match shape.architecture.scales_states() {
+            true => states * (shape.hidden as f64).powf(-0.5),
+            false => states,
         }
     }
 

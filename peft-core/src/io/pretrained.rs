@@ -50,13 +50,7 @@ impl Pretrained {
     /// The same, with linear maps whose matrices come and are held in another way.
     pub fn open_packed(name: &str, device: &Device, packing: &mut dyn Packing) -> Result<Self> {
         let model = match name.strip_prefix("shape:") {
-            Some(shape) => {
-                let random = |place: &Place| match place.transposed {
-                    true => packing.hold(place.module(), "F32", models::random(place, 0), device),
-                    false => Ok(Stored::Data(models::random(place, 0))),
-                };
-                Self::of(Base::new(Shape::named(shape)?, device, random)?)
-            }
+            Some(shape) => Self::random_packed(Shape::named(shape)?, device, packing)?,
             None => Self::open_dir(directory(name)?, device, packing)?,
         };
         Ok(Pretrained { name: name.into(), ..model })
@@ -65,6 +59,15 @@ impl Pretrained {
     /// A model of this shape with random weights.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
         Self::of(Base::random(shape, seed, device))
+    }
+
+    /// The same, whose linear maps are held in another way, one dense matrix at a time.
+    pub fn random_packed(shape: Shape, device: &Device, packing: &dyn Packing) -> Result<Self> {
+        let random = |place: &Place| match place.transposed {
+            true => packing.hold(place.module(), "F32", models::random(place, 0), device),
+            false => Ok(Stored::Data(models::random(place, 0))),
+        };
+        Ok(Self::of(Base::new(shape, device, random)?))
     }
 
     /// A base alone. If it predicts words, its head for that belongs to it.

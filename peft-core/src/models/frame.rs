@@ -6,8 +6,9 @@ use burn::module::ParamId;
 use burn::tensor::{Int, Tensor};
 
 use super::cache::{Cache, Owner};
-use super::{Base, DECODER_WORDS, VOCABULARY};
+use super::{Base, Beside, DECODER_WORDS, VOCABULARY};
 use crate::ops::{Drops, attention::joined, layer_norm, rms_norm};
+use crate::recompute::Recorder;
 use crate::{Attention, Batch, Hooks, Lookup, Next, Sequence, Shape, Site, Slot, Weight};
 
 /// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has
@@ -16,9 +17,34 @@ pub struct Frame<'a> {
     pub(crate) base: &'a Base,
     pub(crate) hooks: &'a dyn Hooks,
     pub(crate) batch: &'a Batch,
+    pub(crate) recorder: Option<&'a Recorder<'a>>,
 }
 
 impl Frame<'_> {
+    /// A layer inside its hook.
+    pub(crate) fn layer(&self, site: Site, x: Sequence, beside: &Beside) -> Sequence {
+        match self.recorder {
+            Some(recorder) => recorder.layer(site, x, beside),
+            None => self.hooks.layer(self, site, x, &|x| beside.layer(self, site, x)),
+        }
+    }
+
+    /// A tensor that is read in more than one place between and in layers.
+    pub(crate) fn held<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.recorder {
+            Some(recorder) => recorder.held(x),
+            None => x,
+        }
+    }
+
+    /// The same of a table.
+    pub(crate) fn held_table(&self, table: Weight) -> Weight {
+        match table {
+            Weight::Dense(table) => Weight::Dense(self.held(table)),
+            packed => packed,
+        }
+    }
+
     /// The shape of the base.
     pub fn shape(&self) -> &Shape {
         &self.base.shape

@@ -7,6 +7,7 @@ mod linear;
 pub mod loss;
 mod norms;
 mod rotary;
+pub(crate) mod word_loss;
 
 pub use activations::{gated, gelu};
 pub use dropout::Drops;

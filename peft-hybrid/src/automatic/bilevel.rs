@@ -154,7 +154,7 @@ impl S3Delta {
 
     /// The mean loss.
     fn mean(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        Ok(readout.loss(self.logits(readout)?)? / targets(readout) as f32)
+        Ok(self.head_loss(readout)? / targets(readout) as f32)
     }
 
     /// With all weights moved by some factor of a direction, as leaves of its own.

@@ -344,6 +344,10 @@ impl Tuner for LaplaceLora {
             }
         }
     }
+
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss(self.logits(readout)?)
+    }
 }
 
 impl Procedure for LaplaceLora {
@@ -358,7 +362,7 @@ impl Procedure for LaplaceLora {
 
     /// Of the mean.
     fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
-        readout.loss(readout.logits(self.run(readout.base, &readout.batch)?)?).map(Some)
+        readout.loss_of(self.run(readout.base, &readout.batch)?).map(Some)
     }
 }
 

@@ -6,10 +6,11 @@ use clap::{ArgGroup, Args, ValueEnum};
 use peft_core::data::Labelled;
 use peft_core::files::Inputs;
 use peft_core::io::Pretrained;
-use peft_core::train::{Checkpoints, Length, Rule, Schedule, TrainConfig};
+use peft_core::train::{Checkpoints, Length, Schedule, TrainConfig};
 use peft_core::{Error, Result};
 use peft_quant::Scheme;
 
+use crate::cli::optimizer::OptimizerArgs;
 use crate::cli::options::{ColumnArgs, ModelArgs, OutputArgs, tell, warn_of_broken_rows};
 use crate::cli::progress::check_log;
 use crate::machine::threads;
@@ -65,9 +66,8 @@ pub struct Train {
     /// Peak learning rate
     #[arg(long, default_value_t = 1e-3)]
     pub(super) lr: f64,
-    /// The update rule
-    #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
-    pub(super) optimizer: Optimizer,
+    #[command(flatten)]
+    pub(super) optimizer: OptimizerArgs,
     /// Decoupled weight decay, of biases and normalizations too
     #[arg(long, default_value_t = 0.0)]
     pub(super) weight_decay: f64,
@@ -150,13 +150,6 @@ pub struct Train {
 
 /// What a result holds of the settings of its run.
 pub(super) const SETTINGS: &str = "train.yaml";
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Optimizer {
-    #[value(aliases = ["adamw_torch", "adamw_torch_fused", "adamw_hf"])]
-    Adamw,
-    Adafactor,
-}
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum ScheduleArg {
@@ -287,10 +280,6 @@ impl Train {
             length,
             batch_size: self.batch_size,
             gradient_accumulation_steps: self.accumulate,
-            optim: match self.optimizer {
-                Optimizer::Adamw => Rule::AdamW,
-                Optimizer::Adafactor => Rule::Adafactor,
-            },
             weight_decay: self.weight_decay,
             adam_beta1: self.adam_beta1,
             adam_beta2: self.adam_beta2,
@@ -315,6 +304,9 @@ impl Train {
             max_length: self.max_length,
             ..Default::default()
         };
+        // An empty path is that of the directory that the program is in.
+        let beside = self.output.output.parent().filter(|dir| !dir.as_os_str().is_empty());
+        config = self.optimizer.of(config, beside.unwrap_or(Path::new(".")));
         config.check()?;
         let judged = [
             ("--keep-best", self.keep_best),

@@ -7,7 +7,7 @@ use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 46] = [
+pub(super) const KEYS: [(&str, &str); 48] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("base", "--base"),
@@ -32,6 +32,7 @@ pub(super) const KEYS: [(&str, &str); 46] = [
     ("gradient_accumulation_steps", "--accumulate"),
     ("learning_rate", "--lr"),
     ("optim", "--optimizer"),
+    ("page_above", "--page-above"),
     ("weight_decay", "--weight-decay"),
     ("adam_beta1", "--adam-beta1"),
     ("adam_beta2", "--adam-beta2"),
@@ -53,6 +54,7 @@ pub(super) const KEYS: [(&str, &str); 46] = [
     ("max_seq_length", "--max-length"),
     ("threads", "--threads"),
     ("micro_rows", "--micro-rows"),
+    ("gradient_checkpointing", "--gradient-checkpointing"),
     ("logging_file", "--log"),
 ];
 
@@ -60,11 +62,11 @@ pub(super) const KEYS: [(&str, &str); 46] = [
 pub(super) const SEVERAL: [&str; 2] = ["--adapter", "--method"];
 
 /// Options without a value.
-pub(super) const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
+pub(super) const SWITCHES: [&str; 5] =
+    ["--no-shuffle", "--group-by-length", "--keep-best", "--gradient-checkpointing", "--overwrite"];
 
 /// What is not done here, and hence may be off.
-pub(super) const OFF: [&str; 6] =
-    ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
+pub(super) const OFF: [&str; 5] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "torch_compile"];
 
 /// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
 pub(super) const IDLE: [&str; 20] = [

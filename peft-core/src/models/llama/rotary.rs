@@ -10,7 +10,8 @@ use crate::transfer::{read, send};
 use crate::{Sequence, Shape};
 
 /// Cosines and sines of a sequence's rows, `[batch or 1, 1, rows, width / 2]`.
-pub(super) struct Rotary {
+#[derive(Clone)]
+pub(crate) struct Rotary {
     cosine: Tensor<4>,
     sine: Tensor<4>,
 }
