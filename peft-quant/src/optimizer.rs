@@ -169,7 +169,7 @@ mod tests {
             let (mut state, mut away, mut direct) = (None, None, Moments::zeros(dims[0] * dims[1]).unwrap());
             assert_eq!(matches!(direct, Moments::Eight(_)), dims[1] == 82);
             for step in 1..=4 {
-                (x, state) = rule.step(1e-2, x, draw(step), state);
+                (x, _) = rule.step(1e-2, x, draw(step), state);
                 (y, away) = paged.step(1e-2, y, draw(step), away);
                 let mut sink = StateSink::default();
                 away.as_ref().unwrap().state_flatten("w", &mut sink);
