@@ -1,12 +1,13 @@
 //! Options that several commands share.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
-use peft_core::data::{Builder, Labelled, class_place};
+use peft_core::data::{Builder, Labelled, TaskLabels, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::Pretrained;
-use peft_core::train::Workers;
+use peft_core::train::{Tuned, Workers};
 use peft_core::{Compute, Error, Result, Shape};
 use peft_quant::Scheme;
 
@@ -99,6 +100,62 @@ impl ColumnArgs {
             builder = builder.target(name);
         }
         if self.columns.is_empty() { builder } else { builder.columns(&self.columns) }
+    }
+}
+
+/// The data of one of several tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskFile {
+    /// The task's name.
+    pub name: String,
+    /// Its file or directory.
+    pub path: PathBuf,
+}
+
+impl FromStr for TaskFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() && !name.contains('.') => {
+                Ok(TaskFile { name: name.into(), path: path.into() })
+            }
+            _ => Err("expected NAME=FILE, the name without a dot".into()),
+        }
+    }
+}
+
+impl TaskFile {
+    /// Refuses two tasks of one name.
+    pub fn check(option: &str, files: &[Self]) -> Result<()> {
+        let twice = |i: &usize| files[..*i].iter().any(|other| other.name == files[*i].name);
+        match (0..files.len()).find(twice) {
+            Some(i) => Err(Error::config(option, format!("{} twice", files[i].name), "each task once")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which of an adapter's tasks is meant.
+#[derive(Debug, Args)]
+pub struct TaskArg {
+    /// The task of all examples, for an adapter of several: its name, or its number from 0
+    #[arg(long, value_name = "NAME", alias = "task-index")]
+    pub for_task: Option<String>,
+}
+
+impl TaskArg {
+    /// Its number among the tasks of an adapter. Without one an adapter with a head for each task is refused.
+    pub fn among(&self, tuned: &Tuned<'_>) -> Result<Option<usize>> {
+        let named = |error| match error {
+            Error::Config { found, expected, .. } => Error::config("--for-task", found, expected),
+            other => other,
+        };
+        match (&self.for_task, tuned.trained.head.tasks()) {
+            (Some(name), _) => tuned.task(name).map(Some).map_err(named),
+            (None, Some(_)) => Err(Error::config("--for-task", "none", TaskLabels::listed(&tuned.labels.tasks))),
+            (None, None) => Ok(None),
+        }
     }
 }
 

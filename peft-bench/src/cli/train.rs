@@ -1,20 +1,21 @@
 //! `peft train`
 
+mod data;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{ArgGroup, Args, ValueEnum};
-use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
-use peft_core::loss::IGNORED;
 use peft_core::train::{Checkpoints, Length, Metrics, Rule, Schedule, Slots, TrainConfig, Trainer, Tuned};
-use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
+use peft_core::{AnyMethod, Copies, Error, Example, Result, Source};
 use peft_quant::Scheme;
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, OutputArgs, print, tell, tell_classes, warn_of_broken_rows};
+use self::data::{Reading, names, tell_head, tell_labels};
+use super::options::{ColumnArgs, ModelArgs, OutputArgs, TaskFile, print, tell};
 use super::progress::{Progress, check_log};
 use super::{card, yaml};
 use crate::machine::{peak_bytes, threads};
@@ -28,7 +29,8 @@ use crate::tasks::Task;
     group = ArgGroup::new("start").required(true).multiple(true).args(["adapter", "method"]),
     after_help = "Examples:\n  peft train --model DIR --method lora --set r=8 --data train.tsv --epochs 3 --output out/lora\n  \
     peft train --model DIR --method bitfit --task sst2 --data GLUE/SST-2 --steps 500 --lr 1e-3 --output out/bitfit\n  \
-    peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
+    peft train --model DIR --method hyperformer --set tasks=2 --task-data sst2=GLUE --task-data rte=GLUE --task-temperature 10 \
+    --output out/both\n  peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
     peft train --model DIR --adapter out/lora --data more.jsonl --epochs 1 --output out/lora-2"
 )]
 pub struct Train {
@@ -51,11 +53,18 @@ pub struct Train {
     pub(super) task: Option<String>,
     /// Labelled examples: .tsv, .csv or .jsonl (texts, words with a tag for each, or input_ids), .conll or .txt (a word and its tag in a
     /// line), or a task's directory
-    #[arg(long)]
-    pub(super) data: PathBuf,
+    #[arg(long, required_unless_present = "task_data")]
+    pub(super) data: Option<PathBuf>,
     /// Labelled examples to evaluate on; a task brings its own
     #[arg(long, conflicts_with = "task")]
     pub(super) eval: Option<PathBuf>,
+    /// One of several tasks that are trained together, each with a head and metrics of its own: a file as --data takes, or, with the
+    /// name of a task of GLUE, its directory or GLUE's
+    #[arg(long, value_name = "NAME=FILE", conflicts_with_all = ["data", "task", "eval"])]
+    pub(super) task_data: Vec<TaskFile>,
+    /// What a task is evaluated on; one of GLUE brings its own
+    #[arg(long, value_name = "NAME=FILE", requires = "task_data")]
+    pub(super) task_eval: Vec<TaskFile>,
     #[command(flatten)]
     pub(super) columns: ColumnArgs,
     #[command(flatten)]
@@ -105,7 +114,7 @@ pub struct Train {
     /// Put sequences of like length into one batch
     #[arg(long, conflicts_with = "no_shuffle")]
     group_by_length: bool,
-    /// Draw each batch from one task of the data's column task_id, by its size to the power 1 / T: 1 as they are, larger ones more
+    /// Draw each batch from one task, of --task-data or the data's column task_id, by its size to the power 1 / T: 1 as they are, larger ones more
     /// evenly (Hyperformer: 10) [default: tasks mix in a batch]
     #[arg(long, value_name = "T", conflicts_with_all = ["no_shuffle", "group_by_length"])]
     task_temperature: Option<f64>,
@@ -217,9 +226,10 @@ impl Train {
 
     /// Refuses outputs that cannot be, or that are what is read.
     pub(super) fn check_outputs(&self) -> Result<()> {
-        let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
+        let read = [self.data.as_ref(), self.eval.as_ref(), self.config.as_ref()];
+        let of_tasks = self.task_data.iter().chain(&self.task_eval).map(|task| &task.path);
         let inputs = self.model.inputs(&self.adapter);
-        let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten());
+        let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten()).with(of_tasks);
         if !self.is_done() {
             self.output.check(&inputs)?;
         }
@@ -252,25 +262,6 @@ impl Train {
             }
         }
         Ok(())
-    }
-
-    /// The data to train on and to evaluate on.
-    fn read(&self) -> Result<(Labelled, Option<Labelled>)> {
-        let (train, eval) = match (&self.task, &self.eval) {
-            (Some(task), _) => {
-                let (train, dev) = Task::named(task)?.read(&self.data)?;
-                (train, Some(dev))
-            }
-            (None, eval) => {
-                let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
-                let train = open(&self.data)?.read()?;
-                tell(format_args!("columns of {}: {}", self.data.display(), train.columns().join(", ")));
-                let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
-                (train, eval)
-            }
-        };
-        [Some(&train), eval.as_ref()].into_iter().flatten().for_each(warn_of_broken_rows);
-        Ok((train, eval))
     }
 
     fn config(&self, samples: usize) -> Result<TrainConfig> {
@@ -323,9 +314,10 @@ impl Train {
             ("--metric", config.metric_for_best_model != "loss"),
         ];
         if let Some((option, _)) =
-            judged.into_iter().find(|(_, given)| *given && self.task.is_none() && self.eval.is_none())
+            judged.into_iter().find(|(_, given)| *given && !self.is_evaluated())
         {
-            return Err(Error::config(option, "no data to evaluate on", "--eval, or --task"));
+            let expected = if self.task_data.is_empty() { "--eval, or --task" } else { "--task-eval" };
+            return Err(Error::config(option, "no data to evaluate on", expected));
         }
         if !(0.0..1e9).contains(&self.warmup) || self.warmup > 1.0 && self.warmup.fract() != 0.0 {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
@@ -334,6 +326,12 @@ impl Train {
         // A part of a step counts as one, as in transformers.
         config.warmup_steps = if self.warmup < 1.0 { self.warmup * total as f64 } else { self.warmup }.ceil() as usize;
         Ok(config)
+    }
+
+    /// Whether there is data to evaluate on.
+    fn is_evaluated(&self) -> bool {
+        let of_tasks = !self.task_eval.is_empty() || self.task_data.iter().any(|task| task.path.is_dir());
+        self.task.is_some() || self.eval.is_some() || of_tasks
     }
 
     /// Whether a run that is to be taken up has written its result already: it was stopped at the very end.
@@ -355,20 +353,6 @@ fn source(dir: &Path, model: &Pretrained) -> Result<Source> {
     let (config, trained) = peft::load_as(&by_peft_type(dir)?, dir, model)?;
     let name = dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
     Ok(Source { name, config, trained })
-}
-
-/// Says whether the model's own head is trained on, or a new one.
-fn tell_head(model: &Pretrained, own: Option<&Head>, data: &Dataset) -> Result<()> {
-    let Some(found) = model.head_for(data.purpose()?).filter(|head| head.outputs().is_some()) else { return Ok(()) };
-    let names = |outputs: Option<usize>| match model.class_names(outputs.unwrap_or(0)) {
-        names if names.is_empty() => "a value".to_string(),
-        names => names.join(", "),
-    };
-    match own {
-        Some(head) => tell(format_args!("the model's own head is trained on, for {}", names(head.outputs()))),
-        None => tell(format_args!("a new head is trained: that of the model is for {}", names(found.outputs()))),
-    }
-    Ok(())
 }
 
 /// Refuses a finished run whose settings are not those that are asked for, which it names.
@@ -401,35 +385,6 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
-    /// that may be trained on: of the adapter, if there is one.
-    fn data(&self, method: &AnyMethod, head: Option<&Head>) -> Result<(Dataset, Option<Dataset>)> {
-        let Job { args, model, .. } = self;
-        let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
-        let (data, eval) = args.read()?;
-        let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
-        let classes = match (args.adapter.first(), head) {
-            (Some(dir), Some(head)) => model.name_classes(peft::labels(dir)?, head).classes,
-            _ => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
-        };
-        if let Some(task) = &args.task {
-            Task::named(task)?.check_order(&classes)?;
-        }
-        if !data.classes.is_empty() {
-            tell_classes(&data.classes, &classes);
-        }
-        let renumbered = |data: &Dataset| data.clone().with_classes(&classes);
-        match (renumbered(&data), eval.as_ref().map(renumbered)) {
-            (Some(data), None) => Ok((data, None)),
-            (Some(data), Some(Some(eval))) => Ok((data, Some(eval))),
-            _ if !args.adapter.is_empty() && !classes.is_empty() => {
-                let expected = format!("classes of the adapter: {classes:?}");
-                Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected))
-            }
-            _ => Ok((data, eval)),
-        }
-    }
-
     fn run(self, method: AnyMethod) -> Result<Value> {
         let Job { args, model, slots } = self;
         let of_set = |error: Error| error.of_option("--set");
@@ -454,7 +409,7 @@ impl Job<'_> {
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
-        let (data, eval) = self.data(&method, adapter.as_ref().map(|trained| &trained.head))?;
+        let (data, eval) = Reading { args, model, method: &method, head: adapter.as_ref().map(|it| &it.head) }.data()?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         // What is not a setting decides a run as well: a finished one is told apart from one on another model or other data.
@@ -477,43 +432,16 @@ impl Job<'_> {
         if args.resume && !args.checkpoints().dir.exists() {
             tell(format_args!("no checkpoints in {}: from the start", args.checkpoints().dir.display()));
         }
-        if !data.classes.is_empty() {
-            let mut counts = vec![0; data.classes.len()];
-            for label in data.examples.iter().filter_map(|example| example.label.as_ref()) {
-                match label {
-                    Label::Class(class) => counts[*class] += 1,
-                    Label::Tags(tags) => {
-                        tags.iter().filter(|tag| **tag != IGNORED).for_each(|tag| counts[*tag as usize] += 1)
-                    }
-                    Label::Value(_) | Label::Words(_) | Label::Answer(_) => {}
-                }
-            }
-            let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
-            tell(format_args!("classes of the training data: {}", told.collect::<Vec<_>>().join(", ")));
-        }
-        let cut = |example: &&Example| match &example.label {
-            Some(Label::Answer(answer)) => answer.tokens == [0, 0] && !answer.right.is_empty(),
-            _ => false,
-        };
-        let cut = data.examples.iter().filter(cut).count();
-        if cut > 0 {
-            tell(format_args!(
-                "{cut} of {} answers are in no token that is left of their texts, and are learnt as none: see --max-length",
-                data.examples.len()
-            ));
-        }
-        let values: Vec<f32> = data.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
-        if let Some(least) = values.iter().copied().reduce(f32::min) {
-            let most = values.iter().copied().fold(least, f32::max);
-            tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
-        }
+        data.parts().iter().zip(names(&data)).for_each(|(part, name)| tell_labels(part, &name));
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trainer = slots.map_or(trainer.clone(), |slots| trainer.with_slots(slots.clone()));
         let trained = match adapter {
             Some(trained) => trained,
             None => {
                 if method.head_from(&model.base).is_none() {
-                    tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
+                    for (part, name) in data.parts().iter().zip(names(&data)) {
+                        tell_head(model, trainer.own_head(model, part)?.as_ref(), part, &name)?;
+                    }
                 }
                 let trained = trainer.start(model, &method, &data)?;
                 let base = model.base.for_purpose(trained.head.purpose());

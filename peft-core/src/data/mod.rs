@@ -10,7 +10,7 @@ mod tags;
 
 pub use classes::class_place;
 
-pub use dataset::Dataset;
+pub use dataset::{Dataset, Names, TaskLabels};
 #[cfg(feature = "tokenize")]
 pub use dataset::{prompted, room};
 pub use labelled::{Builder, Labelled, Question};

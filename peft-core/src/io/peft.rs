@@ -1,7 +1,7 @@
 //! Adapter directories in the layout of Hugging Face PEFT: `adapter_config.json`, `adapter_model.safetensors`, the head
 //! among the saved modules; beside them `labels.json`, which PEFT ignores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use super::leftovers;
 use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
 use crate::copies::is_in;
+use crate::data::TaskLabels;
 use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
@@ -36,13 +37,21 @@ pub struct Labels {
     /// The [fingerprint](Base::weights_fingerprint) of the model's tensors as 16 hexadecimal digits; none, where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// The tasks, if there are several with heads of their own; `classes` is then empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskLabels>,
 }
 
 impl Labels {
     /// Of an adapter of this model, which was opened by a name.
     pub fn of(name: &str, base: &Base, classes: Vec<String>) -> Self {
         let fingerprint = Some(format!("{:016x}", base.known_weights_fingerprint()));
-        Labels { base: name.to_string(), classes, fingerprint }
+        Labels { base: name.to_string(), classes, fingerprint, tasks: vec![] }
+    }
+
+    /// The names of the classes of a task, or of all there are.
+    pub fn of_task(&self, task: usize) -> &[String] {
+        self.tasks.get(task).map_or(&self.classes, |task| &task.classes)
     }
 }
 
@@ -103,6 +112,8 @@ pub(super) fn write_settings(
         Head::Answers(_) => &["qa_outputs"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
         Head::LanguageModel(_) | Head::Verbalizer(_) | Head::States(_) => &[],
+        // PEFT knows no such module.
+        Head::Several(_) => &["tasks"],
     };
     // PEFT has no task type for masked words.
     let task = match head {
@@ -110,8 +121,11 @@ pub(super) fn write_settings(
         head => head.purpose().task(shape.architecture),
     };
     let mut told = serde_json::json!(labels);
-    if let Head::Verbalizer(head) = head {
-        told["texts"] = serde_json::json!(head.texts());
+    for task in 0..head.tasks().unwrap_or(1) {
+        if let Head::Verbalizer(own) = head.of_task(task)? {
+            let place = if head.tasks().is_some() { &mut told["tasks"][task] } else { &mut told };
+            place["texts"] = serde_json::json!(own.texts());
+        }
     }
     let settings = config::write(config, shape, &labels.base, task, modules, copies.modules())?;
     write_json(&dir.join("adapter_config.json"), &settings)?;
@@ -221,11 +235,19 @@ pub(super) fn load_from(
     };
     let labels_path = dir.join("labels.json");
     let (told, labels) = told(&labels_path)?;
+    let labels_of_tasks = labels.tasks.clone();
     tell_other_base(labels, &labels_path, &model.base);
     let settings = Settings::read(dir)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
-    let head = Told::of(&settings)?.head(&mut taker, &head_key, model)?;
+    let said = Told::of(&settings)?;
+    let head = match labels_of_tasks.len() {
+        0 => said.head(&mut taker, &head_key, model)?,
+        tasks => {
+            let of_task = |task| said.head(&mut taker, &|name| head_key(&format!("Several.{task}.{name}")), model);
+            Head::several((0..tasks).map(of_task).collect::<Result<_>>()?)?
+        }
+    };
     let rows = settings.fields.get("trainable_token_indices").is_some_and(|rows| !fields::is_off(rows));
     if let (true, Head::MaskedLm(MaskedLm { decoder: None, .. })) = (rows, &head) {
         let what =
@@ -281,21 +303,31 @@ pub(super) fn load_from(
         None => (config, tuner),
         Some(start) => (config.started(start), config.taken_out(tuner, start, &base)?),
     };
-    let head = verbalizer(labels_path, told, shape)?.map_or(head, Head::Verbalizer);
+    let told = told.unwrap_or_default();
+    let head = match labels_of_tasks.len() {
+        0 => verbalizer(&labels_path, told.get("texts"), shape)?.map_or(head, Head::Verbalizer),
+        tasks => {
+            let texts = |task: usize| told["tasks"][task].get("texts");
+            let heads = (0..tasks).map(|task| {
+                let own = verbalizer(&labels_path, texts(task), shape)?.map(Head::Verbalizer);
+                own.map_or_else(|| head.of_task(task).cloned(), Ok)
+            });
+            Head::several(heads.collect::<Result<_>>()?)?
+        }
+    };
     Ok((config, Trained::new(tuner, head)?.with_copies(copies)?))
 }
 
 /// The texts that stand for labels, if there are any.
-fn verbalizer(path: PathBuf, told: Option<Value>, shape: &Shape) -> Result<Option<Verbalizer>> {
-    let texts = told.and_then(|told| told.get("texts").cloned());
+fn verbalizer(path: &Path, texts: Option<&Value>, shape: &Shape) -> Result<Option<Verbalizer>> {
     let Some(texts) = texts.filter(|_| shape.architecture.writes_classes()) else { return Ok(None) };
     let expected = format!("a list of {{\"ids\": token ids below {}, \"value\": a number or null}}", shape.vocab);
     let texts: Vec<Text> =
-        serde_json::from_value(texts).map_err(|error| Error::file(&path, "texts", error, &expected))?;
+        serde_json::from_value(texts.clone()).map_err(|error| Error::file(path, "texts", error, &expected))?;
     if let Some(id) = texts.iter().flat_map(|text| &text.ids).find(|id| **id as usize >= shape.vocab) {
-        return Err(Error::file(&path, "texts", id, expected));
+        return Err(Error::file(path, "texts", id, expected));
     }
-    Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(&path))
+    Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(path))
 }
 
 /// Warns if the adapter was trained on another base than this, as far as it tells.
@@ -331,7 +363,11 @@ fn told(path: &Path) -> Result<(Option<Value>, Labels)> {
         return Ok((None, Labels::default()));
     }
     let told = read_json(path)?;
-    let labels = serde_json::from_value(told.clone())
+    let labels: Labels = serde_json::from_value(told.clone())
         .map_err(|e| Error::file(path, "content", e, "an object with `base` and `classes`"))?;
+    let twice = |i: &usize| labels.tasks[..*i].iter().any(|other| other.name == labels.tasks[*i].name);
+    if let Some(i) = (0..labels.tasks.len()).find(twice) {
+        return Err(Error::file(path, "tasks", format!("{:?} twice", labels.tasks[i].name), "names of their own"));
+    }
     Ok((Some(told), labels))
 }

@@ -266,7 +266,7 @@ impl<'a> Field<'a> {
                     let [train, _] = tokens(&Task::named(task)?)?;
                     examples.extend(train.examples.into_iter().map(|example| Example { task: i, ..example }));
                 }
-                (Dataset { examples, classes: vec!["0".into(), "1".into()] }, None)
+                (Dataset { examples, classes: vec!["0".into(), "1".into()], ..Dataset::default() }, None)
             }
         };
         let config =
