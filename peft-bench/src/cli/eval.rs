@@ -13,7 +13,9 @@ use peft_core::{AnyTuner, Bare, Error, Example, Head, Label, Method, Purpose, Re
 use peft_reparam::{LaplaceLoraConfig, LoraConfig};
 use serde_json::{Map, Value, json};
 
-use super::options::{ColumnArgs, ModelArgs, TaskArg, TaskFile, print, tell, tell_classes, warn_of_broken_rows, workers};
+use super::options::{
+    ColumnArgs, ModelArgs, Setup, TaskArg, TaskFile, print, tell, tell_classes, warn_of_broken_rows, workers,
+};
 use crate::machine::threads;
 use crate::registry::load;
 use crate::tasks::Task;
@@ -32,6 +34,9 @@ pub struct Eval {
     /// An adapter directory, or several at once, the first outermost, whose head counts; without one the model's own head is used
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
+    /// A directory of AdapterHub's with a composition of adapters (adapter_setup.json) or a fusion, in place of an adapter
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["adapter", "laplace", "for_task", "task_data"])]
+    setup: Option<PathBuf>,
     /// A task of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte; measured on its development set, with its metrics
     #[arg(long)]
     task: Option<String>,
@@ -64,13 +69,19 @@ impl Eval {
         if let (Some(training), Some(data)) = (&self.laplace, &self.data) {
             return print(self.laplace(&load(&self.adapter, &model)?, &model, [data, training])?);
         }
-        let (examples, metrics) = match &self.adapter[..] {
-            [_, ..] => self.measure(load(&self.adapter, &model)?, &model, task.as_ref())?,
-            [] => {
-                let trained = Trained::new(Bare {}, model.own_head()?)?;
-                let base = model.base.for_purpose(trained.head.purpose());
-                let (path, room) = (self.data.as_deref().unwrap_or(Path::new("")), model.base.shape().max_length());
-                let data = self.read((path, task.as_ref()), &model, &trained.head, &[], room)?;
+        let path = self.data.as_deref().unwrap_or(Path::new(""));
+        let (examples, metrics) = match (&self.adapter[..], &self.setup) {
+            ([_, ..], _) => self.measure(load(&self.adapter, &model)?, &model, task.as_ref())?,
+            ([], setup) => {
+                let Setup { base, trained, classes, room } = match setup {
+                    Some(dir) => Setup::open(dir, &model)?,
+                    None => {
+                        let trained = Trained::new(Bare {}, model.own_head()?)?.erased();
+                        let base = model.base.for_purpose(trained.head.purpose());
+                        Setup { room: base.shape().max_length(), base, trained, classes: vec![] }
+                    }
+                };
+                let data = self.read((path, task.as_ref()), &model, &trained.head, &classes, room)?;
                 let data_of = (data.examples.as_slice(), data.names());
                 (data.examples.len(), measure(&base, &trained, data_of, &self.workers(&data)?)?)
             }
@@ -90,8 +101,7 @@ impl Eval {
             Some(path) => {
                 let task = self.for_task.among(&tuned)?;
                 let tuned = if let Some(task) = task { tuned.of_task(task)? } else { tuned };
-                let mut data =
-                    self.read((path, glue), model, &tuned.trained.head, &tuned.labels.classes, room)?;
+                let mut data = self.read((path, glue), model, &tuned.trained.head, &tuned.labels.classes, room)?;
                 data.examples.iter_mut().for_each(|example| example.task = task.unwrap_or(example.task));
                 let several = tuned.trained.tuner.check_tasks(&[usize::MAX]).is_err();
                 if several && task.is_none() && data.examples.iter().all(|example| example.task == 0) {

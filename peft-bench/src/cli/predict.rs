@@ -13,7 +13,7 @@ use peft_core::train::{Logits, Served, Tuned, argmax};
 use peft_core::{AnyTuner, Bare, Base, Error, Example, Head, Purpose, Result, Trained, answer};
 use serde_json::{Map, Value, json};
 
-use super::options::{ModelArgs, TaskArg, lines, print, workers};
+use super::options::{ModelArgs, Setup, TaskArg, lines, print, workers};
 use crate::machine::threads;
 use crate::registry::load;
 
@@ -29,6 +29,9 @@ pub struct Predict {
     /// NAME= before each they are adapters that the column `adapter` of --data chooses from
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
+    /// A directory of AdapterHub's with a composition of adapters (adapter_setup.json) or a fusion, in place of an adapter
+    #[arg(long, value_name = "DIR", conflicts_with = "adapter")]
+    setup: Option<PathBuf>,
     /// A text
     #[arg(long, required_unless_present_any = ["file", "data"])]
     text: Vec<String>,
@@ -141,6 +144,12 @@ impl Predict {
                 None => ("", adapter.as_str()),
             };
             dirs.entry(name.to_string()).or_default().push(dir.into());
+        }
+        if let Some(dir) = &self.setup {
+            let Setup { base, trained, classes, room } = Setup::open(dir, model)?;
+            check_labels(&trained.head)?;
+            let labels = Labels { classes, ..Labels::default() };
+            return Ok(BTreeMap::from([(String::new(), Ready { base, trained, labels, room, task: 0 })]));
         }
         if dirs.is_empty() {
             let (head, room) = (model.own_head()?, model.base.shape().max_length());

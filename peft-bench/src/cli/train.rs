@@ -229,7 +229,10 @@ impl Train {
         let read = [self.data.as_ref(), self.eval.as_ref(), self.config.as_ref()];
         let of_tasks = self.task_data.iter().chain(&self.task_eval).map(|task| &task.path);
         let inputs = self.model.inputs(&self.adapter);
-        let inputs = inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten()).with(of_tasks);
+        let inputs = inputs
+            .with_models(self.source.iter().map(PathBuf::as_path))
+            .with(read.into_iter().flatten())
+            .with(of_tasks);
         if !self.is_done() {
             self.output.check(&inputs)?;
         }
@@ -313,9 +316,7 @@ impl Train {
             ("--eval-every", self.eval_every.is_some()),
             ("--metric", config.metric_for_best_model != "loss"),
         ];
-        if let Some((option, _)) =
-            judged.into_iter().find(|(_, given)| *given && !self.is_evaluated())
-        {
+        if let Some((option, _)) = judged.into_iter().find(|(_, given)| *given && !self.is_evaluated()) {
             let expected = if self.task_data.is_empty() { "--eval, or --task" } else { "--task-eval" };
             return Err(Error::config(option, "no data to evaluate on", expected));
         }
@@ -409,7 +410,8 @@ impl Job<'_> {
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
-        let (data, eval) = Reading { args, model, method: &method, head: adapter.as_ref().map(|it| &it.head) }.data()?;
+        let (data, eval) =
+            Reading { args, model, method: &method, head: adapter.as_ref().map(|it| &it.head) }.data()?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         // What is not a setting decides a run as well: a finished one is told apart from one on another model or other data.

@@ -181,7 +181,11 @@ impl Trainer {
         peft::check_copies(&method, &trained, base.shape())?;
         if let Some(other) = evaluation.filter(|other| other.tasks != data.tasks) {
             let [found, expected] = [&other.tasks, &data.tasks].map(|tasks| TaskLabels::listed(tasks));
-            return Err(Error::config("tasks of the evaluation", found, format!("those of the training data, {expected}")));
+            return Err(Error::config(
+                "tasks of the evaluation",
+                found,
+                format!("those of the training data, {expected}"),
+            ));
         }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
         let settings = match data.tasks.is_empty() {
@@ -232,7 +236,8 @@ impl Trainer {
         let tasks: Vec<usize> = data.iter().chain(evaluation.into_iter().flatten()).map(|e| e.task).collect();
         trained.check_tasks(&tasks)?;
         if self.config.task_temperature.is_some() && data.iter().all(|example| example.task == data[0].task) {
-            let expected = "more than one, by Dataset::several or a column task_id, or no temperature to draw them with";
+            let expected =
+                "more than one, by Dataset::several or a column task_id, or no temperature to draw them with";
             return Err(Error::config("task_temperature", "data of one task", expected));
         }
         let steps = self.config.steps(data.len());
@@ -323,7 +328,9 @@ impl Trainer {
     /// Whether the metric by which states are judged is one of the evaluation's.
     fn check_metric(&self, evaluation: Option<&[Example]>, names: Names<'_>) -> Result<()> {
         let name = &self.config.metric_for_best_model;
-        let Some(examples) = evaluation.filter(|examples| examples.iter().any(|e| e.label.is_some())) else { return Ok(()) };
+        let Some(examples) = evaluation.filter(|examples| examples.iter().any(|e| e.label.is_some())) else {
+            return Ok(());
+        };
         let known = metric_names(examples, names);
         match known.contains(name) {
             true => Ok(()),

@@ -51,7 +51,8 @@ impl<'a> Tuned<'a> {
             let outputs = trained.head.of_task(task)?.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
             let names = labels.of_task(task).len();
             if names > 0 && names != outputs {
-                let key = labels.tasks.get(task).map_or("classes".into(), |task| format!("classes of task {}", task.name));
+                let key =
+                    labels.tasks.get(task).map_or("classes".into(), |task| format!("classes of task {}", task.name));
                 let (path, expected) = (dir.join("labels.json"), format!("{outputs}, as the head"));
                 return Err(Error::file(path, key, format!("{names} names"), expected));
             }
@@ -91,7 +92,9 @@ impl<'a> Tuned<'a> {
     pub fn task(&self, name: &str) -> Result<usize> {
         let task = match self.labels.tasks.is_empty() {
             false => TaskLabels::place(&self.labels.tasks, name)?,
-            true => name.parse().map_err(|_| Error::config("task", name, "a number: the adapter's tasks have no names"))?,
+            true => {
+                name.parse().map_err(|_| Error::config("task", name, "a number: the adapter's tasks have no names"))?
+            }
         };
         self.trained.check_tasks(&[task]).map(|()| task)
     }

@@ -57,7 +57,8 @@ impl Reading<'_> {
             all.push((name.clone(), train));
             evals.extend(eval.map(|eval| (name.clone(), eval)));
         }
-        if let Some((name, _)) = all.iter().find(|(name, _)| !evals.is_empty() && !evals.iter().any(|it| it.0 == *name)) {
+        if let Some((name, _)) = all.iter().find(|(name, _)| !evals.is_empty() && !evals.iter().any(|it| it.0 == *name))
+        {
             return Err(Error::config("--task-eval", format!("nothing for {name}"), "data for each task, or for none"));
         }
         let eval = (!evals.is_empty()).then(|| Dataset::several(evals)).transpose()?;
@@ -72,7 +73,11 @@ impl Reading<'_> {
         TaskFile::check("--task-eval", &args.task_eval)?;
         let names = all.iter().map(|task| task.name.as_str()).collect::<Vec<_>>();
         if let Some(other) = args.task_eval.iter().find(|task| !names.contains(&task.name.as_str())) {
-            return Err(Error::config("--task-eval", &other.name, format!("a task of --task-data: {}", names.join(", "))));
+            return Err(Error::config(
+                "--task-eval",
+                &other.name,
+                format!("a task of --task-data: {}", names.join(", ")),
+            ));
         }
         let Some(labels) = self.labels()? else { return Ok(all.iter().collect()) };
         let of_head = |task: &TaskLabels| all.iter().find(|file| file.name == task.name);
@@ -106,7 +111,11 @@ impl Reading<'_> {
     }
 
     /// Rows as data of a task.
-    fn prepared(&self, (path, rows, glue): (&Path, Rows, Option<&Task>), task: usize) -> Result<(Dataset, Option<Dataset>)> {
+    fn prepared(
+        &self,
+        (path, rows, glue): (&Path, Rows, Option<&Task>),
+        task: usize,
+    ) -> Result<(Dataset, Option<Dataset>)> {
         let Reading { args, model, method, .. } = self;
         let (train, eval) = rows;
         [Some(&train), eval.as_ref()].into_iter().flatten().for_each(warn_of_broken_rows);
