@@ -5,6 +5,7 @@ use std::fmt::{self, Debug};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::head::mixed;
 use crate::ops::word_loss::word_losses;
 use crate::transfer::send;
 use crate::{AnyAdapter, Base, Batch, Error, Head, Hidden, Label, Purpose, Result, Tuner, Weight, loss};
@@ -16,7 +17,7 @@ pub struct Readout<'a> {
     pub base: &'a Base,
     /// What is run.
     pub batch: Cow<'a, Batch>,
-    /// What turns states into logits.
+    /// What turns states into logits: that of the batch's task.
     pub head: &'a Head,
     /// One for each sequence, or none.
     pub labels: Vec<Label>,
@@ -41,7 +42,14 @@ impl Debug for Readout<'_> {
 impl<'a> Readout<'a> {
     /// Of a batch without labels.
     pub fn new(base: &'a Base, batch: &'a Batch, head: &'a Head) -> Self {
-        Readout { base, batch: Cow::Borrowed(batch), head, labels: vec![], around: None }
+        // Of a batch of several tasks with heads of their own, logits are an error.
+        Readout {
+            base,
+            batch: Cow::Borrowed(batch),
+            head: head.of_batch(batch).unwrap_or(head),
+            labels: vec![],
+            around: None,
+        }
     }
 
     /// With labels. Classes and values that are texts become these texts, and what the decoder sees of them.
@@ -78,7 +86,9 @@ impl<'a> Readout<'a> {
             true => vec![],
             false => sequences.iter().map(|i| self.labels[*i].clone()).collect(),
         };
-        Readout { batch: Cow::Owned(self.batch.select(sequences)), labels, ..self.clone() }
+        let batch = self.batch.select(sequences);
+        let head = self.head.of_batch(&batch).unwrap_or(self.head);
+        Readout { batch: Cow::Owned(batch), labels, head, ..self.clone() }
     }
 
     /// The same batch with these texts as answers.
@@ -138,6 +148,7 @@ impl<'a> Readout<'a> {
             Head::Tokens(_) => loss::token_loss(logits, &labels),
             Head::Answers(_) => loss::answer_loss(logits, self.batch.padding.as_ref(), &labels),
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(self.word_losses(logits)?.sum()),
+            Head::Several(_) => Err(mixed()),
             Head::States(_) => {
                 let expected = "a head for the labels: states alone are not trained on any";
                 Err(Error::config("head", "none", expected))

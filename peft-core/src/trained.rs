@@ -59,7 +59,7 @@ impl<T: Tuner> Trained<T> {
     pub fn logits(&self, base: &Base, batch: &Batch) -> Result<Tensor<3>> {
         let base = self.copies.onto(base);
         let readout = Readout::new(&base, batch, &self.head);
-        let Head::Verbalizer(verbalizer) = &self.head else { return self.tuner.logits(&readout) };
+        let Head::Verbalizer(verbalizer) = readout.head else { return self.tuner.logits(&readout) };
         let size = batch.dims()[0];
         let likelihood = |text: &Text| {
             let readout = readout.clone().answered(vec![text.words(); size])?;
@@ -79,17 +79,41 @@ impl<T: Tuner> Trained<T> {
 
     /// The head's summed loss of a batch with its labels, by which results are judged.
     pub fn loss(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
+        self.summed(base, batch, labels, |readout| readout.loss(self.tuner.logits(readout)?))
+    }
+
+    /// A loss of a batch; of sequences with different heads the sum over these, each a run of its own.
+    fn summed(
+        &self,
+        base: &Base,
+        batch: &Batch,
+        labels: &[&Label],
+        loss: impl Fn(&Readout<'_>) -> Result<Tensor<1>>,
+    ) -> Result<Tensor<1>> {
         let base = self.copies.onto(base);
-        let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
-        self.tuner.head_loss(&readout)
+        let Some(groups) = self.head.groups(batch) else {
+            return loss(&Readout::new(&base, batch, &self.head).with_labels(labels)?);
+        };
+        let of_task = |rows: &Vec<usize>| {
+            let labels: Vec<&Label> = rows.iter().map(|row| labels[*row]).collect();
+            loss(&Readout::new(&base, &batch.select(rows), &self.head).with_labels(&labels)?)
+        };
+        Ok(Tensor::cat(groups.iter().map(of_task).collect::<Result<_>>()?, 0).sum())
+    }
+
+    /// Refuses tasks that the method or the head does not have.
+    pub fn check_tasks(&self, tasks: &[usize]) -> Result<()> {
+        tasks.iter().try_for_each(|task| self.head.of_task(*task).map(drop))?;
+        self.tuner.check_tasks(tasks)
     }
 }
 
 impl<T: Procedure> Trained<T> {
     /// The summed loss that is trained, see [`Procedure::loss`].
     pub fn objective(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
-        let base = self.copies.onto(base);
-        let readout = Readout::new(&base, batch, &self.head).with_labels(labels)?;
-        self.tuner.loss(&readout)?.map_or_else(|| self.tuner.head_loss(&readout), Ok)
+        self.summed(base, batch, labels, |readout| match self.tuner.loss(readout)? {
+            Some(loss) => Ok(loss),
+            None => self.tuner.head_loss(readout),
+        })
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use peft_core::files::read_json;
-use peft_core::io::{adapterhub, gguf, peft, record};
+use peft_core::io::{adapterhub, gguf, hub_setup, peft, record};
 use peft_core::{Error, Result};
 
 use super::options::{ModelArgs, OutputArgs, print};
@@ -52,6 +52,10 @@ impl Format {
             return Ok(Format::Gguf);
         }
         let path = dir.join("adapter_config.json");
+        if let Some(setup) = hub_setup::held(dir).filter(|_| !path.exists()) {
+            let expected = "an adapter: those of a composition are converted one by one (--setup of forward, eval and predict runs it)";
+            return Err(Error::file(dir, "content", format!("{setup}, of a composition"), expected));
+        }
         let config = read_json(&path)?;
         let record = dir.join(record::FILE).exists();
         let hf = ["adapter_model.safetensors", "adapter_model.bin"].into_iter().find(|name| dir.join(name).exists());

@@ -10,7 +10,7 @@ use peft_core::load::Tokenizer;
 use peft_core::{Bare, Base, Error, Result, Trained, Tuner, io::Pretrained};
 use serde_json::{Value, json};
 
-use super::options::{ModelArgs, lines, print, print_part, prompt_room, tell};
+use super::options::{ModelArgs, TaskArg, lines, print, print_part, prompt_room, tell};
 use super::speed::Speed;
 use crate::registry::load;
 
@@ -46,9 +46,8 @@ pub struct Generate {
     /// A message of the system before each prompt
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
-    /// The task of the prompts, counted from 0, for an adapter of several
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    task_index: usize,
+    #[command(flatten)]
+    for_task: TaskArg,
     /// The most tokens of a text [default: the model's, else 128]
     #[arg(long)]
     max_new_tokens: Option<usize>,
@@ -114,11 +113,12 @@ impl Generate {
             [_, ..] => {
                 let tuned = load(&self.adapter, &model)?;
                 let room = tuned.config.room(tuned.base.shape());
-                self.write(&model, &tuned.base, &tuned.trained, room)
+                let task = self.for_task.among(&tuned)?.unwrap_or(0);
+                self.write(&model, (&tuned.base, &tuned.trained), room, task)
             }
             [] => {
                 let room = model.base.shape().max_length();
-                self.write(&model, &model.base, &Trained::new(Bare {}, model.own_head()?)?, room)
+                self.write(&model, (&model.base, &Trained::new(Bare {}, model.own_head()?)?), room, 0)
             }
         }
     }
@@ -204,8 +204,14 @@ impl Generate {
         }
     }
 
-    /// Writes with `room` for so many tokens.
-    fn write<T: Tuner>(&self, model: &Pretrained, base: &Base, trained: &Trained<T>, room: usize) -> Result<()> {
+    /// Writes with `room` for so many tokens, for a task.
+    fn write<T: Tuner>(
+        &self,
+        model: &Pretrained,
+        (base, trained): (&Base, &Trained<T>),
+        room: usize,
+        task: usize,
+    ) -> Result<()> {
         let (tokenizer, config) = (model.tokenizer()?, self.config(model)?);
         let asked = self.asked()?;
         let new = match config.max_length {
@@ -220,7 +226,7 @@ impl Generate {
                 Asked::Chat(messages) => tokenizer.chat(messages)?,
             };
             if ids.len() <= longest {
-                return Ok(Prompt { ids, task: self.task_index });
+                return Ok(Prompt { ids, task });
             }
             let found = format!("{} tokens, and {new} new ones", ids.len());
             Err(Error::config("prompt, --max-new-tokens", found, format!("at most {} in all", room + 1)))

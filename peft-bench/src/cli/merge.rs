@@ -7,7 +7,7 @@ use peft_core::data::Labelled;
 use peft_core::random::Random;
 use peft_core::{Error, Example, Result};
 
-use super::options::{ModelArgs, OutputArgs, print};
+use super::options::{ModelArgs, OutputArgs, TaskArg, print};
 use crate::registry::load;
 
 /// Fold an adapter into its model; writes a directory that transformers loads
@@ -26,6 +26,8 @@ pub struct Merge {
     /// Refuse when a logit of the probe batch moves by more than this
     #[arg(long, default_value_t = 1e-3)]
     max_difference: f32,
+    #[command(flatten)]
+    task: TaskArg,
     /// Examples (JSONL with input_ids) to probe with; without a file, 16 random sequences
     #[arg(long)]
     probe: Option<PathBuf>,
@@ -49,6 +51,8 @@ impl Merge {
         }
         let model = self.model.open()?;
         let (shape, tuned) = (model.base.shape(), load(&self.adapter, &model)?);
+        let task = self.task.among(&tuned)?;
+        let tuned = if let Some(task) = task { tuned.of_task(task)? } else { tuned };
         let probe = match &self.probe {
             Some(path) => Labelled::open(path)?.without_label().read()?.examples(shape, tuned.config.room(shape))?,
             None => random_probe(shape.vocab, shape.max_length().min(32)),

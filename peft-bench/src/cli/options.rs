@@ -1,18 +1,21 @@
 //! Options that several commands share.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use burn::tensor::Device;
 use clap::Args;
-use peft_core::data::{Builder, Labelled, class_place};
+use peft_core::composition::{Composition, Lane};
+use peft_core::data::{Builder, Labelled, TaskLabels, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
-use peft_core::io::Pretrained;
-use peft_core::train::Workers;
-use peft_core::{Compute, Error, Result, Shape};
+use peft_core::io::{Pretrained, adapterhub, hub_setup};
+use peft_core::train::{Tuned, Workers};
+use peft_core::{AnyTuner, Base, Compute, Error, Result, Shape, Trained};
 use peft_quant::Scheme;
 
 pub use super::out::{print, print_part, tell};
 use super::progress::bar;
+use crate::registry::{by_adapterhub, by_kind};
 
 /// Which model, where.
 #[derive(Debug, Args)]
@@ -109,6 +112,102 @@ impl ColumnArgs {
             builder = builder.target(name);
         }
         if self.columns.is_empty() { builder } else { builder.columns(&self.columns) }
+    }
+}
+
+/// A composition of adapters that gives one result for each text.
+pub struct Setup {
+    /// The model's base for its head.
+    pub base: Base,
+    /// The adapters and the head.
+    pub trained: Trained<AnyTuner>,
+    /// The names of the head's classes.
+    pub classes: Vec<String>,
+    /// The most tokens of a text.
+    pub room: usize,
+}
+
+impl Setup {
+    /// That of a directory of AdapterHub's.
+    pub fn open(dir: &Path, model: &Pretrained) -> Result<Self> {
+        let setup = hub_setup::load_setup(dir, model, &by_kind)?;
+        let one = |form: &str| {
+            let expected = "a composition with one result for each text: `peft forward` writes those of all";
+            Error::config("--setup", format!("{}, {form}", dir.display()), expected)
+        };
+        if matches!(setup, Composition::Parallel(_) | Composition::BatchSplit(_)) {
+            return Err(one(setup.name()));
+        }
+        let mut lanes = setup.lanes(1)?;
+        let (Some(Lane { trained, .. }), true) = (lanes.pop(), lanes.is_empty()) else {
+            return Err(one("with adapters beside each other"));
+        };
+        let base = model.base.for_purpose(trained.head.purpose());
+        let adapters = setup.adapters();
+        let room = adapters.iter().map(|source| source.config.room(base.shape())).min();
+        // The head is that of the last adapter; one of a fusion lies elsewhere.
+        let last = adapters.last().map(|source| Path::new(&source.name)).filter(|dir| hub_setup::held(dir).is_none());
+        let named = |dir: &Path| Ok::<_, Error>(adapterhub::load_as(&by_adapterhub(dir)?, dir, model)?.2);
+        let labels = last.map(named).transpose()?.unwrap_or_default();
+        let classes = model.name_classes(labels, &trained.head).classes;
+        let classes = if Some(classes.len()) == trained.head.outputs() { classes } else { vec![] };
+        Ok(Setup { room: room.unwrap_or(base.shape().max_length()), base, trained, classes })
+    }
+}
+
+/// The data of one of several tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskFile {
+    /// The task's name.
+    pub name: String,
+    /// Its file or directory.
+    pub path: PathBuf,
+}
+
+impl FromStr for TaskFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() && !name.contains('.') => {
+                Ok(TaskFile { name: name.into(), path: path.into() })
+            }
+            _ => Err("expected NAME=FILE, the name without a dot".into()),
+        }
+    }
+}
+
+impl TaskFile {
+    /// Refuses two tasks of one name.
+    pub fn check(option: &str, files: &[Self]) -> Result<()> {
+        let twice = |i: &usize| files[..*i].iter().any(|other| other.name == files[*i].name);
+        match (0..files.len()).find(twice) {
+            Some(i) => Err(Error::config(option, format!("{} twice", files[i].name), "each task once")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which of an adapter's tasks is meant.
+#[derive(Debug, Args)]
+pub struct TaskArg {
+    /// The task of all examples, for an adapter of several: its name, or its number from 0
+    #[arg(long, value_name = "NAME", alias = "task-index")]
+    pub for_task: Option<String>,
+}
+
+impl TaskArg {
+    /// Its number among the tasks of an adapter. Without one an adapter with a head for each task is refused.
+    pub fn among(&self, tuned: &Tuned<'_>) -> Result<Option<usize>> {
+        let named = |error| match error {
+            Error::Config { found, expected, .. } => Error::config("--for-task", found, expected),
+            other => other,
+        };
+        match (&self.for_task, tuned.trained.head.tasks()) {
+            (Some(name), _) => tuned.task(name).map(Some).map_err(named),
+            (None, Some(_)) => Err(Error::config("--for-task", "none", TaskLabels::listed(&tuned.labels.tasks))),
+            (None, None) => Ok(None),
+        }
     }
 }
 

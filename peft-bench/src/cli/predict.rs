@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use peft_core::data::{Labelled, Question};
-use peft_core::io::Pretrained;
+use peft_core::io::{Pretrained, peft::Labels};
 use peft_core::load::Tokenizer;
 use peft_core::loss::log_sum_exp;
 use peft_core::train::{Logits, Served, Tuned, argmax};
 use peft_core::{AnyTuner, Bare, Base, Error, Example, Head, Purpose, Result, Trained, answer};
 use serde_json::{Map, Value, json};
 
-use super::options::{ModelArgs, lines, print, workers};
+use super::options::{ModelArgs, Setup, TaskArg, lines, print, workers};
 use crate::machine::threads;
 use crate::registry::load;
 
@@ -29,6 +29,9 @@ pub struct Predict {
     /// NAME= before each they are adapters that the column `adapter` of --data chooses from
     #[arg(long, value_name = "[NAME=]DIR")]
     adapter: Vec<String>,
+    /// A directory of AdapterHub's with a composition of adapters (adapter_setup.json) or a fusion, in place of an adapter
+    #[arg(long, value_name = "DIR", conflicts_with = "adapter")]
+    setup: Option<PathBuf>,
     /// A text
     #[arg(long, required_unless_present_any = ["file", "data"])]
     text: Vec<String>,
@@ -36,7 +39,7 @@ pub struct Predict {
     #[arg(long)]
     file: Option<PathBuf>,
     /// A file of texts or pairs of texts: .tsv, .csv or .jsonl; a column `adapter` names the adapter that is to answer
-    #[arg(long, conflicts_with_all = ["text", "file", "context", "task_index"])]
+    #[arg(long, conflicts_with_all = ["text", "file", "context", "for_task"])]
     data: Option<PathBuf>,
     /// The column of the text, or of the first text of a pair [default: by the usual names]
     #[arg(long, value_name = "NAME", requires = "data")]
@@ -47,9 +50,8 @@ pub struct Predict {
     /// The text in which the answer to each question is looked for, with a head for answers
     #[arg(long)]
     context: Option<String>,
-    /// The task of the texts, counted from 0, for an adapter of several
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    task_index: usize,
+    #[command(flatten)]
+    for_task: TaskArg,
     /// Tokens to which a text is cut
     #[arg(long, default_value_t = 128)]
     max_length: usize,
@@ -59,8 +61,10 @@ pub struct Predict {
 struct Ready {
     base: Base,
     trained: Trained<AnyTuner>,
-    classes: Vec<String>,
+    labels: Labels,
     room: usize,
+    /// The task that is asked for.
+    task: usize,
 }
 
 /// A text in tokens, and what of it each token is.
@@ -80,7 +84,7 @@ impl Predict {
         if let Some(path) = &self.file {
             texts.extend(lines(path)?);
         }
-        let asked = |text| Question { text, pair: self.context.as_deref(), adapter: None, task: self.task_index };
+        let asked = |text| Question { text, pair: self.context.as_deref(), adapter: None, task: 0 };
         let questions = match &rows {
             Some(rows) => rows.questions()?,
             None => texts.iter().map(|text| asked(text.as_str())).collect(),
@@ -119,6 +123,8 @@ impl Predict {
             if let Some(pair) = questions[i].pair.filter(|_| self.context.is_none()) {
                 told.insert("pair".into(), json!(pair));
             }
+            let task = ready[i].1.labels.tasks.get(encoded[i].example.task);
+            told.extend(task.map(|task| ("task".to_string(), json!(task.name))));
             told.extend(self.told(&questions[i], &encoded[i], logits, ready[i].1, &tokenizer)?);
             print(Value::Object(told))?;
         }
@@ -155,23 +161,31 @@ impl Predict {
         if dirs.is_empty() && chooses {
             return Err(Error::config("--adapter", "nothing", "NAME=DIR, as the data has a column `adapter`"));
         }
+        if let Some(dir) = &self.setup {
+            let Setup { base, trained, classes, room } = Setup::open(dir, model)?;
+            check_labels(&trained.head)?;
+            let labels = Labels { classes, ..Labels::default() };
+            return Ok(BTreeMap::from([(String::new(), Ready { base, trained, labels, room, task: 0 })]));
+        }
         if dirs.is_empty() {
             let (head, room) = (model.own_head()?, model.base.shape().max_length());
-            let classes = model.class_names(head.outputs().unwrap_or_default());
+            if let Some(task) = &self.for_task.for_task {
+                return Err(Error::config("--for-task", task, "none without --adapter"));
+            }
             check_labels(&head)?;
-            let base = model.base.for_purpose(head.purpose());
-            let ready = Ready { base, trained: Trained::new(Bare {}, head)?.erased(), classes, room };
+            let (base, labels) = (model.base.for_purpose(head.purpose()), model.name_classes(Labels::default(), &head));
+            let ready = Ready { base, trained: Trained::new(Bare {}, head)?.erased(), labels, room, task: 0 };
             return Ok(BTreeMap::from([(String::new(), ready)]));
         }
         let ready = |(name, dirs): (String, Vec<PathBuf>)| {
-            let Tuned { base, config, trained, labels, .. } = load(&dirs, model)?;
-            let classes = match (labels.classes, trained.head.outputs()) {
-                (classes, Some(outputs)) if classes.is_empty() => model.class_names(outputs),
-                (classes, _) => classes,
-            };
+            let tuned = load(&dirs, model)?;
+            // Rows of a file say their tasks in a column.
+            let task = if self.data.is_none() { self.for_task.among(&tuned)? } else { None };
+            let Tuned { base, config, trained, labels, .. } = tuned;
+            let labels = model.name_classes(labels, &trained.head);
             check_labels(&trained.head)?;
             let room = config.room(base.shape());
-            Ok((name, Ready { base, trained, classes, room }))
+            Ok((name, Ready { base, trained, labels, room, task: task.unwrap_or(0) }))
         };
         dirs.into_iter().map(ready).collect()
     }
@@ -197,7 +211,8 @@ impl Predict {
             (None, false) => tokenizer.encode_text(question.text, longest)?,
         };
         let (ids, types) = (encoded.ids, Some(encoded.types));
-        let example = Example { ids, types, task: question.task, ..Default::default() };
+        let task = question.task.max(ready.task);
+        let example = Example { ids, types, task, ..Default::default() };
         Ok(Encoded { example, words, places })
     }
 
@@ -211,7 +226,8 @@ impl Predict {
         tokenizer: &Tokenizer,
     ) -> Result<Map<String, Value>> {
         let outputs = logits.dims.last().copied().unwrap_or(1);
-        let name = |i: usize| ready.classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+        let classes = ready.labels.of_task(encoded.example.task);
+        let name = |i: usize| classes.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
         let probability = |row: &[f32], i: usize| (f64::from(row[i]) - log_sum_exp(row)).exp() as f32;
         let told = match (ready.trained.head.purpose(), &logits.dims[..]) {
             (Purpose::Answers, _) => {

@@ -32,6 +32,9 @@ enum Table {
     Instruction,
     /// All methods on one small model
     Methods,
+    /// Ways in which tasks work together, on the same model
+    #[value(name = "multi-task")]
+    Tasks,
 }
 
 /// Train the rows of a table of the survey and set them beside its figures, or all methods on one small model
@@ -40,17 +43,19 @@ enum Table {
     peft reproduce --model roberta-base --data GLUE --rows LoRA,BitFit --tasks rte,mrpc --seeds 0,1,2 --epochs 20\n  \
     peft reproduce --table 4\n  peft reproduce --table 4 --model t5-base --data wmt16-en-ro --test newstest2016\n  \
     peft reproduce --table 6 --model DIR --data DIR --max-steps 200 --limit 20\n  \
-    peft reproduce --table methods --quick\n\n\
+    peft reproduce --table methods --quick\n  peft reproduce --table multi-task --quick\n\n\
     Without --model and --data it makes both from a grammar: for Table III a corpus, eight tasks of GLUE's kinds and a small \
     RoBERTa, for Table IV two languages and a small T5, for Tables V and VI facts, instructions, questions and a small LLaMA. The table \
     of all methods has every method of `peft methods` on three tasks of Table III's and its small RoBERTa, each run in a process of its \
-    own: what it scores, trains, stores and costs. Its settings are for that model; with --model learning rates are 1e-3 unless given. \
+    own: what it scores, trains, stores and costs. The table of several tasks has adapters and prompts for one task each and ways in which tasks \
+    work together, with the difference that these make. Settings of both are for that model; with --model learning rates are 1e-3 unless given. \
     Interrupted, the same command goes on where it was. The report has the rows and tasks of the last call; outcomes of earlier ones \
     are kept, so that a call with all of them brings them back.\n\n\
     The directory of the data is for Table III that of GLUE; for Table IV it has line-aligned files TRAIN.en, TRAIN.ro, TEST.en, \
     TEST.ro; for Tables V and VI alpaca_data.json (or .jsonl) and the questions in mmlu/.")]
 pub struct Reproduce {
-    /// The table: 3 (RoBERTa on GLUE), 4 (T5 on translation), 5 (LLaMA fine-tuned at three rates), 6 (LLaMA on MMLU), methods (all methods)
+    /// The table: 3 (RoBERTa on GLUE), 4 (T5 on translation), 5 (LLaMA fine-tuned at three rates), 6 (LLaMA on MMLU), methods (all
+    /// methods), multi-task (ways in which tasks work together)
     #[arg(long, default_value = "3", hide_possible_values = true)]
     table: Table,
     /// A model directory, or the id of a model on a hub
@@ -59,13 +64,13 @@ pub struct Reproduce {
     /// The directory of the data, see below
     #[arg(long, requires = "model")]
     data: Option<PathBuf>,
-    /// Less pretraining, fewer tasks and rows, one seed: two minutes; of all methods one task, one seed and 30 steps
+    /// Less pretraining, fewer tasks and rows, one seed: two minutes; of all methods one task, one seed and 30 steps, of several tasks three
     #[arg(long, conflicts_with = "model")]
     quick: bool,
     /// Rows by the survey's names or ours [default: all]
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// Tasks of Table III [default: all], and of all methods [default: cola,qnli,stsb]
+    /// Tasks of Table III [default: all], of all methods [default: cola,qnli,stsb] and of several tasks [default: cola,sst2,mrpc,stsb,qnli,rte]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
     /// Table IV: the names of the files that are trained on [default: train]
@@ -119,7 +124,7 @@ impl Reproduce {
         signals::will_say(format!("what is done lies in {}; the same command goes on from there", output.display()));
         match self.table {
             Table::Classification => self.classification(),
-            Table::Methods => self.methods(),
+            Table::Methods | Table::Tasks => self.field(),
             Table::Translation | Table::Rates | Table::Instruction => self.sequences(),
         }
     }
@@ -131,6 +136,7 @@ impl Reproduce {
             (Table::Classification, None) => all.clone(),
             (Table::Classification, Some(_)) => all.join("real"),
             (Table::Methods, _) => all.join("methods"),
+            (Table::Tasks, _) => all.join("multi-task"),
             (Table::Translation, _) => all.join("table-4"),
             (Table::Rates, _) => all.join("table-5"),
             (Table::Instruction, _) => all.join("table-6"),
@@ -138,7 +144,7 @@ impl Reproduce {
         let output = self.output.clone().unwrap_or(usual);
         let made = match self.table {
             Table::Rates | Table::Instruction if self.output.is_none() => all.join("tables-5-and-6"),
-            Table::Methods if self.output.is_none() => all,
+            Table::Methods | Table::Tasks if self.output.is_none() => all,
             _ => output.clone(),
         };
         (output, made.join(if self.quick { "quick" } else { "made" }))
@@ -214,23 +220,30 @@ impl Reproduce {
         }
     }
 
-    fn methods(self) -> Result<()> {
-        let tasks = self.tasks(&field::TASKS, &field::TASKS[..1])?;
-        if let Some(task) = tasks.iter().find(|task| field::SOURCES.contains(&task.name)) {
-            return Err(Error::config(
-                "--tasks",
-                task.name,
-                format!("none of {}: the sources", field::SOURCES.join(", ")),
-            ));
+    fn field(self) -> Result<()> {
+        let apart = self.table == Table::Methods;
+        let (all, quick): (&[&str], &[&str]) = match apart {
+            true => (&field::TASKS, &field::TASKS[..1]),
+            false => (&field::TOGETHER, &field::TOGETHER[1..4]),
+        };
+        let tasks = self.tasks(all, quick)?;
+        if let Some(task) = tasks.iter().find(|task| apart && field::SOURCES.contains(&task.name)) {
+            let expected = format!("none of {}: the sources", field::SOURCES.join(", "));
+            return Err(Error::config("--tasks", task.name, expected));
         }
+        if !apart && tasks.len() < 2 {
+            return Err(Error::config("--tasks", tasks[0].name, "two tasks or more, which work together"));
+        }
+        let rows: &'static [Row] = if apart { &field::rows::ROWS } else { &field::together::ROWS };
+        let table = field::Table { rows, tasks, apart };
         let job = self.job.clone();
         let steps = self.max_steps.or(self.quick.then_some(30));
-        let names: Vec<&str> = field::rows::ROWS.iter().map(|row| row.name).collect();
+        let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
         let epochs = if self.model.is_some() { 10 } else { 3 };
-        let plan = Reproduce { max_steps: steps, ..self }.plan((&field::rows::ROWS, &names), epochs)?;
+        let plan = Reproduce { max_steps: steps, ..self }.plan((rows, &names), epochs)?;
         match job {
-            Some(job) => field::run_one(&plan, &job),
-            None => field::run(&plan, &tasks).map(|_| ()),
+            Some(job) => field::run_one(&plan, &table, &job),
+            None => field::run(&plan, &table).map(|_| ()),
         }
     }
 

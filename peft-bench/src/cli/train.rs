@@ -1,6 +1,7 @@
 //! `peft train`
 
 mod args;
+mod data;
 mod job;
 
 use std::sync::Arc;

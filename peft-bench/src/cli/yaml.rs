@@ -13,7 +13,7 @@ use peft_core::train::{Length, Schedule, TrainConfig};
 use peft_core::{AnyMethod, Common, Compute, Error, Result};
 use serde_json::{Map, Value, json};
 
-use self::keys::{EXCLUSIVE, IDLE, KEYS, OFF, SEVERAL, SWITCHES, TWICE, unknown};
+use self::keys::{EXCLUSIVE, IDLE, KEYS, OF_TASKS, OFF, SEVERAL, SWITCHES, TWICE, unknown};
 use super::Cli;
 use super::methods::settings;
 use super::options::tell;
@@ -266,8 +266,16 @@ fn options(path: &Path, file: &Map<String, Value>, given: &[&str]) -> Result<(Ve
     };
     let (mut options, mut wrong) = (vec![], vec![]);
     let is_several = |key: &str| KEYS.iter().any(|(name, option)| *name == key && SEVERAL.contains(option));
+    let of_task = |key: &str| {
+        let key = key.to_string();
+        move |(name, file): (&String, &Value)| match file {
+            Value::String(file) => (key.clone(), json!(format!("{name}={file}"))),
+            other => (key.clone(), json!({ name: other })),
+        }
+    };
     let each = |(key, value): (&'_ String, &'_ Value)| match value {
         Value::Array(values) if is_several(key) => values.iter().map(|value| (key.clone(), value.clone())).collect(),
+        Value::Object(files) if OF_TASKS.contains(&key.as_str()) => files.iter().map(of_task(key)).collect(),
         value => vec![(key.clone(), value.clone())],
     };
     for (key, value) in file.iter().filter(|(key, _)| !IDLE.contains(&key.as_str())).flat_map(each) {
@@ -327,7 +335,11 @@ pub fn effective(args: &Train, method: &AnyMethod, modules: &[String], config: &
     let sources: Vec<String> = args.source.iter().map(|source| source.display().to_string()).collect();
     put("sources", if sources.is_empty() { Value::Null } else { json!(sources.join(",")) });
     put("task_name", json!(args.task));
-    put("data", shown(&args.data));
+    put("data", args.data.as_deref().map_or(Value::Null, shown));
+    for (key, files) in [("task_data", &args.task_data), ("task_eval", &args.task_eval)] {
+        let files: Map<_, _> = files.iter().map(|file| (file.name.clone(), shown(&file.path))).collect();
+        put(key, if files.is_empty() { Value::Null } else { files.into() });
+    }
     put("validation_file", args.eval.as_deref().map_or(Value::Null, shown));
     put("text_column", json!(args.columns.text_column));
     put("pair_column", json!(args.columns.pair_column));

@@ -180,6 +180,7 @@ fn blank(plan: &Plan, tasks: &[Task], name: &str, model: &Pretrained) -> Result<
         rows: plan.rows.iter().map(row).collect::<Result<_>>()?,
         notes,
         costs: false,
+        differences: false,
     })
 }
 

@@ -40,7 +40,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
     };
     let examples = records.iter().map(example).collect::<Result<Vec<_>>>()?;
     let cut = examples.iter().flatten().filter(|example| example.ids.last() != stop.as_ref()).count();
-    let train = Dataset { examples: examples.into_iter().flatten().collect(), classes: vec![] };
+    let train = Dataset { examples: examples.into_iter().flatten().collect(), ..Dataset::default() };
     if train.examples.is_empty() {
         let expected = format!("an instruction of at most {} tokens with an answer", room(sizes.max_length));
         return Err(Error::file(path, "records", "none that can be trained on", expected));

@@ -28,6 +28,9 @@ pub struct Report {
     /// Whether it shows what runs took in place of the survey's figures.
     #[serde(default)]
     pub costs: bool,
+    /// Whether each row is set against the first of its group.
+    #[serde(default)]
+    pub differences: bool,
 }
 
 /// A task.
@@ -129,7 +132,7 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    fn of(values: &[f64]) -> Self {
+    pub(super) fn of(values: &[f64]) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
         let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
@@ -388,6 +391,7 @@ pub(super) mod tests {
             rows: vec![row("LoRA", 1_234_567), row("a_b|c<d>", 12), row("probe", 0)],
             notes: vec!["*one*\ntwo".into()],
             costs: false,
+            differences: false,
         }
     }
 

@@ -35,6 +35,8 @@ pub struct Row {
     pub group: &'static str,
     /// What it starts from, in the same table.
     pub sources: Sources,
+    /// Whether one run is of all tasks of the table, each with a head of its own; `{tasks}` in settings is their number.
+    pub together: bool,
 }
 
 /// The finished adapters from which a row starts: of another row, by its name.
@@ -65,6 +67,7 @@ pub(super) const ROW: Row = Row {
     differs: "",
     group: "",
     sources: Sources::Base,
+    together: false,
 };
 
 const PROPETL: &str = "The authors' batches are of 128, and their warm-up is 10 % of the steps.";

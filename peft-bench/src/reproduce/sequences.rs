@@ -162,6 +162,7 @@ impl<S: Score + Sync> Experiment<'_, S> {
             rows: [vec![untuned], rows].concat(),
             notes,
             costs: false,
+            differences: false,
         })
     }
 }

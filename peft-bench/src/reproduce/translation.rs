@@ -51,7 +51,7 @@ pub fn run(plan: &Plan, sizes: &Sizes, stems: &Stems) -> Result<Report> {
     let pairs = read(data, &stems.train)?;
     let shape = model.base.shape();
     let examples = pairs.iter().filter_map(|pair| translation(shape, &tokenizer, pair, sizes.max_length).transpose());
-    let train = Dataset { examples: examples.collect::<Result<_>>()?, classes: vec![] };
+    let train = Dataset { examples: examples.collect::<Result<_>>()?, ..Dataset::default() };
     let mut test = read(data, &stems.test)?;
     test.truncate(sizes.limit);
     let cut = |pairs: &[Pair]| {

@@ -1,3 +1,7 @@
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
 use super::Labelled;
 use super::classes::class_place;
 #[cfg(feature = "tokenize")]
@@ -11,15 +15,92 @@ use crate::{Error, Example, Label, Purpose, Result, Verbalizer};
 const MAX_FIFTHS: i64 = 500;
 
 /// Labelled examples in the tokens of one model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Dataset {
     /// The examples.
     pub examples: Vec<Example>,
     /// The names of the classes, in order; empty for values.
     pub classes: Vec<String>,
+    /// The tasks, if each has a head and classes of its own, by their numbers in the examples; `classes` is then empty.
+    pub tasks: Vec<TaskLabels>,
+}
+
+/// One of several tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskLabels {
+    /// Its name.
+    pub name: String,
+    /// The names of its classes, in order; empty for values.
+    pub classes: Vec<String>,
+}
+
+/// The names of classes, and of tasks if there are several.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Names<'a> {
+    /// See [`Dataset::classes`].
+    pub classes: &'a [String],
+    /// See [`Dataset::tasks`].
+    pub tasks: &'a [TaskLabels],
+}
+
+impl TaskLabels {
+    /// The number of a task by its name, or by this number as a text.
+    ///
+    /// # Errors
+    /// If it is none of them.
+    pub fn place(tasks: &[Self], name: &str) -> Result<usize> {
+        let named = tasks.iter().position(|task| task.name == name);
+        let number = || name.parse().ok().filter(|number| *number < tasks.len());
+        named.or_else(number).ok_or_else(|| Error::config("task", name, Self::listed(tasks)))
+    }
+
+    /// What may stand for a task.
+    pub fn listed(tasks: &[Self]) -> String {
+        format!("one of {}", tasks.iter().map(|task| task.name.as_str()).collect::<Vec<_>>().join(", "))
+    }
 }
 
 impl Dataset {
+    /// Of several tasks with names, each with a head of its own, in this order.
+    ///
+    /// # Errors
+    /// If there is none, a name is empty, has a dot or occurs twice, or the tasks have labels of different kinds.
+    pub fn several(parts: Vec<(String, Dataset)>) -> Result<Self> {
+        let mut all = Dataset::default();
+        let mut first: Option<(String, Purpose)> = None;
+        for (task, (name, part)) in parts.into_iter().enumerate() {
+            if name.is_empty() || name.contains('.') || all.tasks.iter().any(|other| other.name == name) {
+                return Err(Error::config("task", format!("{name:?}"), "a name of its own, without a dot"));
+            }
+            let purpose = part.purpose()?;
+            let (before, kind) = first.get_or_insert_with(|| (name.clone(), purpose));
+            if *kind != purpose {
+                let expected = format!("labels of the kind that {before} has: {kind:?}");
+                return Err(Error::config(format!("task {name}"), format!("{purpose:?}"), expected));
+            }
+            all.examples.extend(part.examples.into_iter().map(|example| Example { task, ..example }));
+            all.tasks.push(TaskLabels { name, classes: part.classes });
+        }
+        if all.tasks.is_empty() { Err(Error::config("tasks", "none", "at least one")) } else { Ok(all) }
+    }
+
+    /// The data of each task, or itself if there are not several.
+    pub fn parts(&self) -> Vec<Cow<'_, Dataset>> {
+        let of_task = |(i, task): (usize, &TaskLabels)| {
+            let examples = self.examples.iter().filter(|example| example.task == i).cloned().collect();
+            Cow::Owned(Dataset { examples, classes: task.classes.clone(), tasks: vec![] })
+        };
+        match self.tasks.is_empty() {
+            true => vec![Cow::Borrowed(self)],
+            false => self.tasks.iter().enumerate().map(of_task).collect(),
+        }
+    }
+
+    /// The names of its classes and tasks.
+    pub fn names(&self) -> Names<'_> {
+        Names { classes: &self.classes, tasks: &self.tasks }
+    }
+
     /// What a model for this data is used for.
     pub fn purpose(&self) -> Result<Purpose> {
         match self.examples.first().and_then(|e| e.label.as_ref()) {
@@ -113,7 +194,7 @@ impl Labelled {
             true => self.examples(shape, max_length),
             false => self.with_types_of(shape, self.encode(model, max_length.min(shape.max_length()))?),
         };
-        Ok(Dataset { examples: examples?, classes: self.classes().to_vec() })
+        Ok(Dataset { examples: examples?, classes: self.classes().to_vec(), tasks: vec![] })
     }
 
     #[cfg(feature = "tokenize")]

@@ -63,7 +63,7 @@ pub fn next_logits<T: Tuner>(
 }
 
 fn check_head(head: &Head) -> Result<()> {
-    match head {
+    match head.of_task(0)? {
         Head::LanguageModel(_) | Head::Verbalizer(_) => Ok(()),
         _ => Err(Error::config("head", "one for classes, values or masked words", "a head for words, of T5 or LLaMA")),
     }

@@ -3,6 +3,8 @@
 mod classes;
 mod words;
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -11,7 +13,7 @@ pub use words::{AtMask, LanguageModel, MaskedLm};
 
 use crate::ops::{layer_norm, linear};
 use crate::random::Random;
-use crate::{Architecture, Base, Batch, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer, Weight};
+use crate::{Architecture, Base, Batch, Error, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer, Weight};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -76,6 +78,13 @@ pub enum Head {
     Verbalizer(Verbalizer),
     /// None: the states are the result.
     States(States),
+    /// One for each of several tasks, all for one purpose: a sequence has that of its task.
+    Several(Vec<Head>),
+}
+
+/// Logits of several heads are no tensor.
+pub(crate) fn mixed() -> Error {
+    Error::config("batch", "sequences of several tasks", "one task, whose head gives the logits")
 }
 
 /// Nothing: states as they are.
@@ -84,7 +93,7 @@ pub struct States {}
 
 impl Head {
     /// The modules that are heads in one of the families.
-    pub const MODULES: [&str; 5] = ["classifier", "score", "lm_head", "cls", "qa_outputs"];
+    pub const MODULES: [&str; 6] = ["classifier", "score", "lm_head", "cls", "qa_outputs", "tasks"];
 
     /// A fresh classification head with this many outputs (1: regression), on the base's device with autodiff. T5, which writes
     /// classes as texts ([`Verbalizer`]), gets the head for words.
@@ -142,9 +151,61 @@ impl Head {
         }
     }
 
+    /// One for each of several tasks. Of a language model, which trains nothing of it, one serves all.
+    ///
+    /// # Errors
+    /// If there is none, or they are for different purposes.
+    pub fn several(mut heads: Vec<Head>) -> Result<Self> {
+        let kind = |head: &Head| (head.purpose(), head.is_of_texts());
+        let Some(first) = heads.first() else { return Err(Error::config("tasks", "none", "at least one")) };
+        if let Some(i) = heads.iter().position(|head| kind(head) != kind(first)) {
+            let found = format!("{:?} in task 0, {:?} in task {i}", first.purpose(), heads[i].purpose());
+            return Err(Error::config("tasks", found, "tasks whose labels are of one kind"));
+        }
+        match heads.iter().all(|head| matches!(head, Head::LanguageModel(_))) {
+            true => Ok(heads.remove(0)),
+            false => Ok(Head::Several(heads)),
+        }
+    }
+
+    /// That of a task, or the one that serves all.
+    pub fn of_task(&self, task: usize) -> Result<&Head> {
+        let Head::Several(heads) = self else { return Ok(self) };
+        let expected = || format!("a number below {}: there is a head for each of so many tasks", heads.len());
+        heads.get(task).ok_or_else(|| Error::config("task", task, expected()))
+    }
+
+    /// That of a batch, whose sequences are of one task if there are several heads.
+    pub(crate) fn of_batch(&self, batch: &Batch) -> Result<&Head> {
+        match self.groups(batch) {
+            None => self.of_task(batch.tasks.first().copied().unwrap_or(0)),
+            Some(_) => Err(mixed()),
+        }
+    }
+
+    /// The sequences of each task in a batch, if they have different heads.
+    pub(crate) fn groups(&self, batch: &Batch) -> Option<Vec<Vec<usize>>> {
+        let groups = self.by_task(batch.tasks.iter().copied());
+        (groups.len() > 1).then_some(groups)
+    }
+
+    /// The places of what has the same head.
+    pub(crate) fn by_task(&self, tasks: impl Iterator<Item = usize>) -> Vec<Vec<usize>> {
+        let mut groups = BTreeMap::<usize, Vec<usize>>::new();
+        let several = matches!(self, Head::Several(_));
+        tasks.enumerate().for_each(|(i, task)| groups.entry(if several { task } else { 0 }).or_default().push(i));
+        groups.into_values().collect()
+    }
+
+    /// How many tasks it has heads for, if for several.
+    pub fn tasks(&self) -> Option<usize> {
+        if let Head::Several(heads) = self { Some(heads.len()) } else { None }
+    }
+
     /// What a model with this head is used for.
     pub fn purpose(&self) -> Purpose {
         match self {
+            Head::Several(heads) => heads[0].purpose(),
             Head::Classifier(_) | Head::TwoLayers(_) | Head::Score(_) | Head::AtMask(_) => Purpose::Texts,
             Head::Tokens(_) => Purpose::Tokens,
             Head::Answers(_) => Purpose::Answers,
@@ -155,10 +216,13 @@ impl Head {
 
     /// Whether a text has one row of logits, not one for each of its tokens.
     pub fn is_of_texts(&self) -> bool {
-        self.purpose() == Purpose::Texts || matches!(self, Head::Verbalizer(_))
+        match self {
+            Head::Several(heads) => heads[0].is_of_texts(),
+            head => head.purpose() == Purpose::Texts || matches!(head, Head::Verbalizer(_)),
+        }
     }
 
-    /// The number of outputs of a classification head.
+    /// The number of outputs of a classification head; of several heads each has its own.
     pub fn outputs(&self) -> Option<usize> {
         match self {
             Head::Classifier(head) | Head::TwoLayers(head) => Some(head.out.bias.lazy_shape().num_elements()),
@@ -166,8 +230,13 @@ impl Head {
             Head::AtMask(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Tokens(head) => Some(head.out.bias.lazy_shape().num_elements()),
             Head::Verbalizer(head) => Some(head.outputs()),
-            Head::Answers(_) | Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) => None,
+            Head::Answers(_) | Head::MaskedLm(_) | Head::LanguageModel(_) | Head::States(_) | Head::Several(_) => None,
         }
+    }
+
+    /// Whether its logits are of classes or values, not of words.
+    pub(crate) fn judges_classes(&self) -> bool {
+        self.of_task(0).is_ok_and(|head| head.outputs().is_some())
     }
 
     /// By how many tokens a head for words predicts ahead of the token whose state it reads. An encoder predicts the token itself,
@@ -202,6 +271,7 @@ impl Head {
             Head::MaskedLm(_) | Head::LanguageModel(_) | Head::Verbalizer(_) => {
                 Ok(self.words(hidden.tokens(), hidden.words, shape))
             }
+            Head::Several(_) => self.of_batch(batch)?.logits(hidden, shape, batch),
         }
     }
 
@@ -213,6 +283,7 @@ impl Head {
         match self {
             Head::MaskedLm(head) => head.logits(states, words, shape),
             Head::LanguageModel(_) | Head::Verbalizer(_) => words.by_rows(Head::scaled(states, shape)),
+            Head::Several(heads) => heads[0].words(states, words, shape),
             _ => panic!("only a head for words has logits over words"),
         }
     }
@@ -228,6 +299,10 @@ impl Head {
     /// What a Hugging Face checkpoint calls the tensor that records call `name`. Of two layers on a BERT, which has none there, these
     /// are RoBERTa's names, so that nothing takes them for a BERT's head.
     pub fn key(name: &str, architecture: Architecture) -> Key {
+        if let Some((task, name)) = name.strip_prefix("Several.").and_then(|name| name.split_once('.')) {
+            let Key { name, transposed } = Head::key(name, architecture);
+            return Key { name: format!("tasks.{task}.{name}"), transposed };
+        }
         let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
         let word = if matches!(leaf, "gain" | "decoder") { "weight" } else { leaf };
         let module = if leaf == "decoder" { name } else { module };

@@ -75,7 +75,7 @@ pub fn load_as(method: &AnyMethod, dir: &Path, model: &Pretrained) -> Result<(An
         (model.head.clone().ok_or_else(none)?, model.classes())
     };
     let told = whole.get("model_name").and_then(Value::as_str).unwrap_or_default().to_string();
-    Ok((config, Trained::new(tuner, head)?, Labels { base: told, classes, fingerprint: None }))
+    Ok((config, Trained::new(tuner, head)?, Labels { base: told, classes, ..Labels::default() }))
 }
 
 /// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name. What AdapterHub
@@ -117,6 +117,7 @@ pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
             Head::Tokens(_) => "one for tokens",
             Head::Answers(_) => "one for answers",
             Head::States(_) => "none",
+            Head::Several(_) => "one for each of several tasks",
             _ => "one for masked words",
         };
         let expected =

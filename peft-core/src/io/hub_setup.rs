@@ -14,6 +14,11 @@ use crate::load::Checkpoint;
 use crate::view::{trained, with_values};
 use crate::{AnyMethod, Error, Result, Source, Trained};
 
+/// What a directory holds in place of an adapter, if it is a setup or a fusion.
+pub fn held(dir: &Path) -> Option<&'static str> {
+    [SETUP, FUSION].into_iter().find(|name| dir.join(name).exists())
+}
+
 const SETUP: &str = "adapter_setup.json";
 const FUSION: &str = "adapter_fusion_config.json";
 const FUSION_WEIGHTS: [&str; 2] = ["model_adapter_fusion.safetensors", "pytorch_model_adapter_fusion.bin"];

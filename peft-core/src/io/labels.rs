@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::TaskLabels;
 use crate::{Base, Head, Key, Shape};
 
 /// What a saved adapter tells beside its tensors.
@@ -14,13 +15,21 @@ pub struct Labels {
     /// The [fingerprint](Base::weights_fingerprint) of the model's tensors as 16 hexadecimal digits; none, where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// The tasks, if there are several with heads of their own; `classes` is then empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskLabels>,
 }
 
 impl Labels {
     /// Of an adapter of this model, which was opened by a name.
     pub fn of(name: &str, base: &Base, classes: Vec<String>) -> Self {
         let fingerprint = Some(format!("{:016x}", base.known_weights_fingerprint()));
-        Labels { base: name.to_string(), classes, fingerprint }
+        Labels { base: name.to_string(), classes, fingerprint, tasks: vec![] }
+    }
+
+    /// The names of the classes of a task, or of all there are.
+    pub fn of_task(&self, task: usize) -> &[String] {
+        self.tasks.get(task).map_or(&self.classes, |task| &task.classes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adapter directories in the layout of Hugging Face PEFT: `adapter_config.json`, `adapter_model.safetensors`, the head
 //! among the saved modules; beside them `labels.json`, which PEFT ignores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::module::Module;
 use serde_json::Value;
@@ -84,6 +84,8 @@ pub(super) fn write_settings(
         Head::Answers(_) => &["qa_outputs"],
         Head::MaskedLm(_) => &["lm_head", "cls"],
         Head::LanguageModel(_) | Head::Verbalizer(_) | Head::States(_) => &[],
+        // PEFT knows no such module.
+        Head::Several(_) => &["tasks"],
     };
     // PEFT has no task type for masked words.
     let task = match head {
@@ -91,8 +93,11 @@ pub(super) fn write_settings(
         head => head.purpose().task(shape.architecture),
     };
     let mut told = serde_json::json!(labels);
-    if let Head::Verbalizer(head) = head {
-        told["texts"] = serde_json::json!(head.texts());
+    for task in 0..head.tasks().unwrap_or(1) {
+        if let Head::Verbalizer(own) = head.of_task(task)? {
+            let place = if head.tasks().is_some() { &mut told["tasks"][task] } else { &mut told };
+            place["texts"] = serde_json::json!(own.texts());
+        }
     }
     let settings = config::write(config, shape, &labels.base, task, modules, copies.modules())?;
     write_json(&dir.join("adapter_config.json"), &settings)?;
@@ -196,11 +201,19 @@ pub(super) fn load_from(
     };
     let labels_path = dir.join("labels.json");
     let (told, labels) = told(&labels_path)?;
+    let labels_of_tasks = labels.tasks.clone();
     tell_other_base(labels, &labels_path, &model.base);
     let settings = Settings::read(dir)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
-    let head = Told::of(&settings)?.head(&mut taker, &head_key, model)?;
+    let said = Told::of(&settings)?;
+    let head = match labels_of_tasks.len() {
+        0 => said.head(&mut taker, &head_key, model)?,
+        tasks => {
+            let of_task = |task| said.head(&mut taker, &|name| head_key(&format!("Several.{task}.{name}")), model);
+            Head::several((0..tasks).map(of_task).collect::<Result<_>>()?)?
+        }
+    };
     let rows = settings.fields.get("trainable_token_indices").is_some_and(|rows| !fields::is_off(rows));
     if let (true, Head::MaskedLm(MaskedLm { decoder: None, .. })) = (rows, &head) {
         let what =
@@ -256,21 +269,31 @@ pub(super) fn load_from(
         None => (config, tuner),
         Some(start) => (config.started(start), config.taken_out(tuner, start, &base)?),
     };
-    let head = verbalizer(labels_path, told, shape)?.map_or(head, Head::Verbalizer);
+    let told = told.unwrap_or_default();
+    let head = match labels_of_tasks.len() {
+        0 => verbalizer(&labels_path, told.get("texts"), shape)?.map_or(head, Head::Verbalizer),
+        tasks => {
+            let texts = |task: usize| told["tasks"][task].get("texts");
+            let heads = (0..tasks).map(|task| {
+                let own = verbalizer(&labels_path, texts(task), shape)?.map(Head::Verbalizer);
+                own.map_or_else(|| head.of_task(task).cloned(), Ok)
+            });
+            Head::several(heads.collect::<Result<_>>()?)?
+        }
+    };
     Ok((config, Trained::new(tuner, head)?.with_copies(copies)?))
 }
 
 /// The texts that stand for labels, if there are any.
-fn verbalizer(path: PathBuf, told: Option<Value>, shape: &Shape) -> Result<Option<Verbalizer>> {
-    let texts = told.and_then(|told| told.get("texts").cloned());
+fn verbalizer(path: &Path, texts: Option<&Value>, shape: &Shape) -> Result<Option<Verbalizer>> {
     let Some(texts) = texts.filter(|_| shape.architecture.writes_classes()) else { return Ok(None) };
     let expected = format!("a list of {{\"ids\": token ids below {}, \"value\": a number or null}}", shape.vocab);
     let texts: Vec<Text> =
-        serde_json::from_value(texts).map_err(|error| Error::file(&path, "texts", error, &expected))?;
+        serde_json::from_value(texts.clone()).map_err(|error| Error::file(path, "texts", error, &expected))?;
     if let Some(id) = texts.iter().flat_map(|text| &text.ids).find(|id| **id as usize >= shape.vocab) {
-        return Err(Error::file(&path, "texts", id, expected));
+        return Err(Error::file(path, "texts", id, expected));
     }
-    Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(&path))
+    Verbalizer::new(texts).map(Some).map_err(|error| error.in_file(path))
 }
 
 /// Warns if the adapter was trained on another base than this, as far as it tells.
@@ -306,7 +329,11 @@ fn told(path: &Path) -> Result<(Option<Value>, Labels)> {
         return Ok((None, Labels::default()));
     }
     let told = read_json(path)?;
-    let labels = serde_json::from_value(told.clone())
+    let labels: Labels = serde_json::from_value(told.clone())
         .map_err(|e| Error::file(path, "content", e, "an object with `base` and `classes`"))?;
+    let twice = |i: &usize| labels.tasks[..*i].iter().any(|other| other.name == labels.tasks[*i].name);
+    if let Some(i) = (0..labels.tasks.len()).find(twice) {
+        return Err(Error::file(path, "tasks", format!("{:?} twice", labels.tasks[i].name), "names of their own"));
+    }
     Ok((Some(told), labels))
 }

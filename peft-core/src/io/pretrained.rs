@@ -188,6 +188,7 @@ impl Pretrained {
                 Some(("two layers", "BERT's own of one layer: transformers' models of BERT have no other"))
             }
             Head::AtMask(_) => Some(("one at a masked word", "a head that transformers' models have")),
+            Head::Several(_) => Some(("one for each of several tasks", "that of one of them: --for-task NAME")),
             _ => None,
         };
         if let Some((found, expected)) = foreign {

@@ -32,7 +32,7 @@ impl Before {
     /// be two, since a factor may wait for another to leave 0.
     pub(super) fn unmoved<T: Procedure>(&self, trained: &Trained<T>, steps: usize) -> Vec<String> {
         // The table that makes logits over words is of no use to a head for classes.
-        let vocabulary = |name: &str| trained.head.outputs().is_some() && name.ends_with(".vocabulary");
+        let vocabulary = |name: &str| trained.head.judges_classes() && name.ends_with(".vocabulary");
         let rests = |name: &str| name.strip_prefix("tuner.").is_some_and(|name| trained.tuner.may_rest(name));
         let unused = |name: &str| vocabulary(name) || rests(name);
         let moving: BTreeMap<_, _> = trained_tensors(trained).into_iter().filter(|(name, _)| !unused(name)).collect();
@@ -50,6 +50,12 @@ pub(super) fn judge<T: Procedure>(run: &mut Run<T>, data: &[Example], unmoved: V
     }
     let gradients = run.last_gradients(data)?;
     let of = |name: &String| gradients.get(name).copied();
+    // A task that is drawn seldom may be in no batch.
+    let undrawn = |name: &String| run.trained.head.tasks().is_some() && name.starts_with("head.") && of(name).is_none();
+    let (undrawn, unmoved): (Vec<_>, Vec<_>) = unmoved.into_iter().partition(undrawn);
+    if !undrawn.is_empty() {
+        log::warn!(target: TARGET, "{} did not move: the steps took no example of its task", listed(&undrawn));
+    }
     let (idle, faulty): (Vec<_>, Vec<_>) = unmoved.into_iter().partition(|name| of(name) == Some(0.0));
     if !idle.is_empty() {
         log::warn!(target: TARGET, "{} did not move: the gradient is zero on this data", listed(&idle));

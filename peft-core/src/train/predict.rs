@@ -1,5 +1,6 @@
 //! Logits of many examples, and what they are worth.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use super::entities::entity_scores;
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
 use crate::answer::{Answer, exact_and_f1};
+use crate::data::{Names, TaskLabels};
 use crate::loss::{IGNORED, log_sum_exp, targets};
 use crate::transfer::{read, read_all};
-use crate::{Base, Error, Example, Head, Label, Result, Trained, Tuner};
+use crate::{Base, Error, Example, Label, Purpose, Result, Trained, Tuner};
 
 /// The logits of one example.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,11 +102,45 @@ pub fn encode<T: Tuner>(
 
 /// Metrics of a labelled set, by name: `accuracy`, `f1` and `matthews` for classes (the last two for two classes only),
 /// `pearson` and `spearman` for values; for classes of tokens their `accuracy`, and `precision`, `recall` and `f1` of entities; for
-/// answers `exact_match` and `f1` of their words; and the mean `loss`.
+/// answers `exact_match` and `f1` of their words; and the mean `loss`. Of several tasks each has its own, `TASK.accuracy` and so on, beside
+/// the mean of the tasks' `loss` and, as `average`, of the first metric of each.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Metrics(pub Vec<(&'static str, f64)>);
+pub struct Metrics(pub Vec<(Cow<'static, str>, f64)>);
+
+/// The names of the metrics of a task, in its labels' words.
+fn known<'a>(examples: impl Iterator<Item = &'a Example> + Clone) -> &'static [&'static str] {
+    let two = |example: &Example| !matches!(example.label, Some(Label::Class(class)) if class > 1);
+    match examples.clone().next().and_then(|example| example.label.as_ref()) {
+        Some(Label::Class(_)) if examples.clone().all(two) => &["accuracy", "f1", "matthews", "loss"],
+        Some(Label::Class(_)) => &["accuracy", "loss"],
+        Some(Label::Value(_)) => &["pearson", "spearman", "loss"],
+        Some(Label::Tags(_)) => &["accuracy", "precision", "recall", "f1", "loss"],
+        Some(Label::Answer(_)) => &["exact_match", "f1", "loss"],
+        Some(Label::Words(_)) | None => &["loss"],
+    }
+}
+
+/// The names of all metrics that [`measure`] gives of labelled examples.
+pub(super) fn metric_names(examples: &[Example], names: Names<'_>) -> Vec<String> {
+    let own = |i: usize| known(examples.iter().filter(move |example| example.task == i));
+    let of_task = |(i, task): (usize, &TaskLabels)| {
+        own(i).iter().map(|metric| format!("{}.{metric}", task.name)).collect::<Vec<_>>()
+    };
+    match names.tasks {
+        [] => known(examples.iter()).iter().map(|name| name.to_string()).collect(),
+        tasks => ["average", "loss"]
+            .map(String::from)
+            .into_iter()
+            .chain(tasks.iter().enumerate().flat_map(of_task))
+            .collect(),
+    }
+}
 
 impl Metrics {
+    fn of(named: impl IntoIterator<Item = (&'static str, f64)>) -> Self {
+        Metrics(named.into_iter().map(|(name, value)| (name.into(), value)).collect())
+    }
+
     /// A metric by name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
@@ -120,20 +156,24 @@ impl fmt::Display for Metrics {
     }
 }
 
-/// Metrics of what is trained on labelled examples, whose classes have these names: those of [`evaluate`], or for words the mean `loss`
-/// of a word.
+/// Metrics of what is trained on labelled examples, whose classes and tasks have these names: those of [`evaluate`], or for words the mean
+/// `loss` of a word.
 pub fn measure<T: Tuner>(
     base: &Base,
     trained: &Trained<T>,
-    (examples, classes): (&[Example], &[String]),
+    (examples, names): (&[Example], Names<'_>),
     workers: &Workers,
 ) -> Result<Metrics> {
-    if trained.head.outputs().is_some() || matches!(trained.head, Head::Answers(_)) {
-        return evaluate(&predict(base, trained, examples, workers)?, examples, classes);
-    }
     let trained = trained.valid();
     if let Some(view) = trained.view(base, None)? {
-        return measure(base, &view, (examples, classes), workers);
+        return measure(base, &view, (examples, names), workers);
+    }
+    if !names.tasks.is_empty() {
+        return measure_tasks(base, &trained, (examples, names.tasks), workers);
+    }
+    let judged = matches!(trained.head.purpose(), Purpose::Tokens | Purpose::Answers) || trained.head.is_of_texts();
+    if judged {
+        return evaluate(&predict(base, &trained, examples, workers)?, examples, names.classes);
     }
     let labels = labels(examples)?;
     let count = targets(labels.iter().copied(), trained.head.ahead(base.shape()));
@@ -146,7 +186,32 @@ pub fn measure<T: Tuner>(
     };
     let mut sum = 0.0;
     workers.run(examples.len(), one, |loss| sum += loss)?;
-    Ok(Metrics(vec![("loss", sum / count as f64)]))
+    Ok(Metrics(vec![("loss".into(), sum / count as f64)]))
+}
+
+/// The same of several tasks; one without examples has no metrics.
+fn measure_tasks<T: Tuner>(
+    base: &Base,
+    trained: &Trained<T>,
+    (examples, tasks): (&[Example], &[TaskLabels]),
+    workers: &Workers,
+) -> Result<Metrics> {
+    let (mut all, mut firsts, mut losses) = (vec![], vec![], vec![]);
+    for (i, task) in tasks.iter().enumerate() {
+        let own: Vec<Example> = examples.iter().filter(|example| example.task == i).cloned().collect();
+        if own.is_empty() {
+            continue;
+        }
+        let names = Names { classes: &task.classes, tasks: &[] };
+        let Metrics(metrics) = measure(base, trained, (&own, names), workers)?;
+        firsts.extend(metrics.first().filter(|(name, _)| name != "loss").map(|(_, value)| *value));
+        losses.extend(metrics.iter().filter(|(name, _)| name == "loss").map(|(_, value)| *value));
+        all.extend(metrics.into_iter().map(|(name, value)| (format!("{}.{name}", task.name).into(), value)));
+    }
+    let average = |values: &[f64]| mean(values.iter().copied(), values.len());
+    let first = (!firsts.is_empty()).then(|| ("average".into(), average(&firsts)));
+    let loss = (!losses.is_empty()).then(|| ("loss".into(), average(&losses)));
+    Ok(Metrics(first.into_iter().chain(loss).chain(all).collect()))
 }
 
 fn labels(examples: &[Example]) -> Result<Vec<&Label>> {
@@ -177,7 +242,7 @@ pub fn evaluate(logits: &[Logits], examples: &[Example], classes: &[String]) -> 
             metrics.extend([("f1", f1(&found, &gold)), ("matthews", matthews(&found, &gold))]);
         }
         metrics.push(("loss", mean(losses, gold.len())));
-        return Ok(Metrics(metrics));
+        return Ok(Metrics::of(metrics));
     }
     let value = |l: &&Label| match l {
         Label::Value(value) => Ok(f64::from(*value)),
@@ -186,7 +251,7 @@ pub fn evaluate(logits: &[Logits], examples: &[Example], classes: &[String]) -> 
     let gold = labels.iter().map(value).collect::<Result<Vec<f64>>>()?;
     let found: Vec<f64> = logits.iter().map(|l| f64::from(l.values[0])).collect();
     let losses = found.iter().zip(&gold).map(|(x, y)| (x - y).powi(2));
-    Ok(Metrics(vec![
+    Ok(Metrics::of([
         ("pearson", pearson(&found, &gold)),
         ("spearman", spearman(&found, &gold)),
         ("loss", mean(losses, gold.len())),
@@ -223,7 +288,7 @@ fn evaluate_tags(logits: &[Logits], gold: &[Arc<[i32]>], classes: &[String]) -> 
     }
     let count = losses.len();
     metrics.extend([("accuracy", accuracy(&found, &right)), ("loss", mean(losses.into_iter(), count))]);
-    Ok(Metrics(metrics))
+    Ok(Metrics::of(metrics))
 }
 
 /// The same of answers. A text may lack one where that holds for some of them.
@@ -236,7 +301,7 @@ fn evaluate_answers(logits: &[Logits], answers: &[Arc<Answer>]) -> Metrics {
         losses.push((0..2).map(|i| cross_entropy(&side(i), answer.tokens[i])).sum::<f64>() / 2.0);
     }
     let count = scores.len();
-    Metrics(vec![
+    Metrics::of([
         ("exact_match", mean(scores.iter().map(|score| score[0]), count)),
         ("f1", mean(scores.iter().map(|score| score[1]), count)),
         ("loss", mean(losses.into_iter(), count)),

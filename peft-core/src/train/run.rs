@@ -198,10 +198,16 @@ impl<T: Procedure> Run<T> {
             let what = "no label in the batch counts: every word of it is ignored".to_string();
             return Err(Error::Training { step: self.step + 1, what });
         }
+        let of_task = |places: &Vec<usize>| {
+            let lengths = lengths(&places.iter().map(|i| batch[*i]).collect::<Vec<_>>());
+            let at = |piece: Vec<usize>| piece.into_iter().map(|i| places[i]).collect::<Vec<_>>();
+            cut(&lengths, self.config.micro_rows).into_iter().map(at).collect::<Vec<_>>()
+        };
         // Samples that are coupled stay together, in the batches of the accumulation.
-        let pieces = match trained.tuner.couples_samples() {
+        let pieces: Vec<Vec<usize>> = match trained.tuner.couples_samples() {
             true => (0..batch.len()).collect::<Vec<_>>().chunks(self.config.batch_size).map(<[_]>::to_vec).collect(),
-            false => cut(&lengths(batch), self.config.micro_rows),
+            // What has a head of its own is no piece of another task.
+            false => trained.head.by_task(batch.iter().map(|example| example.task)).iter().flat_map(of_task).collect(),
         };
         let noise = |samples: Vec<u32>| Noise {
             seed: self.config.seed,

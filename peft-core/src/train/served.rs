@@ -6,7 +6,7 @@ use burn::module::Module;
 
 use super::micro::Workers;
 use super::predict::{Logits, logits};
-use crate::{AnyTuner, Base, Error, Example, Result, Trained, Tuner};
+use crate::{AnyTuner, Base, Error, Example, Result, Trained};
 
 /// Finished adapters by name, of any methods and with any heads, that answer together: each example is run by its own, all of them share
 /// threads and, as clones of one base share their tensors, one base in memory. What a method computes of its tensors alone is computed
@@ -59,7 +59,7 @@ impl Served {
                 let names: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
                 Error::config("adapter", name, format!("one of {}", names.join(", ")))
             })?;
-            trained.tuner.check_tasks(&[example.task])?;
+            trained.check_tasks(&[example.task])?;
             Ok((base, trained))
         };
         let adapters = rows.iter().map(of).collect::<Result<Vec<_>>>()?;

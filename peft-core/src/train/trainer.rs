@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use super::check::{Before, judge};
 use super::checkpoint::{Best, Store};
-use super::predict::{Logits, Metrics, measure, predict};
+use super::predict::{Logits, Metrics, measure, metric_names, predict};
 use super::run::{Run, StepReport};
 use super::tuned::counts;
 use super::{Checkpoints, Probe, Procedure, Slots, TrainConfig, Tuned};
-use crate::data::Dataset;
+use crate::data::{Dataset, Names, TaskLabels};
 use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_ids_from_names};
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Label, Purpose, Result, Trained, Tuner, Wanted};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Purpose, Result, Trained, Tuner, Wanted};
 
 /// Follows a run.
 pub trait Observer {
@@ -65,8 +65,7 @@ pub struct Trainer {
 struct Work<'a> {
     data: &'a [Example],
     evaluation: Option<&'a [Example]>,
-    /// The names of the classes.
-    classes: &'a [String],
+    names: Names<'a>,
     before: Before,
     store: Option<Store>,
 }
@@ -108,7 +107,8 @@ impl Trainer {
         self.train(model, method, trained, data, None, &mut ())?.checked()
     }
 
-    /// The method's start, with the head of [`Method::head`](crate::Method::head), else of [`own_head`](Self::own_head), else a fresh one.
+    /// The method's start, with the head of [`Method::head`](crate::Method::head), else of [`own_head`](Self::own_head), else a fresh one;
+    /// of several tasks each has the head that it would have alone.
     pub fn start<M: Clone + Into<AnyMethod>>(
         &self,
         model: &Pretrained,
@@ -117,6 +117,19 @@ impl Trainer {
     ) -> Result<Trained<AnyTuner>> {
         let method = method.clone().into();
         method.checked_count(model.base.shape())?;
+        let parts = data.parts();
+        let heads = parts.iter().enumerate().map(|(task, part)| self.head(model, &method, (task, part)));
+        let heads = heads.collect::<Result<Vec<_>>>()?;
+        let head = match data.tasks.is_empty() {
+            true => heads.into_iter().next().unwrap_or_else(|| unreachable!("data is one part or more")),
+            false => Head::several(heads)?,
+        };
+        let tuner = method.init(&model.base.for_purpose(head.purpose()), self.config.seed)?;
+        Trained::new(tuner, head)
+    }
+
+    /// The head with which a method starts on the data of a task.
+    fn head(&self, model: &Pretrained, method: &AnyMethod, (task, data): (usize, &Dataset)) -> Result<Head> {
         let architecture = model.base.shape().architecture;
         let writes = architecture.writes_classes();
         let fresh = || match (data.purpose()?, data.outputs()?) {
@@ -132,12 +145,10 @@ impl Trainer {
             (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
             (_, None) => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };
-        let head = match self.method_head(model, &method, data)? {
-            Some(head) => head,
-            None => self.own_head(model, data)?.map_or_else(fresh, Ok)?,
-        };
-        let tuner = method.init(&model.base.for_purpose(head.purpose()), self.config.seed)?;
-        Trained::new(tuner, head)
+        match self.method_head(model, method, data)? {
+            Some(head) => head.of_task(task).cloned(),
+            None => self.own_head(model, data)?.map_or_else(fresh, Ok),
+        }
     }
 
     /// The head that the method begins with, see [`Method::head`](crate::Method::head).
@@ -166,23 +177,27 @@ impl Trainer {
         observer: &mut dyn Observer,
     ) -> Result<Tuned<'a>> {
         let (method, trained) = (method.into(), trained.erased());
-        let found = (trained.head.is_of_texts(), trained.head.outputs());
-        let wanted = (data.purpose()? == Purpose::Texts, data.outputs()?);
-        if found != wanted {
-            let head = |head: (bool, Option<usize>)| match head {
-                (true, Some(outputs)) => format!("a head with {outputs} outputs"),
-                (_, Some(classes)) => format!("a head for tokens with {classes} classes"),
-                (_, None) => "a head for words".to_string(),
-            };
-            return Err(Error::config("head", head(found), format!("{}, as the labels of the data", head(wanted))));
-        }
+        fits(&trained.head, data)?;
         let base = model.base.for_purpose(trained.head.purpose());
         peft::check_copies(&method, &trained, base.shape())?;
+        if let Some(other) = evaluation.filter(|other| other.tasks != data.tasks) {
+            let [found, expected] = [&other.tasks, &data.tasks].map(|tasks| TaskLabels::listed(tasks));
+            return Err(Error::config(
+                "tasks of the evaluation",
+                found,
+                format!("those of the training data, {expected}"),
+            ));
+        }
         let evaluation = evaluation.map(|data| data.examples.as_slice());
-        let (settings, counts) = (json!([method.name(), method.settings()]), counts(&trained));
-        let data_of = (data.examples.as_slice(), evaluation, data.classes.as_slice());
+        let settings = match data.tasks.is_empty() {
+            true => json!([method.name(), method.settings()]),
+            false => json!([method.name(), method.settings(), data.tasks]),
+        };
+        let counts = counts(&trained);
+        let data_of = (data.examples.as_slice(), evaluation, data.names());
         let Finished { trained, fault } = self.run_as(settings, &base, trained, data_of, observer)?;
         let labels = Labels::of(&model.name, &model.base, data.classes.clone());
+        let labels = Labels { tasks: data.tasks.clone(), ..labels };
         Ok(Tuned { model, base, config: method, trained, labels, fault, counts, threads: self.config.threads })
     }
 
@@ -195,9 +210,8 @@ impl Trainer {
         evaluation: Option<&[Example]>,
         observer: &mut dyn Observer,
     ) -> Result<Trained<T>> {
-        let none: &[String] = &[];
-        let Finished { trained, fault } =
-            self.run_as(Value::Null, base, trained, (data, evaluation, none), observer)?;
+        let data = (data, evaluation, Names::default());
+        let Finished { trained, fault } = self.run_as(Value::Null, base, trained, data, observer)?;
         fault.map_or(Ok(trained), Err)
     }
 
@@ -207,7 +221,7 @@ impl Trainer {
         method: Value,
         base: &Base,
         trained: Trained<T>,
-        (data, evaluation, classes): (&[Example], Option<&[Example]>, &[String]),
+        (data, evaluation, names): (&[Example], Option<&[Example]>, Names<'_>),
         observer: &mut dyn Observer,
     ) -> Result<Finished<T>> {
         if data.is_empty() || evaluation.is_some_and(<[_]>::is_empty) {
@@ -219,11 +233,12 @@ impl Trainer {
             let expected = "something to train: a method with tensors of its own, or labels that need a head";
             return Err(Error::config("method", "nothing that is trained", expected));
         }
-        self.check_metric(evaluation)?;
+        self.check_metric(evaluation, names)?;
         let tasks: Vec<usize> = data.iter().chain(evaluation.into_iter().flatten()).map(|e| e.task).collect();
-        trained.tuner.check_tasks(&tasks)?;
+        trained.check_tasks(&tasks)?;
         if self.config.task_temperature.is_some() && data.iter().all(|example| example.task == data[0].task) {
-            let expected = "more than one, by a column task_id, or no temperature to draw them with";
+            let expected =
+                "more than one, by Dataset::several or a column task_id, or no temperature to draw them with";
             return Err(Error::config("task_temperature", "data of one task", expected));
         }
         let steps = self.config.steps(data.len());
@@ -235,7 +250,7 @@ impl Trainer {
         let identity = || self.identity(method, before.identity(base), data, evaluation);
         let store = |checkpoints| Store::open(checkpoints, identity());
         let store = self.checkpoints.as_ref().map(store).transpose()?;
-        let mut work = Work { data, evaluation, classes, before, store };
+        let mut work = Work { data, evaluation, names, before, store };
         let result = self.steps(&mut work, base, trained, observer);
         if let (Some(store), Err(error)) = (work.store, &result) {
             // To go on from there would end in the same fault.
@@ -258,7 +273,7 @@ impl Trainer {
         trained: Trained<T>,
         observer: &mut dyn Observer,
     ) -> Result<Finished<T>> {
-        let Work { data, evaluation, classes, before, store } = work;
+        let Work { data, evaluation, names, before, store } = work;
         let (config, total) = (&self.config, self.config.steps(data.len()));
         let Trained { tuner, head, copies } = trained;
         let tuner = tuner.prepare(base, Probe::new(&head, data).with_run(config))?;
@@ -278,7 +293,7 @@ impl Trainer {
             };
             observer.step(&report)?;
             if let Some(examples) = evaluation.filter(|_| run.step % every == 0 || run.step == total) {
-                let metrics = run.measure(examples, classes)?;
+                let metrics = run.measure(examples, *names)?;
                 observer.evaluated(run.step, &metrics)?;
                 let moment = run.moment(run.step - 1, data)?;
                 // What an earlier phase gives is not what the run is to give.
@@ -312,25 +327,13 @@ impl Trainer {
     }
 
     /// Whether the metric by which states are judged is one of the evaluation's.
-    fn check_metric(&self, evaluation: Option<&[Example]>) -> Result<()> {
-        let (name, classes) = (&self.config.metric_for_best_model, |label: &Label| match label {
-            Label::Class(class) => Some(*class),
-            Label::Value(_) | Label::Words(_) | Label::Tags(_) | Label::Answer(_) => None,
-        });
-        let Some(first) = evaluation.and_then(|examples| examples.first()?.label.as_ref()) else { return Ok(()) };
-        let known: &[&str] = match first {
-            Label::Class(_)
-                if evaluation.into_iter().flatten().filter_map(|e| classes(e.label.as_ref()?)).all(|c| c < 2) =>
-            {
-                &["loss", "accuracy", "f1", "matthews"]
-            }
-            Label::Class(_) => &["loss", "accuracy"],
-            Label::Value(_) => &["loss", "pearson", "spearman"],
-            Label::Tags(_) => &["loss", "accuracy", "precision", "recall", "f1"],
-            Label::Answer(_) => &["loss", "exact_match", "f1"],
-            Label::Words(_) => &["loss"],
+    fn check_metric(&self, evaluation: Option<&[Example]>, names: Names<'_>) -> Result<()> {
+        let name = &self.config.metric_for_best_model;
+        let Some(examples) = evaluation.filter(|examples| examples.iter().any(|e| e.label.is_some())) else {
+            return Ok(());
         };
-        match known.contains(&name.as_str()) {
+        let known = metric_names(examples, names);
+        match known.contains(name) {
             true => Ok(()),
             false => Err(Error::config("metric_for_best_model", name, known.join(", "))),
         }
@@ -342,9 +345,9 @@ impl Trainer {
             return Ok(());
         }
         let name = &self.config.metric_for_best_model;
-        let known = || metrics.0.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let known = || metrics.0.iter().map(|(name, _)| &**name).collect::<Vec<_>>().join(", ");
         let value = metrics.get(name).ok_or_else(|| Error::config("metric_for_best_model", name, known()))?;
-        let better = |old: f64| if name == "loss" { value < old } else { value > old };
+        let better = |old: f64| if name == "loss" || name.ends_with(".loss") { value < old } else { value > old };
         if best.found.is_none_or(|(_, old)| better(old)) {
             *best = Best { found: Some((run.step, value)), stale: 0, tensors: tensors(&run.trained) };
         } else {
@@ -354,15 +357,39 @@ impl Trainer {
     }
 }
 
+/// Refuses a head that is not for the labels of the data, or heads that are not for those of its tasks.
+fn fits(head: &Head, data: &Dataset) -> Result<()> {
+    if let Some(tasks) = head.tasks().filter(|tasks| *tasks != data.tasks.len()) {
+        let found = if data.tasks.is_empty() { "data without tasks".into() } else { TaskLabels::listed(&data.tasks) };
+        return Err(Error::config("tasks", found, format!("{tasks}, as there are heads")));
+    }
+    let told = |head: (bool, Option<usize>)| match head {
+        (true, Some(outputs)) => format!("a head with {outputs} outputs"),
+        (_, Some(classes)) => format!("a head for tokens with {classes} classes"),
+        (_, None) => "a head for words".to_string(),
+    };
+    for (i, part) in data.parts().iter().enumerate() {
+        let head = head.of_task(i)?;
+        let found = (head.is_of_texts(), head.outputs());
+        let wanted = (part.purpose()? == Purpose::Texts, part.outputs()?);
+        if found != wanted {
+            let of_task = data.tasks.get(i).map_or_else(String::new, |task| format!(" of task {}", task.name));
+            let expected = format!("{}, as the labels of the data", told(wanted));
+            return Err(Error::config(format!("head{of_task}"), told(found), expected));
+        }
+    }
+    Ok(())
+}
+
 impl<T: Procedure> Run<T> {
     /// Logits of examples with what is trained so far.
     pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
         predict(&self.base, &self.trained, examples, &self.workers)
     }
 
-    /// Metrics of what is trained so far, on examples whose classes have these names.
-    pub fn measure(&self, examples: &[Example], classes: &[String]) -> Result<Metrics> {
-        measure(&self.base, &self.trained, (examples, classes), &self.workers)
+    /// Metrics of what is trained so far, on examples whose classes and tasks have these names.
+    pub fn measure(&self, examples: &[Example], names: Names<'_>) -> Result<Metrics> {
+        measure(&self.base, &self.trained, (examples, names), &self.workers)
     }
 }
 
@@ -384,7 +411,7 @@ mod tests {
             let (trainer, mut best) = (Trainer::new(config), Best::default());
             for (value, expected) in values.into_iter().zip([(1, 0), (2, 0), (2, 1), (2, 2), (5, 0)]) {
                 run.step += 1;
-                trainer.compare(&mut best, &run, &Metrics(vec![(metric, value)])).unwrap();
+                trainer.compare(&mut best, &run, &Metrics(vec![(metric.into(), value)])).unwrap();
                 assert_eq!((best.found.unwrap().0, best.stale), expected, "{metric}, step {}", run.step);
             }
         }

@@ -7,7 +7,7 @@ use burn::module::Module;
 use super::TrainConfig;
 use super::micro::Workers;
 use super::predict::{Logits, Metrics, farthest, measure, predict};
-use crate::data::Dataset;
+use crate::data::{Dataset, TaskLabels};
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{copied, trainable};
@@ -47,10 +47,15 @@ impl<'a> Tuned<'a> {
     pub fn load_as(method: &AnyMethod, dir: &Path, model: &'a Pretrained) -> Result<Self> {
         let (config, trained) = peft::load_as(method, dir, model)?;
         let (threads, labels) = (TrainConfig::default().threads, model.name_classes(peft::labels(dir)?, &trained.head));
-        let outputs = trained.head.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
-        if !labels.classes.is_empty() && labels.classes.len() != outputs {
-            let found = format!("{} names", labels.classes.len());
-            return Err(Error::file(dir.join("labels.json"), "classes", found, format!("{outputs}, as the head")));
+        for task in 0..labels.tasks.len().max(1) {
+            let outputs = trained.head.of_task(task)?.outputs().filter(|outputs| *outputs > 1).unwrap_or(0);
+            let names = labels.of_task(task).len();
+            if names > 0 && names != outputs {
+                let key =
+                    labels.tasks.get(task).map_or("classes".into(), |task| format!("classes of task {}", task.name));
+                let (path, expected) = (dir.join("labels.json"), format!("{outputs}, as the head"));
+                return Err(Error::file(path, key, format!("{names} names"), expected));
+            }
         }
         let counts = counts(&trained);
         let base = model.base.for_purpose(trained.head.purpose());
@@ -83,6 +88,25 @@ impl<'a> Tuned<'a> {
         Ok(Tuned { model, base, config, trained, labels, fault: None, counts, threads: *threads })
     }
 
+    /// The number of a task, by its name or that number as a text.
+    pub fn task(&self, name: &str) -> Result<usize> {
+        let task = match self.labels.tasks.is_empty() {
+            false => TaskLabels::place(&self.labels.tasks, name)?,
+            true => {
+                name.parse().map_err(|_| Error::config("task", name, "a number: the adapter's tasks have no names"))?
+            }
+        };
+        self.trained.check_tasks(&[task]).map(|()| task)
+    }
+
+    /// The same with the head and the classes of one task, by its number.
+    pub fn of_task(self, task: usize) -> Result<Self> {
+        let Tuned { trained: Trained { tuner, head, copies }, labels, .. } = self;
+        let trained = Trained { tuner, head: head.of_task(task)?.clone(), copies };
+        let classes = labels.of_task(task).to_vec();
+        Ok(Tuned { trained, labels: Labels { classes, tasks: vec![], ..labels }, ..self })
+    }
+
     /// The fault as an error, if there is one.
     pub fn checked(self) -> Result<Self> {
         match self.fault {
@@ -98,7 +122,7 @@ impl<'a> Tuned<'a> {
 
     /// Metrics on labelled data.
     pub fn evaluate(&self, data: &Dataset) -> Result<Metrics> {
-        measure(&self.base, &self.trained, (&data.examples, &data.classes), &Workers::new(self.threads)?)
+        measure(&self.base, &self.trained, (&data.examples, data.names()), &Workers::new(self.threads)?)
     }
 
     /// Trainable elements: of the method, and of the head. They are those before the first step, some of which a method may have

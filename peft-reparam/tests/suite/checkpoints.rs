@@ -156,7 +156,8 @@ fn only_the_same_run_is_taken_up() {
     assert!(["state.json", "evaluation"].iter().all(|word| message.contains(word)), "{message}");
     // The same tensors to start from, but another function of them.
     let model = golden::model("roberta-classify");
-    let labelled = Dataset { examples: mine.clone(), classes: ["a", "b"].map(String::from).to_vec() };
+    let labelled =
+        Dataset { examples: mine.clone(), classes: ["a", "b"].map(String::from).to_vec(), ..Dataset::default() };
     let fit = |alpha: f64, model: &Pretrained, resume: bool| {
         let checkpoints = Checkpoints { dir: folder.path().join("method"), every: Some(1), resume };
         let (trainer, lora) =

@@ -175,7 +175,7 @@ fn micro_batches_have_the_gradients_of_the_whole_batch() {
 #[test]
 fn the_program_of_the_readme() {
     let model = Pretrained { config: serde_json::json!({}), ..Pretrained::of(base()) };
-    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()] };
+    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()], ..Dataset::default() };
     let folder = tempfile::tempdir().unwrap();
     let settings = TrainConfig { dropout: Some(0.0), ..TrainConfig::new(1e-2).with_epochs(8).with_batch_size(8) };
     let tuned = Trainer::new(settings).fit(&model, LoraConfig::new(4).with_alpha(8.0), &data).unwrap();
@@ -199,7 +199,7 @@ fn the_program_of_the_readme() {
 #[test]
 fn a_merge_is_judged_by_the_size_of_the_difference() {
     let model = Pretrained::of(base());
-    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()] };
+    let data = Dataset { examples: data(), classes: vec!["low".into(), "high".into()], ..Dataset::default() };
     let tuned = Trainer::new(config()).fit(&model, LoraConfig::new(4), &data).unwrap();
     let workers = Workers::new(1).unwrap();
     let [mut grown, mut shrunk] = [0; 2];

@@ -100,13 +100,18 @@ proptest! {
         }
     }
 
+    /// With scores of order 1. Where the stream is not normalized (T5, LLaMA) queries as they are drawn elsewhere give scores of hundreds, whose
+    /// rounding alone, 1e-5 in the exponent, moves a softmax that is near a tie by more than the budget.
     #[test]
     fn the_order_of_the_adapters_does_not_matter(seed: u64) {
         for base in bases() {
             let adapters: Vec<Sequential> = (0..3).map(|i| adapter(&base, seed ^ i)).collect();
             let turned = [adapters[2].clone(), adapters[0].clone(), adapters[1].clone()];
             let own = tensors(&randomized(&fused(&base, &adapters), seed));
-            let maps: BTreeMap<_, _> = own.into_iter().filter(|(name, _)| !name.starts_with("adapters.")).collect();
+            let mut maps: BTreeMap<_, _> = own.into_iter().filter(|(name, _)| !name.starts_with("adapters.")).collect();
+            for (_, data) in maps.iter_mut().filter(|(name, _)| name.starts_with("query.")) {
+                *data = TensorData::new(data.iter::<f32>().map(|x| 0.01 * x).collect::<Vec<_>>(), data.shape().clone());
+            }
             let [a, b] = [&adapters[..], &turned].map(|all| with_values(fused(&base, all), &maps).unwrap());
             let batch = batch(&base);
             assert_close(run(&a, &base, &batch), run(&b, &base, &batch), SAME_FUNCTION, "turned");

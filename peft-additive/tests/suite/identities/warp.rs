@@ -182,7 +182,7 @@ fn a_run_trains_slots_and_vectors() {
         let model = model(name);
         let texts = examples(&base("bert-tiny", &device())).into_iter();
         let texts = texts.map(|text| Example { types: None, task: 0, ..text }).collect();
-        let data = Dataset { examples: texts, classes: vec!["no".into(), "yes".into()] };
+        let data = Dataset { examples: texts, classes: vec!["no".into(), "yes".into()], ..Dataset::default() };
         let config = WarpConfig::new("2 {text} <mask> 1").with_mask(MASK as usize).with_verbalizers([11, 30]);
         let trainer = Trainer::new(TrainConfig::new(1e-2).with_steps(3));
         let method = AnyMethod::new(config.clone());

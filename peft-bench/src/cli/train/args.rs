@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
-use peft_core::data::Labelled;
 use peft_core::files::Inputs;
 use peft_core::io::Pretrained;
 use peft_core::train::{Checkpoints, Length, Schedule, TrainConfig};
@@ -11,7 +10,7 @@ use peft_core::{Error, Result};
 use peft_quant::Scheme;
 
 use crate::cli::optimizer::OptimizerArgs;
-use crate::cli::options::{ColumnArgs, ModelArgs, OutputArgs, tell, warn_of_broken_rows};
+use crate::cli::options::{ColumnArgs, ModelArgs, OutputArgs, TaskFile};
 use crate::cli::progress::check_log;
 use crate::machine::threads;
 use crate::tasks::Task;
@@ -22,7 +21,8 @@ use crate::tasks::Task;
     group = ArgGroup::new("start").required(true).multiple(true).args(["adapter", "method"]),
     after_help = "Examples:\n  peft train --model DIR --method lora --set r=8 --data train.tsv --epochs 3 --output out/lora\n  \
     peft train --model DIR --method bitfit --task sst2 --data GLUE/SST-2 --steps 500 --lr 1e-3 --output out/bitfit\n  \
-    peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
+    peft train --model DIR --method hyperformer --set tasks=2 --task-data sst2=GLUE --task-data rte=GLUE --task-temperature 10 \
+    --output out/both\n  peft train --config out/lora/train.yaml --seed 1 --output out/lora-seed-1\n  \
     peft train --model DIR --adapter out/lora --data more.jsonl --epochs 1 --output out/lora-2"
 )]
 pub struct Train {
@@ -45,11 +45,18 @@ pub struct Train {
     pub(in crate::cli) task: Option<String>,
     /// Labelled examples: .tsv, .csv or .jsonl (texts, words with a tag for each, or input_ids), .conll or .txt (a word and its tag in a
     /// line), or a task's directory
-    #[arg(long)]
-    pub(in crate::cli) data: PathBuf,
+    #[arg(long, required_unless_present = "task_data")]
+    pub(in crate::cli) data: Option<PathBuf>,
     /// Labelled examples to evaluate on; a task brings its own
     #[arg(long, conflicts_with = "task")]
     pub(in crate::cli) eval: Option<PathBuf>,
+    /// One of several tasks that are trained together, each with a head and metrics of its own: a file as --data takes, or, with the
+    /// name of a task of GLUE, its directory or GLUE's
+    #[arg(long, value_name = "NAME=FILE", conflicts_with_all = ["data", "task", "eval"])]
+    pub(in crate::cli) task_data: Vec<TaskFile>,
+    /// What a task is evaluated on; one of GLUE brings its own
+    #[arg(long, value_name = "NAME=FILE", requires = "task_data")]
+    pub(in crate::cli) task_eval: Vec<TaskFile>,
     #[command(flatten)]
     pub(in crate::cli) columns: ColumnArgs,
     #[command(flatten)]
@@ -98,7 +105,7 @@ pub struct Train {
     /// Put sequences of like length into one batch
     #[arg(long, conflicts_with = "no_shuffle")]
     pub(super) group_by_length: bool,
-    /// Draw each batch from one task of the data's column task_id, by its size to the power 1 / T: 1 as they are, larger ones more
+    /// Draw each batch from one task, of --task-data or the data's column task_id, by its size to the power 1 / T: 1 as they are, larger ones more
     /// evenly (Hyperformer: 10) [default: tasks mix in a batch]
     #[arg(long, value_name = "T", conflicts_with_all = ["no_shuffle", "group_by_length"])]
     pub(super) task_temperature: Option<f64>,
@@ -187,9 +194,10 @@ impl Train {
 
     /// What it reads.
     fn inputs(&self) -> Inputs {
-        let read = [Some(&self.data), self.eval.as_ref(), self.config.as_ref()];
-        let inputs = self.model.inputs(&self.adapter);
-        inputs.with_models(self.source.iter().map(PathBuf::as_path)).with(read.into_iter().flatten())
+        let read = [self.data.as_ref(), self.eval.as_ref(), self.config.as_ref()];
+        let of_tasks = self.task_data.iter().chain(&self.task_eval).map(|task| &task.path);
+        let inputs = self.model.inputs(&self.adapter).with_models(self.source.iter().map(PathBuf::as_path));
+        inputs.with(read.into_iter().flatten()).with(of_tasks)
     }
 
     /// Refuses outputs that another run at once reads or makes.
@@ -247,25 +255,6 @@ impl Train {
         Ok(())
     }
 
-    /// The data to train on and to evaluate on.
-    pub(super) fn read(&self) -> Result<(Labelled, Option<Labelled>)> {
-        let (train, eval) = match (&self.task, &self.eval) {
-            (Some(task), _) => {
-                let (train, dev) = Task::named(task)?.read(&self.data)?;
-                (train, Some(dev))
-            }
-            (None, eval) => {
-                let open = |path: &Path| Ok::<_, Error>(self.columns.of(Labelled::open(path)?));
-                let train = open(&self.data)?.read()?;
-                tell(format_args!("columns of {}: {}", self.data.display(), train.columns().join(", ")));
-                let eval = eval.as_ref().map(|path| open(path)?.like(&train).read()).transpose()?;
-                (train, eval)
-            }
-        };
-        [Some(&train), eval.as_ref()].into_iter().flatten().for_each(warn_of_broken_rows);
-        Ok((train, eval))
-    }
-
     pub(super) fn config(&self, samples: usize) -> Result<TrainConfig> {
         let length = match (self.steps, self.epochs) {
             (Some(steps), _) => Length::Steps(steps),
@@ -314,10 +303,9 @@ impl Train {
             ("--eval-every", self.eval_every.is_some()),
             ("--metric", config.metric_for_best_model != "loss"),
         ];
-        if let Some((option, _)) =
-            judged.into_iter().find(|(_, given)| *given && self.task.is_none() && self.eval.is_none())
-        {
-            return Err(Error::config(option, "no data to evaluate on", "--eval, or --task"));
+        if let Some((option, _)) = judged.into_iter().find(|(_, given)| *given && !self.is_evaluated()) {
+            let expected = if self.task_data.is_empty() { "--eval, or --task" } else { "--task-eval" };
+            return Err(Error::config(option, "no data to evaluate on", expected));
         }
         if !(0.0..1e9).contains(&self.warmup) || self.warmup > 1.0 && self.warmup.fract() != 0.0 {
             return Err(Error::config("--warmup", self.warmup, "steps, or a share from 0 to below 1"));
@@ -326,6 +314,12 @@ impl Train {
         // A part of a step counts as one, as in transformers.
         config.warmup_steps = if self.warmup < 1.0 { self.warmup * total as f64 } else { self.warmup }.ceil() as usize;
         Ok(config)
+    }
+
+    /// Whether there is data to evaluate on.
+    fn is_evaluated(&self) -> bool {
+        let of_tasks = !self.task_eval.is_empty() || self.task_data.iter().any(|task| task.path.is_dir());
+        self.task.is_some() || self.eval.is_some() || of_tasks
     }
 
     /// Whether a run that is to be taken up has written its result already: it was stopped at the very end.

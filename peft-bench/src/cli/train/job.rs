@@ -4,42 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use peft_core::data::{Dataset, Labelled};
 use peft_core::files::{MANIFEST, read_text, verify};
 use peft_core::io::{Pretrained, peft};
-use peft_core::loss::IGNORED;
 use peft_core::train::{Metrics, Slots, Trainer, Tuned};
-use peft_core::{AnyMethod, Copies, Error, Example, Head, Label, Result, Source};
+use peft_core::{AnyMethod, Copies, Error, Example, Result, Source};
 use serde_json::{Map, Value, json};
 
 use super::args::{SETTINGS, Train};
-use crate::cli::options::{tell, tell_classes};
+use super::data::{Reading, names, tell_head, tell_labels};
+use crate::cli::options::tell;
 use crate::cli::progress::Progress;
 use crate::cli::{card, yaml};
 use crate::machine::peak_bytes;
 use crate::registry::{by_peft_type, load};
 use crate::signals;
-use crate::tasks::Task;
 
 /// A finished adapter to start from, under the name of its directory.
 fn source(dir: &Path, model: &Pretrained) -> Result<Source> {
     let (config, trained) = peft::load_as(&by_peft_type(dir)?, dir, model)?;
     let name = dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
     Ok(Source { name, config, trained })
-}
-
-/// Says whether the model's own head is trained on, or a new one.
-fn tell_head(model: &Pretrained, own: Option<&Head>, data: &Dataset) -> Result<()> {
-    let Some(found) = model.head_for(data.purpose()?).filter(|head| head.outputs().is_some()) else { return Ok(()) };
-    let names = |outputs: Option<usize>| match model.class_names(outputs.unwrap_or(0)) {
-        names if names.is_empty() => "a value".to_string(),
-        names => names.join(", "),
-    };
-    match own {
-        Some(head) => tell(format_args!("the model's own head is trained on, for {}", names(head.outputs()))),
-        None => tell(format_args!("a new head is trained: that of the model is for {}", names(found.outputs()))),
-    }
-    Ok(())
 }
 
 /// Refuses a finished run whose settings are not those that are asked for, which it names.
@@ -73,35 +57,6 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The data in the model's tokens, with room for a method's virtual tokens, and with its classes in the order of the head
-    /// that may be trained on: of the adapter, if there is one.
-    fn data(&self, method: &AnyMethod, head: Option<&Head>) -> Result<(Dataset, Option<Dataset>)> {
-        let Job { args, model, .. } = self;
-        let prepare = |data: Labelled| data.prepare(model, args.max_length.min(method.room(model.base.shape())));
-        let (data, eval) = args.read()?;
-        let (data, eval) = (prepare(data)?, eval.map(prepare).transpose()?);
-        let classes = match (args.adapter.first(), head) {
-            (Some(dir), Some(head)) => model.name_classes(peft::labels(dir)?, head).classes,
-            _ => model.head_for(data.purpose()?).and_then(Head::outputs).map_or(vec![], |n| model.class_names(n)),
-        };
-        if let Some(task) = &args.task {
-            Task::named(task)?.check_order(&classes)?;
-        }
-        if !data.classes.is_empty() {
-            tell_classes(&data.classes, &classes);
-        }
-        let renumbered = |data: &Dataset| data.clone().with_classes(&classes);
-        match (renumbered(&data), eval.as_ref().map(renumbered)) {
-            (Some(data), None) => Ok((data, None)),
-            (Some(data), Some(Some(eval))) => Ok((data, Some(eval))),
-            _ if !args.adapter.is_empty() && !classes.is_empty() => {
-                let expected = format!("classes of the adapter: {classes:?}");
-                Err(Error::file(&args.data, "classes", format!("{:?}", data.classes), expected))
-            }
-            _ => Ok((data, eval)),
-        }
-    }
-
     pub(super) fn run(self, method: AnyMethod) -> Result<Value> {
         let Job { args, model, slots } = self;
         let of_set = |error: Error| error.of_option("--set");
@@ -126,7 +81,8 @@ impl Job<'_> {
         };
         // An impossible configuration is told before anything is read for it.
         method.checked_count(model.base.shape())?;
-        let (data, eval) = self.data(&method, adapter.as_ref().map(|trained| &trained.head))?;
+        let (data, eval) =
+            Reading { args, model, method: &method, head: adapter.as_ref().map(|it| &it.head) }.data()?;
         let config = args.config(data.examples.len())?;
         let steps = config.steps(data.examples.len());
         // What is not a setting decides a run as well: a finished one is told apart from one on another model or other data.
@@ -149,43 +105,16 @@ impl Job<'_> {
         if args.resume && !args.checkpoints().dir.exists() {
             tell(format_args!("no checkpoints in {}: from the start", args.checkpoints().dir.display()));
         }
-        if !data.classes.is_empty() {
-            let mut counts = vec![0; data.classes.len()];
-            for label in data.examples.iter().filter_map(|example| example.label.as_ref()) {
-                match label {
-                    Label::Class(class) => counts[*class] += 1,
-                    Label::Tags(tags) => {
-                        tags.iter().filter(|tag| **tag != IGNORED).for_each(|tag| counts[*tag as usize] += 1)
-                    }
-                    Label::Value(_) | Label::Words(_) | Label::Answer(_) => {}
-                }
-            }
-            let told = data.classes.iter().zip(counts).map(|(name, count)| format!("{name} {count}"));
-            tell(format_args!("classes of the training data: {}", told.collect::<Vec<_>>().join(", ")));
-        }
-        let cut = |example: &&Example| match &example.label {
-            Some(Label::Answer(answer)) => answer.tokens == [0, 0] && !answer.right.is_empty(),
-            _ => false,
-        };
-        let cut = data.examples.iter().filter(cut).count();
-        if cut > 0 {
-            tell(format_args!(
-                "{cut} of {} answers are in no token that is left of their texts, and are learnt as none: see --max-length",
-                data.examples.len()
-            ));
-        }
-        let values: Vec<f32> = data.examples.iter().filter_map(|example| example.label.as_ref()?.value()).collect();
-        if let Some(least) = values.iter().copied().reduce(f32::min) {
-            let most = values.iter().copied().fold(least, f32::max);
-            tell(format_args!("labels of the training data: values from {least} to {most}, so this is a regression"));
-        }
+        data.parts().iter().zip(names(&data)).for_each(|(part, name)| tell_labels(part, &name));
         let trainer = Trainer::new(config.clone()).with_checkpoints(args.checkpoints());
         let trainer = slots.map_or(trainer.clone(), |slots| trainer.with_slots(slots.clone()));
         let trained = match adapter {
             Some(trained) => trained,
             None => {
                 if trainer.method_head(model, &method, &data)?.is_none() {
-                    tell_head(model, trainer.own_head(model, &data)?.as_ref(), &data)?;
+                    for (part, name) in data.parts().iter().zip(names(&data)) {
+                        tell_head(model, trainer.own_head(model, part)?.as_ref(), part, &name)?;
+                    }
                 }
                 let trained = trainer.start(model, &method, &data)?;
                 let base = model.base.for_purpose(trained.head.purpose());

@@ -7,7 +7,7 @@ use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 48] = [
+pub(super) const KEYS: [(&str, &str); 50] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("base", "--base"),
@@ -19,6 +19,8 @@ pub(super) const KEYS: [(&str, &str); 48] = [
     ("data", "--data"),
     ("train_file", "--data"),
     ("validation_file", "--eval"),
+    ("task_data", "--task-data"),
+    ("task_eval", "--task-eval"),
     ("text_column", "--text-column"),
     ("pair_column", "--pair-column"),
     ("label_column", "--label-column"),
@@ -59,7 +61,10 @@ pub(super) const KEYS: [(&str, &str); 48] = [
 ];
 
 /// Options that may be given several times, for which a file may have a list.
-pub(super) const SEVERAL: [&str; 2] = ["--adapter", "--method"];
+pub(super) const SEVERAL: [&str; 4] = ["--adapter", "--method", "--task-data", "--task-eval"];
+
+/// Keys under which a file has a mapping from the names of tasks to files.
+pub(super) const OF_TASKS: [&str; 2] = ["task_data", "task_eval"];
 
 /// Options without a value.
 pub(super) const SWITCHES: [&str; 5] =
@@ -130,7 +135,14 @@ pub(super) const OTHERS: [(&str, &str); 30] = [
 pub(super) const TWICE: [[&str; 2]; 2] = [["data", "train_file"], ["method", "peft_type"]];
 
 /// Options of which only one may be given.
-pub(super) const EXCLUSIVE: [[&str; 2]; 3] = [["--steps", "--epochs"], ["--adapter", "--method"], ["--task", "--eval"]];
+pub(super) const EXCLUSIVE: [[&str; 2]; 6] = [
+    ["--steps", "--epochs"],
+    ["--adapter", "--method"],
+    ["--task", "--eval"],
+    ["--task-data", "--data"],
+    ["--task-data", "--task"],
+    ["--task-data", "--eval"],
+];
 
 /// The error of a key that is not known, with a hint.
 pub(super) fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, Value>) -> Error {

@@ -1,9 +1,10 @@
-//! Every method of the registry on the same tasks: what it scores, and what it costs. Each run is a process of its own, so that the most
-//! memory that it holds can be told.
+//! Every method of the registry on the same tasks, or the ways in which tasks work together: what each scores, and what it costs. Each run
+//! is a process of its own, so that the most memory that it holds can be told.
 
 mod job;
 mod report;
 pub mod rows;
+pub mod together;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,21 +30,37 @@ use crate::machine::{digest, forget_peak, peak_bytes};
 use crate::registry::{by_name, by_peft_type};
 use crate::tasks::Task;
 use job::{Job, On, waves};
-use rows::ROWS;
 
 /// The tasks on which sources are trained, none of them of the table: one of single texts and two of pairs, with two classes each, so
 /// that one head serves all.
 pub const SOURCES: [&str; 3] = ["sst2", "mrpc", "rte"];
 /// The tasks of the table: a text, a pair, and a pair with a value.
 pub const TASKS: [&str; 3] = ["cola", "qnli", "stsb"];
+/// The tasks of the table of several tasks.
+pub const TOGETHER: [&str; 6] = ["cola", "sst2", "mrpc", "stsb", "qnli", "rte"];
 /// On how many examples it is measured how far folding a method into the model moves logits.
 const PROBE: usize = 32;
 /// How often the report is written on the way: its plots take longer than a short run.
 const WRITE: Duration = Duration::from_secs(10);
 
+/// How evenly batches are drawn from tasks that are trained together, as in Hyperformer.
+const TEMPERATURE: f64 = 10.0;
+
+/// What is set side by side.
+#[derive(Clone)]
+pub struct Table {
+    /// All rows that it may have.
+    pub rows: &'static [Row],
+    /// The tasks that rows are scored on.
+    pub tasks: Vec<Task>,
+    /// Whether sources are on tasks of their own, and otherwise on the other tasks of the table; tasks together then have a head each.
+    pub apart: bool,
+}
+
 /// All runs of a table, on a model.
 struct Field<'a> {
     plan: &'a Plan,
+    table: &'a Table,
     model: &'a Pretrained,
     /// The model's fingerprint.
     weights: u64,
@@ -60,35 +77,44 @@ struct Setting {
     method: AnyMethod,
     config: TrainConfig,
     train: Dataset,
-    /// What it is scored on; the source tasks together are not.
+    /// What it is scored on; source tasks apart are not.
     dev: Option<Dataset>,
     key: Value,
 }
 
 /// Runs all rows on all tasks, goes on where it was interrupted, and writes REPORT.md and report.html.
-pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
+pub fn run(plan: &Plan, table: &Table) -> Result<Report> {
     let started = Instant::now();
     let source = plan.source(|made| masked::prepare(made, plan))?;
-    let field = Field::new(plan, &source.model, &source.data);
-    let mut report = field.blank(tasks, &source.name);
-    let rows = plan.rows.iter().flat_map(|row| tasks.iter().map(move |task| (*row, On::Task(*task))));
+    let (field, tasks) = (Field::new(plan, table, &source.model, &source.data), &table.tasks);
+    let mut report = field.blank(&source.name);
+    let on = |row: &Row| match row.together {
+        true => vec![On::Together],
+        false => tasks.iter().map(|task| On::Task(*task)).collect(),
+    };
+    let rows = plan.rows.iter().flat_map(|row| on(row).into_iter().map(move |on| (*row, on)));
     let wanted: Vec<Job> =
         rows.flat_map(|(row, on)| plan.seeds.iter().map(move |seed| Job { row, on, seed: *seed })).collect();
     let (mut failures, mut written) = (Failures::default(), started);
-    for jobs in waves(&wanted)? {
+    for jobs in waves(&wanted, table)? {
         field.together(&jobs, |job, outcome| {
             let Some(outcome) = failures.sort(&job.told(), outcome)? else { return Ok(()) };
             say(job.progress(&outcome));
             let row = plan.rows.iter().position(|row| row.name == job.row.name);
-            let column = tasks.iter().position(|task| On::Task(*task) == job.on);
-            if let Some((row, column)) = row.zip(column) {
-                let runs = &mut report.rows[row].cells[column].runs;
-                runs.push(outcome);
-                runs.sort_by_key(|run| run.seed);
-                if written.elapsed() > WRITE {
-                    plan.write(&report)?;
-                    written = Instant::now();
+            let Some(row) = row else { return Ok(()) };
+            // A run of all tasks has the scores of all, one after the other.
+            let mut scores = outcome.scores.iter().copied();
+            for (column, task) in tasks.iter().enumerate() {
+                if job.on == On::Together || job.on == On::Task(*task) {
+                    let scores = scores.by_ref().take(task.metrics.len()).collect();
+                    let runs = &mut report.rows[row].cells[column].runs;
+                    runs.push(Outcome { scores, ..outcome.clone() });
+                    runs.sort_by_key(|run| run.seed);
                 }
+            }
+            if written.elapsed() > WRITE {
+                plan.write(&report)?;
+                written = Instant::now();
             }
             Ok(())
         })?;
@@ -98,8 +124,8 @@ pub fn run(plan: &Plan, tasks: &[Task]) -> Result<Report> {
 
 /// One run of such a table, by its name; its outcome and its adapter lie in the output when this comes to its end, which it does at once when
 /// whoever holds the other end of the standard input is gone.
-pub fn run_one(plan: &Plan, job: &str) -> Result<()> {
-    let job = Job::named(job)?;
+pub fn run_one(plan: &Plan, table: &Table, job: &str) -> Result<()> {
+    let job = Job::named(job, table)?;
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(1);
@@ -112,7 +138,7 @@ pub fn run_one(plan: &Plan, job: &str) -> Result<()> {
         }
     };
     let model = Pretrained::open(&name, &plan.device)?;
-    Field::new(plan, &model, &glue).run(&job).map(|_| ())
+    Field::new(plan, table, &model, &glue).run(&job).map(|_| ())
 }
 
 /// Where the adapter of an outcome lies, if others start from it.
@@ -121,8 +147,16 @@ fn adapter(outcome: &Path) -> PathBuf {
 }
 
 impl<'a> Field<'a> {
-    fn new(plan: &'a Plan, model: &'a Pretrained, glue: &'a Path) -> Self {
-        Field { plan, model, weights: model.fingerprint(), glue, data: Mutex::default(), hashes: Mutex::default() }
+    fn new(plan: &'a Plan, table: &'a Table, model: &'a Pretrained, glue: &'a Path) -> Self {
+        Field {
+            plan,
+            table,
+            model,
+            weights: model.fingerprint(),
+            glue,
+            data: Mutex::default(),
+            hashes: Mutex::default(),
+        }
     }
 
     fn runs(&self) -> Runs<'a> {
@@ -140,15 +174,26 @@ impl<'a> Field<'a> {
         Ok(data)
     }
 
+    /// A row's settings for this table.
+    fn settings(&self, row: &Row) -> Vec<String> {
+        let tasks = self.table.tasks.len().to_string();
+        row.settings(self.model.base.shape(), true).iter().map(|setting| setting.replace("{tasks}", &tasks)).collect()
+    }
+
+    fn settings_text(&self, row: &Row) -> String {
+        let settings = self.settings(row).join(", ");
+        if settings.is_empty() { "its own settings".to_string() } else { settings }
+    }
+
     /// How many runs go side by side, and the threads of each: small models leave threads idle, a large one needs the memory.
     fn threads(&self) -> (usize, usize) {
         if self.plan.real.is_none() { (self.plan.threads, 1) } else { (1, self.plan.threads) }
     }
 
     fn setting(&self, job: &Job) -> Result<Setting> {
-        let (plan, shape) = (self.plan, self.model.base.shape());
+        let (plan, table, shape) = (self.plan, self.table, self.model.base.shape());
         let Job { row, on, seed } = *job;
-        let method = peft::with_words(&by_name(row.method)?, &row.settings(shape, true))?;
+        let method = peft::with_words(&by_name(row.method)?, &self.settings(&row))?;
         // A few steps are on no more texts than they take, so that what goes through all of them beforehand is short too.
         let most = plan.max_steps.map_or(usize::MAX, |steps| steps.saturating_mul(plan.batch_size(&row, shape)));
         let longest = method.room(shape).min(128);
@@ -163,20 +208,34 @@ impl<'a> Field<'a> {
                 let [train, dev] = tokens(&task)?;
                 (train, Some(dev))
             }
-            On::Together => {
+            On::Together if table.apart => {
                 let mut examples = vec![];
-                for (i, task) in SOURCES.iter().enumerate() {
-                    let [train, _] = tokens(&Task::named(task)?)?;
+                for (i, task) in table.sources(on)?.iter().enumerate() {
+                    let [train, _] = tokens(task)?;
                     examples.extend(train.examples.into_iter().map(|example| Example { task: i, ..example }));
                 }
-                (Dataset { examples, classes: vec!["0".into(), "1".into()] }, None)
+                (Dataset { examples, classes: vec!["0".into(), "1".into()], ..Dataset::default() }, None)
+            }
+            On::Together => {
+                let (mut trains, mut devs) = (vec![], vec![]);
+                for task in &table.tasks {
+                    let [train, dev] = tokens(task)?;
+                    trains.push((task.name.to_string(), train));
+                    devs.push((task.name.to_string(), dev));
+                }
+                (Dataset::several(trains)?, Some(Dataset::several(devs)?))
             }
         };
-        let config =
-            TrainConfig { threads: self.threads().1, ..plan.config((&row, seed), shape, train.examples.len()) };
+        // As many steps for each task as it has alone.
+        let tasks = if train.tasks.is_empty() { 1 } else { train.tasks.len() };
+        let plan = Plan { max_steps: plan.max_steps.map(|steps| steps.saturating_mul(tasks)), ..plan.clone() };
+        let config = TrainConfig {
+            threads: self.threads().1,
+            task_temperature: (tasks > 1).then_some(TEMPERATURE),
+            ..plan.config((&row, seed), shape, train.examples.len())
+        };
         let hash = |data: &Dataset| json!(Example::fingerprint(&data.examples));
-        let sources =
-            row.sources.of(job)?.iter().map(|need| Ok(json!(self.digest(need)?))).collect::<Result<Vec<_>>>()?;
+        let sources = table.needs(job)?.iter().map(|need| Ok(json!(self.digest(need)?))).collect::<Result<Vec<_>>>()?;
         let mut known = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
         let texts = known.entry((on.name(), longest, most));
         let texts = texts.or_insert_with(|| json!([hash(&train), dev.as_ref().map(hash)])).clone();
@@ -244,7 +303,7 @@ impl<'a> Field<'a> {
         let Setting { name, method, config, train, dev, key } = self.setting(job)?;
         let runs = self.runs();
         runs.kept(&name, &key, |path| {
-            let sources = job.row.sources.of(job)?.iter().map(|need| self.source(need)).collect::<Result<Vec<_>>>()?;
+            let sources = self.table.needs(job)?.iter().map(|need| self.source(need)).collect::<Result<Vec<_>>>()?;
             let seed = config.seed;
             // What reading the texts took is no method's.
             forget_peak();
@@ -262,10 +321,14 @@ impl<'a> Field<'a> {
             let cost = Cost { trained: [method, head], stored, step_seconds, peak_bytes, merged };
             let metrics = dev.as_ref().map(|dev| tuned.evaluate(dev)).transpose()?;
             let score =
-                |metric: &&str| metrics.as_ref().and_then(|known| known.get(metric)).map_or(f64::NAN, |x| 100.0 * x);
+                |metric: &str| metrics.as_ref().and_then(|known| known.get(metric)).map_or(f64::NAN, |x| 100.0 * x);
+            let of_task = |task: &Task| {
+                task.metrics.iter().map(|metric| score(&format!("{}.{metric}", task.name))).collect::<Vec<_>>()
+            };
             let scores = match &job.on {
-                On::Task(task) => task.metrics.iter().map(score).collect(),
-                On::Together => vec![],
+                On::Task(task) => task.metrics.iter().map(|metric| score(metric)).collect(),
+                On::Together if self.table.apart => vec![],
+                On::Together => self.table.tasks.iter().flat_map(of_task).collect(),
             };
             Ok(Outcome { seed, scores, seconds, losses: losses.kept, cost: Some(cost), ..Outcome::default() })
         })
@@ -296,7 +359,7 @@ impl<'a> Field<'a> {
                 row.name == job.row.name || matches!(row.sources, Sources::Others(name) if name == job.row.name)
             }
         };
-        if !ROWS.iter().any(serves) {
+        if !self.table.rows.iter().any(serves) {
             remove()?;
         }
         Ok(bytes.saturating_sub(8 + header).div_ceil(4).saturating_sub(head))
@@ -314,8 +377,8 @@ impl<'a> Field<'a> {
     }
 
     /// The report before the first run.
-    fn blank(&self, tasks: &[Task], name: &str) -> Report {
-        let (plan, shape) = (self.plan, self.model.base.shape());
+    fn blank(&self, name: &str) -> Report {
+        let (plan, tasks, shape) = (self.plan, &self.table.tasks, self.model.base.shape());
         let made = plan.real.is_none();
         let column = |task: &Task| Column {
             name: task.directory.to_string(),
@@ -339,29 +402,38 @@ impl<'a> Field<'a> {
             ),
             (
                 "Sources",
-                format!("adapters of the same seed on {}, for the rows that start from such", SOURCES.join(", ")),
+                match self.table.apart {
+                    true => {
+                        format!(
+                            "adapters of the same seed on {}, for the rows that start from such",
+                            SOURCES.join(", ")
+                        )
+                    }
+                    false => "adapters of the same seed on the other tasks, for the rows that start from such".into(),
+                },
             ),
             ("Processes", format!("one for each run, {} at a time", self.threads().0)),
         ];
         let note = |row: &Row| {
-            let (settings, differs) = (row.settings_text(shape, true), row.differs_text());
+            let (settings, differs) = (self.settings_text(row), row.differs_text());
             let (rate, decay) = (plan.learning_rate(row), row.weight_decay);
             let decay = if decay > 0.0 { format!(", weight decay {decay}") } else { String::new() };
             let sources = match row.sources {
                 Sources::Base => String::new(),
                 Sources::Own(name) => format!("; from {name} on the same task"),
                 Sources::Others(name) => format!("; from {name} on each of the source tasks"),
-                Sources::Together(row) => format!("; from {} ({})", row.name, row.settings_text(shape, true)),
+                Sources::Together(row) => format!("; from {} ({})", row.name, self.settings_text(row)),
             };
             format!("{}: {}, {settings}; learning rate {rate}{decay}{sources}.{differs}", row.name, row.method)
         };
         Report {
-            title: "All methods on one small model".into(),
+            title: if self.table.apart { "All methods on one small model" } else { "Several tasks" }.into(),
             setting: plan.setting(&own, None),
             columns: tasks.iter().map(column).collect(),
             rows: plan.rows.iter().map(row).collect(),
             notes: plan.rows.iter().map(note).collect(),
             costs: true,
+            differences: !self.table.apart,
         }
     }
 }

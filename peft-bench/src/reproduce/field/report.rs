@@ -1,7 +1,7 @@
 //! How a report with costs is shown: rows in groups, without figures of the survey beside them.
 
 use super::super::plot::{Dot, scatter};
-use super::super::report::{Cost, Line, Report, Row, Stat};
+use super::super::report::{Cell, Cost, Line, Outcome, Report, Row, Stat};
 use super::super::text::{escape, grouped};
 
 /// What the runs of a row took together.
@@ -66,6 +66,20 @@ fn score(stats: &[Stat]) -> String {
     }
 }
 
+/// How far the first metric is from that of another row with the same seeds: the mean over these, and its standard error.
+fn difference(cell: &Cell, first: &Cell) -> String {
+    let own = |run: &Outcome| {
+        let other = first.runs.iter().find(|other| other.seed == run.seed)?;
+        Some(run.scores.first()? - other.scores.first()?)
+    };
+    let apart: Vec<f64> = cell.runs.iter().filter_map(own).collect();
+    match Stat::of(&apart) {
+        _ if apart.is_empty() => "…".into(),
+        Stat { mean, spread: None } => format!("{mean:+.1}"),
+        Stat { mean, spread: Some(spread) } => format!("{mean:+.1} ±{:.1}", spread / (apart.len() as f64).sqrt()),
+    }
+}
+
 impl Report {
     pub(in super::super) fn field_header(&self) -> Vec<String> {
         let tasks = self.columns.iter().map(|column| column.name.clone());
@@ -84,6 +98,13 @@ impl Report {
             let scores = row.with_average().iter().map(|cell| score(&cell.ours())).collect::<Vec<_>>();
             let costs = Costs::of(row).map_or_else(|| vec!["…".to_string(); 7], |costs| costs.texts().to_vec());
             lines.push(Line::Row([vec![(i + 1).to_string(), row.name.clone()], scores, costs].concat()));
+            let first = self.rows.iter().find(|first| first.group == row.group).filter(|_| self.differences);
+            if let Some(first) = first.filter(|first| first.name != row.name) {
+                let cells = row.with_average().into_iter().zip(first.with_average());
+                let apart = cells.map(|(cell, first)| difference(&cell, &first));
+                let line = ["", "difference"].map(String::from).into_iter().chain(apart);
+                lines.push(Line::Row(line.chain(vec![String::new(); 7]).collect()));
+            }
         }
         lines
     }
@@ -91,7 +112,10 @@ impl Report {
     pub(in super::super) fn field_reading(&self) -> Vec<String> {
         let metrics =
             self.columns.iter().filter_map(|column| Some(format!("{} {}", column.name, column.metrics.first()?)));
-        vec![
+        let differences = "Difference: from the first row of the group, seed by seed; ± is the standard error of its mean over seeds. Above 0 \
+            something is transferred, below it tasks interfere; what is within two errors may be noise, and of two seeds the error itself is \
+            a rough one. A row that is trained on all tasks together has one run, whose costs stand there once for all.";
+        let lines = vec![
             format!(
                 "Scores are times 100: {}. They are means over seeds; ± is the sample standard deviation over them, of so few a rough \
                  measure of the noise. Avg is the mean over the tasks shown.",
@@ -107,7 +131,8 @@ impl Report {
                 .into(),
             "Merges: whether it folds into the model, and by how much that moved a logit of 32 examples at most.".into(),
             "A … is what is not there yet, or failed, which the notes say.".into(),
-        ]
+        ];
+        lines.into_iter().chain(self.differences.then(|| differences.to_string())).collect()
     }
 
     /// The table as elements.
@@ -195,6 +220,26 @@ mod tests {
         assert!(page.contains("additive / &lt;x&gt;") && page.matches("<svg").count() == 4, "{page}");
         assert!(page.contains("a_b|c&lt;d&gt;: "), "a dot tells its row");
         assert!(with_costs(None).table().contains("  no"));
+    }
+
+    /// Seeds that one of the two lacks do not count.
+    #[test]
+    fn a_difference_is_of_the_same_seeds() {
+        let cell = |scores: &[(u64, f64)]| Cell {
+            runs: scores
+                .iter()
+                .map(|(seed, score)| Outcome { seed: *seed, scores: vec![*score], ..Outcome::default() })
+                .collect(),
+            ..Cell::default()
+        };
+        let first = cell(&[(0, 70.0), (1, 80.0), (2, 10.0)]);
+        assert_eq!(difference(&cell(&[(1, 83.0), (0, 72.0)]), &first), "+2.5 ±0.5");
+        assert_eq!(difference(&cell(&[(0, 69.0), (7, 99.0)]), &first), "-1.0");
+        assert_eq!(difference(&cell(&[]), &first), "…");
+        let mut report = Report { differences: true, ..with_costs(None) };
+        report.rows[1].cells[0].runs.iter_mut().for_each(|run| run.scores[0] += 4.0);
+        let table = report.table();
+        assert_eq!(table.matches("difference").count(), 1, "{table}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod refused;
 mod search;
 mod several;
 mod signals;
+mod tasks;
 mod words;
 
 fn golden(crate_name: &str, case: &str) -> PathBuf {
