@@ -60,6 +60,9 @@ struct Notes {
     /// In the place of what a layer gives.
     outputs: Vec<Option<Leaf<3>>>,
     entries: Vec<Entry>,
+    /// The leaves in the place of what tuners had computed before their runs. Several runs may have it of one graph, through which
+    /// backward can go only once.
+    before: Vec<usize>,
 }
 
 enum Entry {
@@ -113,7 +116,8 @@ impl Tape {
 
     /// The gradients of a module's tensors. The tape is empty then.
     pub(crate) fn backward<M: Module>(&self, loss: Tensor<1>, module: &M) -> GradientsParams {
-        let Notes { leaves, outputs, mut entries } = take(&mut *self.notes());
+        let Notes { leaves, outputs, mut entries, before } = take(&mut *self.notes());
+        entries.insert(0, Entry::Sources(before));
         let zero = Tensor::<1>::from_inner(Tensor::zeros([1], &loss.device().inner()));
         let mut back = Back { leaves, outputs, module, sum: GradientsParams::new() };
         back.collect(loss.backward());
@@ -167,8 +171,8 @@ impl Notes {
         }
         let mut hold = Hold(self, vec![]);
         let module = module.map(&mut hold);
-        let sources = hold.1;
-        self.note_sources(sources);
+        let before = hold.1;
+        self.before.extend(before);
         module
     }
 }
@@ -197,6 +201,12 @@ impl Recorder<'_> {
         let x = notes.held(x, &mut sources);
         notes.note_sources(sources);
         x
+    }
+
+    /// Does something by hooks that are opened for it alone: what those of a run compute once may be read in two places only if one
+    /// graph reaches both.
+    pub(crate) fn apart<R>(&self, frame: &Frame<'_>, f: impl FnOnce(&Frame<'_>) -> R) -> R {
+        self.run.tuner.opened(&self.run.batch, |hooks| f(&Frame { hooks, ..*frame }))
     }
 
     /// Computes a layer without a graph.

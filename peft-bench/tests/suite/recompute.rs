@@ -1,6 +1,6 @@
 //! Training whose backward computes layers again, against training that keeps all of its forward.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
@@ -34,7 +34,7 @@ fn start(method: fn() -> peft_core::AnyMethod, base: &Base) -> Option<(Trained<A
 }
 
 fn config(again: bool) -> TrainConfig {
-    let config = TrainConfig::new(1e-2).with_batch_size(5).with_steps(8);
+    let config = TrainConfig::new(1e-2).with_batch_size(5).with_steps(80);
     TrainConfig { threads: 2, dropout: Some(0.1), micro_rows: 12, gradient_checkpointing: again, ..config }
 }
 
@@ -57,7 +57,7 @@ fn gradients(run: &Run<AnyTuner>, data: &[Example]) -> (f64, BTreeMap<String, Te
 /// Of every method, after a first step (many start where their gradients are 0), with dropout, on dense bases and on four bits.
 #[test]
 fn gradients_are_those_of_a_forward_that_is_kept() {
-    let (mut compared, mut refused) = (vec![], vec![]);
+    let (mut compared, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for shape in ["roberta-tiny", "t5-tiny", "llama-tiny"] {
         let dense = base(shape, &device());
         let packed = quantized(&dense, "nf4-double".parse().unwrap()).unwrap();
@@ -72,7 +72,7 @@ fn gradients_are_those_of_a_forward_that_is_kept() {
                 Ok(run) => run,
                 Err(error) => {
                     assert!(error.to_string().contains("gradient_checkpointing"), "{what}: {error}");
-                    refused.push(entry.name);
+                    refused.insert(entry.name);
                     continue;
                 }
             };
@@ -82,18 +82,18 @@ fn gradients_are_those_of_a_forward_that_is_kept() {
             let ((loss, kept), (same, computed)) = (gradients(&run, &data), gradients(&again, &data));
             assert!((loss - same).abs() <= f64::from(SAME_GRADIENT.0) * loss.abs(), "{what}: {loss} and {same}");
             assert!(kept.keys().eq(computed.keys()), "{what}: {:?} and {:?}", kept.keys(), computed.keys());
-            let largest = |data: &TensorData| data.iter::<f32>().fold(0f32, |a, b| a.max(b.abs()));
-            assert!(kept.values().any(|data| largest(data) > 0.0), "{what}");
+            // Of the largest of all: some, of a key's bias, are sums that would be 0 without rounding.
+            let largest = kept.values().flat_map(|data| data.iter::<f32>()).fold(0f32, |a, b| a.max(b.abs()));
             for (name, data) in &kept {
-                let largest = largest(data).max(f32::MIN_POSITIVE);
-                let off = difference(data, &computed[name]) / largest;
-                assert!(off <= SAME_GRADIENT.0, "{what}, {name}: {off}");
+                let off = difference(data, &computed[name]);
+                assert!(off <= SAME_GRADIENT.0 * largest, "{what}, {name}: {off} of {largest}");
             }
-            compared.push(entry.name);
+            if largest > 0.0 {
+                compared.insert(entry.name);
+            }
         }
     }
-    refused.dedup();
-    assert_eq!(refused, ["lst"]);
-    let left = METHODS.iter().map(|entry| entry.name).filter(|name| !compared.contains(name) && *name != "lst");
+    assert_eq!(refused.iter().copied().collect::<Vec<_>>(), ["attention-fusion", "laplace-lora", "lst"]);
+    let left = METHODS.iter().map(|entry| entry.name).filter(|name| !compared.contains(name) && !refused.contains(name));
     assert_eq!(left.collect::<Vec<_>>(), Vec::<&str>::new(), "methods that were not compared");
 }

@@ -29,6 +29,14 @@ impl Frame<'_> {
         }
     }
 
+    /// Does something by hooks of its own, if layers are computed again in backward.
+    pub(crate) fn apart<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
+        match self.recorder {
+            Some(recorder) => recorder.apart(self, f),
+            None => f(self),
+        }
+    }
+
     /// A tensor that is read in more than one place between and in layers.
     pub(crate) fn held<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self.recorder {

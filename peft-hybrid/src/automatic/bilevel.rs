@@ -168,7 +168,7 @@ impl S3Delta {
         with_values(self.clone(), &tensors(self).into_iter().map(moved).collect())
     }
 
-    /// The gradients of the mean loss.
+    /// The gradients of the mean loss, whose forward is kept: they are wanted at once, not in the backward of the step.
     fn slopes(&self, readout: &Readout<'_>) -> Result<Numbers> {
         struct Slopes(GradientsParams, Numbers);
         impl Visit for Slopes {
@@ -178,7 +178,9 @@ impl S3Delta {
                 }
             }
         }
-        let mut slopes = Slopes(GradientsParams::from_grads(self.mean(readout)?.backward(), self), Numbers::new());
+        let batch = Cow::Owned(Batch { tape: None, ..(*readout.batch).clone() });
+        let loss = self.mean(&Readout { batch, ..readout.clone() })?;
+        let mut slopes = Slopes(GradientsParams::from_grads(loss.backward(), self), Numbers::new());
         visit(self, &mut slopes);
         Ok(slopes.1)
     }
