@@ -1,15 +1,4 @@
-//! Additive fine-tuning: new trainable parameters beside the frozen ones.
-//!
-//! ```
-//! use peft_additive::{Ia3Config, PrefixTuningConfig, SequentialConfig};
-//! use peft_core::{Method, Shape};
-//!
-//! let shape = Shape::named("roberta-base")?;
-//! assert_eq!(SequentialConfig::survey().count(&shape)?, 7_414_464);
-//! assert_eq!(PrefixTuningConfig::new(20).count(&shape)?, 368_640);
-//! assert_eq!(Ia3Config::paper().count(&shape)?, 55_296);
-//! # Ok::<(), peft_core::Error>(())
-//! ```
+#![doc = include_str!("../README.md")]
 
 use peft_core::{Shape, Site, Stack};
 

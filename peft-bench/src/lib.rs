@@ -1,4 +1,4 @@
-#![doc = include_str!("../../README.md")]
+#![doc = include_str!("../README.md")]
 
 pub mod cli;
 pub mod hermetic;
@@ -7,3 +7,8 @@ pub mod registry;
 pub mod reproduce;
 pub mod signals;
 pub mod tasks;
+
+/// The code of the workspace's README, compiled. That file is not part of this crate's package.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -1,4 +1,4 @@
-//! Hooks, sites, frozen backbones, training and adapter files for parameter-efficient fine-tuning on burn.
+#![doc = include_str!("../README.md")]
 
 mod adapter;
 pub mod adapterhub;

@@ -1,13 +1,4 @@
-//! Hybrid fine-tuning: combinations of methods of several families, each with one configuration.
-//!
-//! ```
-//! use peft_core::{Method, Shape};
-//! use peft_hybrid::MamConfig;
-//!
-//! let shape = Shape::named("roberta-base")?;
-//! assert_eq!(MamConfig::glue().count(&shape)?, 15_695_840);
-//! # Ok::<(), peft_core::Error>(())
-//! ```
+#![doc = include_str!("../README.md")]
 
 pub mod automatic;
 pub mod manual;

@@ -1,21 +1,4 @@
-//! Partial fine-tuning: some of the base's own numbers are trained, or their differences. Beside them the two baselines of every
-//! table, which train all of them ([`FullConfig`]) and none ([`LinearProbeConfig`]).
-//!
-//! ```
-//! use peft_core::{Base, Batch, Example, Head, Method, Part, Shape, Trained};
-//! use peft_partial::BitFitConfig;
-//!
-//! # fn main() -> peft_core::Result<()> {
-//! let device = peft_core::device("flex")?;
-//! let base = Base::random(Shape::named("roberta-tiny")?, 0, &device);
-//! let config = BitFitConfig::new().with_parts([Part::Query, Part::Up]);
-//! let trained = Trained::new(config.init(&base, 0)?, Head::classifier(&base, 2, 0))?;
-//! let batch = Batch::new(&[Example { ids: vec![0, 17, 4, 2], ..Default::default() }], base.shape().pad, &device)?;
-//! assert_eq!(trained.logits(&base, &batch)?.dims(), [1, 1, 2]);
-//! assert_eq!(config.count(base.shape())?, 3 * (24 + 40)); // of 3 layers, one query and one up bias each
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 pub mod bias_update;
 pub mod delta_weight_masking;

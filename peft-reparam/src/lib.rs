@@ -1,20 +1,4 @@
-//! Reparameterized fine-tuning: the update of a weight is a function of fewer numbers.
-//!
-//! ```
-//! use peft_core::{Base, Batch, Example, Head, Method, Part, Shape, Trained};
-//! use peft_reparam::LoraConfig;
-//!
-//! # fn main() -> peft_core::Result<()> {
-//! let device = peft_core::device("flex")?;
-//! let base = Base::random(Shape::named("roberta-tiny")?, 0, &device);
-//! let config = LoraConfig::new(4).with_alpha(8.0).with_sites(Part::Query | Part::Value);
-//! let trained = Trained::new(config.init(&base, 0)?, Head::classifier(&base, 2, 0))?;
-//! let batch = Batch::new(&[Example { ids: vec![0, 17, 4, 2], ..Default::default() }], base.shape().pad, &device)?;
-//! assert_eq!(trained.logits(&base, &batch)?.dims(), [1, 1, 2]);
-//! assert_eq!(config.count(base.shape())?, 3 * 2 * 4 * (24 + 24)); // layers, maps, rank, input and output width
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 pub mod bridge;
 pub mod low_rank;

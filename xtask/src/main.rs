@@ -8,6 +8,7 @@ mod examples;
 mod features;
 mod interop;
 mod methods;
+mod package;
 mod real;
 mod shell;
 mod test;
@@ -25,6 +26,7 @@ The chores of the workspace.
     cargo xtask cli [--check]       writes CLI.md from what the program says of its commands, or checks that it is up to date
     cargo xtask equivalences        which methods are the same as which others, and when, as the tests prove it
     cargo xtask features            each library crate with each of its features alone and with none
+    cargo xtask package             whether each crate can be published, and that no library compiles a backend unasked
     cargo xtask examples [NAMES]    what the examples compile, how long they are, and whether they run
     cargo xtask reproduce [ARGS]    the survey's Tables III to VI and the table of all methods, trained from nothing or on real files
                                     (--help tells more)
@@ -44,6 +46,7 @@ fn main() -> Result<()> {
         ["equivalences"] => equivalences::print(),
         ["examples", names @ ..] => examples::run(names),
         ["features"] => features::run(),
+        ["package"] => package::run(),
         ["reproduce", rest @ ..] => shell::run(Command::new(shell::program(rest)?).arg("reproduce").args(rest)),
         ["real", rest @ ..] => real::run(rest),
         ["interop"] => interop::run(),

@@ -77,7 +77,7 @@ fn too_long() -> Result<Vec<String>> {
 }
 
 /// The Rust files below a folder, in the order of their paths.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
