@@ -2,12 +2,15 @@
 
 use std::io::stdout;
 
-use clap::{Args, Command, CommandFactory};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Args, Command, CommandFactory};
 use clap_complete::Shell;
 use peft_core::{Error, Result};
 
 use super::Cli;
 use super::options::print;
+use crate::registry::METHODS;
+use crate::tasks::TASKS;
 
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
@@ -20,9 +23,26 @@ pub struct Completions {
 impl Completions {
     pub(super) fn run(self) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "peft", &mut script);
+        clap_complete::generate(self.shell, &mut with_names(Cli::command()), "peft", &mut script);
         print(String::from_utf8_lossy(&script).trim_end())
     }
+}
+
+/// With the names of methods and tasks as values to choose from. The program itself takes more: several names with `+` between them.
+fn with_names(command: Command) -> Command {
+    let methods: Vec<_> = METHODS.iter().map(|entry| entry.name).collect();
+    let command = [("method", methods), ("task", TASKS.map(|task| task.name).to_vec())].into_iter().fold(
+        command,
+        |command, (id, names)| {
+            let open = |arg: &Arg| arg.get_id() == id && arg.get_possible_values().is_empty();
+            let is_open = command.get_arguments().any(open);
+            match is_open {
+                true => command.mut_arg(id, |arg| arg.value_parser(PossibleValuesParser::new(names))),
+                false => command,
+            }
+        },
+    );
+    command.mut_subcommands(with_names)
 }
 
 /// Print the manual page, of the program or of one command

@@ -1,5 +1,6 @@
 //! `peft generate`
 
+use std::io::{read_to_string, stdin};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -34,7 +35,7 @@ pub struct Generate {
     /// An adapter directory, or several at once, the first outermost
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
-    /// A prompt
+    /// A prompt; - reads it from standard input
     #[arg(long, required_unless_present = "file", conflicts_with = "file")]
     prompt: Option<String>,
     /// A file of prompts, one a line
@@ -191,9 +192,17 @@ impl Generate {
                     Err(Error::file(path, format!("line {line}, messages"), value, expected))
                 }
             };
-        match (&self.prompt, &self.file, self.chat) {
-            (Some(prompt), _, false) => Ok(vec![Asked::Text(prompt.clone())]),
-            (Some(prompt), _, true) => Ok(vec![chat(prompt.clone())]),
+        let prompt = match self.prompt.as_deref() {
+            Some("-") => {
+                let piped = read_to_string(stdin()).map_err(Error::io("read", "standard input"))?;
+                // The end of the last line is the shell's.
+                Some(piped.strip_suffix('\n').unwrap_or(&piped).to_string())
+            }
+            prompt => prompt.map(str::to_string),
+        };
+        match (prompt, &self.file, self.chat) {
+            (Some(prompt), _, false) => Ok(vec![Asked::Text(prompt)]),
+            (Some(prompt), _, true) => Ok(vec![chat(prompt)]),
             (None, Some(path), true) if path.extension().is_some_and(|extension| extension == "jsonl") => {
                 read_jsonl(path)?.into_iter().map(|line| conversation(path, line)).collect()
             }

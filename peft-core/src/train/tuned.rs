@@ -6,6 +6,8 @@ use burn::module::Module;
 
 use super::TrainConfig;
 use super::micro::Workers;
+#[cfg(feature = "tokenize")]
+use super::predict::argmax;
 use super::predict::{Logits, Metrics, farthest, measure, predict};
 use crate::data::{Dataset, TaskLabels};
 use crate::io::Pretrained;
@@ -118,6 +120,35 @@ impl<'a> Tuned<'a> {
     /// Logits of examples.
     pub fn predict(&self, examples: &[Example]) -> Result<Vec<Logits>> {
         predict(&self.base, &self.trained, examples, &Workers::new(self.threads)?)
+    }
+
+    /// The class of each text by its name, or as `LABEL_0` where classes have none. A text is cut to the tokens that the model has
+    /// positions for.
+    ///
+    /// # Errors
+    /// If the model has no tokenizer, the head is not for classes of texts, or it is for several tasks ([`of_task`](Self::of_task)
+    /// takes one), or a text has no tokens.
+    #[cfg(feature = "tokenize")]
+    pub fn classify(&self, texts: &[impl AsRef<str>]) -> Result<Vec<String>> {
+        let head = &self.trained.head;
+        if !head.is_of_texts() || head.outputs().is_none_or(|outputs| outputs < 2) {
+            return Err(Error::config(
+                "head",
+                format!("{:?} of {:?} outputs", head.purpose(), head.outputs()),
+                "one for classes of texts, of one task",
+            ));
+        }
+        let (tokenizer, room) = (self.model.tokenizer()?, self.config.room(self.base.shape()));
+        let example = |(i, text): (usize, &_)| {
+            let encoded = tokenizer.encode(AsRef::<str>::as_ref(text), None, room)?;
+            if encoded.ids.is_empty() {
+                return Err(Error::config("texts", format!("text {i} without tokens"), "at least one token"));
+            }
+            Ok(Example { ids: encoded.ids, types: Some(encoded.types), ..Default::default() })
+        };
+        let examples = texts.iter().enumerate().map(example).collect::<Result<Vec<_>>>()?;
+        let name = |class: usize| self.labels.classes.get(class).cloned().unwrap_or_else(|| format!("LABEL_{class}"));
+        Ok(self.predict(&examples)?.iter().map(|logits| name(argmax(&logits.values))).collect())
     }
 
     /// Metrics on labelled data.

@@ -1,6 +1,8 @@
 //! What the commands do.
 
 use super::*;
+use peft_core::{io::Pretrained, train::Tuned};
+use peft_reparam::LoraConfig;
 
 #[test]
 fn train_forward_merge_and_inspect_agree() {
@@ -259,6 +261,16 @@ fn generation_is_measured() {
 #[test]
 fn shells_and_manuals_are_served() {
     assert!(succeed(&["completions", "bash"]).contains("--micro-rows"));
+    let words = |shell: &str| -> Vec<String> {
+        let script = succeed(&["completions", shell]);
+        script.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-').map(str::to_string).collect()
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let words = words(shell);
+        for name in ["hyperformer", "sst2"] {
+            assert!(words.iter().any(|word| word == name), "{shell}: no {name}");
+        }
+    }
     assert!(succeed(&["man"]).contains(".TH") && succeed(&["man", "train"]).contains("micro\\-rows"));
     names(&fail(&["man", "trian"]), &["trian", "train"]);
 }
@@ -423,4 +435,25 @@ fn predict_gives_a_line_for_each_line() {
         &fail(&["predict", "--model", &model, "--file", &folder.path("lines.txt")]),
         &["lines.txt: line 2: found bytes that are no text"],
     );
+}
+
+/// What the library says of texts is what the program says.
+#[test]
+fn texts_are_classified_by_the_library_as_by_the_program() {
+    let folder = Folder::new();
+    let model = spelling_model(&folder, "bert-classify");
+    let texts = ["hello world", "the world", "a hello"];
+    let rows: String =
+        texts.iter().enumerate().map(|(i, text)| format!("{text}\t{}\n", ["bad", "good"][i % 2])).collect();
+    let (data, adapter) = (folder.write("train.tsv", &format!("sentence\tlabel\n{rows}")), folder.path("lora"));
+    let train = ["train", "--model", &model, "--method", "lora", "--data", &data, "--steps", "9", "--lr", "1e-2"];
+    succeed(&[&train[..], &["--output", &adapter]].concat());
+    let base = Pretrained::open(&model, &peft_core::device("flex").unwrap()).unwrap();
+    let tuned = Tuned::load::<LoraConfig>(Path::new(&adapter), &base).unwrap();
+    let said = tuned.classify(&texts).unwrap();
+    for (text, class) in texts.iter().zip(&said) {
+        let told = succeed(&["predict", "--model", &model, "--adapter", &adapter, "--text", text]);
+        assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["label"], json!(class));
+    }
+    assert!(said.iter().all(|class| ["bad", "good"].contains(&class.as_str())));
 }

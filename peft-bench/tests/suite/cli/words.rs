@@ -14,6 +14,10 @@ fn a_decoder_in_a_gguf_file_is_trained_and_writes() {
     assert!(succeed(&["inspect", &model]).contains("model.layers.0.self_attn.q_proj.weight"));
     let text = write(&["--prompt", "hello"]);
     assert_eq!(text, write(&["--prompt", "hello", "--no-cache"]));
+    let mut piped = Command::new(env!("CARGO_BIN_EXE_peft"));
+    piped.args(["generate", "--model", &model, "--max-new-tokens", "5", "--prompt", "-"]);
+    let prompt = fs::File::open(folder.write("prompt.txt", "hello\n")).unwrap();
+    assert_eq!(String::from_utf8(piped.stdin(prompt).output().unwrap().stdout).unwrap(), text);
     let told = peft(&["generate", "--model", &model, "--max-new-tokens", "5", "--prompt", "hello"]).stderr;
     names(&String::from_utf8(told).unwrap(), &["tokens read (", "written (", "a second)\n"]);
     let file = folder.write("prompts.txt", "hello\nworld and\n");
