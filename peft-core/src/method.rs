@@ -97,7 +97,7 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         self.clone()
     }
 
-    /// What files hold of it.
+    /// The tuner as it is written to an adapter file: without the tensors that are needed in training only.
     fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
         tuner
     }

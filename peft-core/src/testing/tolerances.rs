@@ -1,4 +1,4 @@
-//! Every error budget of the tests, in one place: operation by operation, for f32. No test has a literal of its own.
+//! The error budgets of the tests of f32 tensors, in one place, operation by operation.
 
 /// The largest absolute difference allowed between numbers of order 1.
 #[derive(Clone, Copy, Debug)]
