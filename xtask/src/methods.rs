@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::backends::METHOD_CRATES;
-use crate::card::{Card, Conformance, Identity, conformance, tests};
+use crate::card::{Card, Conformance, Identity, conformance, shapes, tests};
 use crate::equivalences;
 use crate::shell::root;
 
@@ -119,7 +119,7 @@ fn verified(package: &'static str, file: String, source: &str, card: Card) -> Re
         card.oracle.tests.contains(test) || card.identities.iter().any(|identity| identity.tests.contains(test))
     };
     let others = own.iter().filter(|test| !named(test)).map(|test| format!("`{test}`"));
-    let others = suites.iter().map(suite).chain(others).collect();
+    let others = suites.iter().map(|used| suite(used, source)).chain(others.map(Ok)).collect::<Result<_>>()?;
     Ok(Entry { package, file, card, oracle, identities, others })
 }
 
@@ -139,12 +139,16 @@ fn places(packages: &[&str]) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-fn suite(Conformance { config, only, skipped }: &Conformance) -> String {
+/// What is said of a use of the conformance suite in a file.
+fn suite(Conformance { config, only, skipped }: &Conformance, source: &str) -> Result<String> {
     let reasons = skipped.iter().map(|(property, reason)| format!("{property} ({reason})"));
     let but =
         if skipped.is_empty() { "all".into() } else { format!("all but {}", reasons.collect::<Vec<_>>().join(", ")) };
-    let only = only.as_ref().map_or(String::new(), |why| format!(" on encoders only ({why})"));
-    format!("conformance C1 to C12 of `{config}`{only}: {but}")
+    let Some((name, why)) = only else { return Ok(format!("conformance C1 to C12 of `{config}`: {but}")) };
+    let fixtures = fs::read_to_string(root().join("peft-core/src/testing/fixtures.rs"))?;
+    let on = shapes(source, name).or_else(|| shapes(&fixtures, name));
+    let on = on.with_context(|| format!("{config}: no list of shapes {name}"))?.join(", ");
+    Ok(format!("conformance C1 to C12 of `{config}` on {on} only ({why}): {but}"))
 }
 
 fn page(entries: &[Entry], equivalences: &str) -> Result<String, std::fmt::Error> {
