@@ -16,9 +16,30 @@ pub fn peak_bytes() -> Option<u64> {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Forgets what [`peak_bytes`] was so far, where the system lets one: it begins again from what the process holds now.
+/// Forgets what [`peak_bytes`] was so far, where the system lets one: it begins again from what the process holds now, without what the
+/// allocator keeps of what was freed.
 pub fn forget_peak() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only gives free pages back; any thread may call it.
+    unsafe {
+        libc::malloc_trim(0);
+    }
     let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Memory that the system would give to a program that starts now, where it tells.
+pub fn available_bytes() -> Option<u64> {
+    let of = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = of.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// How long processors have worked for this process, where the system tells.
+pub fn processor_seconds() -> Option<f64> {
+    // Behind the name, which may have spaces: the 12th and 13th numbers, in hundredths of a second.
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let numbers = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    Some(numbers.take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0)
 }
 
 /// The first 12 digits of the bytes' SHA-256.

@@ -25,7 +25,8 @@ pub fn by_name(name: &str) -> Result<AnyMethod> {
     if name.contains('+') {
         return name.split('+').map(by_name).collect::<Result<_>>().map(AnyMethod::composed);
     }
-    let expected = || format!("{}, or propetl- or sparse- before one", one_of(|entry| entry.name));
+    let expected =
+        || format!("{}, or {}- before one", one_of(|entry| entry.name), OVER.map(|(name, _)| name).join("- or "));
     plain(name).or_else(|| over(name)).ok_or_else(|| Error::config("method", name, expected()))
 }
 
@@ -147,9 +148,9 @@ methods! {
     peft_hybrid::S4Config: "hybrid",
     peft_hybrid::AutoPeftConfig: "hybrid",
     peft_hybrid::S3DeltaConfig: "hybrid",
-    peft_unified::AdaMixConfig<peft_additive::SequentialConfig>: "unified",
-    peft_unified::AdaMixConfig<peft_reparam::LoraConfig>: "unified",
     ;
+    over peft_unified::Mixing, peft_additive::SequentialConfig: "adamix-adapter" "ADAMIX_ADAPTER" "unified",
+    over peft_unified::Mixing, peft_reparam::LoraConfig: "adamix-lora" "ADAMIX_LORA" "unified",
     over peft_unified::Sharing, peft_additive::SequentialConfig: "propetl-adapter" "PROPETL_ADAPTER" "unified",
     over peft_unified::Sharing, peft_additive::PrefixTuningConfig: "propetl-prefix" "PROPETL_PREFIX" "unified",
     over peft_unified::Sharing, peft_reparam::LoraConfig: "propetl-lora" "PROPETL_LORA" "unified",
@@ -161,7 +162,8 @@ methods! {
 type Over = fn(AnyMethod) -> AnyMethod;
 
 /// What goes over any method, by what stands before the method's name. Over those that the papers have it on it is among the others.
-pub const OVER: [(&str, Over); 2] = [
+pub const OVER: [(&str, Over); 3] = [
+    ("adamix", AnyMethod::usual_over::<peft_unified::Mixing>),
     ("propetl", AnyMethod::usual_over::<peft_unified::Sharing>),
     ("sparse", AnyMethod::usual_over::<peft_unified::Pruning>),
 ];

@@ -92,7 +92,13 @@ pub trait Tuner: Module + ModuleDisplay + Sync {
 
     /// Logits of a batch: those of one run, unless it predicts otherwise (an ensemble, averaged routes, a posterior).
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
-        readout.logits(self.run(readout.base, &readout.batch)?)
+        readout.logits(readout.run(self)?)
+    }
+
+    /// The head's summed loss of a batch with its labels, by which results are judged: of one run, as [`logits`](Self::logits), unless
+    /// it predicts otherwise.
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss_of(readout.run(self)?)
     }
 
     /// What it computes from its tensors under this noise, whatever the batch, as a tuner that holds the results. Gradients flow
@@ -119,6 +125,22 @@ pub trait AnyAdapter {
 
     /// See [`Adapter::tasks`].
     fn tasks(&self) -> Option<usize>;
+
+    /// Final hidden states of a batch.
+    fn states(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        check_tasks(self.tasks(), &batch.tasks)?;
+        let mut states = None;
+        self.open_any(batch, &mut |hooks| states = Some(base.forward(batch, hooks)));
+        states.unwrap_or_else(|| unreachable!("an adapter opens once"))
+    }
+}
+
+fn check_tasks(count: Option<usize>, tasks: &[usize]) -> Result<()> {
+    let Some(count) = count else { return Ok(()) };
+    match tasks.iter().find(|task| **task >= count) {
+        None => Ok(()),
+        Some(task) => Err(Error::config("task", task, format!("a number below {count}, the method's tasks"))),
+    }
 }
 
 impl<A: Adapter> AnyAdapter for A {
@@ -129,12 +151,19 @@ impl<A: Adapter> AnyAdapter for A {
     fn tasks(&self) -> Option<usize> {
         Adapter::tasks(self)
     }
+
+    fn states(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
+        check_tasks(self.tasks(), &batch.tasks)?;
+        match &batch.tape {
+            None => self.open(batch, |hooks| base.forward(batch, hooks)),
+            Some(tape) => tape.run(AnyTuner::new(self.clone()), base, batch),
+        }
+    }
 }
 
 impl<A: Adapter> Tuner for A {
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden> {
-        self.check_tasks(&batch.tasks)?;
-        self.open(batch, |hooks| base.forward(batch, hooks))
+        self.states(base, batch)
     }
 
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
@@ -142,11 +171,7 @@ impl<A: Adapter> Tuner for A {
     }
 
     fn check_tasks(&self, tasks: &[usize]) -> Result<()> {
-        let Some(count) = self.tasks() else { return Ok(()) };
-        match tasks.iter().find(|task| **task >= count) {
-            None => Ok(()),
-            Some(task) => Err(Error::config("task", task, format!("a number below {count}, the method's tasks"))),
-        }
+        check_tasks(self.tasks(), tasks)
     }
 
     fn as_adapter(&self) -> Option<&dyn AnyAdapter> {

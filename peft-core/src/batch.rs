@@ -6,6 +6,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::answer::Answer;
 use crate::random::{Noise, fingerprint};
+use crate::recompute::Tape;
 use crate::transfer::send;
 use crate::{Cache, Error, Mask, Result};
 
@@ -105,6 +106,8 @@ pub struct Batch {
     pub cache: Option<Cache>,
     /// The dropout of this forward; absent outside training.
     pub noise: Option<Arc<Noise>>,
+    /// Where adapters' runs are noted whose layers are computed again in backward.
+    pub tape: Option<Tape>,
 }
 
 impl Batch {
@@ -139,6 +142,7 @@ impl Batch {
             tasks: examples.iter().map(|example| example.task).collect(),
             cache: None,
             noise: None,
+            tape: None,
         })
     }
 
@@ -160,6 +164,7 @@ impl Batch {
             tasks: rows.iter().map(|row| self.tasks[*row]).collect(),
             cache: None,
             noise: self.noise.as_ref().map(noise),
+            tape: self.tape.clone(),
         }
     }
 
@@ -193,6 +198,11 @@ impl Batch {
         Batch { noise: Some(Arc::new(noise)), ..self }
     }
 
+    /// The same batch whose forwards are noted on this tape, if there is one.
+    pub(crate) fn with_tape(self, tape: Option<Tape>) -> Self {
+        Batch { tape, ..self }
+    }
+
     /// The sequences at these places of the batch, in this order, none of them a text that goes on.
     pub fn select(&self, sequences: &[usize]) -> Self {
         let index: Vec<i32> = sequences.iter().map(|i| *i as i32).collect();
@@ -210,6 +220,7 @@ impl Batch {
             tasks: sequences.iter().map(|i| self.tasks[*i]).collect(),
             cache: None,
             noise: self.noise.as_ref().map(noise),
+            tape: self.tape.clone(),
         }
     }
 

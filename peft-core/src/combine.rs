@@ -141,8 +141,13 @@ pub fn check_alike(sources: &[Source], shape: &Shape, free: &[&str]) -> Result<(
         }
         check_head(other, first)?;
         if tensors(&other.trained.copies) != tensors(&first.trained.copies) {
-            let listed = other.trained.copies.modules().join(", ");
-            return Err(wrong("modules_to_save", &format!("{listed}, with numbers of its own"), &"the same numbers"));
+            let [theirs, ours] = [(other, "its own"), (first, "the same")].map(|(source, whose)| {
+                match source.trained.copies.modules() {
+                    [] => "none".to_string(),
+                    modules => format!("{} with {whose} numbers", modules.join(", ")),
+                }
+            });
+            return Err(wrong("modules_to_save", &theirs, &ours));
         }
     }
     Ok(())

@@ -78,14 +78,22 @@ pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What stands behind the byte order mark that editors and spreadsheets put first.
-fn without_mark(bytes: Vec<u8>) -> Vec<u8> {
-    bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes)
+/// Reads a text's bytes: what stands behind the byte order mark that editors and spreadsheets put first. That of UTF-16 is refused.
+fn read_marked(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let bytes = read_file(path, limit)?;
+    match bytes[..] {
+        [0xef, 0xbb, 0xbf, ..] => Ok(bytes[3..].to_vec()),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
+            let expected = "UTF-8, as which an editor saves it, or `iconv -f UTF-16 -t UTF-8` writes it";
+            Err(Error::file(path, "content", "a text in UTF-16", expected))
+        }
+        _ => Ok(bytes),
+    }
 }
 
 /// Reads a text of at most `limit` bytes, without a byte order mark; the error names the line that is no UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    String::from_utf8(without_mark(read_file(path, limit)?)).map_err(|error| {
+    String::from_utf8(read_marked(path, limit)?).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
         Error::file(path, format!("line {line}"), "bytes that are no text", "UTF-8")
@@ -166,8 +174,34 @@ impl<'de> Deserialize<'de> for Distinct {
 
 /// Like [`read_json`], into a type of its own.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<T> {
-    serde_json::from_slice(&without_mark(read_file(path, MAX_JSON)?)).map_err(|error| {
+    serde_json::from_slice(&read_marked(path, MAX_JSON)?).map_err(|error| {
         let place = format!("line {} column {}", error.line(), error.column());
         Error::file(path, place, error, expected)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_texts_are_passed_over_or_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text.json");
+        for text in ["{\"a\": \"\u{e9}\"}\r\n", "{}", "7"] {
+            for mark in ["", "\u{feff}"] {
+                std::fs::write(&path, format!("{mark}{text}")).unwrap();
+                assert_eq!(read_text(&path, 100).unwrap(), text);
+                assert!(read_json(&path).is_ok() && read_jsonl(&path).is_ok());
+            }
+            let marked = format!("\u{feff}{text}");
+            for bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+                std::fs::write(&path, marked.encode_utf16().flat_map(bytes).collect::<Vec<u8>>()).unwrap();
+                let errors = [read_text(&path, 100).map(drop), read_json(&path).map(drop), read_jsonl(&path).map(drop)];
+                for error in errors.map(|read| read.unwrap_err().to_string()) {
+                    assert!(["text.json", "UTF-16", "iconv"].iter().all(|word| error.contains(word)), "{error}");
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! Products with dense frozen matrices on flex, where they are not the tensor library's own: in bf16, and those that are cut for more threads
-//! than the library has (its product has the same bits at any number of them). The weight is frozen, so that backward is one more such
-//! product, dx = dy W^T.
+//! Products with dense frozen matrices on flex, where they are not the tensor library's own: in bf16, those that are cut for more threads
+//! than the library has (its product has the same bits at any number of them), and those in training, whose backward is ours. The weight is
+//! frozen, so that backward is one more such product, dx = dy W^T.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -15,7 +15,7 @@ use crate::{Compute, threads};
 /// `x W` for a frozen W `[in, out]`, if it is for this operation. One that is trained is not: it has a gradient too.
 pub(crate) fn product(compute: Compute, x: &Tensor<3>, w: &Tensor<2>) -> Option<Tensor<3>> {
     let ours = w.device() == Device::flex() && !w.is_autodiff() && [x.dtype(), w.dtype()] == [DType::F32; 2];
-    if !ours || compute == Compute::F32 && !threads::are_spread() {
+    if !ours || compute == Compute::F32 && !threads::are_spread() && !x.is_autodiff() {
         return None;
     }
     let [batch, tokens, inputs] = x.dims();
@@ -43,6 +43,12 @@ impl DenseProduct for Flex {
         transposed: bool,
     ) -> FloatTensor<Self> {
         let (rows, device, [inputs, outputs]) = (x.shape()[0], x.device(), w.shape().dims());
+        if compute == Compute::F32 && transposed && rows >= kernels::FEWEST && w.is_contiguous() {
+            let (x, w, mut y) = (x.to_contiguous(), w.to_contiguous(), vec![0.; rows * inputs]);
+            let w = Dense { numbers: w.storage(), columns: outputs };
+            kernels::product_turned(Kernel::best(), x.storage(), &w, &mut y);
+            return Self::float_from_data(TensorData::new(y, [rows, inputs]), &device);
+        }
         if compute == Compute::F32 {
             let w = if transposed { Self::float_transpose(w) } else { w };
             return threads::on_all(|| Self::float_matmul(x, w));

@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, module};
 
 pub use crate::ops::attention::{Attention, Mask};
+use crate::recompute::untracked;
 use crate::{Frame, Site, Slot, Stack, Weight};
 
 /// The frozen computation inside a hook. It may be called never, once or twice.
@@ -23,11 +24,19 @@ pub struct Sequence {
     pub past: usize,
 }
 
+impl Sequence {
+    /// The same numbers, not tracked.
+    pub(crate) fn without_gradients(self) -> Self {
+        let bias = self.mask.bias.map(untracked);
+        Sequence { hidden: untracked(self.hidden), mask: Mask { bias, ..self.mask }, ..self }
+    }
+}
+
 /// A lookup in a table.
 #[derive(Clone, Debug)]
 pub struct Lookup<'a> {
     /// The table as the run uses it, `[rows, width]`.
-    pub table: &'a Tensor<2>,
+    pub table: &'a Weight,
     /// Which rows, `[batch, tokens]`.
     pub ids: Tensor<2, Int>,
     /// The row that takes no part in gradients, as in PyTorch: that of the padding token.
@@ -35,6 +44,14 @@ pub struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
+    /// The rows.
+    pub(crate) fn rows(&self) -> Tensor<3> {
+        match self.table {
+            Weight::Dense(table) => self.of(table.clone()),
+            packed => packed.rows(self.ids.clone()),
+        }
+    }
+
     /// The same rows of a table with as many, `[batch, tokens, width]`.
     pub fn of(&self, table: Tensor<2>) -> Tensor<3> {
         let rows = module::embedding(table, self.ids.clone());
@@ -44,7 +61,8 @@ impl Lookup<'_> {
     }
 }
 
-/// What a method does at each place of the forward. Nine seams: five are called *around* the frozen computation, which
+/// What a method does at each place of the forward, in which no tensor goes from one layer to another but by the states: a training step
+/// may compute a layer alone. Nine seams: five are called *around* the frozen computation, which
 /// they get as `next`; four *rewrite* a value before it is used. Around a layer and a sub-layer there is more of the base to be
 /// read: the frame gives it as the hooks of the run rewrite it.
 pub trait Hooks {

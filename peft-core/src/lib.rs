@@ -5,6 +5,7 @@ pub mod adapterhub;
 pub mod answer;
 mod any;
 mod batch;
+pub mod codes;
 pub mod combine;
 pub mod composition;
 mod compute;
@@ -17,6 +18,8 @@ mod error;
 pub mod files;
 #[cfg(feature = "flex")]
 mod frozen;
+#[cfg(feature = "flex")]
+mod fused;
 #[cfg(feature = "train")]
 pub mod generate;
 mod head;
@@ -25,6 +28,7 @@ mod hooks;
 pub mod io;
 #[cfg(feature = "flex")]
 mod kernels;
+mod key;
 #[cfg(any(feature = "load", feature = "tokenize"))]
 pub mod load;
 mod merge;
@@ -36,6 +40,7 @@ mod pattern;
 mod purpose;
 pub mod random;
 mod readout;
+mod recompute;
 mod replaced;
 #[cfg(feature = "train")]
 pub mod search;
@@ -65,8 +70,9 @@ pub use device::{available, device};
 pub use error::{Error, Result, shown, shown_lines};
 pub use head::{Affine, AtMask, Classifier, Head, LanguageModel, MaskedLm, Norm, Score, States, Tokens};
 pub use hooks::{Attention, Hooks, Lookup, Mask, Next, Sequence};
+pub use key::{Key, file_path, place_key, slot_name, split_name};
 pub use merge::Merge;
-pub use method::{Key, Method, Source, Start, file_path, place_key, slot_name, split_name};
+pub use method::{Method, Source, Start, Wanted};
 pub use models::family::{Architecture, Family, ForTexts, Hub};
 pub use models::llama::{Llama, Scaling};
 pub use models::t5::T5;
@@ -75,7 +81,8 @@ pub use ops::loss;
 pub use packed::Packed;
 pub use pattern::Pattern;
 pub use purpose::{ClassUse, Purpose};
-pub use readout::Readout;
+pub use readout::{Around, Readout};
+pub use recompute::Tape;
 pub use replaced::Replaced;
 pub use shape::{Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};

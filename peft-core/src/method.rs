@@ -7,9 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::adapterhub::AdapterHub;
-use crate::{
-    AnyMethod, AnyTuner, Base, Common, Error, Head, Merge, Place, Procedure, Result, Shape, Site, Slot, Trained,
-};
+use crate::{AnyMethod, AnyTuner, Base, Common, Error, Head, Key, Merge, Procedure, Result, Shape, Site, Trained};
 
 /// The configuration of a method: plain data whose fields have the names of Hugging Face PEFT's `adapter_config.json`.
 pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -43,17 +41,11 @@ pub trait Method: Clone + Debug + Default + PartialEq + Serialize + DeserializeO
         }
     }
 
-    /// The head with which a run begins, of its sources; `None` for the model's own, or a fresh one.
-    fn head_from(&self, _sources: &[Source]) -> Option<Head> {
-        None
-    }
-
     /// Its number of trainable elements in closed form.
     fn count(&self, shape: &Shape) -> Result<usize>;
 
-    /// The head with so many outputs that it trains for classes or values of texts, where that is not the model's usual one; `words` is
-    /// the model's head for words, if it has one.
-    fn head(&self, _words: Option<&Head>, _base: &Base, _outputs: usize, _seed: u64) -> Result<Option<Head>> {
+    /// The head with which a run begins, where that is neither the model's own nor a fresh one.
+    fn head(&self, _wanted: &Wanted<'_>, _base: &Base, _seed: u64, _sources: &[Source]) -> Result<Option<Head>> {
         Ok(None)
     }
 
@@ -157,6 +149,15 @@ pub(crate) fn checked(name: &str, count: usize, shape: &Shape) -> Result<usize> 
     Ok(count)
 }
 
+/// What a run wants of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// How many outputs for classes or values of texts, if it is for such.
+    pub outputs: Option<usize>,
+    /// The model's head for words, if it has one.
+    pub words: Option<&'a Head>,
+}
+
 /// A finished adapter from which another method starts.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -189,63 +190,4 @@ pub enum Start {
     Pissa,
     /// What is in the span of the first rows: OLoRA.
     Olora,
-}
-
-/// The name and layout of a tensor in a file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
-    /// Its name.
-    pub name: String,
-    /// Whether the file holds it transposed.
-    pub transposed: bool,
-}
-
-impl Key {
-    /// A tensor that files hold as we do.
-    pub fn plain(name: impl Into<String>) -> Self {
-        Key { name: name.into(), transposed: false }
-    }
-
-    /// A matrix that files hold transposed, as `[out, in]`.
-    pub fn transposed(name: impl Into<String>) -> Self {
-        Key { name: name.into(), transposed: true }
-    }
-}
-
-/// The path of a site's module as adapter files write it, `base_model.model.roberta.encoder.layer.0...`.
-///
-/// # Panics
-/// If the model has no such site.
-pub fn file_path(shape: &Shape, site: Site) -> String {
-    let path = shape.module_path(site).unwrap_or_else(|| panic!("the model has nothing at {site}"));
-    format!("base_model.model.{path}")
-}
-
-/// Splits the record name of a tensor in a [`SiteMap`](crate::SiteMap), `field.encoder.0.query.leaf`.
-///
-/// # Panics
-/// If it is no such name.
-pub fn split_name(name: &str) -> (&str, Site, &str) {
-    let parts: Vec<&str> = name.splitn(5, '.').collect();
-    let site = parts.get(1..4).map(|s| s.join(".")).and_then(|s| s.parse().ok());
-    match (parts.as_slice(), site) {
-        ([field, _, _, _, leaf], Some(site)) => (field, site, leaf),
-        ([field, _, _, _], Some(site)) => (field, site, ""),
-        _ => panic!("{name} is not the name of a tensor at a site"),
-    }
-}
-
-/// The record name of a tensor in a module that has those of each slot by their sites, as `weights`, `gains` and `biases`.
-pub fn slot_name(site: Site, slot: Slot) -> String {
-    let field = match slot {
-        Slot::Weight => "weights",
-        Slot::Gain => "gains",
-        Slot::Bias => "biases",
-    };
-    format!("{field}.{site}")
-}
-
-/// What the file calls a place of the backbone itself.
-pub fn place_key(shape: &Shape, place: &Place) -> Key {
-    Key { name: format!("base_model.model.{}", shape.file_name(place)), transposed: place.transposed }
 }

@@ -25,16 +25,18 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, TensorMetadata, backend_extension};
 #[cfg(feature = "flex")]
 use burn::backend::{Flex, ops::FloatTensorOps};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::Compute;
+use crate::codes::Codes;
 #[cfg(feature = "flex")]
 use crate::kernels::{self, Kernel};
+use crate::transfer::{read, send};
 
 /// About so many weights are decoded at a time: 4 MB.
 const PANEL: usize = 1 << 20;
 
-/// A packed matrix of a linear map. All that is known of it is how to decode the weights of some outputs; who knows its codec finds it by
+/// A packed matrix of a linear map, or a table, whose rows are its outputs. All that is known of it is how to decode the weights of some outputs; who knows its codec finds it by
 /// its type.
 pub trait Packed: Any + Debug + Send + Sync {
     /// `[in, out]`.
@@ -52,12 +54,28 @@ pub trait Packed: Any + Debug + Send + Sync {
     /// The weights that some outputs have for some inputs, output by output. Called for many small tiles from several threads: it is to
     /// decode no more than is asked for, on the thread that asks.
     fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]);
+
+    /// The weights of some outputs as codes, with scale and minimum of each of their blocks, output by output: products of few rows
+    /// decode these in registers. None, if they do not lie so; a product then takes tiles.
+    fn codes(&self, _outputs: Range<usize>, _scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        None
+    }
 }
 
-/// The matrix, decoded, `[in, out]`.
+/// The matrix, decoded, `[out, in]`.
 pub(crate) fn dense(w: &dyn Packed) -> Tensor<2> {
     let [inputs, outputs] = w.dims();
-    Tensor::<2>::from_data(TensorData::new(w.outputs(0..outputs), [outputs, inputs]), &w.device()).transpose()
+    Tensor::from_data(TensorData::new(w.outputs(0..outputs), [outputs, inputs]), &w.device())
+}
+
+/// The weights of some outputs, `[batch, tokens, in]`, for their numbers `[batch, tokens]`.
+pub(crate) fn rows(w: &dyn Packed, outputs: Tensor<2, Int>) -> Tensor<3> {
+    let ([batch, tokens], [inputs, _]) = (outputs.dims(), w.dims());
+    let mut rows = vec![0.; batch * tokens * inputs];
+    for (row, output) in rows.chunks_mut(inputs).zip(read(outputs).iter::<i64>()) {
+        w.tile(output as usize..output as usize + 1, 0..inputs, row);
+    }
+    send(TensorData::new(rows, [batch, tokens, inputs]), &w.device())
 }
 
 /// `x W` for x `[batch, tokens, in]`.
@@ -131,6 +149,10 @@ impl kernels::Tiles for Outputs<'_> {
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         self.0.tile(rows, columns, out);
+    }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        self.0.codes(rows, scales)
     }
 }
 

@@ -39,6 +39,11 @@ impl Random {
         Random { key: mix(seed ^ hash(name)), counter: 0 }
     }
 
+    /// The stream behind this many draws of 64 bits.
+    pub(crate) fn after(self, draws: usize) -> Self {
+        Random { counter: self.counter + draws as u64, ..self }
+    }
+
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.counter += 1;

@@ -1,15 +1,17 @@
 //! What is read of a run of the base: logits, and a loss of them. A tuner may run the base several times for either.
 
 use std::borrow::Cow;
+use std::fmt::{self, Debug};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::head::mixed;
+use crate::ops::word_loss::word_losses;
 use crate::transfer::send;
-use crate::{Base, Batch, Error, Head, Hidden, Label, Purpose, Result, loss};
+use crate::{AnyAdapter, Base, Batch, Error, Head, Hidden, Label, Purpose, Result, Tuner, Weight, loss};
 
 /// A batch on a base with a head, and its labels where a loss is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Readout<'a> {
     /// The base, with all copies of its tensors that are trained.
     pub base: &'a Base,
@@ -19,13 +21,35 @@ pub struct Readout<'a> {
     pub head: &'a Head,
     /// One for each sequence, or none.
     pub labels: Vec<Label>,
+    /// How an adapter runs, if it is one of several, see [`run`](Self::run).
+    pub around: Option<&'a Around<'a>>,
+}
+
+/// How an adapter runs a batch among those that it is composed with.
+pub type Around<'a> = dyn Fn(&dyn AnyAdapter, &Batch) -> Result<Hidden> + 'a;
+
+impl Debug for Readout<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Readout { base: _, batch, head, labels, around: _ } = self;
+        f.debug_struct("Readout")
+            .field("batch", batch)
+            .field("head", head)
+            .field("labels", labels)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Readout<'a> {
     /// Of a batch without labels.
     pub fn new(base: &'a Base, batch: &'a Batch, head: &'a Head) -> Self {
         // Of a batch of several tasks with heads of their own, logits are an error.
-        Readout { base, batch: Cow::Borrowed(batch), head: head.of_batch(batch).unwrap_or(head), labels: vec![] }
+        Readout {
+            base,
+            batch: Cow::Borrowed(batch),
+            head: head.of_batch(batch).unwrap_or(head),
+            labels: vec![],
+            around: None,
+        }
     }
 
     /// With labels. Classes and values that are texts become these texts, and what the decoder sees of them.
@@ -34,6 +58,26 @@ impl<'a> Readout<'a> {
             return Ok(Readout { labels: labels.iter().map(|label| (*label).clone()).collect(), ..self });
         };
         self.answered(labels.iter().map(|label| head.words(label)).collect::<Result<_>>()?)
+    }
+
+    /// Final hidden states of the batch by a tuner: by an adapter that is composed with others, among these.
+    pub fn run(&self, tuner: &impl Tuner) -> Result<Hidden> {
+        match tuner.as_adapter() {
+            Some(adapter) => self.run_adapter(adapter, &self.batch),
+            None => tuner.run(self.base, &self.batch),
+        }
+    }
+
+    pub(crate) fn run_adapter(&self, adapter: &dyn AnyAdapter, batch: &Batch) -> Result<Hidden> {
+        match self.around {
+            Some(around) => around(adapter, batch),
+            None => adapter.states(self.base, batch),
+        }
+    }
+
+    /// The same for one of several adapters, which runs so.
+    pub(crate) fn among<'b>(&'b self, around: &'b Around<'b>) -> Readout<'b> {
+        Readout { around: Some(around), ..self.clone() }
     }
 
     /// Of the sequences at these places of the batch.
@@ -60,16 +104,38 @@ impl<'a> Readout<'a> {
             return self.head.logits(hidden, self.base.shape(), &self.batch);
         }
         let states = hidden.tokens();
-        let [size, tokens, width] = states.dims();
-        let (mut rows, _) = self.words(tokens)?;
+        let (mut rows, _) = self.words(states.dims()[1])?;
         if rows.is_empty() {
             // A product needs a row; the loss leaves it out.
             rows.push(0);
         }
-        let count = rows.len();
+        Ok(self.head.words(self.rows(states, rows).unsqueeze(), hidden.words, self.base.shape()))
+    }
+
+    /// The summed loss of states. A head for words whose table is not trained computes it by some rows at a time.
+    pub fn loss_of(&self, hidden: Hidden) -> Result<Tensor<1>> {
+        let whole = match self.head {
+            Head::LanguageModel(_) | Head::Verbalizer(_) => {
+                matches!(&hidden.words, Weight::Dense(w) if w.is_autodiff())
+            }
+            _ => true,
+        };
+        let (rows, words) = match whole {
+            true => (vec![], vec![]),
+            false => self.words(hidden.tokens().dims()[1])?,
+        };
+        if words.is_empty() {
+            return self.loss(self.logits(hidden)?);
+        }
+        let states = Head::scaled(self.rows(hidden.tokens(), rows), self.base.shape());
+        Ok(word_losses(states, &hidden.words, &words).sum())
+    }
+
+    /// Those of the states `[batch, tokens, hidden]` at these rows.
+    fn rows(&self, states: Tensor<3>, rows: Vec<i32>) -> Tensor<2> {
+        let ([size, tokens, width], count) = (states.dims(), rows.len());
         let rows = send::<1, Int>(TensorData::new(rows, [count]), self.base.device());
-        let states = states.reshape([size * tokens, width]).select(0, rows);
-        Ok(self.head.words(states.unsqueeze(), hidden.words, self.base.shape()))
+        states.reshape([size * tokens, width]).select(0, rows)
     }
 
     /// The summed loss of such logits.

@@ -34,7 +34,7 @@ impl Replaced {
         let at = |slot| places.iter().filter(move |place| place.slot == slot).map(|place| place.site);
         let weight = |site| match hooks.weight(site, base.weight(site).clone()) {
             Weight::Dense(w) => Some((site, view(w))),
-            Weight::Packed(_) => None,
+            Weight::Packed(_) | Weight::Table(_) => None,
         };
         let vectors =
             |slot| at(slot).map(|site| (site, view(hooks.vector(site, slot, base.vector(site, slot))))).collect();

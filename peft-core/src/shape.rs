@@ -105,7 +105,7 @@ impl Shape {
     }
 
     /// The names of the published shapes.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 16] = [
         "roberta-base",
         "roberta-large",
         "bert-base",
@@ -116,6 +116,7 @@ impl Shape {
         "t5-v1_1-base",
         "llama-7b",
         "llama-13b",
+        "tinyllama-1.1b",
         "smollm2-135m",
         "roberta-tiny",
         "bert-tiny",
@@ -188,8 +189,13 @@ impl Shape {
     }
 
     /// The shape with the first layer of each stack alone.
-    pub fn one_layer(mut self) -> Self {
-        (self.layers, self.architecture) = (1, self.architecture.one_layer());
+    pub fn one_layer(self) -> Self {
+        self.with_layers(1)
+    }
+
+    /// The shape with so many layers in each stack.
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        (self.layers, self.architecture) = (layers, self.architecture.with_layers(layers));
         self
     }
 
@@ -311,6 +317,7 @@ mod tests {
             ("t5-large", 737_668_096),
             ("llama-7b", 6_738_415_616),
             ("llama-13b", 13_015_864_320),
+            ("tinyllama-1.1b", 1_100_048_384),
             ("smollm2-135m", 134_515_008),
         ] {
             assert_eq!(Shape::named(name).unwrap().count(), count, "{name}");

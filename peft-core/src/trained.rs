@@ -111,6 +111,9 @@ impl<T: Tuner> Trained<T> {
 impl<T: Procedure> Trained<T> {
     /// The summed loss that is trained, see [`Procedure::loss`].
     pub fn objective(&self, base: &Base, batch: &Batch, labels: &[&Label]) -> Result<Tensor<1>> {
-        self.summed(base, batch, labels, |readout| self.tuner.loss(readout))
+        self.summed(base, batch, labels, |readout| match self.tuner.loss(readout)? {
+            Some(loss) => Ok(loss),
+            None => self.tuner.head_loss(readout),
+        })
     }
 }

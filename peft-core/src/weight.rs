@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, module};
 
 use crate::Compute;
 use crate::ops::linear;
@@ -14,8 +14,10 @@ use crate::packed::{self, Packed};
 pub enum Weight {
     /// As a tensor.
     Dense(Tensor<2>),
-    /// Packed by a codec, for instance to four bits.
+    /// The matrix of a linear map, packed by a codec, for instance to four bits.
     Packed(Arc<dyn Packed>),
+    /// A table, packed: its rows are the codec's outputs.
+    Table(Arc<dyn Packed>),
 }
 
 impl Weight {
@@ -23,7 +25,24 @@ impl Weight {
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Weight::Dense(w) => w.clone(),
-            Weight::Packed(w) => packed::dense(&**w),
+            Weight::Packed(w) => packed::dense(&**w).transpose(),
+            Weight::Table(w) => packed::dense(&**w),
+        }
+    }
+
+    /// Rows of a table, `[batch, tokens, hidden]`, for ids `[batch, tokens]`.
+    pub fn rows(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        match self {
+            Weight::Table(w) => packed::rows(&**w, ids),
+            _ => module::embedding(self.dense(), ids),
+        }
+    }
+
+    /// The products of x `[batch, tokens, hidden]` and the rows of a table: logits.
+    pub fn by_rows(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Weight::Table(w) => packed::product(x, w, Compute::F32),
+            _ => linear(x, self.dense().transpose(), None),
         }
     }
 
@@ -40,6 +59,7 @@ impl Weight {
                 None => linear(x, w.clone(), bias),
             },
             Weight::Packed(w) => with_bias(packed::product(x, w, compute), bias),
+            Weight::Table(_) => linear(x, self.dense(), bias),
         }
     }
 }

@@ -7,8 +7,8 @@ use burn::tensor::Tensor;
 
 use crate::random::Noise;
 use crate::{
-    Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Lookup, Next, Procedure, Result, Sequence,
-    Site, Slot, Stack, Tuner, Weight,
+    Adapter, AnyAdapter, AnyTuner, Attention, Base, Batch, Frame, Hooks, Lookup, Next, Procedure, Readout, Result,
+    Sequence, Site, Slot, Stack, Tuner, Weight,
 };
 
 /// An adapter that acts in some layers only, with the steps that it has anyway. Below the lowest of the layers nothing is
@@ -56,6 +56,29 @@ impl Procedure for Within {
 
     fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
         vec![&mut self.inner]
+    }
+
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let inside = |inner: &dyn AnyAdapter, batch: &Batch| {
+            readout.run_adapter(&InsideOf { inner, layers: &self.layers }, batch)
+        };
+        self.inner.loss(&readout.among(&inside))
+    }
+}
+
+/// An adapter in some layers.
+struct InsideOf<'a> {
+    inner: &'a dyn AnyAdapter,
+    layers: &'a Range<usize>,
+}
+
+impl AnyAdapter for InsideOf<'_> {
+    fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks)) {
+        self.inner.open_any(batch, &mut |hooks| f(&Inside { hooks, layers: self.layers }));
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.inner.tasks()
     }
 }
 

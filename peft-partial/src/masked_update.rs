@@ -9,6 +9,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 use peft_core::random::Noise;
 use peft_core::train::Probe;
+use peft_core::transfer::read;
 use peft_core::view::{tensors, with_values};
 use peft_core::{
     Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Place, Procedure, Replaced, Result, Shape, Site, Slot,
@@ -165,7 +166,7 @@ impl MaskedUpdate {
 }
 
 fn whole(indices: &Param<Tensor<1, Int>>) -> Vec<i64> {
-    indices.val().into_data().iter::<i64>().collect()
+    read(indices.val()).iter::<i64>().collect()
 }
 
 /// The trained numbers of one tensor.

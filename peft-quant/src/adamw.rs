@@ -96,28 +96,7 @@ impl AdamW8 {
         gradients: &[f32],
         parameters: &mut [f32],
     ) -> Result<()> {
-        let count = moments.first.len();
-        blocks::expect_len("gradients", gradients.len(), count, "one for each moment")?;
-        blocks::expect_len("parameters", parameters.len(), count, "one for each moment")?;
-        if step == 0 {
-            return Err(Error::config("step", step, "1 or more"));
-        }
-        let large = |g: &f32| !(g * g).is_finite();
-        if let Some(index) = gradients.par_iter().position_first(large) {
-            let expected = "a number whose square is finite";
-            return Err(Error::config(format!("gradients, element {index}"), gradients[index], expected));
-        }
-        let correction = |beta: f64| 1. - beta.powi(step.cast_signed());
-        let factors = Factors {
-            beta1: self.beta1 as f32,
-            new1: (1. - self.beta1) as f32,
-            beta2: self.beta2 as f32,
-            new2: (1. - self.beta2) as f32,
-            root: correction(self.beta2).sqrt() as f32,
-            epsilon: self.epsilon as f32,
-            kept: (1. - rate * self.weight_decay) as f32,
-            change: (-rate / correction(self.beta1)) as f32,
-        };
+        let factors = self.factors([moments.first.len(); 2], step, rate, gradients, parameters)?;
         let width = Width::best();
         let (block, units) = (Moments8::BLOCK, UNIT / Moments8::BLOCK);
         let (map1, codes1, absmax1) = moments.first.parts_mut();
@@ -141,6 +120,54 @@ impl AdamW8 {
             }
         });
         Ok(())
+    }
+}
+
+impl AdamW8 {
+    /// The same with moments in f32.
+    pub(crate) fn step_in_f32(
+        &self,
+        [first, second]: [&mut [f32]; 2],
+        step: u32,
+        rate: f64,
+        gradients: &[f32],
+        parameters: &mut [f32],
+    ) -> Result<()> {
+        let factors = self.factors([first.len(), second.len()], step, rate, gradients, parameters)?;
+        update(Width::best(), &factors, gradients, first, second, parameters);
+        Ok(())
+    }
+
+    fn factors(
+        &self,
+        [count, second]: [usize; 2],
+        step: u32,
+        rate: f64,
+        gradients: &[f32],
+        parameters: &[f32],
+    ) -> Result<Factors> {
+        blocks::expect_len("second moment", second, count, "that of the first moment")?;
+        blocks::expect_len("gradients", gradients.len(), count, "one for each moment")?;
+        blocks::expect_len("parameters", parameters.len(), count, "one for each moment")?;
+        if step == 0 {
+            return Err(Error::config("step", step, "1 or more"));
+        }
+        let large = |g: &f32| !(g * g).is_finite();
+        if let Some(index) = gradients.par_iter().position_first(large) {
+            let expected = "a number whose square is finite";
+            return Err(Error::config(format!("gradients, element {index}"), gradients[index], expected));
+        }
+        let correction = |beta: f64| 1. - beta.powi(step.cast_signed());
+        Ok(Factors {
+            beta1: self.beta1 as f32,
+            new1: (1. - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            new2: (1. - self.beta2) as f32,
+            root: correction(self.beta2).sqrt() as f32,
+            epsilon: self.epsilon as f32,
+            kept: (1. - rate * self.weight_decay) as f32,
+            change: (-rate / correction(self.beta1)) as f32,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::bitsandbytes::{Tensor, Tensors, write};
-use crate::load::dtype;
+use crate::load::{dtype, kept};
 use crate::{Codebook, Cost, Scheme, is_packed};
 
 /// The file that says what each matrix has come to.
@@ -201,9 +201,4 @@ impl Part<'_> {
 fn report(scheme: Scheme, costs: &[Cost]) -> Value {
     let of = |Cost { module, dims, bytes, error }: &Cost| json!({"module": module, "shape": dims, "bytes": bytes, "error": error});
     json!({"scheme": scheme.to_string(), "matrices": costs.iter().map(of).collect::<Vec<_>>()})
-}
-
-/// The type to which a weight of four bits is decoded: its own, if that is a short one.
-pub(crate) fn kept(was: Option<Dtype>) -> Dtype {
-    was.filter(|dtype| [Dtype::F16, Dtype::BF16].contains(dtype)).unwrap_or(Dtype::F32)
 }

@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use peft_core::Result;
+use peft_core::codes::{Codes, Form, Order, Rounding};
 use rayon::prelude::*;
 
 use crate::Element;
@@ -152,6 +153,28 @@ impl FourBit {
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             self.decode_unit(width, row * self.dims[1] + columns.start, out);
         }
+    }
+
+    /// Some rows of a matrix as codes, if a row is whole blocks.
+    pub(crate) fn rounded_codes(
+        &self,
+        rounding: Rounding,
+        rows: Range<usize>,
+        scales: &mut Vec<[f32; 2]>,
+    ) -> Option<Codes<'_>> {
+        let (columns, values) = (self.dims[1], &self.codebook.tables().of);
+        if !columns.is_multiple_of(self.block) {
+            return None;
+        }
+        let row_blocks = columns / self.block;
+        self.scales.pairs(rows.start * row_blocks..rows.end * row_blocks, scales);
+        Some(Codes {
+            form: Form::Four { values, order: Order::UpperFirst, rounding },
+            bytes: &self.bytes[rows.start * columns / 2..rows.end * columns / 2],
+            block: self.block,
+            stride: self.block / 2,
+            before: 0,
+        })
     }
 
     /// The weights from `start` on, as many as there is room for.

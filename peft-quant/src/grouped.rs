@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use half::f16;
+use peft_core::codes::{Codes, Form, INTEGERS, Order, Rounding};
 use peft_core::{Error, Result};
 use rayon::prelude::*;
 
@@ -211,6 +213,25 @@ impl Grouped {
         }
     }
 
+    /// Some rows as codes, if they have four bits and groups are consecutive inputs, a multiple of 32 of them.
+    pub(crate) fn codes_of(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        if self.bits != 4 || !self.group.is_multiple_of(32) || self.groups.is_some() || cfg!(target_endian = "big") {
+            return None;
+        }
+        let (row_words, row_groups) = (self.dims[1] / 8, self.dims[1] / self.group);
+        let groups = rows.start * row_groups..rows.end * row_groups;
+        scales.clear();
+        let pairs = self.scales[groups.clone()].iter().zip(&self.zeros[groups]);
+        scales.extend(pairs.map(|(scale, zero)| [*scale, -zero * scale]));
+        Some(Codes {
+            form: Form::Four { values: &INTEGERS, order: Order::LowerFirst, rounding: Rounding::F32 },
+            bytes: bytemuck::cast_slice(&self.codes[rows.start * row_words..rows.end * row_words]),
+            block: self.group,
+            stride: self.group / 2,
+            before: 0,
+        })
+    }
+
     /// At most [`PIECE`] weights of a row from a column on.
     fn decode_run(&self, row: usize, first: usize, out: &mut [f32]) {
         let (width, row_groups) = (Width::best(), self.dims[1] / self.group);
@@ -306,5 +327,64 @@ wide! {
         for (code, out) in codes.iter().zip(out) {
             *out = scale * (f32::from(*code) - zero);
         }
+    }
+}
+
+impl Packing {
+    /// The words of a matrix that it can hold.
+    fn pack(self, from: &Grouped) -> Result<Words> {
+        let ([rows, columns], bits) = (from.dims(), from.bits());
+        let packed = |mut codes: Vec<u8>| {
+            if self == Packing::Awq {
+                codes.chunks_exact_mut(8).for_each(|fields| {
+                    let found: [u8; 8] = std::array::from_fn(|field| fields[field]);
+                    words::AWQ.iter().zip(fields).for_each(|(output, field)| *field = found[*output]);
+                });
+            }
+            let mut words = vec![0; words::count(codes.len(), bits)];
+            words::pack(Width::best(), bits, &codes, &mut words);
+            words
+        };
+        let qweight = if self == Packing::Awq {
+            let mut codes = vec![0; rows * columns];
+            words::unpack(Width::best(), bits, from.codes(), &mut codes);
+            packed(words::transposed(&codes, columns))
+        } else {
+            words::transposed(from.codes(), from.codes().len() / rows)
+        };
+        let groups = columns / from.group();
+        let place = |i: usize| format!("of output {}, group {}", i / groups, i % groups);
+        let least = if self == Packing::Gptq { 1. } else { 0. };
+        let largest = least + ((1u32 << bits) - 1) as f32;
+        let zero = |(i, zero): (usize, &f32)| {
+            if zero.fract() == 0. && (least..=largest).contains(zero) {
+                return Ok((zero - least) as u8);
+            }
+            Err(Error::config(
+                format!("zero point {}", place(i)),
+                zero,
+                format!("an integer from {least} to {largest}"),
+            ))
+        };
+        let zeros: Vec<u8> = from.zeros().iter().enumerate().map(zero).collect::<Result<_>>()?;
+        let scale = |(i, scale): (usize, &f32)| match f16::from_f32(*scale) {
+            half if half.is_finite() => Ok(half),
+            _ => Err(Error::config(format!("scale {}", place(i)), scale, "a number that f16 holds, at most 65504")),
+        };
+        let scales: Vec<f16> = from.scales().iter().enumerate().map(scale).collect::<Result<_>>()?;
+        let group_of = |input: usize| from.groups().map_or((input / from.group()) as i32, |of| of[input].cast_signed());
+        if self == Packing::Awq && from.groups().is_some() {
+            return Err(Error::config(
+                "g_idx",
+                "groups of inputs that are not consecutive",
+                "consecutive ones, which is what AWQ has",
+            ));
+        }
+        Ok(Words {
+            qweight,
+            qzeros: packed(words::transposed(&zeros, groups)),
+            scales: words::transposed(&scales, groups),
+            g_idx: (self != Packing::Awq).then(|| (0..columns).map(group_of).collect()),
+        })
     }
 }

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use half::f16;
+use peft_core::codes::{Codes, Form};
 use peft_core::{Error, Result};
 use rayon::prelude::*;
 
@@ -142,6 +143,18 @@ impl Int8Rows {
         for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
             decode_row(width, &self.codes[row * self.dims[1]..][columns.clone()], self.scales[row], out);
         }
+    }
+
+    /// Some rows as codes, each a block, if a row is a multiple of 32 weights.
+    pub(crate) fn codes_of(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        let columns = self.dims[1];
+        if !columns.is_multiple_of(32) {
+            return None;
+        }
+        scales.clear();
+        scales.extend(self.scales[rows.clone()].iter().map(|scale| [scale * BY, 0.]));
+        let bytes = bytemuck::cast_slice(&self.codes[rows.start * columns..rows.end * columns]);
+        Some(Codes { form: Form::Eight, bytes, block: columns, stride: columns, before: 0 })
     }
 
     fn decode_from<E: Element>(&self, row: usize, out: &mut [E]) {

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use burn::tensor::{Device, TensorData};
 use peft_core::io::{Packing, Pretrained};
 use peft_core::load::Checkpoint;
-use peft_core::{Error, Packed, Result, Stored};
+use peft_core::{Error, Packed, Result, Shape, Stored};
 use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::bitsandbytes::{self, Tensor, Tensors};
-use crate::convert::kept;
 use crate::gptq::Format;
 use crate::{Matrix, Scheme};
 
@@ -26,6 +25,14 @@ use crate::{Matrix, Scheme};
 /// If the model is quantized in another way, or is to be packed though it is.
 pub fn open(name: &str, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
     Pretrained::open_packed(name, device, &mut Reader { scheme, words: None })
+}
+
+/// A model of this shape with random weights, packed as they are drawn.
+///
+/// # Errors
+/// If the device cannot hold it.
+pub fn random(shape: Shape, device: &Device, scheme: Option<Scheme>) -> Result<Pretrained> {
+    Pretrained::random_packed(shape, device, &Reader { scheme, words: None })
 }
 
 struct Reader {
@@ -102,6 +109,11 @@ impl Packing for Reader {
         let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| error.of(module))?;
         Matrix::packed(packed, device).map(Stored::Packed)
     }
+}
+
+/// The type to which a weight of four bits is decoded: its own, if that is a short one.
+pub(crate) fn kept(was: Option<Dtype>) -> Dtype {
+    was.filter(|dtype| [Dtype::F16, Dtype::BF16].contains(dtype)).unwrap_or(Dtype::F32)
 }
 
 /// A type by its name in safetensors.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use half::{bf16, f16};
+use peft_core::codes::{Codes, Rounding};
 #[cfg(feature = "load")]
 use peft_core::load::Blocks;
 use peft_core::{Error, Packed, Result};
@@ -38,6 +39,12 @@ pub trait Codec: Debug + Send + Sync + 'static {
     /// # Panics
     /// If there is no such tile, or the slice has another length.
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]);
+
+    /// Some rows as codes, with scale and minimum of each block, if they lie so ([`Packed::codes`]): products of few rows, as in
+    /// generation, take these.
+    fn codes(&self, _rows: Range<usize>, _scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        None
+    }
 
     /// Some rows, decoded by all threads.
     ///
@@ -93,6 +100,10 @@ impl<C: Codec> Packed for Matrix<C> {
     fn tile(&self, outputs: Range<usize>, inputs: Range<usize>, out: &mut [f32]) {
         self.codec.tile(outputs, inputs, out);
     }
+
+    fn codes(&self, outputs: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        self.codec.codes(outputs, scales)
+    }
 }
 
 /// Shared with whoever changes parts of it.
@@ -107,6 +118,10 @@ impl<C: Codec> Codec for Arc<C> {
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         (**self).tile(rows, columns, out);
+    }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        (**self).codes(rows, scales)
     }
 }
 
@@ -138,6 +153,10 @@ impl Codec for FourBit {
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         self.decode_tile(rows, columns, out);
     }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        self.rounded_codes(Rounding::F32, rows, scales)
+    }
 }
 
 impl Codec for Int8Rows {
@@ -151,6 +170,10 @@ impl Codec for Int8Rows {
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         self.decode_tile(rows, columns, out);
+    }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        self.codes_of(rows, scales)
     }
 }
 
@@ -183,6 +206,20 @@ impl Codec for Quantized {
             Quantized::Int8(packed) => packed.decode_tile(rows, columns, out),
         }
     }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        match self {
+            Quantized::FourBit { packed, dtype } => {
+                let rounding = match dtype {
+                    Dtype::F16 => Rounding::F16,
+                    Dtype::BF16 => Rounding::Bf16,
+                    _ => Rounding::F32,
+                };
+                packed.rounded_codes(rounding, rows, scales)
+            }
+            Quantized::Int8(packed) => packed.codes_of(rows, scales),
+        }
+    }
 }
 
 impl Codec for Grouped {
@@ -197,6 +234,10 @@ impl Codec for Grouped {
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         self.decode_tile(rows, columns, out);
+    }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        self.codes_of(rows, scales)
     }
 }
 
@@ -213,5 +254,9 @@ impl Codec for Blocks {
 
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         self.decode_tile(rows, columns, out);
+    }
+
+    fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        Blocks::codes(self, rows, scales)
     }
 }

@@ -1,5 +1,7 @@
 //! The scales of blocks, and double quantization of them.
 
+use std::ops::Range;
+
 use peft_core::{Error, Result};
 
 use crate::blocks;
@@ -84,6 +86,15 @@ impl Scales {
             Scales::Nested { over, offset } => {
                 out.iter_mut().enumerate().for_each(|(i, out)| *out = over.get(block + i) + offset);
             }
+        }
+    }
+
+    /// Those of some blocks, each with the minimum 0.
+    pub(crate) fn pairs(&self, blocks: Range<usize>, pairs: &mut Vec<[f32; 2]>) {
+        pairs.clear();
+        match self {
+            Scales::Plain(scales) => pairs.extend(scales[blocks].iter().map(|scale| [*scale, 0.])),
+            Scales::Nested { over, offset } => pairs.extend(blocks.map(|block| [over.get(block) + offset, 0.])),
         }
     }
 

@@ -3,7 +3,6 @@
 use half::f16;
 use peft_core::{Error, Result};
 
-use crate::Grouped;
 use crate::wide::{Width, wide};
 
 /// The tensors of a linear map in a file, each with its last axis fastest.
@@ -31,7 +30,7 @@ pub enum Packing {
 }
 
 /// Which of eight outputs the fields of AWQ's words have, the lowest bits first.
-const AWQ: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+pub(crate) const AWQ: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 impl Packing {
     pub(crate) fn check(self, dims: [usize; 2], bits: u32) -> Result<()> {
@@ -72,62 +71,6 @@ impl Packing {
         let less = if self == Packing::Gptq { 1. } else { 0. };
         let zeros = transposed(&unpacked(&from.qzeros, rows * groups), rows);
         (codes, zeros.into_iter().map(|zero| f32::from(zero) + less).collect())
-    }
-
-    pub(crate) fn pack(self, from: &Grouped) -> Result<Words> {
-        let ([rows, columns], bits) = (from.dims(), from.bits());
-        let packed = |mut codes: Vec<u8>| {
-            if self == Packing::Awq {
-                codes.chunks_exact_mut(8).for_each(|fields| {
-                    let found: [u8; 8] = std::array::from_fn(|field| fields[field]);
-                    AWQ.iter().zip(fields).for_each(|(output, field)| *field = found[*output]);
-                });
-            }
-            let mut words = vec![0; count(codes.len(), bits)];
-            pack(Width::best(), bits, &codes, &mut words);
-            words
-        };
-        let qweight = if self == Packing::Awq {
-            let mut codes = vec![0; rows * columns];
-            unpack(Width::best(), bits, from.codes(), &mut codes);
-            packed(transposed(&codes, columns))
-        } else {
-            transposed(from.codes(), from.codes().len() / rows)
-        };
-        let groups = columns / from.group();
-        let place = |i: usize| format!("of output {}, group {}", i / groups, i % groups);
-        let least = if self == Packing::Gptq { 1. } else { 0. };
-        let largest = least + ((1u32 << bits) - 1) as f32;
-        let zero = |(i, zero): (usize, &f32)| {
-            if zero.fract() == 0. && (least..=largest).contains(zero) {
-                return Ok((zero - least) as u8);
-            }
-            Err(Error::config(
-                format!("zero point {}", place(i)),
-                zero,
-                format!("an integer from {least} to {largest}"),
-            ))
-        };
-        let zeros: Vec<u8> = from.zeros().iter().enumerate().map(zero).collect::<Result<_>>()?;
-        let scale = |(i, scale): (usize, &f32)| match f16::from_f32(*scale) {
-            half if half.is_finite() => Ok(half),
-            _ => Err(Error::config(format!("scale {}", place(i)), scale, "a number that f16 holds, at most 65504")),
-        };
-        let scales: Vec<f16> = from.scales().iter().enumerate().map(scale).collect::<Result<_>>()?;
-        let group_of = |input: usize| from.groups().map_or((input / from.group()) as i32, |of| of[input].cast_signed());
-        if self == Packing::Awq && from.groups().is_some() {
-            return Err(Error::config(
-                "g_idx",
-                "groups of inputs that are not consecutive",
-                "consecutive ones, which is what AWQ has",
-            ));
-        }
-        Ok(Words {
-            qweight,
-            qzeros: packed(transposed(&zeros, groups)),
-            scales: transposed(&scales, groups),
-            g_idx: (self != Packing::Awq).then(|| (0..columns).map(group_of).collect()),
-        })
     }
 }
 

@@ -18,103 +18,31 @@
 //!
 //! Differs from the paper: as in the authors' code one map of a pair is shared, experts start as copies of one another, and predictions are
 //! the mean's also while it trains. Routes are drawn once a step, there for each batch that is run. An expert that is not drawn rests, there
-//! AdamW moves it on by its momentum and decays it. Files hold the mean: trained on, a loaded adapter has one expert.
+//! AdamW moves it on by its momentum and decays it. Files hold the mean: trained on, a loaded adapter has one expert. It goes over adapters of other methods too: there a map is a tensor, with its bias, and none is shared.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_additive::{Activation, Placement, SequentialConfig};
-use peft_core::train::Optim;
-use peft_core::view::{Rewrite, view};
+use peft_core::train::{Optim, Probe};
+use peft_core::view::{Rewrite, trained, view};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Readout, Result, Shape, Site, Slot,
-    Tuner, Weight, loss,
+    Adapter, AnyMethod, AnyTuner, Base, Batch, Error, Hooks, Key, Over, Procedure, Readout, Result, Shape, Tuner, loss,
     random::{Noise, Random},
 };
-use peft_reparam::LoraConfig;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use peft_reparam::{AdaLoraConfig, DeltaLoraConfig, IncreLoraConfig, LoraConfig, LoraPruneConfig};
+use serde::{Deserialize, Serialize};
 
-use crate::masks::{Matrices, tensors};
-use crate::settings;
-
-/// A method whose adapters are pairs of maps, of each of which there can be several.
-pub trait Mixed: Method<Tuner: Adapter> {
-    /// The name of the method with experts.
-    const MIXED: &'static str;
-    /// Its `peft_type`.
-    const MIXED_TYPE: &'static str;
-
-    /// The paper's.
-    fn paper() -> AdaMixConfig<Self>;
-
-    /// How many numbers the first maps of all pairs have, and how many the second.
-    fn sizes(&self, shape: &Shape) -> Result<[usize; 2]>;
-
-    /// The map that a tensor is of, by their names, and whether it is the second of its pair.
-    fn map_of(name: &str) -> Option<(&str, bool)>;
-
-    /// The weight-space form, if it has one.
-    fn merge_mixed(_tuner: &AdaMix<Self::Tuner>) -> Option<&dyn Merge> {
-        None
-    }
-}
-
-impl Mixed for SequentialConfig {
-    const MIXED: &'static str = "adamix";
-    const MIXED_TYPE: &'static str = "ADAMIX_ADAPTER";
-
-    fn paper() -> AdaMixConfig<Self> {
-        let inner = SequentialConfig::pfeiffer(16).with_placement(Placement::FeedForward);
-        AdaMixConfig { inner: inner.with_activation(Activation::Gelu), mixing: Mixing::paper() }
-    }
-
-    fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
-        SequentialConfig::sizes(self, shape)
-    }
-
-    fn map_of(name: &str) -> Option<(&str, bool)> {
-        let (map, _) = name.rsplit_once('.')?;
-        match map.rsplit_once('.')?.1 {
-            "down" => Some((map, false)),
-            "up" => Some((map, true)),
-            _ => None,
-        }
-    }
-}
-
-impl Mixed for LoraConfig {
-    const MIXED: &'static str = "adamix-lora";
-    const MIXED_TYPE: &'static str = "ADAMIX_LORA";
-
-    fn paper() -> AdaMixConfig<Self> {
-        let inner = LoraConfig::new(4).with_alpha(32.0).with_dropout(0.1);
-        AdaMixConfig { inner, mixing: Mixing { consistency: 100.0, ..Mixing::paper() } }
-    }
-
-    fn sizes(&self, shape: &Shape) -> Result<[usize; 2]> {
-        LoraConfig::sizes(self, shape)
-    }
-
-    fn map_of(name: &str) -> Option<(&str, bool)> {
-        match name.rsplit_once('.')?.1 {
-            "a" => Some((name, false)),
-            "b" => Some((name, true)),
-            _ => None,
-        }
-    }
-
-    fn merge_mixed(tuner: &AdaMix<Self::Tuner>) -> Option<&dyn Merge> {
-        Some(tuner)
-    }
-}
+use crate::maps::{MapOf, has_pairs, maps};
+use crate::masks::{Matrices, check_fits, refused, tensors};
 
 /// What has experts, and how they are mixed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AdaMixConfig<M> {
-    /// The adapters.
-    pub inner: M,
+pub struct AdaMixConfig {
+    /// The adapters, of any method that [`Mixing`] goes over.
+    pub inner: AnyMethod,
     /// The mixture.
     pub mixing: Mixing,
 }
@@ -125,7 +53,7 @@ pub struct AdaMixConfig<M> {
 pub struct Mixing {
     /// The number M of experts of a map.
     pub num_experts: usize,
-    /// Whether the first maps have one expert only.
+    /// Whether the first maps of pairs have one expert only.
     pub share_first: bool,
     /// Whether the second maps have one expert only.
     pub share_second: bool,
@@ -133,19 +61,14 @@ pub struct Mixing {
     pub consistency: f64,
 }
 
-impl Mixing {
-    fn paper() -> Self {
-        Mixing { num_experts: 4, share_first: false, share_second: true, consistency: 1.0 }
-    }
-}
-
 /// The most experts.
 const MAX_EXPERTS: usize = 256;
 
-impl<M: Mixed> AdaMixConfig<M> {
+impl AdaMixConfig {
     /// These adapters, otherwise the paper's settings.
-    pub fn new(inner: M) -> Self {
-        AdaMixConfig { inner, ..M::paper() }
+    pub fn new(inner: impl Into<AnyMethod>) -> Self {
+        let inner = inner.into();
+        AdaMixConfig { mixing: Mixing::paper(&inner), inner }
     }
 
     /// With so many experts of a map.
@@ -166,13 +89,43 @@ impl<M: Mixed> AdaMixConfig<M> {
         self
     }
 
-    fn check(&self) -> Result<()> {
-        let Mixing { num_experts, share_first, share_second, consistency } = self.mixing;
+    /// The start on a model, see [`Over::init`].
+    pub fn init(&self, base: &Base, seed: u64) -> Result<AdaMix> {
+        self.mixing.start(&self.inner, base, seed)
+    }
+}
+
+impl Default for AdaMixConfig {
+    /// The paper's, over adapters.
+    fn default() -> Self {
+        let (mixing, inner) = Mixing::usual(AnyMethod::of::<SequentialConfig>());
+        AdaMixConfig { inner, mixing }
+    }
+}
+
+impl From<AdaMixConfig> for AnyMethod {
+    fn from(AdaMixConfig { inner, mixing }: AdaMixConfig) -> Self {
+        AnyMethod::over(mixing, inner)
+    }
+}
+
+impl Mixing {
+    fn paper(inner: &AnyMethod) -> Self {
+        let consistency = if inner.downcast_ref::<LoraConfig>().is_some() { 100.0 } else { 1.0 };
+        Mixing { num_experts: 4, share_first: false, share_second: has_pairs(inner), consistency }
+    }
+
+    fn check(&self, inner: &AnyMethod) -> Result<()> {
+        let Mixing { num_experts, share_first, share_second, consistency } = *self;
         if !(1..=MAX_EXPERTS).contains(&num_experts) {
             return Err(Error::config("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
         }
         if num_experts > 1 && share_first && share_second {
             return Err(Error::config("share_first, share_second", "both", "one at most: no map would have experts"));
+        }
+        if (share_first || share_second) && !has_pairs(inner) {
+            let expected = format!("neither: {} has no maps that are known as pairs", inner.name());
+            return Err(Error::config("share_first, share_second", "one", expected));
         }
         if !(consistency >= 0.0 && consistency.is_finite()) {
             return Err(Error::config("consistency", consistency, "a finite number from 0"));
@@ -180,130 +133,146 @@ impl<M: Mixed> AdaMixConfig<M> {
         Ok(())
     }
 
-    /// Whether a tensor has several experts.
-    fn has_experts(&self, name: &str) -> bool {
-        let shared = |second| if second { self.mixing.share_second } else { self.mixing.share_first };
-        M::map_of(name).is_some_and(|(_, second)| !shared(second))
+    fn start(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AdaMix> {
+        self.check(inner)?;
+        let first = fitting(inner.init(base, seed)?, inner)?;
+        let (map_of, _) = maps(inner, base.shape())?;
+        let one = AdaMix { first, others: Matrices::from_iter([]), routes: None, map_of, mixing: *self };
+        Ok(AdaMix { others: one.copies(), ..one })
     }
 }
 
-impl<M: Mixed> Default for AdaMixConfig<M> {
-    fn default() -> Self {
-        M::paper()
+/// The tuner, if there can be several of its maps.
+fn fitting(tuner: AnyTuner, inner: &AnyMethod) -> Result<AnyTuner> {
+    let refused = |found, expected| Err(refused(Mixing::NAME, inner, found, expected));
+    check_fits(Mixing::NAME, inner, &tuner)?;
+    if tuner.downcast_ref::<AdaMix>().is_some() {
+        return refused("a mixture", "adapters that are no mixture yet");
+    }
+    let moving = inner.downcast_ref::<AdaLoraConfig>().is_some()
+        || inner.downcast_ref::<IncreLoraConfig>().is_some()
+        || inner.downcast_ref::<LoraPruneConfig>().is_some()
+        || inner.downcast_ref::<DeltaLoraConfig>().is_some();
+    if moving || !inner.adds() || trained(&tuner).keys().any(|name| tuner.may_rest(name)) {
+        return refused("tensors that its own steps change, or hold", "adapters that gradients alone move");
+    }
+    Ok(tuner)
+}
+
+impl Over for Mixing {
+    const NAME: &'static str = "adamix";
+
+    /// The paper's.
+    fn usual(inner: AnyMethod) -> (Self, AnyMethod) {
+        let paper: AnyMethod = match inner {
+            adapter if adapter.downcast_ref::<SequentialConfig>().is_some() => {
+                let adapter = SequentialConfig::pfeiffer(16).with_placement(Placement::FeedForward);
+                adapter.with_activation(Activation::Gelu).into()
+            }
+            lora if lora.downcast_ref::<LoraConfig>().is_some() => {
+                LoraConfig::new(4).with_alpha(32.0).with_dropout(0.1).into()
+            }
+            other => other,
+        };
+        (Mixing::paper(&paper), paper)
+    }
+
+    fn init(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
+        self.start(inner, base, seed).map(AnyTuner::new)
+    }
+
+    fn count(&self, inner: &AnyMethod, shape: &Shape) -> Result<usize> {
+        self.check(inner)?;
+        let (_, [first, second]) = maps(inner, shape)?;
+        let maps = [(first, self.share_first), (second, self.share_second)].into_iter();
+        let copied: usize = maps.filter(|(_, shared)| !shared).map(|(numbers, _)| numbers).sum();
+        Ok(inner.count(shape)? + (self.num_experts - 1) * copied)
+    }
+
+    /// Files hold the mean only.
+    fn key(&self, inner: &AnyMethod, name: &str, shape: &Shape) -> Key {
+        inner.key(name.trim_start_matches("first."), shape)
+    }
+
+    fn is_mask(_name: &str) -> bool {
+        false
+    }
+
+    fn to_saved(&self, inner: &AnyMethod, tuner: AnyTuner) -> AnyTuner {
+        let mix = of(&tuner);
+        AnyTuner::new(mix.clone().of_one(inner.to_saved(mix.routed(None))))
+    }
+
+    fn for_loading(&self, inner: &AnyMethod, base: &Base) -> Result<AnyTuner> {
+        self.check(inner)?;
+        let first = fitting(inner.for_loading(base)?, inner)?;
+        let (map_of, _) = maps(inner, base.shape())?;
+        Ok(AnyTuner::new(AdaMix { first, others: Matrices::from_iter([]), routes: None, map_of, mixing: *self }))
+    }
+
+    fn loaded(&self, inner: &AnyMethod, tuner: AnyTuner, base: &Base) -> Result<AnyTuner> {
+        let mix = of(&tuner).clone();
+        let first = inner.loaded(mix.first.clone(), base)?;
+        Ok(AnyTuner::new(AdaMix { first, ..mix }))
+    }
+
+    fn plain(tuner: &AnyTuner) -> AnyTuner {
+        of(tuner).routed(None)
     }
 }
 
-impl<M: Mixed> Serialize for AdaMixConfig<M> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        settings::serialize(&self.mixing, &self.inner, serializer)
-    }
-}
-
-impl<'de, M: Mixed> Deserialize<'de> for AdaMixConfig<M> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let AdaMixConfig { inner, mixing } = M::paper();
-        let (mixing, inner) = settings::deserialize(deserializer, &mixing, &inner)?;
-        Ok(AdaMixConfig { inner, mixing })
-    }
+fn of(tuner: &AnyTuner) -> &AdaMix {
+    tuner.downcast_ref().unwrap_or_else(|| panic!("a mixture is asked for, not {tuner:?}"))
 }
 
 /// Adapters with several experts of a map.
 #[derive(Module, Debug)]
-pub struct AdaMix<A: Module> {
+pub struct AdaMix {
     /// With the first expert of each map.
-    first: A,
+    first: AnyTuner,
     /// The tensors of the others, `1.NAME` and on, vectors as matrices of one row.
     others: Matrices,
     /// Which expert of each map the two routes of a step take, by the map's name. Between steps there are none.
     #[module(skip)]
     routes: Option<BTreeMap<String, [usize; 2]>>,
     #[module(skip)]
-    experts: usize,
-    #[module(skip)]
     map_of: MapOf,
     #[module(skip)]
-    consistency: f64,
+    mixing: Mixing,
 }
 
-/// See [`Mixed::map_of`].
-type MapOf = fn(&str) -> Option<(&str, bool)>;
-
-impl<M: Mixed> Method for AdaMixConfig<M> {
-    const NAME: &'static str = M::MIXED;
-    const PEFT_TYPE: &'static str = M::MIXED_TYPE;
-    const HEAD_PREFIX: &'static str = M::HEAD_PREFIX;
-    type Tuner = AdaMix<M::Tuner>;
-
-    fn init(&self, base: &Base, seed: u64) -> Result<Self::Tuner> {
-        self.check()?;
-        let first = self.inner.init(base, seed)?;
-        let copied: Vec<_> = tensors(&first).into_iter().filter(|(name, _)| self.has_experts(name)).collect();
+impl AdaMix {
+    /// The other experts, copies of the first.
+    fn copies(&self) -> Matrices {
+        let Mixing { num_experts, share_first, share_second, .. } = self.mixing;
+        let trained = trained(&self.first);
+        let shared = |second| if second { share_second } else { share_first };
+        let has_experts = |name: &String| {
+            let map = (self.map_of)(name).filter(|_| trained.contains_key(name));
+            map.is_some_and(|(_, second)| !second.is_some_and(shared))
+        };
+        let copied: Vec<_> = tensors(&self.first).into_iter().filter(|(name, _)| has_experts(name)).collect();
         let copy = |i: usize, (name, tensor): &(String, Tensor<2>)| {
             let copy = Tensor::from_inner(tensor.clone().without_autodiff());
             (format!("{i}.{name}"), Param::from_tensor(copy))
         };
-        let others = (1..self.mixing.num_experts).flat_map(|i| copied.iter().map(move |tensor| copy(i, tensor)));
-        Ok(AdaMix { others: others.collect(), experts: self.mixing.num_experts, ..self.of_one(first) })
+        (1..num_experts).flat_map(|i| copied.iter().map(move |tensor| copy(i, tensor))).collect()
     }
 
-    fn count(&self, shape: &Shape) -> Result<usize> {
-        self.check()?;
-        let Mixing { num_experts, share_first, share_second, .. } = self.mixing;
-        let [first, second] = self.inner.sizes(shape)?;
-        let maps = [(first, share_first), (second, share_second)].into_iter();
-        let copied: usize = maps.filter(|(_, shared)| !shared).map(|(numbers, _)| numbers).sum();
-        Ok(self.inner.count(shape)? + (num_experts - 1) * copied)
+    /// With this as the one expert of each map.
+    fn of_one(self, first: AnyTuner) -> Self {
+        AdaMix { first, others: Matrices::from_iter([]), routes: None, ..self }
     }
 
-    fn virtual_tokens(&self) -> usize {
-        self.inner.virtual_tokens()
+    /// How many experts a map has, if it has several.
+    fn experts(&self) -> usize {
+        if self.others.is_empty() { 1 } else { self.mixing.num_experts }
     }
 
-    fn room(&self, shape: &Shape) -> usize {
-        self.inner.room(shape)
-    }
-
-    /// Files hold the mean only.
-    fn key(&self, name: &str, shape: &Shape) -> Key {
-        self.inner.key(name.trim_start_matches("first."), shape)
-    }
-
-    fn for_files(&self, shape: &Shape) -> Result<Self> {
-        Ok(AdaMixConfig { inner: self.inner.for_files(shape)?, ..self.clone() })
-    }
-
-    fn derived(&self, shape: &Shape) -> Map<String, Value> {
-        self.inner.derived(shape)
-    }
-
-    fn to_saved(tuner: Self::Tuner) -> Self::Tuner {
-        let mean = M::to_saved(tuner.routed(None));
-        AdaMix { first: mean, others: Matrices::from_iter([]), experts: 1, ..tuner }
-    }
-
-    fn for_loading(&self, base: &Base) -> Result<Self::Tuner> {
-        self.check()?;
-        Ok(self.of_one(self.inner.for_loading(base)?))
-    }
-
-    fn merge(tuner: &Self::Tuner) -> Option<&dyn Merge> {
-        M::merge_mixed(tuner)
-    }
-}
-
-impl<M: Mixed> AdaMixConfig<M> {
-    /// One expert of each map.
-    fn of_one(&self, first: M::Tuner) -> AdaMix<M::Tuner> {
-        let consistency = self.mixing.consistency;
-        AdaMix { first, others: Matrices::from_iter([]), routes: None, experts: 1, map_of: M::map_of, consistency }
-    }
-}
-
-impl<A: Module> AdaMix<A> {
     /// The adapter on the first or the second route of the step; between steps, and without a route, the mean of the experts.
-    pub fn routed(&self, route: Option<usize>) -> A {
-        struct Routed<'a, A: Module>(&'a AdaMix<A>, Option<usize>);
-        impl<A: Module> Rewrite for Routed<'_, A> {
+    pub fn routed(&self, route: Option<usize>) -> AnyTuner {
+        struct Routed<'a>(&'a AdaMix, Option<usize>);
+        impl Rewrite for Routed<'_> {
             fn tensor<const D: usize>(&mut self, name: &str, first: Tensor<D>) -> Tensor<D> {
                 let Routed(mix, route) = self;
                 let other = |i: usize| {
@@ -314,7 +283,7 @@ impl<A: Module> AdaMix<A> {
                     let expert = routes.get(map).map_or(0, |routes| routes[*route]);
                     return other(expert).unwrap_or(first);
                 }
-                let others: Vec<Tensor<D>> = (1..mix.experts).filter_map(other).collect();
+                let others: Vec<Tensor<D>> = (1..mix.experts()).filter_map(other).collect();
                 let experts = others.len() + 1;
                 let sum = others.into_iter().fold(first, |sum, other| sum + other);
                 if experts == 1 { sum } else { sum / experts as f32 }
@@ -323,64 +292,106 @@ impl<A: Module> AdaMix<A> {
         view(&self.first, &mut Routed(self, route))
     }
 
-    /// Whether a tensor of the first expert has others.
-    fn has_others(&self, name: &str) -> bool {
-        self.others.named(&format!("1.{name}")).is_some()
+    /// The adapter that is trained now.
+    fn current(&self) -> AnyTuner {
+        self.routed(Some(0))
     }
 }
 
-impl<A: Adapter> Adapter for AdaMix<A> {
+/// The name in the adapter of a tensor of the first or of another expert.
+fn inside(name: &str) -> &str {
+    let other = name.strip_prefix("others.").and_then(|name| name.split_once('.'));
+    other.map_or(name.trim_start_matches("first."), |(_, name)| name)
+}
+
+impl Adapter for AdaMix {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
-        self.routed(Some(0)).open(batch, f)
+        self.current().opened(batch, f)
     }
 
     /// Of a step every route is another adapter.
     fn view(&self, _base: &Base, _noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
-        Ok(self.routes.is_none().then(|| AnyTuner::new(self.routed(None))))
+        Ok(self.routes.is_none().then(|| self.routed(None)))
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.first.as_adapter().and_then(|adapter| adapter.tasks())
     }
 }
 
-impl<A: Module + Merge> Merge for AdaMix<A> {
-    fn weight(&self, site: Site, w: &Weight) -> Option<Tensor<2>> {
-        self.routed(None).weight(site, w)
+impl Procedure for AdaMix {
+    fn parts(&self) -> Vec<(String, &AnyTuner)> {
+        vec![("first.".into(), &self.first)]
     }
 
-    fn vector(&self, site: Site, slot: Slot, v: &Tensor<1>) -> Option<Tensor<1>> {
-        self.routed(None).vector(site, slot, v)
+    fn parts_mut(&mut self) -> Vec<&mut AnyTuner> {
+        vec![&mut self.first]
     }
-}
 
-impl<A: Adapter> Procedure for AdaMix<A> {
+    /// All experts start as the first one does.
+    fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
+        let before = peft_core::view::tensors(&self.first);
+        let prepared = AdaMix { first: self.first.clone().prepare(base, data)?, ..self };
+        match peft_core::view::tensors(&prepared.first) == before {
+            true => Ok(prepared),
+            false => Ok(AdaMix { others: prepared.copies(), ..prepared }),
+        }
+    }
+
     fn sample(self, random: &mut Random) -> Self {
         let names = self.others.names().filter_map(|name| (self.map_of)(name.split_once('.')?.1));
         let maps: BTreeSet<String> = names.map(|(map, _)| map.to_string()).collect();
-        let routes = maps.into_iter().map(|map| (map, [0, 1].map(|_| random.below(self.experts)))).collect();
-        AdaMix { routes: Some(routes), ..self }
+        let experts = self.experts();
+        let routes = maps.into_iter().map(|map| (map, [0, 1].map(|_| random.below(experts)))).collect();
+        AdaMix { routes: Some(routes), first: self.first.clone().sample(random), ..self }
     }
 
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        let logits = self.logits(readout)?;
-        let task = readout.loss(logits.clone())?;
-        if self.routes.is_none() || self.consistency == 0.0 {
-            return Ok(task);
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let own = self.current().loss(readout)?;
+        if self.routes.is_none() || self.mixing.consistency == 0.0 {
+            return Ok(own);
         }
+        let logits = self.logits(readout)?;
+        let task = own.map_or_else(|| readout.loss(logits.clone()), Ok)?;
         let mut batch = readout.batch.clone().into_owned();
         if let Some(noise) = batch.noise.take() {
             batch = batch.with_noise(Noise { seed: !noise.seed, ..(*noise).clone() });
         }
-        let other = readout.logits(self.routed(Some(1)).run(readout.base, &batch)?)?;
-        match (readout.predictions(logits)?, readout.predictions(other)?) {
-            (Some(first), Some(second)) => Ok(task + loss::divergence(first, second) * self.consistency),
-            _ => Ok(task),
-        }
+        let second = Readout { batch: Cow::Owned(batch), ..readout.clone() };
+        let other = second.logits(second.run(&self.routed(Some(1)))?)?;
+        Ok(Some(match (readout.predictions(logits)?, readout.predictions(other)?) {
+            (Some(first), Some(second)) => task + loss::divergence(first, second) * self.mixing.consistency,
+            _ => task,
+        }))
+    }
+
+    fn penalty(&self) -> Option<Tensor<1>> {
+        self.current().penalty()
+    }
+
+    fn rate(&self, name: &str, rate: f64) -> f64 {
+        self.first.rate(inside(name), rate)
+    }
+
+    fn decays(&self, name: &str) -> bool {
+        self.first.decays(inside(name))
     }
 
     fn may_rest(&self, name: &str) -> bool {
-        name.starts_with("others.") || name.strip_prefix("first.").is_some_and(|name| self.has_others(name))
+        self.others.named(&format!("1.{}", inside(name))).is_some()
     }
 
-    fn after_step(self, _base: &Base, _optim: &mut Optim, _before: &Self, _step: usize) -> Result<Self> {
-        Ok(AdaMix { routes: None, ..self })
+    fn after_step(self, base: &Base, optim: &mut Optim, before: &Self, step: usize) -> Result<Self> {
+        let first = self.first.clone().after_step(base, optim, &before.first, step)?;
+        Ok(AdaMix { first, routes: None, ..self })
+    }
+
+    /// What a method makes of the last state it makes of the mean.
+    fn finish(self, base: &Base) -> Result<Self> {
+        let mean = self.routed(None);
+        let finished = mean.clone().finish(base)?;
+        let changed = peft_core::view::tensors(&finished) != peft_core::view::tensors(&mean);
+        Ok(if changed { self.of_one(finished) } else { self })
     }
 }
 
@@ -390,7 +401,7 @@ mod tests {
 
     use super::*;
 
-    fn adapter() -> AdaMixConfig<SequentialConfig> {
+    fn adapter() -> AdaMixConfig {
         AdaMixConfig::new(SequentialConfig::houlsby(5).with_init(Init::ZeroUp)).with_experts(3)
     }
 

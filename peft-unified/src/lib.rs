@@ -13,12 +13,13 @@
 //! [`peft_core::Within`] restricts any adapter to some layers.
 
 pub mod adamix;
+mod maps;
 mod masks;
 pub mod propetl;
 mod scores;
-mod settings;
+mod shared;
 pub mod sparse;
 
-pub use adamix::{AdaMix, AdaMixConfig, Mixed};
+pub use adamix::{AdaMix, AdaMixConfig, Mixing};
 pub use propetl::{ProPetl, ProPetlConfig, Sharing};
 pub use sparse::{Pruning, Scorer, Sparse, SparseConfig};

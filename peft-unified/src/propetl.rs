@@ -26,13 +26,14 @@ use peft_additive::{PrefixTuningConfig, SequentialConfig};
 use peft_core::train::{Optim, Probe};
 use peft_core::view::{Rewrite, shapes, trained, view};
 use peft_core::{
-    Adapter, AnyMethod, AnyTuner, Base, Batch, Error, Hooks, Key, Over, Procedure, Result, Shape, Tuner,
+    Adapter, AnyMethod, AnyTuner, Base, Batch, Error, Hooks, Key, Over, Procedure, Readout, Result, Shape, Tuner,
     random::{Noise, Random},
 };
-use peft_reparam::{AdaLoraConfig, BiasMode, IncreLoraConfig, LoraConfig};
+use peft_reparam::LoraConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::masks::{self, Matrices, check_fits, mask_of_largest, matrix, tensors};
+use crate::masks::{Matrices, check_fits, mask_of_largest, matrix, tensors};
+use crate::shared::{NAME, fan, is_used, masked, refused};
 
 /// What is shared, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +75,7 @@ impl ProPetlConfig {
 
     /// The start on a model, see [`Over::init`].
     pub fn init(&self, base: &Base, seed: u64) -> Result<ProPetl> {
-        self.sharing.start(&self.inner, self.inner.init(&base.one_layer(), seed)?, base, seed)
+        self.sharing.start(&self.inner, prototype(&self.inner, base, seed)?, base, seed)
     }
 }
 
@@ -127,7 +128,7 @@ impl Sharing {
         // With what it has from its sources.
         let inner = &inner.learned(&prototype, base.shape());
         let expected = masked(inner, base.shape())?;
-        check_fits(Sharing::NAME, inner, &prototype)?;
+        check_fits(NAME, inner, &prototype)?;
         let (layered, device) = (inner.for_loading(base)?, base.device().clone().autodiff());
         let shared: BTreeMap<String, Vec<usize>> = shapes(&inner.to_saved(prototype.clone())).into_iter().collect();
         let (own, moving) = (shapes(&prototype), trained(&prototype));
@@ -164,73 +165,20 @@ impl Sharing {
     }
 }
 
-/// The error of a method that cannot be shared.
-fn refused(inner: &AnyMethod, found: impl std::fmt::Display, expected: &str) -> Error {
-    masks::refused(Sharing::NAME, inner, found, expected)
-}
-
-/// How many scores there are: as many as all layers' matrices have numbers. Refuses settings by which layers differ.
-fn masked(inner: &AnyMethod, shape: &Shape) -> Result<usize> {
-    if let Some(config) = inner.downcast_ref::<SequentialConfig>() {
-        if config.train_layernorm {
-            return Err(Error::config("train_layernorm", true, "false: each layer has normalizations of its own"));
+/// What all layers share.
+fn prototype(inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
+    match inner.init(&base.one_layer(), seed) {
+        // Finished adapters of all layers are none of one.
+        Err(error) if inner.init(base, seed).is_ok() => {
+            let found = format!("a start that needs all layers ({error})");
+            Err(refused(inner, found, "one on a model of one layer, which all others share"))
         }
-        for_all_layers(&config.leave_out)?;
-        // A bottleneck wider by one unit has d + 1 + d more numbers.
-        let wider = config.clone().with_bottleneck(config.bottleneck + 1);
-        let wider = AnyMethod::new(wider).count(shape)? - inner.count(shape)?;
-        return Ok(wider / (2 * shape.hidden + 1) * 2 * shape.hidden * config.bottleneck);
+        started => started,
     }
-    if let Some(config) = inner.downcast_ref::<PrefixTuningConfig>() {
-        for_all_layers(&config.leave_out)?;
-        let flat = AnyMethod::new(PrefixTuningConfig { prefix_projection: false, ..config.clone() });
-        let layers = flat.count(shape)? / flat.count(&shape.clone().one_layer())?;
-        let used = (0..layers).filter(|layer| is_used(inner, shape, *layer)).count();
-        return Ok(flat.count(shape)? / layers * used);
-    }
-    if let Some(config) = inner.downcast_ref::<LoraConfig>() {
-        if config.bias != BiasMode::None {
-            return Err(Error::config("bias", format!("{:?}", config.bias), "none: each layer has biases of its own"));
-        }
-        if config.use_dora {
-            return Err(Error::config("use_dora", true, "false: each layer's matrices have lengths of their own"));
-        }
-    }
-    if inner.downcast_ref::<AdaLoraConfig>().is_some() || inner.downcast_ref::<IncreLoraConfig>().is_some() {
-        return Err(refused(inner, "ranks that are allocated among the layers", "adapters that keep their shapes"));
-    }
-    // Of others all numbers; whether these are in matrices, the start tells.
-    inner.count(shape)
-}
-
-/// The layers share what each of them has.
-fn for_all_layers(leave_out: &[usize]) -> Result<()> {
-    match leave_out.first() {
-        None => Ok(()),
-        Some(layer) => Err(Error::config("leave_out", layer, "no layer: all share what is trained")),
-    }
-}
-
-/// What bounds the start of a matrix's scores, at 1 / sqrt(fan): torch's count of inputs in the form that the authors' RoBERTa has them
-/// in. Adapters `[d, m]` and `[m, d]` lie there as they do here, LoRA's `[r, d_in]` and `[d_out, r]` transposed, and `[L, l, 2 d]` is one tensor
-/// of a prefix for all layers.
-fn fan(inner: &AnyMethod, [rows, columns]: [usize; 2]) -> usize {
-    match inner {
-        lora if lora.downcast_ref::<LoraConfig>().is_some() => rows,
-        prefix if prefix.downcast_ref::<PrefixTuningConfig>().is_some() => rows * columns,
-        _ => columns,
-    }
-}
-
-/// Whether a layer uses its part of a tensor that holds all layers: as PEFT cuts the prefix of a T5, its layers take every second part
-/// in turn.
-fn is_used(inner: &AnyMethod, shape: &Shape, layer: usize) -> bool {
-    let halves = shape.stacks().get(1).is_some_and(|(_, layers)| layers.is_multiple_of(2));
-    inner.downcast_ref::<PrefixTuningConfig>().is_none() || !halves || layer.is_multiple_of(2)
 }
 
 impl Over for Sharing {
-    const NAME: &'static str = "propetl";
+    const NAME: &'static str = NAME;
 
     /// The paper's.
     fn usual(inner: AnyMethod) -> (Self, AnyMethod) {
@@ -246,7 +194,7 @@ impl Over for Sharing {
     }
 
     fn init(&self, inner: &AnyMethod, base: &Base, seed: u64) -> Result<AnyTuner> {
-        self.start(inner, inner.init(&base.one_layer(), seed)?, base, seed).map(AnyTuner::new)
+        self.start(inner, prototype(inner, base, seed)?, base, seed).map(AnyTuner::new)
     }
 
     fn count(&self, inner: &AnyMethod, shape: &Shape) -> Result<usize> {
@@ -390,6 +338,11 @@ impl Procedure for ProPetl {
         self.with(prototype)
     }
 
+    /// Of all layers.
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        self.expanded().loss(readout)
+    }
+
     fn rate(&self, name: &str, rate: f64) -> f64 {
         match name.strip_prefix("prototype.") {
             Some(name) => self.prototype.rate(name, rate),
@@ -425,6 +378,7 @@ mod tests {
     use peft_additive::Init;
     use peft_core::Head;
     use peft_core::io::peft::with_words;
+    use peft_reparam::BiasMode;
 
     use super::*;
 

@@ -39,7 +39,7 @@ use peft_core::{
 use peft_reparam::IncreLoraConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::masks::{Matrices, all_matrices, check_fits, mask, matrices, refused};
+use crate::masks::{Matrices, all_matrices, check_fits, mask, matrices, refused, weights};
 use crate::scores::{Kept, Numbers, along_gradient, best, erdos_renyi, per_number};
 
 /// By what the numbers that are left are chosen.
@@ -259,12 +259,6 @@ fn of(tuner: &AnyTuner) -> &Sparse {
     tuner.downcast_ref().unwrap_or_else(|| panic!("a pruned adapter is asked for, not {tuner:?}"))
 }
 
-/// The numbers of an adapter's matrices.
-fn weights(adapter: &AnyTuner) -> Numbers {
-    let numbers = |(name, tensor): (String, Tensor<2>)| (name, tensor.into_data().iter::<f32>().collect());
-    matrices(adapter).into_iter().map(numbers).collect()
-}
-
 /// A module with these numbers in its matrices.
 struct With<'a>(&'a Numbers);
 
@@ -369,7 +363,7 @@ impl Procedure for Sparse {
         Ok(Sparse::new(adapter, &kept, self.pruning))
     }
 
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         self.masked().loss(readout)
     }
 

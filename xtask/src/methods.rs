@@ -26,8 +26,17 @@ pub fn write() -> Result<()> {
     fs::write(root().join("METHODS.md"), render()?).context("METHODS.md")
 }
 
+/// The most lines of a source file.
+const MOST_LINES: usize = 500;
+/// The most lines of a method's file in front of its tests.
+const MOST_OF_A_METHOD: usize = 400;
+
 /// `cargo xtask methods --check`.
 pub fn check() -> Result<()> {
+    let long = too_long()?;
+    if !long.is_empty() {
+        bail!("files that should be several, along a seam that is there:\n{}", long.join("\n"));
+    }
     let written = fs::read_to_string(root().join("METHODS.md")).unwrap_or_default();
     if written == render()? { Ok(()) } else { bail!("METHODS.md is out of date: run `cargo xtask methods`") }
 }
@@ -44,6 +53,27 @@ fn render() -> Result<String> {
         }
     }
     Ok(page(&entries, &equivalences::page()?)?)
+}
+
+/// The source files of all packages that are longer than they should be.
+fn too_long() -> Result<Vec<String>> {
+    let mut long = vec![];
+    for package in fs::read_dir(root())? {
+        let sources = package?.path().join("src");
+        for file in if sources.is_dir() { files(&sources)? } else { vec![] } {
+            let source = fs::read_to_string(&file)?;
+            let relative = file.strip_prefix(root())?.display().to_string();
+            let own = source.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+            let (lines, most) = match Card::parse(&source).context(relative.clone())? {
+                Some(_) if own > MOST_OF_A_METHOD => (own, MOST_OF_A_METHOD),
+                _ => (source.lines().count(), MOST_LINES),
+            };
+            if lines > most {
+                long.push(format!("{relative}: {lines} lines, of {most}"));
+            }
+        }
+    }
+    Ok(long)
 }
 
 /// The Rust files below a folder, in the order of their paths.

@@ -103,9 +103,9 @@ impl Merge for Shift {
 
 impl Procedure for Shift {
     /// The head's loss, and the squares of the logits: no answer is to be too sure of itself.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         let logits = self.logits(readout)?;
-        Ok(readout.loss(logits.clone())? + logits.powi_scalar(2).sum() * 0.01)
+        Ok(Some(readout.loss(logits.clone())? + logits.powi_scalar(2).sum() * 0.01))
     }
 }
 

@@ -24,7 +24,8 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::bottleneck::{hub_key, key};
+use super::bottleneck::key;
+use super::hub::hub_key;
 use super::sequential::{Sequential, SequentialConfig, alike};
 
 /// More adapters than anybody fuses, so that a file cannot ask for any amount of memory.

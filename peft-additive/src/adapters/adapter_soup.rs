@@ -250,13 +250,13 @@ impl Procedure for AdapterSoup {
     }
 
     /// Of the texts of the new domain.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let Some(domains) = self.domains else { return Ok(None) };
         let tasks = &readout.batch.tasks;
-        let new = |i: &usize| self.domains.is_none_or(|domains| tasks[*i] == domains);
-        let of = |readout: &Readout<'_>| readout.loss(self.logits(readout)?);
-        match &(0..tasks.len()).filter(new).collect::<Vec<_>>()[..] {
-            [] => Ok(of(readout)? * 0.0),
-            new => of(&readout.select(new)),
+        let of = |readout: &Readout<'_>| self.head_loss(readout);
+        match &(0..tasks.len()).filter(|i| tasks[*i] == domains).collect::<Vec<_>>()[..] {
+            [] => Ok(Some(of(readout)? * 0.0)),
+            new => of(&readout.select(new)).map(Some),
         }
     }
 

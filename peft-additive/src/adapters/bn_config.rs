@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use peft_core::adapterhub::{Fields, HubKey, Layout, whole, wrong};
-use peft_core::{Architecture, Error, Part, Result, Shape, Site, split_name};
+use peft_core::{Error, Part, Result, Shape, Site, split_name};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::bottleneck::{Activation, HUB_ACTIVATIONS, check_dropout, check_width, hub_fields, hub_key, hub_width};
+use super::bottleneck::{Activation, check_dropout, check_width};
+use super::hub::{HUB_ACTIVATIONS, hub_fields, hub_key, hub_width};
 use super::invertible::{block_name, inner_width};
 
 /// Beyond the width of every model.
@@ -265,15 +266,11 @@ impl BnConfig {
 
     pub(super) fn hub_key(&self, name: &str, adapter: &str, shape: &Shape) -> HubKey {
         if let Some(name) = name.strip_prefix("block.") {
-            let front = match shape.architecture {
-                Architecture::Bert => "bert.",
-                Architecture::Roberta => "roberta.",
-                Architecture::T5(_) => "encoder.",
-                Architecture::Llama(_) => "model.",
-            };
+            let front = shape.architecture.family().prefix;
+            let stack = if shape.architecture.is_encoder_decoder() { "encoder." } else { "" };
             let [map, place, leaf] = block_name(name);
             let layout = if leaf == "weight" { Layout::Transposed } else { Layout::Same };
-            return HubKey::new(format!("{front}invertible_adapters.{adapter}.{map}.{place}.{leaf}"), layout);
+            return HubKey::new(format!("{front}{stack}invertible_adapters.{adapter}.{map}.{place}.{leaf}"), layout);
         }
         let (_, site, leaf) = split_name(name);
         match leaf.strip_prefix("maps.") {

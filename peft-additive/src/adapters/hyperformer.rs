@@ -22,26 +22,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use peft_core::transfer::send;
 use peft_core::{
-    Adapter, Affine, AnyTuner, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Norm, Part, Place, Procedure,
-    Result, Sequence, Shape, Site, SiteMap, Slot, Stack, Tuner, adapter,
+    Adapter, AnyTuner, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Part, Place, Procedure, Result, Sequence,
+    Shape, Site, SiteMap, Slot, Stack, Tuner, adapter,
     random::{Noise, Random},
     split_name, view,
 };
 use serde::{Deserialize, Serialize};
 
-use super::bottleneck::{Activation, Bottleneck, Norms, check_width, count};
+use super::bottleneck::{Activation, Norms, check_width, count};
+use super::hypernetwork::{Generated, Hypernetwork};
 
 /// The kinds of sub-layers that have an adapter, in the order of their embeddings.
 const KINDS: [Part; 2] = [Part::FeedForward, Part::SelfAttention];
-/// The standard deviation that linear maps start with.
-const START: f64 = 1e-2;
-/// Epsilon of the normalization of I.
-const EPS: f64 = 1e-6;
-/// Epsilon of the normalization behind an adapter.
-const POST_EPS: f64 = 1e-5;
 /// The most tasks, and the most numbers of an embedding: a file could otherwise ask for any amount of memory.
 const MOST: usize = 1024;
 
@@ -140,42 +136,6 @@ pub struct Hyperformer {
     activation: Activation,
 }
 
-/// What makes the adapters of a stack.
-#[derive(Module, Debug)]
-pub struct Hypernetwork {
-    /// Embeddings of the layers, `[layers, e]`.
-    layers: Param<Tensor<2>>,
-    /// Embeddings of the kinds of sub-layers, `[2, e]`.
-    kinds: Param<Tensor<2>>,
-    /// `[3 e, h]`.
-    inner: Affine,
-    /// `[h, p]`.
-    outer: Affine,
-    /// `[p]`.
-    norm: Norm,
-    /// `[p, m d]` and `[p, m]`.
-    down: Generator,
-    /// `[p, d m]` and `[p, d]`.
-    up: Generator,
-    /// `[p, d]` both.
-    post: Generator,
-}
-
-/// What makes a matrix (or a gain) and its bias.
-#[derive(Module, Debug)]
-pub struct Generator {
-    weight: Affine,
-    bias: Affine,
-}
-
-/// An adapter as it is generated.
-#[derive(Module, Debug)]
-pub struct Generated {
-    bottleneck: Bottleneck,
-    /// Behind the maps, `[d]` both.
-    norm: Norm,
-}
-
 /// The adapters of one task.
 #[derive(Module, Debug)]
 pub struct Cached {
@@ -183,69 +143,6 @@ pub struct Cached {
     norms: Norms,
     #[module(skip)]
     activation: Activation,
-}
-
-impl Hypernetwork {
-    fn init(
-        config: &HyperformerConfig,
-        layers: usize,
-        [d, m]: [usize; 2],
-        seed: u64,
-        name: &str,
-        device: &Device,
-    ) -> Self {
-        let (e, p) = (config.task_embedding_dim, config.projected_task_embedding_dim);
-        let random = |leaf: &str| Random::new(seed, &format!("hyperformer.{name}.{leaf}"));
-        let table = |leaf, rows| Param::from_tensor(random(leaf).normal_tensor([rows, e], 1.0, device));
-        let affine = |leaf: &str, dims| Affine::init(dims, START, random(leaf), device);
-        let generator = |leaf, weight, bias| Generator {
-            weight: affine(&format!("{leaf}.weight"), [p, weight]),
-            bias: affine(&format!("{leaf}.bias"), [p, bias]),
-        };
-        let vector = |value: f64| Param::from_tensor(Tensor::full([p], value, device));
-        Hypernetwork {
-            layers: table("layers", layers),
-            kinds: table("kinds", KINDS.len()),
-            inner: affine("inner", [3 * e, config.task_hidden_dim]),
-            outer: affine("outer", [config.task_hidden_dim, p]),
-            norm: Norm { gain: vector(1.0), bias: vector(0.0) },
-            down: generator("down", m * d, m),
-            up: generator("up", d * m, d),
-            post: generator("post", d, d),
-        }
-    }
-
-    /// The adapter in a layer for a task's embedding `[1, e]`.
-    fn generate(&self, task: Tensor<2>, layer: usize, kind: usize) -> Generated {
-        let row = |table: &Param<Tensor<2>>, i| table.val().narrow(0, i, 1);
-        let embedding = Tensor::cat(vec![task, row(&self.layers, layer), row(&self.kinds, kind)], 1);
-        let inner = activation::relu(self.inner.forward(embedding));
-        let input = self.norm.forward(self.outer.forward(inner), EPS);
-        let vector = |from: &Affine| from.forward(input.clone()).squeeze_dim::<1>(0);
-        // Generated row by row of the transposed matrix, as the reference's linear maps hold it.
-        let affine = |from: &Generator| {
-            let bias = vector(&from.bias);
-            let (values, columns) = (vector(&from.weight), bias.dims()[0]);
-            let rows = values.dims()[0] / columns;
-            Affine { weight: computed(values.reshape([columns, rows]).transpose()), bias: computed(bias) }
-        };
-        Generated {
-            bottleneck: Bottleneck { norm: None, down: affine(&self.down), up: affine(&self.up) },
-            norm: Norm { gain: computed(vector(&self.post.weight)), bias: computed(vector(&self.post.bias)) },
-        }
-    }
-}
-
-/// Not a leaf: gradients flow into what it was computed from.
-fn computed<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
-    Param::initialized(ParamId::new(), tensor)
-}
-
-impl Generated {
-    /// LN(act(u Wd + bd) Wu + bu).
-    fn forward(&self, u: Tensor<3>, act: Activation) -> Tensor<3> {
-        self.norm.forward(self.bottleneck.forward(u, act), POST_EPS)
-    }
 }
 
 impl Hyperformer {
@@ -288,7 +185,8 @@ impl Method for HyperformerConfig {
         let dims = [shape.hidden, self.width(shape)?];
         let network = |(stack, layers): (Stack, usize)| {
             let site = Site { stack, layer: 0, part: Part::Layer };
-            (site, Hypernetwork::init(self, layers, dims, seed, name(stack), &device))
+            let sizes = [self.task_embedding_dim, self.task_hidden_dim, self.projected_task_embedding_dim];
+            (site, Hypernetwork::init([layers, KINDS.len()], dims, sizes, seed, name(stack), &device))
         };
         let tasks = Random::new(seed, "hyperformer.tasks");
         Ok(Hyperformer {
@@ -371,7 +269,7 @@ impl<'a> Opened<'a> {
         let index = |of: Vec<usize>| {
             let of: Vec<i32> = of.into_iter().map(|i| i as i32).collect();
             let dims = [of.len()];
-            Tensor::<1, Int>::from_data(TensorData::new(of, dims), &device)
+            send::<1, Int>(TensorData::new(of, dims), &device)
         };
         let of = |task: &usize| (0..batch.tasks.len()).filter(|i| batch.tasks[*i] == *task).collect::<Vec<_>>();
         let sequences: Vec<Vec<usize>> = tasks.iter().map(of).collect();

@@ -24,10 +24,8 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::bottleneck::{
-    Activation, Bottleneck, HUB_FREE, LAYERS, check_dropout, check_width, count, hub_fields, hub_key, hub_settings,
-    key, sublayers,
-};
+use super::bottleneck::{Activation, Bottleneck, check_dropout, check_width, count, key, sublayers};
+use super::hub::{HUB_FREE, LAYERS, hub_fields, hub_key, hub_settings};
 
 /// The configuration of parallel adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

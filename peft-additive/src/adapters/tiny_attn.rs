@@ -148,8 +148,8 @@ impl Tiny {
         };
         // The model's biases are for its own heads.
         let mask = Mask { bias: None, ..x.mask.clone() };
-        let dropout = |weights| frame.dropout(weights, config.attention_dropout, format_args!("tiny_attn.{site}"));
-        let context = Attention { input, query, key, value, mask }.context(true, dropout);
+        let drops = frame.drops(config.attention_dropout, format_args!("tiny_attn.{site}"));
+        let context = Attention { input, query, key, value, mask }.context(true, drops);
         self.up.forward(self.out.forward(joined(context)))
     }
 

@@ -24,6 +24,7 @@ use peft_core::{
 
 use super::bn_config::{BnConfig, Invertible, ResidualAt, ResidualName, Scaling, TrainedScaling};
 use super::bottleneck::{Bottleneck, count, key, normalized_sum};
+use super::hub::HUB_IDLE;
 use super::invertible::{Block, Coupling, block_name, inner_width};
 
 /// PyTorch's, whatever the model's.
@@ -136,29 +137,8 @@ impl Method for BnConfig {
     }
 
     fn adapterhub() -> Option<AdapterHub<Self>> {
-        let free = &[
-            "init_weights",
-            "init_weights_seed",
-            "phm_dim",
-            "phm_c_init",
-            "phm_init_range",
-            "phm_rank",
-            "phm_bias",
-            "learn_phm",
-            "shared_phm_rule",
-            "factorized_phm_rule",
-            "shared_W_phm",
-            "factorized_phm_W",
-            "hypercomplex_nonlinearity",
-            "inv_adapter_reduction_factor",
-        ];
-        Some(AdapterHub {
-            kind: Kind::Bottleneck,
-            fields: Self::hub_fields,
-            config: Self::of_hub,
-            free,
-            key: Self::hub_key,
-        })
+        let (fields, config, key) = (Self::hub_fields, Self::of_hub, Self::hub_key);
+        Some(AdapterHub { kind: Kind::Bottleneck, fields, config, free: HUB_IDLE, key })
     }
 }
 

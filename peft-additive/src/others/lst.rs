@@ -315,6 +315,7 @@ impl Tuner for Lst {
             tasks: batch.tasks.clone(),
             cache: batch.cache.as_ref().map(Cache::beside),
             noise: batch.noise.as_ref().map(noise),
+            tape: None,
         };
         let hidden = side.forward(&beside, &Climb { lst: self, tap })?;
         let states = self.up.forward(hidden.states);

@@ -15,7 +15,7 @@
 //! Differs from the paper: special tokens are told by id, as in the reference, so that one inside a text is one too. Each sequence counts its own; the reference takes the number in the batch's first for all, and gives others the wrong vectors where theirs differs. It refuses more than p, which here get none. The paper's is BERT with `[CLS]` and `[SEP]`. RoBERTa (`<s>`, `</s>`), the encoder of T5 (`</s>`) and LLaMA (`<s>`) are an extension.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use peft_core::{
     Adapter, Base, Batch, Error, Frame, Hooks, Key, Method, Next, Part, Procedure, Result, Sequence, Shape, Site,
     SiteMap, Stack, random::Random, split_name,
@@ -144,8 +144,7 @@ impl Hooks for Marked<'_> {
         let before = so_far.dims()[1] - rows;
         let number = so_far.cumsum(1).narrow(1, before, rows) * special;
         let [count, _] = vectors.dims();
-        let numbers: Vec<f32> = (1..=count).map(|j| j as f32).collect();
-        let numbers = Tensor::<1>::from_data(TensorData::new(numbers, [count]), &number.device());
+        let numbers = Tensor::<1, Int>::arange(1..count as i64 + 1, &number.device().without_autodiff()).float();
         let dims = [batch, rows, count];
         let chosen = number.unsqueeze_dim::<3>(2).expand(dims).equal(numbers.unsqueeze::<3>().expand(dims)).float();
         let added = frame.dropout(

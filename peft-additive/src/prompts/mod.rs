@@ -6,6 +6,7 @@ pub mod p_tuning;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod spot;
+pub mod teacher;
 pub mod warp;
 
 use burn::module::Param;

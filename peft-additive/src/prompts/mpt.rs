@@ -15,19 +15,20 @@
 //!
 //! Differs from the paper: on T5 there are rows for the decoder too, which stand in front of what it sees, as in PEFT (there not while a text is generated). PEFT does not distil. A mean is over a sequence's rows and channels of the last layer, a divergence over all predictions. Teachers run without dropout and predict with heads of their own. One learning rate for all, unless `factor_rate` is set (0.4 / 0.3 in the paper). Batches mix tasks or have one (`task_temperature`), there a number of tasks that is drawn anew.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
+use peft_core::transfer::send;
 use peft_core::{
-    Adapter, Base, Batch, Error, Head, Hooks, Key, Label, Method, Procedure, Readout, Result, Sequence, Shape, Source,
-    Stack, Tuner, loss, loss::IGNORED, random::Random, view::copied,
+    Adapter, Base, Batch, Error, Hooks, Key, Method, Procedure, Readout, Result, Sequence, Shape, Source, Stack, Tuner,
+    random::Random, view::copied,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::prompt_tuning::{PromptInit, PromptTuning, PromptTuningConfig};
+use super::teacher::Teacher;
 use super::{check_length, derived_of_rows, in_front, source_rows};
 
 /// More tasks or ranks than anybody has, so that a file cannot ask for any amount of memory.
@@ -210,18 +211,11 @@ pub struct Mpt {
     config: MptConfig,
 }
 
-/// A finished prompt with its head.
-#[derive(Module, Debug)]
-pub struct Teacher {
-    prompt: PromptTuning,
-    head: Head,
-}
-
 impl Mpt {
     /// The prompts of these tasks, `[tasks, stacks * virtual tokens, hidden]`.
     fn prompts(&self, tasks: &[usize]) -> Tensor<3> {
         let tasks: Vec<i32> = tasks.iter().map(|task| *task as i32).collect();
-        let tasks = Tensor::<1, Int>::from_data(tasks.as_slice(), &self.shared.val().device().inner());
+        let tasks = send::<1, Int>(tasks.as_slice(), &self.shared.val().device());
         let of = |all: &Param<Tensor<3>>| all.val().select(0, tasks.clone());
         of(&self.cols).matmul(of(&self.rows)) * self.shared.val().unsqueeze()
     }
@@ -240,48 +234,6 @@ impl Mpt {
             .init(base, 0)?
             .with_rows(Param::from_tensor(Tensor::from_inner(rows))))
     }
-
-    /// The summed loss of sequences of one task, with that of what its teacher knows.
-    fn distilled(&self, task: usize, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        let Teacher { prompt, head } = &self.teachers[task];
-        let batch = Cow::Owned(Batch { noise: None, ..readout.batch.clone().into_owned() });
-        let taught = Readout { batch, head, ..readout.clone() };
-        let (known, own) = (prompt.run(taught.base, &taught.batch)?, self.run(readout.base, &readout.batch)?);
-        let apart = (known.tokens() - own.tokens()).powi_scalar(2).mean_dim(2).squeeze_dim::<2>(2);
-        let apart = (apart.clone() * shares(readout, apart.dims())).sum();
-        let (known, own) = (taught.logits(known)?, readout.logits(own)?);
-        if known.dims() != own.dims() {
-            let outputs = |logits: &Tensor<3>| logits.dims()[2];
-            let found = format!("a head with {} outputs, of task {task}", outputs(&known));
-            return Err(Error::config("sources", found, format!("{}, as the run's own", outputs(&own))));
-        }
-        let loss = readout.loss(own.clone())?;
-        let differ = match (readout.predictions(known)?, readout.predictions(own)?) {
-            (Some(known), Some(own)) => loss::kl(known, own),
-            _ => Tensor::zeros([1], &apart.device()),
-        };
-        Ok(loss + (differ + apart) * self.config.distillation)
-    }
-}
-
-/// The share of each row of states `[batch, rows]` in the mean over those of its sequence that are no padding.
-fn shares(readout: &Readout<'_>, [size, rows]: [usize; 2]) -> Tensor<2> {
-    let device = readout.base.device();
-    let padding = match &readout.batch.decoder {
-        None => readout.batch.padding.clone(),
-        // A decoder's rows behind the end of a text are those that have nothing to predict.
-        Some(_) => {
-            let of = |label: &Label| match label {
-                Label::Words(words) => (0..rows).map(|i| words.get(i).is_none_or(|word| *word == IGNORED)).collect(),
-                _ => vec![false; rows],
-            };
-            let padding: Vec<bool> = readout.labels.iter().flat_map(of).collect();
-            Some(Tensor::<2, Bool>::from_data(TensorData::new(padding, [size, rows]), device))
-        }
-    };
-    let real = Tensor::ones([size, rows], device);
-    let real = padding.into_iter().fold(real, |real: Tensor<2>, padding| real.mask_fill(padding, 0.0));
-    real.clone() / real.sum_dim(1).clamp_min(1.0)
 }
 
 impl Method for MptConfig {
@@ -397,20 +349,17 @@ impl Adapter for Mpt {
 
 impl Procedure for Mpt {
     /// With teachers each task's sequences apart, since each has a head of its own.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         if self.teachers.is_empty() || self.config.distillation == 0.0 {
-            return readout.loss(self.logits(readout)?);
+            return Ok(None);
         }
         let tasks = &readout.batch.tasks;
         let of = |task: usize| {
             let sequences: Vec<usize> = (0..tasks.len()).filter(|i| tasks[*i] == task).collect();
-            self.distilled(task, &readout.select(&sequences))
+            self.teachers[task].loss(task, self, self.config.distillation, &readout.select(&sequences))
         };
         let losses = tasks.iter().copied().collect::<BTreeSet<_>>().into_iter().map(of);
-        Ok(losses
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .fold(Tensor::zeros([1], readout.base.device()), |a, b| a + b))
+        Ok(losses.collect::<Result<Vec<_>>>()?.into_iter().reduce(|a, b| a + b))
     }
 
     fn rate(&self, name: &str, rate: f64) -> f64 {
@@ -423,7 +372,7 @@ mod tests {
     use std::path::Path;
 
     use peft_core::testing::{base, device, golden::Case, randomized};
-    use peft_core::{AnyTuner, Trained};
+    use peft_core::{AnyTuner, Head, Trained};
 
     use super::*;
 

@@ -25,7 +25,7 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::adapters::bottleneck::LAYERS;
+use crate::adapters::hub::LAYERS;
 
 use super::{check_length, derived, torch_linear};
 

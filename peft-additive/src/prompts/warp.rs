@@ -15,9 +15,10 @@ use std::cell::RefCell;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
+use peft_core::transfer::{read, send};
 use peft_core::{
     Adapter, Affine, AtMask, Base, Batch, Error, Head, Hooks, Key, Lookup, Method, Part, Procedure, Result, Sequence,
-    Shape, Site, Stack, random::Random,
+    Shape, Site, Source, Stack, Wanted, random::Random,
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,7 +184,7 @@ impl WarpConfig {
 /// Rows of a word table.
 fn rows(table: Tensor<2>, ids: &[usize]) -> Tensor<2> {
     let (ids, device) = (ids.iter().map(|id| *id as i32).collect::<Vec<_>>(), table.device().inner());
-    table.select(0, Tensor::<1, Int>::from_data(ids.as_slice(), &device))
+    table.select(0, send::<1, Int>(ids.as_slice(), &device))
 }
 
 /// Rows in the slots of a template.
@@ -224,7 +225,8 @@ impl Method for WarpConfig {
     }
 
     /// The vectors of the classes, behind the transform of the model's head for masked words.
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, _sources: &[Source]) -> Result<Option<Head>> {
+        let Wanted { outputs: Some(outputs), words } = *wanted else { return Ok(None) };
         let (shape, device) = (base.shape(), base.device().clone().autodiff());
         self.plan(shape)?;
         let Some(Head::MaskedLm(words)) = words else {
@@ -276,7 +278,7 @@ impl Hooks for Opened<'_> {
     fn rows(&self, site: Site, lookup: &Lookup<'_>, x: Tensor<3>) -> Tensor<3> {
         match site.part {
             Part::Words => {
-                self.masked.replace(Some(rows(lookup.table.clone(), &[self.warp.mask])));
+                self.masked.replace(Some(rows(lookup.table.dense(), &[self.warp.mask])));
                 x
             }
             Part::Positions => {
@@ -287,7 +289,7 @@ impl Hooks for Opened<'_> {
                 let of =
                     |places: &[i32]| (0..front).chain(places.iter().map(|place| front + place)).collect::<Vec<_>>();
                 let places: Vec<i32> = self.positions.chunks(own).flat_map(of).collect();
-                let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device().inner());
+                let places = send::<1, Int>(places.as_slice(), &x.device());
                 x.narrow(0, 0, 1).squeeze_dim::<2>(0).select(0, places).reshape([batch, all, width])
             }
             _ => x,
@@ -305,9 +307,9 @@ impl Hooks for Opened<'_> {
 impl Adapter for Warp {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         let [_, tokens] = batch.dims();
-        let ids: Vec<i32> = batch.ids.to_data().iter().collect();
+        let ids: Vec<i32> = read(batch.ids.clone()).iter().collect();
         let padding: Vec<bool> = match &batch.padding {
-            Some(padding) => padding.to_data().iter().collect(),
+            Some(padding) => read(padding.clone()).iter().collect(),
             None => vec![false; ids.len()],
         };
         let sequences = ids.chunks(tokens).zip(padding.chunks(tokens));
@@ -394,7 +396,9 @@ mod tests {
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         }
         let words = Head::masked_lm(&base, 1);
-        let of = |config: &WarpConfig, words: Option<&Head>| config.head(words, &base, 2, 0).unwrap_err().to_string();
+        let of = |config: &WarpConfig, words: Option<&Head>| {
+            config.head(&Wanted { outputs: Some(2), words }, &base, 0, &[]).unwrap_err().to_string()
+        };
         for (message, words) in [
             (of(&good, None), ["head: none for masked words", "a model with its head"]),
             (

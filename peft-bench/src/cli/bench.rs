@@ -11,9 +11,10 @@ use peft_core::{Bare, Base, Error, Example, Head, Label, LanguageModel, Result, 
 use serde_json::{Value, json};
 
 use super::methods::configured;
+use super::optimizer::OptimizerArgs;
 use super::options::{ModelArgs, print, prompt_room};
 use super::speed::Speed;
-use crate::machine::{peak_bytes, threads};
+use crate::machine::{forget_peak, peak_bytes, processor_seconds, threads};
 
 /// Measure speed and memory
 #[derive(Debug, Args)]
@@ -35,15 +36,15 @@ enum What {
 #[command(
     after_help = "Example:\n  peft bench step --model shape:roberta-base --method lora --batch 32 --seq 128 --steps 5"
 )]
-struct Step {
+pub struct Step {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// The method (see `peft methods`)
     #[arg(long)]
-    method: String,
+    pub(super) method: String,
     /// A setting of the method, KEY=VALUE
     #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub(super) set: Vec<String>,
     /// Sequences in a step
     #[arg(long, default_value_t = 32)]
     batch: usize,
@@ -59,6 +60,11 @@ struct Step {
     /// Rows of a micro-batch
     #[arg(long, default_value_t = 256)]
     micro_rows: usize,
+    #[command(flatten)]
+    pub(super) optimizer: OptimizerArgs,
+    /// Random weights of the model's shape with so many layers, as `peft plan` measures them
+    #[arg(long, hide = true)]
+    layers: Option<usize>,
 }
 
 /// Texts that go on from random tokens; prints one JSON object
@@ -92,7 +98,10 @@ impl Bench {
     pub(super) fn run(self) -> Result<()> {
         match self.what {
             What::Step(step) => {
-                let Pretrained { base, .. } = step.model.open()?;
+                let Pretrained { base, .. } = match step.layers {
+                    None => step.model.open()?,
+                    Some(layers) => step.model.random(layers)?,
+                };
                 step.run(base)
             }
             What::Generate(generate) => generate.run(),
@@ -196,19 +205,24 @@ impl Step {
             micro_rows: self.micro_rows,
             ..TrainConfig::new(1e-4).with_batch_size(self.batch).with_steps(self.steps as usize + 1)
         };
+        let settings = self.optimizer.of(settings, &std::env::temp_dir());
         let kernel = base.kernel();
         let mut run = Run::new(&settings, base, trained)?;
+        let loading = peak_bytes();
+        forget_peak();
         run.step(&data)?;
-        let mut times = Vec::new();
+        let (mut times, mut worked) = (Vec::new(), Vec::new());
         for _ in 0..self.steps {
-            let start = Instant::now();
+            let (start, before) = (Instant::now(), processor_seconds());
             run.step(&data)?;
             times.push(start.elapsed().as_secs_f64());
+            worked.extend(processor_seconds().zip(before).map(|(after, before)| after - before));
         }
+        let worked = if worked.is_empty() { Value::Null } else { seconds(worked) };
         print(json!({
-            "seconds": seconds(times.clone()),
+            "seconds": seconds(times.clone()), "processor_seconds": worked,
             "tokens_per_second": (self.batch * self.seq) as f64 / median(times),
-            "peak_bytes": peak_bytes(), "trainable": trainable, "kernel": kernel,
+            "peak_bytes": loading.max(peak_bytes()), "step_peak_bytes": peak_bytes(), "trainable": trainable, "kernel": kernel,
         }))
     }
 }

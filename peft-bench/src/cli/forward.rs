@@ -46,8 +46,8 @@ pub struct Forward {
 
 impl Forward {
     pub(super) fn run(self) -> Result<()> {
-        let read: Vec<PathBuf> = self.adapter.iter().chain(&self.setup).cloned().collect();
-        let inputs = self.model.inputs(&read).with([&self.input]);
+        let setup = self.setup.as_deref().map(hub_setup::folders).transpose()?.unwrap_or_default();
+        let inputs = self.model.inputs(&self.adapter).with_models(setup).with([&self.input]);
         inputs.spare("--output", &self.output)?;
         check_file(&self.output)?;
         let model: Pretrained = self.model.open()?;

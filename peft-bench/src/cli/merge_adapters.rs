@@ -9,7 +9,7 @@ use peft_core::data::Labelled;
 use peft_core::files::{Inputs, read_json};
 use peft_core::io::Pretrained;
 use peft_core::io::peft::{self, Labels};
-use peft_core::train::{Tuned, Workers, predict};
+use peft_core::train::{Tuned, Workers, farthest, predict};
 use peft_core::view::weighted_sum;
 use peft_core::{AnyMethod, AnyTuner, Bare, Compute, Error, Example, Method, Result, Source, Trained};
 use peft_reparam::LoraConfig;
@@ -316,8 +316,6 @@ fn difference(
     let workers = Workers::new(threads())?;
     let changed = combine::changed(&base, &merged, weights, how);
     let bare = Trained::new(Bare {}, trained.head.clone())?;
-    let (found, expected) =
-        (predict(&tuned[0].base, trained, examples, &workers)?, predict(&changed, &bare, examples, &workers)?);
-    let both = found.iter().zip(&expected).flat_map(|(a, b)| a.values.iter().zip(&b.values));
-    Ok(Some(both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)))
+    let found = predict(&tuned[0].base, trained, examples, &workers)?;
+    Ok(Some(farthest(&found, &predict(&changed, &bare, examples, &workers)?)))
 }

@@ -14,9 +14,11 @@ mod inspect;
 mod merge;
 mod merge_adapters;
 mod methods;
+mod optimizer;
 mod options;
 mod out;
 mod params;
+mod plan;
 mod predict;
 mod progress;
 mod quantize;
@@ -71,6 +73,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure speed and memory
     Bench(bench::Bench),
+    /// Say what a training step takes in memory, and whether this machine has it
+    Plan(plan::Plan),
     /// Train the rows of the survey's Tables III to VI and set them beside its figures, or all methods on one small model
     Reproduce(reproduce::Reproduce),
     /// Print a completion script for a shell
@@ -126,6 +130,7 @@ impl Command {
             Command::Convert(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Bench(command) => command.run(),
+            Command::Plan(command) => command.run(),
             Command::Reproduce(command) => command.run(),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),

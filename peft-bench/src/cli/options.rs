@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use burn::tensor::Device;
 use clap::Args;
 use peft_core::composition::{Composition, Lane};
 use peft_core::data::{Builder, Labelled, TaskLabels, class_place};
@@ -44,11 +45,20 @@ impl ModelArgs {
     /// Opens it.
     pub fn open(&self) -> Result<Pretrained> {
         check_model(&self.model)?;
+        self.opened(|device| peft_quant::open(&self.model, device, self.base))
+    }
+
+    /// Random weights of its shape with so many layers.
+    pub fn random(&self, layers: usize) -> Result<Pretrained> {
+        let shape = Pretrained::shape(&self.model)?.with_layers(layers);
+        self.opened(|device| peft_quant::random(shape, device, self.base))
+    }
+
+    fn opened(&self, open: impl FnOnce(&Device) -> Result<Pretrained>) -> Result<Pretrained> {
         if self.compute == Compute::Bf16 && self.device != "flex" {
             return Err(Error::config("--compute", format!("bf16 on {}", self.device), "f32, or --device flex"));
         }
-        let model = peft_quant::open(&self.model, &peft_core::device(&self.device)?, self.base);
-        let model = model.map_err(|error| match error {
+        let model = open(&peft_core::device(&self.device)?).map_err(|error| match error {
             Error::Config { key, found, expected } if key == "model" => Error::config("--model", found, expected),
             other => other,
         })?;

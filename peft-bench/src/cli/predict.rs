@@ -94,16 +94,22 @@ impl Predict {
         }
         let chooses = questions[0].adapter.is_some();
         let adapters = self.adapters(&model, chooses)?;
-        let of = |question: &Question<'_>| {
+        let of = |(i, question): (usize, &Question<'_>)| {
             let name = question.adapter.unwrap_or_default();
+            let path = self.data.as_deref().unwrap_or(Path::new(""));
             let names = || adapters.keys().cloned().collect::<Vec<_>>().join(", ");
             let expected = || format!("one of {}, as --adapter NAME=DIR says", names());
-            adapters.get_key_value(name).ok_or_else(|| Error::config("adapter", name, expected()))
+            let unknown = || Error::file(path, format!("row {}, adapter", i + 1), name, expected());
+            adapters.get_key_value(name).ok_or_else(unknown)
         };
-        let ready = questions.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let ready = questions.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
         let encoded =
             questions.iter().zip(&ready).map(|(question, (_, ready))| self.encode(question, ready, &tokenizer));
-        let encoded = encoded.collect::<Result<Vec<_>>>()?;
+        let in_data = |error: Error| match &self.data {
+            Some(path) => error.in_file(path),
+            None => error,
+        };
+        let encoded = encoded.collect::<Result<Vec<_>>>().map_err(in_data)?;
         let mut served = Served::default();
         for (name, ready) in &adapters {
             served.insert(name, &ready.base, &ready.trained)?;
@@ -136,14 +142,24 @@ impl Predict {
     fn adapters(&self, model: &Pretrained, chooses: bool) -> Result<BTreeMap<String, Ready>> {
         let mut dirs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
         for adapter in &self.adapter {
-            let (name, dir) = match adapter.split_once('=').filter(|_| chooses) {
-                Some((name, dir)) => (name, dir),
-                None if chooses => {
+            let (name, dir) = match adapter.split_once('=') {
+                Some((name, dir)) if chooses && !name.is_empty() && !dir.is_empty() => (name, dir),
+                _ if chooses => {
                     return Err(Error::config("--adapter", adapter, "NAME=DIR, as the data has a column `adapter`"));
                 }
-                None => ("", adapter.as_str()),
+                Some(_) if !Path::new(adapter).exists() => {
+                    return Err(Error::config(
+                        "--adapter",
+                        adapter,
+                        "a directory: no column `adapter` chooses by names",
+                    ));
+                }
+                _ => ("", adapter.as_str()),
             };
             dirs.entry(name.to_string()).or_default().push(dir.into());
+        }
+        if dirs.is_empty() && chooses {
+            return Err(Error::config("--adapter", "nothing", "NAME=DIR, as the data has a column `adapter`"));
         }
         if let Some(dir) = &self.setup {
             let Setup { base, trained, classes, room } = Setup::open(dir, model)?;

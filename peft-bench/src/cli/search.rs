@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use peft_core::files::{check_new_directory, read_text, write_file};
+use peft_core::files::{check_new_directory, read_file, read_text, write_file};
 use peft_core::io::Pretrained;
 use peft_core::search::{Claim, Point, Proposal, Search as Strategic, Space, Strategy, Trial, Trials};
 use peft_core::{Common, Error, Result, Shape};
 use serde_json::{Map, Value, json};
+use strsim::damerau_levenshtein;
 
 use super::Command;
 use super::options::{ModelArgs, print, tell};
@@ -64,6 +65,9 @@ pub struct Search {
 const OWN: [&str; 8] =
     ["model_name_or_path", "device", "data", "train_file", "validation_file", "task_name", "output_dir", "seed"];
 
+/// Where a space has what is chosen.
+const LISTS: [&str; 2] = ["choices", "subsets"];
+
 /// What the directory of a search holds.
 const TRIALS: &str = "trials";
 const BEST: &str = "best.yaml";
@@ -77,11 +81,7 @@ impl Search {
             let line = error.to_string().lines().next().unwrap_or_default().to_string();
             Error::file(&self.space, "content", line, "a YAML mapping of settings, or a list of such")
         })?;
-        let in_file = |error| match error {
-            Error::Config { key, found, expected } => Error::file(&self.space, key, found, expected),
-            error => error,
-        };
-        let space = Space::new(&value).map_err(in_file)?;
+        let space = Space::new(&value).map_err(|error| error.in_file(&self.space))?;
         if self.budget == 0 {
             return Err(Error::config("--budget", 0, "1 or more"));
         }
@@ -145,25 +145,42 @@ impl Search {
         }
     }
 
-    /// Refuses what no trial could be, before the first.
+    /// Refuses, before the first trial, a value that no trial could have.
     fn check(&self, space: &Space, shape: &Shape, metric: &str) -> Result<()> {
+        let count = |point: &Point| numbers(&space.settings(point), shape);
         let mut first = 0;
         for (kind, choices) in space.choices().iter().enumerate() {
-            let point = Point { kind, places: vec![0; choices.len()] };
-            let settings = space.settings(&point);
+            let settings = space.settings(&Point { kind, places: vec![0; choices.len()] });
             if let Some(key) = OWN.into_iter().find(|key| settings.contains_key(*key)) {
                 return Err(Error::file(&self.space, key, &settings[key], "an option of the search, not of its space"));
             }
-            self.training(space, &Proposal { point, effort: 1.0 }, metric, &self.output)?;
+            let near = |key: &str| LISTS.into_iter().find(|list| (1..3).contains(&damerau_levenshtein(key, list)));
+            if let Some((key, list)) = settings.keys().find_map(|key| Some((key, near(key)?))) {
+                let expected = format!("a setting that is known; the nearest is `{list}`");
+                return Err(Error::file(&self.space, key, &settings[key], expected));
+            }
             let points = choices.iter().product::<usize>();
-            let possible =
-                (first..first + points.min(1000)).any(|n| numbers(&space.settings(&space.point(n)), shape).is_ok());
-            if !possible {
-                // What is wrong with the first one.
-                numbers(&settings, shape).map_err(|error| match error {
-                    Error::Config { key, found, expected } => Error::file(&self.space, key, found, expected),
-                    error => error,
-                })?;
+            let some: Vec<Point> = (first..first + points.min(1000)).map(|number| space.point(number)).collect();
+            // Beside what is possible, what is wrong with a value is its own fault.
+            let possible = some.iter().find(|point| count(point).is_ok()).unwrap_or(&some[0]).clone();
+            let with = |point: &Point, i: usize, value: usize| {
+                let mut point = point.clone();
+                point.places[i] = value;
+                point
+            };
+            let values = choices.iter().enumerate().flat_map(|(i, count)| (0..*count).map(move |value| (i, value)));
+            let each = values.map(|(i, value)| (with(&possible, i, value), Some((i, value))));
+            for (point, place) in [(possible.clone(), None)].into_iter().chain(each) {
+                let proposal = Proposal { point, effort: 1.0 };
+                let (train, config) = self.training(space, &proposal, metric, &self.output)?;
+                train.check_settings().map_err(|error| config.place(error))?;
+                let beside =
+                    |(i, value): (usize, usize)| some.iter().any(|point| count(&with(point, i, value)).is_ok());
+                if let Err(error) = count(&proposal.point)
+                    && !place.is_some_and(beside)
+                {
+                    return Err(error.in_file(&self.space));
+                }
             }
             first += points;
         }
@@ -177,7 +194,7 @@ impl Search {
             match path.is_dir() {
                 // A task's directory goes by its name.
                 true => parts.push(path.display().to_string().into_bytes()),
-                false => parts.push(fs::read(path).map_err(Error::io("read", path))?),
+                false => parts.push(read_file(path, 1 << 30)?),
             }
         }
         Ok(digest(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use peft_core::Result;
 use peft_core::train::{Slots, at_once};
-use peft_core::{Error, Result};
 
 use super::options::tell;
 use super::train::Train;
@@ -15,16 +15,14 @@ use crate::machine;
 /// Trains all of them, each with its own data, head, optimizer, schedule and result, with as many threads as the one that asks for the
 /// most. Each ends with the bits that it has alone. One that fails leaves the others alone, and is told when they are done.
 pub fn run(runs: Vec<(Train, Config)>) -> Result<()> {
-    let mut outputs = BTreeMap::new();
+    for (i, (train, config)) in runs.iter().enumerate() {
+        for (other, _) in runs[..i].iter().chain(&runs[i + 1..]) {
+            train.check_beside(other).map_err(|error| config.place(error))?;
+        }
+    }
     let (mut models, mut threads) = (BTreeMap::new(), 1);
     for (train, config) in &runs {
         train.check_outputs().map_err(|error| config.place(error))?;
-        let output = std::path::absolute(train.output()).map_err(Error::io("find", train.output()))?;
-        if let Some(other) = outputs.insert(output, config) {
-            let found =
-                format!("{} in {} and {}", train.output().display(), other.path().display(), config.path().display());
-            return Err(Error::config("--output", found, "a directory for each run"));
-        }
         if let Entry::Vacant(model) = models.entry(train.place()) {
             model.insert(train.open().map_err(|error| config.place(error))?);
         }

@@ -3,8 +3,14 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::field::Line;
 use super::text::{aligned, grouped, markdown, millions};
+
+/// A line of a table with costs.
+pub(super) enum Line<'a> {
+    /// The heading of the rows that follow.
+    Group(&'a str),
+    Row(Vec<String>),
+}
 
 /// All results.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use peft_quant::{open, quantized};
 use peft_reparam::{LoraConfig, QaLoraConfig};
 
 /// Settings of methods whose own are not for a model so small.
-fn settings(method: &str) -> &'static [&'static str] {
+pub(super) fn settings(method: &str) -> &'static [&'static str] {
     match method {
         "parallel" | "mam" => &["bottleneck=8"],
         "adapter-drop" => &["drop=1"],
@@ -30,7 +30,7 @@ fn settings(method: &str) -> &'static [&'static str] {
 }
 
 /// Finished adapters for methods that start from such, each with the settings that it takes.
-fn sources(method: &AnyMethod, base: &Base) -> Result<Vec<Source>> {
+pub(super) fn sources(method: &AnyMethod, base: &Base) -> Result<Vec<Source>> {
     let adapters: AnyMethod = peft_additive::SequentialConfig::pfeiffer(4).into();
     let lora: AnyMethod = peft_reparam::LoraConfig::new(16).with_alpha(32.0).into();
     let (config, count) = match method.name() {

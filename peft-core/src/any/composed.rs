@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::method::Erased;
 use super::{AnyMethod, AnyTuner, Many};
 use crate::adapterhub::{Fields, HubKey, Kind};
-use crate::{Base, Error, Head, Key, Result, Shape, Site, Source, Start};
+use crate::{Base, Error, Head, Key, Result, Shape, Site, Source, Start, Wanted};
 
 /// Several methods at once, the first the outermost. Each has its own settings and steps; files hold each one's tensors under its number.
 #[derive(Clone, Debug)]
@@ -102,15 +102,12 @@ impl Erased for Composed {
             }
         }
     }
-    fn head_from(&self, _sources: &[Source]) -> Option<Head> {
-        None
-    }
     fn count(&self, shape: &Shape) -> Result<usize> {
         self.parts.iter().map(|part| part.count(shape)).sum()
     }
     /// The first of its parts that has one decides.
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
-        let mut heads = self.parts.iter().map(|part| part.head(words, base, outputs, seed));
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, _sources: &[Source]) -> Result<Option<Head>> {
+        let mut heads = self.parts.iter().map(|part| part.head(wanted, base, seed));
         heads.find_map(Result::transpose).transpose()
     }
     fn head_count(&self, shape: &Shape, outputs: usize) -> usize {

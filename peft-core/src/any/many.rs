@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 
 use super::AnyTuner;
 use crate::random::Noise;
 use crate::train::{Phase, Probe};
-use crate::{Adapter, AnyAdapter, Base, Batch, Error, Example, Hooks, Procedure, Result, Tuner};
+use crate::{Adapter, AnyAdapter, Base, Batch, Error, Example, Hooks, Procedure, Readout, Result, Tuner};
 
 /// Adapters of any types at once, as a tuple is of known ones: the first is the outermost.
 #[derive(Module, Debug)]
@@ -31,8 +32,22 @@ impl Many {
         self.parts.iter()
     }
 
-    fn adapters(&self) -> impl Iterator<Item = &dyn AnyAdapter> {
-        self.parts.iter().map(|part| part.as_adapter().unwrap_or_else(|| unreachable!("`new` has looked")))
+    fn row(&self) -> Row<'_> {
+        let adapter = |part| AnyTuner::as_adapter(part).unwrap_or_else(|| unreachable!("`new` has looked"));
+        Row(self.parts.iter().map(adapter).collect())
+    }
+}
+
+/// Adapters at once, borrowed.
+struct Row<'a>(Vec<&'a dyn AnyAdapter>);
+
+impl AnyAdapter for Row<'_> {
+    fn open_any(&self, batch: &Batch, f: &mut dyn FnMut(&dyn Hooks)) {
+        open(&self.0, batch, &(), f);
+    }
+
+    fn tasks(&self) -> Option<usize> {
+        self.0.iter().filter_map(|adapter| adapter.tasks()).min()
     }
 }
 
@@ -46,7 +61,7 @@ fn open(adapters: &[&dyn AnyAdapter], batch: &Batch, outer: &dyn Hooks, f: &mut 
 impl Adapter for Many {
     fn open<R>(&self, batch: &Batch, f: impl FnOnce(&dyn Hooks) -> R) -> R {
         let (mut f, mut result) = (Some(f), None);
-        open(&self.adapters().collect::<Vec<_>>(), batch, &(), &mut |hooks| result = f.take().map(|f| f(hooks)));
+        self.row().open_any(batch, &mut |hooks| result = f.take().map(|f| f(hooks)));
         result.unwrap_or_else(|| unreachable!("every adapter opens once"))
     }
 
@@ -73,7 +88,7 @@ impl Adapter for Many {
     }
 
     fn tasks(&self) -> Option<usize> {
-        self.adapters().filter_map(AnyAdapter::tasks).min()
+        self.row().tasks()
     }
 }
 
@@ -82,8 +97,8 @@ fn has_phases(part: &AnyTuner) -> bool {
     part.phases(1000).len() > 1
 }
 
-/// Each with its own steps, the first before the others. The phases are those of the part that has several. Losses of several would not
-/// go together: the run has the head's.
+/// Each with its own steps, the first before the others. The phases are those of the part that has several, the loss that of the part that
+/// has its own, with all others in place.
 impl Procedure for Many {
     fn parts(&self) -> Vec<(String, &AnyTuner)> {
         self.parts.iter().enumerate().map(|(i, part)| (format!("parts.{i}."), part)).collect()
@@ -96,6 +111,24 @@ impl Procedure for Many {
     fn phases(&self, steps: usize) -> Vec<Phase> {
         let phased = self.parts.iter().find(|part| has_phases(part)).or(self.parts.first());
         phased.map_or_else(|| vec![Phase { name: "train", steps, rate: 1.0 }], |part| part.phases(steps))
+    }
+
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let mut own: Option<(&AnyTuner, Tensor<1>)> = None;
+        for (i, part) in self.parts.iter().enumerate() {
+            let among = |adapter: &dyn AnyAdapter, batch: &Batch| {
+                let mut row: Row<'_> = self.row();
+                row.0[i] = adapter;
+                readout.run_adapter(&row, batch)
+            };
+            let Some(loss) = part.loss(&readout.among(&among))? else { continue };
+            if let Some((other, _)) = own {
+                let found = format!("losses of their own of {} and {}", other.type_name(), part.type_name());
+                return Err(Error::config("method", found, "one at most of those that are trained at once"));
+            }
+            own = Some((part, loss));
+        }
+        Ok(own.map(|(_, loss)| loss))
     }
 
     /// A part without phases is prepared once.

@@ -11,7 +11,7 @@ use super::composed::Composed;
 use super::over::{Over, Whole};
 use crate::adapterhub::{AdapterHub, Fields, HubKey, Kind};
 use crate::view::on_device;
-use crate::{Base, Common, Error, Head, Key, Method, Part, Result, Shape, Site, Sites, Source, Start, Trained};
+use crate::{Base, Common, Error, Head, Key, Method, Part, Result, Shape, Site, Sites, Source, Start, Trained, Wanted};
 
 /// A configuration of any method, with the adapters that it starts from.
 #[derive(Clone)]
@@ -77,8 +77,6 @@ forwarded! {
     with_settings(settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     /// See [`Method::count`].
     count(shape: &Shape) -> Result<usize>;
-    /// See [`Method::head`].
-    head(words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>>;
     /// See [`Method::head_count`].
     head_count(shape: &Shape, outputs: usize) -> usize;
     /// See [`Method::modules`].
@@ -172,9 +170,9 @@ impl AnyMethod {
         self.sources.iter().map(at).collect()
     }
 
-    /// See [`Method::head_from`].
-    pub fn head_from(&self, base: &Base) -> Option<Head> {
-        self.method.head_from(&self.sources_at(base))
+    /// See [`Method::head`].
+    pub fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64) -> Result<Option<Head>> {
+        self.method.head(wanted, base, seed, &self.sources_at(base))
     }
 
     /// The configuration, if it is of this type.
@@ -291,9 +289,8 @@ pub(super) trait Erased: Debug + Send + Sync {
     fn settings(&self) -> Map<String, Value>;
     fn with_settings(&self, settings: Map<String, Value>) -> Result<AnyMethod, (String, String)>;
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner>;
-    fn head_from(&self, sources: &[Source]) -> Option<Head>;
     fn count(&self, shape: &Shape) -> Result<usize>;
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>>;
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, sources: &[Source]) -> Result<Option<Head>>;
     fn head_count(&self, shape: &Shape, outputs: usize) -> usize;
     fn modules(&self, shape: &Shape) -> Vec<(Site, String)>;
     fn checked_count(&self, shape: &Shape) -> Result<usize>;
@@ -374,14 +371,11 @@ impl<M: Method> Erased for M {
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner> {
         Method::init_from(self, base, seed, sources).map(AnyTuner::new)
     }
-    fn head_from(&self, sources: &[Source]) -> Option<Head> {
-        Method::head_from(self, sources)
-    }
     fn count(&self, shape: &Shape) -> Result<usize> {
         Method::count(self, shape)
     }
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
-        Method::head(self, words, base, outputs, seed)
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, sources: &[Source]) -> Result<Option<Head>> {
+        Method::head(self, wanted, base, seed, sources)
     }
     fn head_count(&self, shape: &Shape, outputs: usize) -> usize {
         Method::head_count(self, shape, outputs)

@@ -10,7 +10,7 @@ use super::method::Erased;
 use super::{AnyMethod, AnyTuner};
 use crate::adapterhub::{Fields, HubKey, Kind};
 use crate::method::checked;
-use crate::{Base, Error, Head, Key, Result, Shape, Site, Source, Start};
+use crate::{Base, Error, Head, Key, Result, Shape, Site, Source, Start, Wanted};
 
 /// A procedure over the adapters of any method, as plain data: its settings, and what it changes of the method. All else is that method's.
 /// Its tuner names the method's as its part, see [`Procedure::parts`](crate::Procedure::parts).
@@ -130,14 +130,11 @@ impl<O: Over> Erased for Whole<O> {
     fn init_from(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<AnyTuner> {
         self.own.init(&self.inner.clone().from_sources(sources), base, seed)
     }
-    fn head_from(&self, sources: &[Source]) -> Option<Head> {
-        self.inner.as_erased().head_from(sources)
-    }
     fn count(&self, shape: &Shape) -> Result<usize> {
         self.own.count(&self.inner, shape)
     }
-    fn head(&self, words: Option<&Head>, base: &Base, outputs: usize, seed: u64) -> Result<Option<Head>> {
-        self.inner.head(words, base, outputs, seed)
+    fn head(&self, wanted: &Wanted<'_>, base: &Base, seed: u64, sources: &[Source]) -> Result<Option<Head>> {
+        self.inner.as_erased().head(wanted, base, seed, sources)
     }
     fn head_count(&self, shape: &Shape, outputs: usize) -> usize {
         self.inner.head_count(shape, outputs)

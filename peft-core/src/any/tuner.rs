@@ -32,6 +32,13 @@ impl AnyTuner {
         self.0.as_any().downcast_ref()
     }
 
+    /// The name of the tuner's own type.
+    pub fn type_name(&self) -> &'static str {
+        let path = self.0.type_name();
+        let generics = path.find('<').unwrap_or(path.len());
+        &path[path[..generics].rfind("::").map_or(0, |at| at + 2)..]
+    }
+
     /// Opens it for one run, as [`Adapter::open`](crate::Adapter::open) does.
     ///
     /// # Panics
@@ -59,6 +66,7 @@ impl AnyTuner {
 trait Erased: Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    fn type_name(&self) -> &'static str;
     fn cloned(&self) -> AnyTuner;
 
     fn collect_devices(&self, devices: Devices) -> Devices;
@@ -73,6 +81,7 @@ trait Erased: Debug + Send + Sync {
 
     fn run(&self, base: &Base, batch: &Batch) -> Result<Hidden>;
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>>;
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>>;
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>>;
     fn check_tasks(&self, tasks: &[usize]) -> Result<()>;
     fn as_adapter(&self) -> Option<&dyn AnyAdapter>;
@@ -82,7 +91,7 @@ trait Erased: Debug + Send + Sync {
     fn resumed(self: Box<Self>, base: &Base, phase: usize, shapes: &BTreeMap<String, Vec<usize>>) -> Result<AnyTuner>;
     fn sample(self: Box<Self>, random: &mut Random) -> AnyTuner;
     fn couples_samples(&self) -> bool;
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>>;
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>>;
     fn penalty(&self) -> Option<Tensor<1>>;
     fn rate(&self, name: &str, rate: f64) -> f64;
     fn decays(&self, name: &str) -> bool;
@@ -98,6 +107,9 @@ impl<T: Procedure + 'static> Erased for T {
     }
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+    fn type_name(&self) -> &'static str {
+        std::any::type_name::<T>()
     }
     fn cloned(&self) -> AnyTuner {
         AnyTuner::new(self.clone())
@@ -137,6 +149,9 @@ impl<T: Procedure + 'static> Erased for T {
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
         Tuner::logits(self, readout)
     }
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        Tuner::head_loss(self, readout)
+    }
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         Tuner::viewed(self, base, noise)
     }
@@ -162,7 +177,7 @@ impl<T: Procedure + 'static> Erased for T {
     fn couples_samples(&self) -> bool {
         Procedure::couples_samples(self)
     }
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         Procedure::loss(self, readout)
     }
     fn penalty(&self) -> Option<Tensor<1>> {
@@ -243,6 +258,9 @@ impl Tuner for AnyTuner {
     fn logits(&self, readout: &Readout<'_>) -> Result<Tensor<3>> {
         self.0.logits(readout)
     }
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        self.0.head_loss(readout)
+    }
     fn viewed(&self, base: &Base, noise: Option<&Noise>) -> Result<Option<AnyTuner>> {
         self.0.viewed(base, noise)
     }
@@ -270,7 +288,7 @@ impl Procedure for AnyTuner {
     fn couples_samples(&self) -> bool {
         self.0.couples_samples()
     }
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         self.0.loss(readout)
     }
     fn penalty(&self) -> Option<Tensor<1>> {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::answers;
 use super::classes::{FINITE, Kind, Written};
 #[cfg(feature = "tokenize")]
-use super::dataset::{prompted, room};
+use super::prompts::{prompted, room};
 use super::row::{ADAPTER, Cell, Columns, Input, Row, TASK, label_column};
 use super::table::Table;
 #[cfg(feature = "tokenize")]

@@ -4,6 +4,8 @@ mod answers;
 mod classes;
 mod dataset;
 mod labelled;
+#[cfg(feature = "tokenize")]
+mod prompts;
 mod row;
 mod table;
 mod tags;
@@ -11,6 +13,6 @@ mod tags;
 pub use classes::class_place;
 
 pub use dataset::{Dataset, Names, TaskLabels};
-#[cfg(feature = "tokenize")]
-pub use dataset::{prompted, room};
 pub use labelled::{Builder, Labelled, Question};
+#[cfg(feature = "tokenize")]
+pub use prompts::{prompted, room};

@@ -7,11 +7,13 @@ use super::read_json;
 use crate::{Error, Result};
 
 /// The files that are looked for in the folder of a model or an adapter, beside those that an index lists.
-const READ: [&str; 36] = [
+const READ: [&str; 40] = [
     "adapter.safetensors",
     "adapter_config.json",
+    "adapter_fusion_config.json",
     "adapter_model.bin",
     "adapter_model.safetensors",
+    "adapter_setup.json",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -24,11 +26,13 @@ const READ: [&str; 36] = [
     "merges.txt",
     "model.safetensors",
     "model.safetensors.index.json",
+    "model_adapter_fusion.safetensors",
     "model_head.safetensors",
     "modules.json",
     "pytorch_adapter.bin",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "pytorch_model_adapter_fusion.bin",
     "pytorch_model_head.bin",
     "sentence_bert_config.json",
     "sentencepiece.bpe.model",

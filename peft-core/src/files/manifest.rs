@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::write::{aside, held};
+use super::write::{replaced, with_aside};
 use super::{check_new_directory, open_regular, read_json, write_directory, write_file};
 use crate::{Error, Result};
 
@@ -96,22 +96,30 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a directory by `make`, which makes it all or nothing under the path that it is given. A result that is there already is put
-/// aside first, removed in the end, and back in its place if `make` fails.
+/// Makes a directory by `make`, which makes it all or nothing under the path that it is given. A result that is there already stays until
+/// the new one is complete.
 pub fn replace_directory<T>(path: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let old = replaced(path)?;
+    if old.exists() {
+        // Of a process that was killed between the two renames, or behind them.
+        match path.exists() {
+            true => std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?,
+            false => std::fs::rename(&old, path).map_err(Error::io("bring back", path))?,
+        }
+    }
     check_replaceable(path)?;
-    if !path.exists() {
-        return make(path);
-    }
-    let aside = path.with_file_name(format!("{}-old", aside(path)?.file_name().unwrap_or_default().to_string_lossy()));
-    let _held = held(path);
-    std::fs::rename(path, &aside).map_err(Error::io("replace", path))?;
-    let made = make(path);
-    match &made {
-        Ok(_) => std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?,
-        Err(_) => std::fs::rename(&aside, path).map_err(Error::io("bring back", path))?,
-    }
-    made
+    let Some(name) = path.file_name().filter(|_| path.exists()) else { return make(path) };
+    with_aside(path, |aside| {
+        let new = aside.join(name);
+        let made = make(&new)?;
+        std::fs::rename(path, &old).map_err(Error::io("replace", path))?;
+        if let Err(error) = std::fs::rename(&new, path) {
+            std::fs::rename(&old, path).map_err(Error::io("bring back", path))?;
+            return Err(Error::io("replace", path)(error));
+        }
+        std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+        Ok(made)
+    })
 }
 
 /// The files of a directory but the one with the hashes, sorted; those of folders in it with their names in front.
@@ -192,6 +200,22 @@ mod tests {
         let dir = folder.path().join("out");
         let read = || fs::read_to_string(dir.join("weights")).unwrap();
         replace_directory(&dir, |dir| result(dir, "first")).unwrap();
+        // What is replaced stays until the new one is complete, whenever this process is killed.
+        let second = |new: &Path| {
+            let told = result(new, "second");
+            assert_eq!(read(), "first");
+            told
+        };
+        replace_directory(&dir, second).unwrap();
+        assert_eq!(read(), "second");
+        // As after a kill between the two renames: nobody removes the earlier result, and the next one finds it.
+        fs::rename(&dir, replaced(&dir).unwrap()).unwrap();
+        result(&dir, "other").unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let failed = replace_directory(&dir, |_| Err::<(), _>(Error::config("save", "no", "a disk")));
+        assert!(failed.is_err() && read() == "second");
+        // And behind them.
+        result(&replaced(&dir).unwrap(), "first").unwrap();
         replace_directory(&dir, |dir| result(dir, "second")).unwrap();
         assert_eq!(read(), "second");
         let failed = replace_directory(&dir, |dir| Err::<(), _>(Error::config("save", dir.display(), "a disk")));

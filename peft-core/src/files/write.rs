@@ -29,6 +29,8 @@ pub fn remove_unfinished() {
 const SCRATCH: &str = ".peft";
 /// What the names of unfinished directories contain.
 const PARTIAL: &str = ".partial-";
+/// What the name of an earlier result ends with, where others have the number of a process.
+const REPLACED: &str = "old";
 /// The file by which a process has a directory.
 pub(crate) const LOCK: &str = "lock";
 
@@ -171,8 +173,14 @@ fn name(path: &Path) -> Result<&std::ffi::OsStr> {
 }
 
 /// Where a directory is filled.
-pub(super) fn aside(path: &Path) -> Result<PathBuf> {
+fn aside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(format!("{}{}", start(path)?, std::process::id())))
+}
+
+/// Where an earlier result lies while another takes its place.
+#[cfg(feature = "load")]
+pub(super) fn replaced(path: &Path) -> Result<PathBuf> {
+    Ok(path.with_file_name(format!("{}{REPLACED}", start(path)?)))
 }
 
 /// What the names of a directory's unfinished siblings begin with.
@@ -229,14 +237,16 @@ pub(crate) fn is_partial(name: &str) -> bool {
 }
 
 /// A file or directory that no other process holds, as long as the handle lives; none where the system cannot tell.
-pub(super) fn held(path: &Path) -> Option<File> {
+fn held(path: &Path) -> Option<File> {
     File::open(path).ok().filter(|file| file.try_lock().is_ok())
 }
 
 /// Removes siblings of a directory whose names start so and which no process holds. What cannot be removed does no harm.
 fn remove_left(path: &Path, start: &str) {
     for sibling in parent(path).read_dir().into_iter().flatten().flatten() {
-        if sibling.file_name().to_string_lossy().starts_with(start) && held(&sibling.path()).is_some() {
+        let name = sibling.file_name();
+        let left = name.to_string_lossy().strip_prefix(start).is_some_and(|end| end != REPLACED);
+        if left && held(&sibling.path()).is_some() {
             let _ = fs::remove_dir_all(sibling.path());
         }
     }
@@ -246,18 +256,22 @@ fn remove_left(path: &Path, start: &str) {
 /// already holds something is left alone, with an error. A sibling that a process left which was killed is removed.
 pub fn write_directory<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     occupied(path)?;
+    with_aside(path, |aside| {
+        let value = fill(aside)?;
+        fs::rename(aside, path).map(|()| value).map_err(Error::io("create", path))
+    })
+}
+
+/// Gives a new sibling of a directory, of which in the end nothing is left under its own name.
+pub(super) fn with_aside<T>(path: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     remove_left(path, &start(path)?);
     let aside = aside(path)?;
     unfinished().insert(aside.clone());
     let created = fs::create_dir_all(&aside).map_err(Error::io("create", path));
     let _held = held(&aside);
-    let written = created
-        .and_then(|()| fill(&aside))
-        .and_then(|value| fs::rename(&aside, path).map(|()| value).map_err(Error::io("create", path)));
-    if written.is_err() {
-        // The first error is the one to report; what cannot be removed is named as partial.
-        let _ = fs::remove_dir_all(&aside);
-    }
+    let written = created.and_then(|()| write(&aside));
+    // The first error is the one to report; what cannot be removed is named as partial.
+    let _ = fs::remove_dir_all(&aside);
     unfinished().remove(&aside);
     written
 }

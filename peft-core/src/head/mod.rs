@@ -13,7 +13,7 @@ pub use words::{AtMask, LanguageModel, MaskedLm};
 
 use crate::ops::{layer_norm, linear};
 use crate::random::Random;
-use crate::{Architecture, Base, Batch, Error, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer};
+use crate::{Architecture, Base, Batch, Error, ForTexts, Hidden, Key, Purpose, Result, Shape, Verbalizer, Weight};
 
 /// A linear map with bias.
 #[derive(Module, Debug)]
@@ -279,16 +279,20 @@ impl Head {
     ///
     /// # Panics
     /// On a head that is not for words.
-    pub(crate) fn words(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+    pub(crate) fn words(&self, states: Tensor<3>, words: Weight, shape: &Shape) -> Tensor<3> {
         match self {
             Head::MaskedLm(head) => head.logits(states, words, shape),
-            Head::LanguageModel(_) | Head::Verbalizer(_) => {
-                let scaled = shape.architecture.scales_states();
-                let states = if scaled { states * (shape.hidden as f64).powf(-0.5) } else { states };
-                linear(states, words.transpose(), None)
-            }
+            Head::LanguageModel(_) | Head::Verbalizer(_) => words.by_rows(Head::scaled(states, shape)),
             Head::Several(heads) => heads[0].words(states, words, shape),
             _ => panic!("only a head for words has logits over words"),
+        }
+    }
+
+    /// States as a head that holds nothing multiplies them with the table.
+    pub(crate) fn scaled<const D: usize>(states: Tensor<D>, shape: &Shape) -> Tensor<D> {
+        match shape.architecture.scales_states() {
+            true => states * (shape.hidden as f64).powf(-0.5),
+            false => states,
         }
     }
 

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Affine, Norm};
-use crate::ops::{gelu, linear};
-use crate::{Hidden, Shape};
+use crate::ops::gelu;
+use crate::{Hidden, Shape, Weight};
 
 /// The transposed word table, or what the model has in its place.
 #[derive(Module, Debug)]
@@ -25,10 +25,10 @@ pub struct MaskedLm {
 }
 
 impl MaskedLm {
-    pub(super) fn logits(&self, states: Tensor<3>, words: Tensor<2>, shape: &Shape) -> Tensor<3> {
+    pub(super) fn logits(&self, states: Tensor<3>, words: Weight, shape: &Shape) -> Tensor<3> {
         let x = transformed(&self.dense, &self.norm, states, shape);
-        let words = self.decoder.as_ref().map_or(words, Param::val);
-        linear(x, words.transpose(), Some(self.bias.val()))
+        let words = self.decoder.as_ref().map_or(words, |own| Weight::Dense(own.val()));
+        words.by_rows(x) + self.bias.val().unsqueeze()
     }
 }
 

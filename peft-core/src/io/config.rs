@@ -11,6 +11,8 @@ use crate::load::Gguf;
 use crate::warning::warn;
 use crate::{AnyMethod, Common, Error, Few, Method, Result, Shape, Start};
 
+/// The file of a record of burn.
+pub(super) const RECORD: &str = "trained.bpk";
 /// What is expected where an adapter is of another format.
 pub(super) const PEFT_FILES: &str = "one in the files of Hugging Face PEFT, to which this can be converted";
 
@@ -26,6 +28,24 @@ pub fn part_types(dir: &Path) -> Result<Vec<String>> {
 /// The `peft_type` of an adapter directory.
 pub fn peft_type(dir: &Path) -> Result<String> {
     Ok(Settings::read(dir)?.kind)
+}
+
+/// Refuses a folder without an `adapter_config.json` by what it has instead: adapters in folders of their own, as PEFT saves one of another
+/// name than `default` and as checkpoints of a run lie, or a composition of AdapterHub's.
+fn check_folder(dir: &Path) -> Result<()> {
+    if ["adapter_setup.json", "adapter_fusion_config.json"].iter().any(|name| dir.join(name).exists()) {
+        return Err(Error::file(dir, "adapter", "a setup of AdapterHub", "the directory of one adapter"));
+    }
+    let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut inner: Vec<PathBuf> = entries.filter(|entry| entry.join("adapter_config.json").exists()).collect();
+    inner.sort();
+    match &inner[..] {
+        [] => Ok(()),
+        inner => {
+            let expected = inner.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(" or ");
+            Err(Error::file(dir, "adapter_config.json", "no such file", format!("an adapter's directory: {expected}")))
+        }
+    }
 }
 
 /// `adapter_config.json` as it stands, read once for all that it says.
@@ -48,6 +68,9 @@ impl Settings {
         }
         if dir.join("config.json").exists() && !path.exists() {
             return Err(Error::file(dir, "adapter", "a model's directory", "one with an adapter_config.json"));
+        }
+        if !path.exists() {
+            check_folder(dir)?;
         }
         let Value::Object(fields) = read_json(&path)? else {
             return Err(Error::file(&path, "content", "no object", "a JSON object"));
@@ -80,11 +103,8 @@ pub(super) struct Read {
     pub(super) config: AnyMethod,
     /// How it started, if that is no part of them.
     pub(super) start: Option<Start>,
-    told: Notes,
+    told: sites::Notes,
 }
-
-/// Fields that do not enter the result, and why.
-pub(super) type Notes = Vec<(String, String)>;
 
 impl Read {
     /// The configuration, once a warning has named what does not enter it.

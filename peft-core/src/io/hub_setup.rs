@@ -30,10 +30,7 @@ pub fn load_setup(
     model: &Pretrained,
     by_kind: &dyn Fn(Kind) -> Result<AnyMethod>,
 ) -> Result<Composition<Source>> {
-    let (named, folder) = match dir.join(SETUP).exists() {
-        true => (setup(&dir.join(SETUP))?, dir.to_path_buf()),
-        false => (Composition::Fuse(fused(dir)?), dir.join("..")),
-    };
+    let (named, folder) = named(dir)?;
     let mut one = |name: &String| {
         let dir = folder.join(name);
         let (config, trained, _) = load_as(&by_kind(kind(&dir)?)?, &dir, model)?;
@@ -41,10 +38,34 @@ pub fn load_setup(
     };
     let mut fuse = |sources: Vec<Source>| {
         let names: Vec<String> = sources.iter().map(|source| last(Path::new(&source.name))).collect();
-        let own = if dir.join(SETUP).exists() { dir.join(names.join(",")) } else { dir.to_path_buf() };
-        fusion(&own, sources, model, by_kind(Kind::Fusion)?)
+        fusion(&fusion_folder(dir, &names), sources, model, by_kind(Kind::Fusion)?)
     };
     named.map(&mut one, &mut fuse)
+}
+
+/// All folders that [`load_setup`] reads.
+pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
+    let (named, folder) = named(dir)?;
+    let mut fusions = vec![dir.to_path_buf()];
+    let mut fuse = |names: Vec<String>| {
+        fusions.push(fusion_folder(dir, &names));
+        Ok(String::new())
+    };
+    named.map(&mut |name| Ok(name.clone()), &mut fuse)?;
+    Ok(named.adapters().into_iter().map(|name| folder.join(name)).chain(fusions).collect())
+}
+
+/// What is composed, by its names, and the folder in which each has its own.
+fn named(dir: &Path) -> Result<(Composition<String>, PathBuf)> {
+    Ok(match dir.join(SETUP).exists() {
+        true => (setup(&dir.join(SETUP))?, dir.to_path_buf()),
+        false => (Composition::Fuse(fused(dir)?), dir.join("..")),
+    })
+}
+
+/// Where the fusion of these adapters lies.
+fn fusion_folder(dir: &Path, names: &[String]) -> PathBuf {
+    if dir.join(SETUP).exists() { dir.join(names.join(",")) } else { dir.to_path_buf() }
 }
 
 fn last(path: &Path) -> String {

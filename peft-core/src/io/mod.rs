@@ -2,12 +2,14 @@
 
 pub mod adapterhub;
 mod bits;
+mod classes;
 mod companions;
 mod config;
 mod fields;
 pub mod gguf;
 mod heads;
 pub mod hub_setup;
+mod labels;
 mod leftovers;
 mod names;
 mod packing;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::heads;
+use super::classes;
 use crate::load::Checkpoint;
 use crate::{Error, Purpose, Result, Shape};
 
@@ -57,7 +57,7 @@ pub(super) fn settle(file: &mut Checkpoint, mut shape: Shape, config: &Value) ->
         }
     }
     // A BERT for masked words is saved without the pooler; RoBERTa's is only of use to those who ask for states.
-    let said = heads::said(config, Path::new(""), shape.architecture);
+    let said = classes::said(config, Path::new(""), shape.architecture);
     let pooler = !shape.pre_norm() && file.shape(&format!("{prefix}pooler.dense.weight")).is_some();
     shape.pooler = pooler && (shape.pooler || matches!(said, Ok(Some(Purpose::States))));
     let mut words = true;

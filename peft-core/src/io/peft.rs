@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use burn::module::Module;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Pretrained;
@@ -13,11 +12,12 @@ pub use super::config::{from_settings, part_types, peft_type, split_common, with
 use super::fields;
 pub use super::fields::{asks_for_nothing, neutral, others};
 use super::heads::Told;
+pub use super::labels::Labels;
+pub(crate) use super::labels::head_key;
 use super::leftovers;
 use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
 use crate::copies::is_in;
-use crate::data::TaskLabels;
 use crate::files::{read_json, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
@@ -26,34 +26,6 @@ use crate::{
     AnyMethod, AnyTuner, Base, Copies, Error, Head, Key, MaskedLm, Method, Procedure, Result, Shape, Text, Trained,
     Verbalizer,
 };
-
-/// What a saved adapter tells beside its tensors.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Labels {
-    /// The name or path of the model it was trained on.
-    pub base: String,
-    /// The classes, in the order of the logits; empty for regression.
-    pub classes: Vec<String>,
-    /// The [fingerprint](Base::weights_fingerprint) of the model's tensors as 16 hexadecimal digits; none, where it is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<String>,
-    /// The tasks, if there are several with heads of their own; `classes` is then empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tasks: Vec<TaskLabels>,
-}
-
-impl Labels {
-    /// Of an adapter of this model, which was opened by a name.
-    pub fn of(name: &str, base: &Base, classes: Vec<String>) -> Self {
-        let fingerprint = Some(format!("{:016x}", base.known_weights_fingerprint()));
-        Labels { base: name.to_string(), classes, fingerprint, tasks: vec![] }
-    }
-
-    /// The names of the classes of a task, or of all there are.
-    pub fn of_task(&self, task: usize) -> &[String] {
-        self.tasks.get(task).map_or(&self.classes, |task| &task.classes)
-    }
-}
 
 /// Writes an adapter directory (with other files, names and texts, in it) all or nothing, reads it back, and compares every bit before it takes its name.
 pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(
@@ -142,12 +114,6 @@ pub(super) fn file_key(config: &AnyMethod, name: &str, shape: &Shape) -> HubKey 
     if config.is_mask(name) { HubKey::new(key.name, Layout::Bits) } else { key.into() }
 }
 
-/// What an adapter file calls a head's tensor.
-pub(crate) fn head_key(prefix: &str, name: &str, shape: &Shape) -> Key {
-    let Key { name, transposed } = Head::key(name, shape.architecture);
-    Key { name: format!("{prefix}{name}"), transposed }
-}
-
 /// Refuses copies of tensors of modules in which the method has tensors too: PEFT has one or the other.
 pub(crate) fn check_copies(config: &AnyMethod, trained: &Trained<AnyTuner>, shape: &Shape) -> Result<()> {
     if trained.copies.is_empty() {
@@ -208,7 +174,7 @@ pub fn load_as<'a>(
 ) -> Result<(AnyMethod, Trained<AnyTuner>)> {
     let [file, pickle] = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| dir.join(name));
     let file = if pickle.exists() && !file.exists() { pickle } else { file };
-    if !file.exists() && dir.join(super::record::FILE).exists() {
+    if !file.exists() && dir.join(config::RECORD).exists() {
         return Err(Error::file(dir, "adapter", "a record of burn", config::PEFT_FILES));
     }
     let head = |name: &str, shape: &Shape| head_key(method.head_prefix(), name, shape);

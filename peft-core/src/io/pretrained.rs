@@ -7,8 +7,8 @@ use burn::module::Param;
 use burn::tensor::{Device, TensorData};
 use serde_json::{Value, json};
 
+use super::classes;
 use super::companions;
-use super::heads;
 use super::names::{self, Found};
 use super::packing::{Dense, Packing};
 use super::tensors::{Contents, Taker};
@@ -50,13 +50,7 @@ impl Pretrained {
     /// The same, with linear maps whose matrices come and are held in another way.
     pub fn open_packed(name: &str, device: &Device, packing: &mut dyn Packing) -> Result<Self> {
         let model = match name.strip_prefix("shape:") {
-            Some(shape) => {
-                let random = |place: &Place| match place.transposed {
-                    true => packing.hold(place.module(), "F32", models::random(place, 0), device),
-                    false => Ok(Stored::Data(models::random(place, 0))),
-                };
-                Self::of(Base::new(Shape::named(shape)?, device, random)?)
-            }
+            Some(shape) => Self::random_packed(Shape::named(shape)?, device, packing)?,
             None => Self::open_dir(directory(name)?, device, packing)?,
         };
         Ok(Pretrained { name: name.into(), ..model })
@@ -65,6 +59,15 @@ impl Pretrained {
     /// A model of this shape with random weights.
     pub fn random(shape: Shape, seed: u64, device: &Device) -> Self {
         Self::of(Base::random(shape, seed, device))
+    }
+
+    /// The same, whose linear maps are held in another way, one dense matrix at a time.
+    pub fn random_packed(shape: Shape, device: &Device, packing: &dyn Packing) -> Result<Self> {
+        let random = |place: &Place| match place.transposed {
+            true => packing.hold(place.module(), "F32", models::random(place, 0), device),
+            false => Ok(Stored::Data(models::random(place, 0))),
+        };
+        Ok(Self::of(Base::new(shape, device, random)?))
     }
 
     /// A base alone. If it predicts words, its head for that belongs to it.
@@ -100,7 +103,7 @@ impl Pretrained {
             Some(gguf) => Checkpoint::from_gguf(&gguf)?,
             None => Checkpoint::open_model(&dir)?,
         };
-        let said = heads::said(&config, &path, shape.architecture);
+        let said = classes::said(&config, &path, shape.architecture);
         let Found { shape, prefix, words, pooler, tied } = names::settle(&mut file, shape, &config)?;
         let mut taken = BTreeSet::new();
         // RoBERTa's pooler is read for those who ask for its states.
@@ -112,8 +115,12 @@ impl Pretrained {
             let tensor = matrix(&mut file, &name, place, device, packing);
             taken.insert(name);
             tensor
-        })?;
-        let base = base.with_shape(shape);
+        });
+        let base = match (base, said.is_err()) {
+            (Ok(base), _) => base.with_shape(shape),
+            // A class that is refused is the reason why a tensor is not there.
+            (Err(error), refused) => return if refused { said.and(Err(error)) } else { Err(error) },
+        };
         let absent: Vec<&str> = file.absent().filter(|name| !taken.contains(*name)).collect();
         if !absent.is_empty() {
             warn(&dir, "weight_map", format!("no shard holds {}, and nothing here needs it", listed(&absent)));
@@ -255,7 +262,7 @@ impl Pretrained {
             SIZES.iter().filter(|key| now.get(key).is_some()).for_each(|key| config[key] = now[key].clone());
         }
         // A class for the same purpose stays, unless it has one head more.
-        let said = heads::said(&config, Path::new("config.json"), architecture);
+        let said = classes::said(&config, Path::new("config.json"), architecture);
         let more =
             config.pointer("/architectures/0").and_then(Value::as_str).is_some_and(|it| it.ends_with("ForPreTraining"));
         if more || !matches!(said, Ok(Some(said)) if said == purpose) {
@@ -303,10 +310,7 @@ fn matrix(file: &mut Checkpoint, name: &str, place: &Place, device: &Device, pac
         let found = format!("a packed matrix of shape {:?}", [outputs, inputs]);
         return Err(Error::file(file.path(), name, found, format!("shape {dims:?}")));
     }
-    if place.transposed {
-        return Ok(Stored::Packed(w));
-    }
-    Ok(TensorData::new(w.outputs(0..outputs), dims).into())
+    Ok(Stored::Packed(w))
 }
 
 /// `id2label` has a name of its own for every output, or is not there.

@@ -6,14 +6,16 @@ use std::path::Path;
 
 use burn::module::Module;
 
-use super::peft::{For, Labels, load_from, write_settings};
+use super::config::RECORD;
+use super::labels::Labels;
+use super::peft::{For, load_from, write_settings};
 use super::tensors::{Contents, Taker};
 use crate::files::write_sealed;
 use crate::load::Checkpoint;
 use crate::{AnyMethod, AnyTuner, Error, Key, Method, Procedure, Result, Shape, Trained};
 
 /// The file with the record.
-pub const FILE: &str = "trained.bpk";
+pub const FILE: &str = RECORD;
 
 /// Writes an adapter directory all or nothing, reads it back, and compares every bit before it takes its name.
 pub fn save<M: Clone + Into<AnyMethod>, T: Procedure + 'static>(

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::Notes;
 use super::fields::is_off;
 use crate::site::is_end;
 use crate::targets::Chosen;
 use crate::{AnyMethod, Common, Error, Few, Part, Pattern, Result, Shape, Site, Sites};
+
+/// Fields that do not enter the result, and why.
+pub(super) type Notes = Vec<(String, String)>;
 
 /// The modules that PEFT saves whole for its tasks, beside those that are listed.
 const HEADS: [(&str, &[&str]); 3] =

@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::codes::Group;
 use super::{Panel, ROWS, WIDTH, portable};
+use crate::codes::{Codes, Form, Rounding};
 
 /// Numbers of a register.
 const LANES: usize = 16;
@@ -187,4 +189,112 @@ pub(super) fn dot(x: &[f32], w: &[f32]) -> f32 {
 #[target_feature(enable = "avx512f,fma")]
 pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32]) {
     portable::add(x, rows, y, f32::mul_add);
+}
+
+#[target_feature(enable = "avx512f,fma")]
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
+    match y.len() {
+        1 => dots_of::<1>(codes, scales, x, y, at),
+        2 => dots_of::<2>(codes, scales, x, y, at),
+        3 => dots_of::<3>(codes, scales, x, y, at),
+        4 => dots_of::<4>(codes, scales, x, y, at),
+        5 => dots_of::<5>(codes, scales, x, y, at),
+        _ => portable::dots(codes, scales, x, y, at),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn dots_of<const R: usize>(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
+    let groups = codes.block / 32 * R;
+    let blocks = x.len() / groups;
+    for (output, scales) in scales.chunks(blocks).enumerate() {
+        let parts = codes.blocks(output, blocks).zip(scales).zip(x.chunks_exact(groups));
+        let sums = match codes.form {
+            Form::Four { values, rounding, .. } => four::<R>(parts, values, rounding),
+            Form::Eight => integers::<R>(parts),
+        };
+        for ([a, b], y) in sums.into_iter().zip(y.iter_mut()) {
+            y[at + output] += _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+        }
+    }
+}
+
+/// A block's codes, its scale and minimum, and what they are multiplied with.
+type Part<'a> = ((&'a [u8], &'a [f32; 2]), &'a [Group]);
+
+/// The sums of the products of R rows and an output in four bits.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn four<'a, const R: usize>(
+    parts: impl Iterator<Item = Part<'a>>,
+    values: &[f32; LANES],
+    rounding: Rounding,
+) -> [[__m512; 2]; R] {
+    // SAFETY: there are sixteen numbers to read.
+    let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for ((bytes, [scale, minimum]), x) in parts {
+        let table = _mm512_add_ps(_mm512_mul_ps(values, _mm512_set1_ps(*scale)), _mm512_set1_ps(*minimum));
+        let table = rounded(table, rounding);
+        for (bytes, x) in bytes.as_chunks().0.iter().zip(x.as_chunks::<R>().0) {
+            let lower = _mm512_cvtepu8_epi32(sixteen(bytes));
+            let upper = _mm512_srli_epi32::<4>(lower);
+            // What stands above four bits does not count.
+            let w = [_mm512_permutexvar_ps(lower, table), _mm512_permutexvar_ps(upper, table)];
+            add_products(w, x, &mut sums);
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(x: __m512, rounding: Rounding) -> __m512 {
+    match rounding {
+        Rounding::F32 => x,
+        Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)),
+        Rounding::Bf16 => {
+            let bits = _mm512_castps_si512(x);
+            let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+            _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(!0xffff)))
+        }
+    }
+}
+
+/// The sums of the products of R rows and an output in eight bits.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn integers<'a, const R: usize>(parts: impl Iterator<Item = Part<'a>>) -> [[__m512; 2]; R] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for ((bytes, [scale, minimum]), x) in parts {
+        let (scale, minimum) = (_mm512_set1_ps(*scale), _mm512_set1_ps(*minimum));
+        for ([a, b], x) in bytes.as_chunks().0.as_chunks::<2>().0.iter().zip(x.as_chunks::<R>().0) {
+            let a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(a)));
+            let b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen(b)));
+            let w = [_mm512_fmadd_ps(a, scale, minimum), _mm512_fmadd_ps(b, scale, minimum)];
+            add_products(w, x, &mut sums);
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sixteen(bytes: &[u8; LANES]) -> __m128i {
+    // SAFETY: there are sixteen bytes to read.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Adds the products of 32 weights and those of each of R rows.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn add_products<const R: usize>(w: [__m512; 2], x: &[Group; R], sums: &mut [[__m512; 2]; R]) {
+    for (x, [a, b]) in x.iter().zip(sums) {
+        // SAFETY: there are two times sixteen numbers to read.
+        let x = unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().wrapping_add(LANES))] };
+        *a = _mm512_fmadd_ps(w[0], x[0], *a);
+        *b = _mm512_fmadd_ps(w[1], x[1], *b);
+    }
 }

@@ -7,21 +7,27 @@
 //! portable kernels are the oracle of the others. Bits are a function of kernel and sizes, never of the number of threads: an output is
 //! summed by one thread, over the same pieces of its depth in the same order.
 
+pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codes;
 mod portable;
 mod product;
+pub(crate) mod rows;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod turned;
 
 use std::ops::Range;
 use std::sync::OnceLock;
 
 pub(crate) use product::product;
+pub(crate) use turned::{FEWEST, product_turned};
 
 use crate::Compute;
+use crate::codes::Codes;
 
 /// Columns of a panel.
 const WIDTH: usize = 64;
@@ -39,6 +45,11 @@ pub(crate) trait Tiles: Sync {
 
     /// Some columns of some rows, row by row.
     fn tile(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]);
+
+    /// Some rows as codes, with scale and minimum of each block, if it has such.
+    fn codes(&self, _rows: Range<usize>, _scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        None
+    }
 }
 
 /// A matrix of numbers, row by row.
@@ -172,6 +183,18 @@ impl Kernel {
             Registers::Avx512 | Registers::Avx512Bf16 => return unsafe { avx512::dot(x, w) },
         }
         portable::dot(x, w, |x, w, sum| x * w + sum)
+    }
+
+    /// Adds the products of rows of `x`, arranged as the codes are, and outputs in codes to `y` from a column on.
+    fn dots(self, codes: &Codes<'_>, scales: &[[f32; 2]], x: &[codes::Group], y: &mut [&mut [f32]], at: usize) {
+        #[cfg(target_arch = "x86_64")]
+        match self.0 {
+            Registers::Portable => {}
+            // SAFETY: as above.
+            Registers::Avx2 => return unsafe { avx2::dots(codes, scales, x, y, at) },
+            Registers::Avx512 | Registers::Avx512Bf16 => return unsafe { avx512::dots(codes, scales, x, y, at) },
+        }
+        portable::dots(codes, scales, x, y, at);
     }
 
     /// Adds rows of numbers, each times its factor, to `y`.

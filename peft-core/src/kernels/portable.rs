@@ -2,7 +2,9 @@
 
 use half::bf16;
 
+use super::codes::{Group, table};
 use super::{Panel, WIDTH};
+use crate::codes::{Codes, Form};
 
 /// The nearest number that bf16 has.
 pub(super) fn rounded(x: f32) -> f32 {
@@ -53,5 +55,38 @@ pub(super) fn add(x: &[f32], rows: &[f32], y: &mut [f32], step: impl Fn(f32, f32
         for (y, w) in y.iter_mut().zip(row) {
             *y = step(*x, *w, *y);
         }
+    }
+}
+
+/// Adds the products of rows of `x`, arranged as the codes are, and outputs.
+pub(super) fn dots(codes: &Codes<'_>, scales: &[[f32; 2]], x: &[Group], y: &mut [&mut [f32]], at: usize) {
+    let (rows, groups) = (y.len(), codes.block / 32);
+    let blocks = x.len() / rows / groups;
+    for (output, scales) in scales.chunks(blocks).enumerate() {
+        for ((bytes, scale), x) in codes.blocks(output, blocks).zip(scales).zip(x.chunks(groups * rows)) {
+            let weights = weights(codes.form, bytes, *scale);
+            for (w, x) in weights.as_chunks::<32>().0.iter().zip(x.chunks(rows)) {
+                for (x, y) in x.iter().zip(y.iter_mut()) {
+                    y[at + output] += w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+                }
+            }
+        }
+    }
+}
+
+/// The weights of a block in the order of codes.
+fn weights(form: Form, bytes: &[u8], [scale, minimum]: [f32; 2]) -> Vec<f32> {
+    match form {
+        Form::Four { values, rounding, .. } => {
+            let table = table(values, [scale, minimum], rounding);
+            let half =
+                |bytes: &[u8], shift: u32| bytes.iter().map(|byte| table[(byte >> shift & 15) as usize]).collect();
+            bytes
+                .chunks(16)
+                .flat_map(|bytes| [half(bytes, 0), half(bytes, 4)])
+                .flat_map(|half: Vec<f32>| half)
+                .collect()
+        }
+        Form::Eight => bytes.iter().map(|byte| f32::from(byte.cast_signed()) * scale + minimum).collect(),
     }
 }

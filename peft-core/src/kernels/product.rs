@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::codes::Group;
 use super::{Kernel, Panel, Tiles, WIDTH};
 use crate::{Compute, threads};
 
@@ -24,6 +25,9 @@ const FEW: usize = 5;
 /// Numbers of weights that a thread decodes at a time for few rows of `x`: 16 KB.
 const FEW_NUMBERS: usize = 4096;
 
+/// Numbers of weights whose scales a thread has at a time for few rows of `x`.
+const CODED_NUMBERS: usize = 1 << 14;
+
 /// Below so many weights a product of few rows is over before another thread has begun.
 const FEW_ALONE: usize = 1 << 16;
 
@@ -34,6 +38,8 @@ struct Scratch {
     tile: Vec<f32>,
     words: Vec<u32>,
     panel: Vec<[u32; WIDTH]>,
+    arranged: Vec<Group>,
+    scales: Vec<[f32; 2]>,
 }
 
 thread_local! {
@@ -72,6 +78,7 @@ pub(crate) fn product(kernel: Kernel, compute: Compute, x: &[f32], w: &dyn Tiles
             let mut scratch = SCRATCH.take();
             let columns = first..first + y[0].len();
             match few {
+                true if product.coded(&mut scratch, x, columns.clone(), &mut y) => {}
                 true => product.few(&mut scratch, x, columns, &mut y),
                 false => (0..depth)
                     .step_by(DEPTH)
@@ -127,6 +134,23 @@ impl Product<'_> {
             }
             self.kernel.pack(self.compute, tile.as_chunks().0, panel);
         }
+    }
+
+    /// The whole of some columns, for few rows, if they are had as codes.
+    fn coded(&self, s: &mut Scratch, x: &[f32], columns: Range<usize>, y: &mut [&mut [f32]]) -> bool {
+        if !self.turned {
+            return false;
+        }
+        let step = (CODED_NUMBERS / self.depth).max(1);
+        for first in columns.clone().step_by(step) {
+            let of = first..(first + step).min(columns.end);
+            let Some(codes) = self.w.codes(of, &mut s.scales) else { return false };
+            if first == columns.start {
+                codes.arrange(x, self.depth, &mut s.arranged);
+            }
+            self.kernel.dots(&codes, &s.scales, &s.arranged, y, first - columns.start);
+        }
+        true
     }
 
     /// The whole of some columns, for few rows.

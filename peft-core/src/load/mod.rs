@@ -34,7 +34,8 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "load")]
 pub use entry::Entry;
 #[cfg(feature = "load")]
-pub use gguf::{Blocks, Gguf, write_lora};
+pub use gguf::adapter::write_lora;
+pub use gguf::{Blocks, Gguf};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;
 #[cfg(feature = "chat")]

@@ -6,7 +6,7 @@ use super::fields::Fields;
 use super::llama::{self, Llama, Scaling};
 use super::t5::{self, T5};
 use super::{Frame, Hidden, bert};
-use crate::{Part, Place, Result, Shape, Stack};
+use crate::{Part, Place, Result, Sequence, Shape, Site, Stack};
 
 /// A family of models that share one forward, with the settings that only it has.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -145,10 +145,10 @@ impl Architecture {
         }
     }
 
-    /// With the first layer alone of the stack that is not the first.
-    pub(crate) fn one_layer(self) -> Self {
+    /// With so many layers in the stack that is not the first.
+    pub(crate) fn with_layers(self, layers: usize) -> Self {
         match self {
-            Architecture::T5(t5) => Architecture::T5(T5 { decoder_layers: 1, ..t5 }),
+            Architecture::T5(t5) => Architecture::T5(T5 { decoder_layers: layers, ..t5 }),
             other => other,
         }
     }
@@ -213,10 +213,37 @@ pub(crate) fn places(shape: &Shape) -> Vec<Place> {
 }
 
 /// Runs the layers.
-pub(super) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
+pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
     match &frame.shape().architecture {
         Architecture::Bert | Architecture::Roberta => bert::forward(frame),
         Architecture::T5(t5) => t5::forward(frame, t5),
         Architecture::Llama(llama) => llama::forward(frame, llama),
+    }
+}
+
+/// What a layer reads beside the sequence.
+#[derive(Clone)]
+pub(crate) enum Beside {
+    Nothing,
+    Rotary(llama::Rotary),
+    Encoded(Sequence),
+}
+
+impl Beside {
+    /// The frozen computation of a layer.
+    pub(crate) fn layer(&self, frame: &Frame<'_>, site: Site, x: Sequence) -> Sequence {
+        match (&frame.base.shape.architecture, self) {
+            (Architecture::T5(t5), Beside::Encoded(encoded)) => t5::one_layer(frame, t5, site, x, Some(encoded)),
+            (Architecture::T5(t5), _) => t5::one_layer(frame, t5, site, x, None),
+            (_, Beside::Rotary(rotary)) => llama::decoder_layer(frame, rotary, site.layer, x),
+            (_, _) => bert::encoder_layer(frame, site.layer, x),
+        }
+    }
+
+    pub(crate) fn without_gradients(&self) -> Self {
+        match self {
+            Beside::Encoded(x) => Beside::Encoded(x.clone().without_gradients()),
+            other => other.clone(),
+        }
     }
 }

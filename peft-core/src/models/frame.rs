@@ -6,8 +6,9 @@ use burn::module::ParamId;
 use burn::tensor::{Int, Tensor};
 
 use super::cache::{Cache, Owner};
-use super::{Base, DECODER_WORDS, VOCABULARY};
-use crate::ops::{attention::joined, layer_norm, rms_norm};
+use super::{Base, Beside, DECODER_WORDS, VOCABULARY};
+use crate::ops::{Drops, attention::joined, layer_norm, rms_norm};
+use crate::recompute::Recorder;
 use crate::{Attention, Batch, Hooks, Lookup, Next, Sequence, Shape, Site, Slot, Weight};
 
 /// A forward in progress: the operations that backbones share, each with its seam. A hook that is called around some of them has
@@ -16,9 +17,42 @@ pub struct Frame<'a> {
     pub(crate) base: &'a Base,
     pub(crate) hooks: &'a dyn Hooks,
     pub(crate) batch: &'a Batch,
+    pub(crate) recorder: Option<&'a Recorder<'a>>,
 }
 
 impl Frame<'_> {
+    /// A layer inside its hook.
+    pub(crate) fn layer(&self, site: Site, x: Sequence, beside: &Beside) -> Sequence {
+        match self.recorder {
+            Some(recorder) => recorder.layer(site, x, beside),
+            None => self.hooks.layer(self, site, x, &|x| beside.layer(self, site, x)),
+        }
+    }
+
+    /// Does something by hooks of its own, if layers are computed again in backward.
+    pub(crate) fn apart<R>(&self, f: impl FnOnce(&Frame<'_>) -> R) -> R {
+        match self.recorder {
+            Some(recorder) => recorder.apart(self, f),
+            None => f(self),
+        }
+    }
+
+    /// A tensor that is read in more than one place between and in layers.
+    pub(crate) fn held<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.recorder {
+            Some(recorder) => recorder.held(x),
+            None => x,
+        }
+    }
+
+    /// The same of a table.
+    pub(crate) fn held_table(&self, table: Weight) -> Weight {
+        match table {
+            Weight::Dense(table) => Weight::Dense(self.held(table)),
+            packed => packed,
+        }
+    }
+
     /// The shape of the base.
     pub fn shape(&self) -> &Shape {
         &self.base.shape
@@ -61,33 +95,38 @@ impl Frame<'_> {
     }
 
     /// What makes logits over words: the word table after the hook for that use too, or one of its own.
-    pub(crate) fn vocabulary(&self, words: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn vocabulary(&self, words: Weight) -> Weight {
         match self.base.shape.tied {
-            true => self.hooks.weight(VOCABULARY, Weight::Dense(words)).dense(),
-            false => self.weight(VOCABULARY).dense(),
+            true => self.hooks.weight(VOCABULARY, words),
+            false => self.weight(VOCABULARY),
         }
     }
 
     /// The word table of the decoder behind an encoder: the encoder's `words`, if it has none of its own.
-    pub(crate) fn decoder_words(&self, words: &Tensor<2>) -> Tensor<2> {
+    pub(crate) fn decoder_words(&self, words: &Weight) -> Weight {
         match self.base.weights.get(&DECODER_WORDS) {
-            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()).dense(),
+            Some(own) => self.hooks.weight(DECODER_WORDS, own.clone()),
             None => words.clone(),
         }
     }
 
     /// Rows of a table, inside the hook `rows`.
-    pub(crate) fn rows(&self, site: Site, table: &Tensor<2>, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+    pub(crate) fn rows(&self, site: Site, table: &Weight, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
         let lookup = Lookup { table, ids, padding };
-        self.hooks.rows(site, &lookup, lookup.of(table.clone()))
+        self.hooks.rows(site, &lookup, lookup.rows())
     }
 
     /// Dropout with probability `p`, while training; `place` tells it from every other.
     pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: impl Display) -> Tensor<D> {
-        match &self.batch.noise {
-            Some(noise) => noise.dropout(x, p, &place.to_string()),
+        match self.drops(p, place) {
+            Some(drops) => drops.of(x),
             None => x,
         }
+    }
+
+    /// What [`dropout`](Self::dropout) does there.
+    pub fn drops(&self, p: f64, place: impl Display) -> Option<Drops> {
+        self.batch.noise.as_ref().and_then(|noise| noise.drops(p, &place.to_string()))
     }
 
     /// x + f(x), with `f` a sub-layer inside its hook.
@@ -100,7 +139,7 @@ impl Frame<'_> {
     /// by the root of the heads' width, if they are to be.
     pub(crate) fn attend(&self, site: Site, attention: Attention, scaled: bool) -> Tensor<3> {
         let p = self.base.shape.attention_dropout;
-        let attend = |a: Attention| a.context(scaled, |weights| self.dropout(weights, p, site));
+        let attend = |a: Attention| a.context(scaled, self.drops(p, site));
         joined(self.hooks.attend(site, attention, &attend))
     }
 

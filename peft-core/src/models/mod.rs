@@ -15,9 +15,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use cache::Cache;
+pub(crate) use family::Beside;
 pub use frame::Frame;
 use hashes::Hashes;
 
+use crate::recompute::untracked;
 use crate::{
     Batch, Compute, Error, Example, Hooks, Label, Packed, Part, Place, Purpose, Result, Shape, Site, Slot, Stack,
     Weight, random::Random,
@@ -45,7 +47,7 @@ pub struct Base {
 pub enum Stored {
     /// As files hold it, linear maps as `[out, in]`.
     Data(TensorData),
-    /// The matrix of a linear map, packed.
+    /// The matrix of a linear map, or a table, packed.
     Packed(Arc<dyn Packed>),
 }
 
@@ -65,7 +67,7 @@ pub struct Hidden {
     /// The pooler's output, `[batch, hidden]`, if the model has one.
     pub pooled: Option<Tensor<2>>,
     /// What makes logits over words, `[vocab, hidden]`, as this run used it: the word table, or the model's own for that.
-    pub words: Tensor<2>,
+    pub words: Weight,
 }
 
 impl Hidden {
@@ -96,7 +98,8 @@ impl Base {
         for place in base.shape.clone().places() {
             match tensor(&place)?.into() {
                 Stored::Data(data) => base.set(&place, data),
-                Stored::Packed(w) => base = base.with_weight(place.site, Weight::Packed(w)),
+                Stored::Packed(w) if place.transposed => base = base.with_weight(place.site, Weight::Packed(w)),
+                Stored::Packed(w) => base = base.with_weight(place.site, Weight::Table(w)),
             }
         }
         Ok(base)
@@ -146,7 +149,7 @@ impl Base {
     pub fn kernel(&self) -> &'static str {
         #[cfg(feature = "flex")]
         {
-            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_)));
+            let packed = self.weights.values().any(|w| matches!(w, Weight::Packed(_) | Weight::Table(_)));
             if self.device == Device::flex() && (packed || self.compute == Compute::Bf16) {
                 return crate::kernels::Kernel::best().name(self.compute);
             }
@@ -354,7 +357,7 @@ impl Base {
 
     /// A forward of a batch with `hooks` at its seams, before its first step.
     pub fn frame<'a>(&'a self, batch: &'a Batch, hooks: &'a dyn Hooks) -> Frame<'a> {
-        Frame { base: self, hooks, batch }
+        Frame { base: self, hooks, batch, recorder: None }
     }
 
     /// Runs a batch through the frozen layers with `hooks` at their seams.
@@ -362,15 +365,39 @@ impl Base {
         let frame = self.frame(batch, hooks);
         family::forward(&frame)
     }
+
+    /// The same base by the same values, of which none is tracked, as copies that are trained are.
+    pub(crate) fn without_gradients(&self) -> Self {
+        let weight = |w: &Weight| match w {
+            Weight::Dense(w) => Weight::Dense(untracked(w.clone())),
+            packed => packed.clone(),
+        };
+        let weights = self.weights.iter().map(|(site, w)| (*site, weight(w))).collect();
+        let vectors = self.vectors.iter().map(|(place, v)| (*place, untracked(v.clone()))).collect();
+        Base { weights, vectors, ..self.clone() }
+    }
 }
 
-/// What [`Base::random`] has at a place.
+/// What [`Base::random`] has at a place, drawn by all threads of the machine.
 pub(crate) fn random(place: &Place, seed: u64) -> TensorData {
-    let mut random = Random::new(seed, &place.name);
-    let value = |_| match place.slot {
-        Slot::Weight => (random.normal() * 0.02) as f32,
-        Slot::Bias => 0.0,
-        Slot::Gain => 1.0,
-    };
-    TensorData::new((0..place.count()).map(value).collect(), place.file_dims())
+    // Fewer are drawn before a thread has started.
+    const LEAST: usize = 1 << 18;
+    let mut values = vec![if place.slot == Slot::Gain { 1.0 } else { 0.0 }; place.count()];
+    if place.slot == Slot::Weight {
+        let random = Random::new(seed, &place.name);
+        let draw = &|start: usize, values: &mut [f32]| {
+            // A normal number takes two.
+            let mut random = random.clone().after(2 * start);
+            values.iter_mut().for_each(|x| *x = (random.normal() * 0.02) as f32);
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = values.len().div_ceil(threads).max(LEAST);
+        std::thread::scope(|scope| {
+            let mut pieces = values.chunks_mut(each).enumerate();
+            let first = pieces.next();
+            pieces.for_each(|(i, values)| drop(scope.spawn(move || draw(i * each, values))));
+            first.into_iter().for_each(|(_, values)| draw(0, values));
+        });
+    }
+    TensorData::new(values, place.file_dims())
 }

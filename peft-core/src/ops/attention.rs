@@ -2,6 +2,8 @@
 
 use burn::tensor::{Bool, Int, Tensor, activation};
 
+use super::Drops;
+
 /// One attention: split into heads, before the scores.
 #[derive(Clone, Debug)]
 pub struct Attention {
@@ -24,14 +26,34 @@ pub struct Mask {
     pub padding: Option<Tensor<2, Bool>>,
     /// In a decoder, by how much the first query comes after the first key: query i sees key j if j <= i + causal.
     pub causal: Option<usize>,
-    /// Added to the scores, `[1, heads, queries, keys]`: T5's relative positions.
+    /// Added to the scores, `[1, heads, queries, keys]`, or of each sequence its own: T5's relative positions.
     pub bias: Option<Tensor<4>>,
 }
 
 impl Attention {
     /// The values summed by the softmax of the scores, `[batch, heads, tokens, head width]`. Scores are divided by the root of the heads'
-    /// width, if they are to be; `dropout` is that of the softmax.
-    pub fn context(self, scaled: bool, dropout: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    /// width, if they are to be; `drops` is the dropout of the softmax.
+    pub fn context(self, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
+        if let Some(drops) = &drops {
+            drops.check(self.query.dims()[0]);
+        }
+        #[cfg(feature = "flex")]
+        if self.is_fused() {
+            return crate::fused::attention(self, scaled, drops);
+        }
+        self.composed(scaled, drops)
+    }
+
+    /// One query has the products of a vector, and a bias of one sequence alone is not for the others.
+    #[cfg(feature = "flex")]
+    fn is_fused(&self) -> bool {
+        let [_, heads, rows, _] = self.query.dims();
+        rows > 1
+            && [&self.query, &self.key, &self.value].into_iter().all(crate::fused::is_for)
+            && self.mask.bias.as_ref().is_none_or(|bias| bias.dims()[..3] == [1, heads, rows])
+    }
+
+    fn composed(self, scaled: bool, drops: Option<Drops>) -> Tensor<4> {
         let [batch, heads, rows, width] = self.query.dims();
         // Heads that share keys and values read the same ones; copies of them would cost more than the product.
         let own = self.key.dims()[1];
@@ -45,7 +67,8 @@ impl Attention {
         };
         let scores = product(self.query, self.key.swap_dims(2, 3));
         let scores = if scaled { scores.div_scalar((width as f64).sqrt()) } else { scores };
-        product(dropout(activation::softmax(self.mask.apply(scores), 3)), self.value)
+        let weights = activation::softmax(self.mask.apply(scores), 3);
+        product(drops.iter().fold(weights, |weights, drops| drops.of(weights)), self.value)
     }
 }
 
@@ -87,19 +110,9 @@ impl Mask {
         let dims = scores.dims();
         let [_, _, queries, keys] = dims;
         let unseen = f32::MIN / 2.0;
-        let mut scores = match &self.bias {
+        let mut scores = match self.bias_of(keys) {
             None => scores,
-            Some(bias) => {
-                let [_, heads, _, columns] = bias.dims();
-                scores
-                    + match columns >= keys {
-                        true => bias.clone().narrow(3, columns - keys, keys),
-                        false => {
-                            let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
-                            Tensor::cat(vec![front, bias.clone()], 3)
-                        }
-                    }
-            }
+            Some(bias) => scores + bias,
         };
         if let Some(padding) = &self.padding {
             scores = scores.mask_fill(padding.clone().unsqueeze_dims::<4>(&[1, 1]).expand(dims), unseen);
@@ -114,5 +127,16 @@ impl Mask {
             }
             _ => scores,
         }
+    }
+
+    /// The bias for so many keys.
+    pub(crate) fn bias_of(&self, keys: usize) -> Option<Tensor<4>> {
+        let bias = self.bias.clone()?;
+        let [_, heads, queries, columns] = bias.dims();
+        if columns >= keys {
+            return Some(bias.narrow(3, columns - keys, keys));
+        }
+        let front = Tensor::zeros([1, heads, queries, keys - columns], &bias.device());
+        Some(Tensor::cat(vec![front, bias], 3))
     }
 }

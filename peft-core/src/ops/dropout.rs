@@ -1,9 +1,11 @@
 //! Dropout as a function of what a number is, not of where it lies.
 
+use std::sync::Arc;
+
 use burn::tensor::{Int, IntDType, Tensor, TensorData};
 
 use crate::device::is_host;
-use crate::random::{MIX, MIX_END, Noise, hash, mix};
+use crate::random::{MIX, MIX_END, Noise, Samples, hash, mix};
 
 impl Noise {
     /// Drops numbers of `x` with probability `p` and scales the others by `1 / (1 - p)`. The first dimension of `x` is the
@@ -12,44 +14,108 @@ impl Noise {
     /// # Panics
     /// If the batch of `x` is not as large as `samples`.
     pub fn dropout<const D: usize>(&self, x: Tensor<D>, p: f64, place: &str) -> Tensor<D> {
-        let dims = x.dims();
-        if p == 0.0 {
-            return x;
+        match self.drops(p, place) {
+            Some(drops) => drops.of(x),
+            None => x,
         }
-        assert_eq!(dims[0], self.samples.len(), "a batch of another size at {place}");
-        let key = mix(self.seed ^ mix(self.step ^ hash(place)));
-        let (least, scale) = ((p * f64::from(u32::MAX)) as u32, (1.0 / (1.0 - p)) as f32);
-        let device = x.device().inner();
-        // What the host keeps itself is not sent.
-        if !is_host(&device) && device.supports_dtype(WIDE) {
-            return x * on_device(self.samples.on(&device), key, dims, least, scale);
-        }
-        x * Tensor::<D>::from_data(TensorData::new(self.on_host(key, dims, least, scale), dims), &device)
     }
 
-    /// The factor of each number.
-    fn on_host<const D: usize>(&self, key: u64, dims: [usize; D], least: u32, scale: f32) -> Vec<f32> {
-        let (channels, rows) = (dims[D - 1], dims[1..D - 1].iter().product::<usize>());
-        // Rows are named by their coordinates, 16 bits each, so that a longer dimension does not rename them.
-        let row_name = |mut row: usize| {
-            (1..D - 1).rev().enumerate().fold(0u32, |name, (i, d)| {
-                let coordinate = row % dims[d];
-                row /= dims[d];
-                name | (coordinate as u32) << (16 * i as u32)
-            })
-        };
-        let mut kept = Vec::with_capacity(dims[0] * rows * channels);
-        for sample in self.samples.iter() {
-            let sample_key = mix(key ^ u64::from(*sample));
-            for row in 0..rows {
-                let row_key = mix32(sample_key as u32 ^ mix32((sample_key >> 32) as u32 ^ row_name(row)));
-                kept.extend(
-                    (0..channels as u32).map(|c| if mix32(row_key.wrapping_add(c)) >= least { scale } else { 0.0 }),
-                );
+    /// What [`dropout`](Self::dropout) does there; nothing if no number can be dropped.
+    pub fn drops(&self, p: f64, place: &str) -> Option<Drops> {
+        (p != 0.0).then(|| Drops {
+            key: mix(self.seed ^ mix(self.step ^ hash(place))),
+            least: (p * f64::from(u32::MAX)) as u32,
+            scale: (1.0 / (1.0 - p)) as f32,
+            samples: self.samples.clone(),
+            place: place.into(),
+        })
+    }
+}
+
+/// The dropout of one place in one forward.
+#[derive(Clone, Debug)]
+pub struct Drops {
+    key: u64,
+    /// A number is kept where its random bits are no less.
+    least: u32,
+    /// Of those that are kept.
+    scale: f32,
+    samples: Samples,
+    place: Arc<str>,
+}
+
+impl Drops {
+    /// A tensor, `[batch, .., channel]`, in which numbers are dropped.
+    ///
+    /// # Panics
+    /// If its batch is not that of the forward.
+    pub fn of<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.check(x.dims()[0]);
+        #[cfg(feature = "flex")]
+        if crate::fused::is_for(&x) {
+            return crate::fused::dropout(self, x);
+        }
+        self.composed(x)
+    }
+
+    fn composed<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (dims, device) = (x.dims(), x.device().inner());
+        // What the host keeps itself is not sent.
+        if !is_host(&device) && device.supports_dtype(WIDE) {
+            return x * on_device(self.samples.on(&device), self.key, dims, self.least, self.scale);
+        }
+        let mut kept = vec![1.0; dims.iter().product()];
+        self.each_row(&dims, |row, key| {
+            let row = &mut kept[row * dims[D - 1]..][..dims[D - 1]];
+            row.iter_mut().enumerate().for_each(|(c, x)| *x *= self.factor(key, c as u32));
+        });
+        x * Tensor::<D>::from_data(TensorData::new(kept, dims), &device)
+    }
+
+    /// # Panics
+    /// If a batch is not that of the forward.
+    pub(crate) fn check(&self, batch: usize) {
+        assert_eq!(batch, self.samples.len(), "a batch of another size at {}", self.place);
+    }
+
+    /// Calls `row` with the number and the key of each row of a tensor.
+    pub(crate) fn each_row(&self, dims: &[usize], mut row: impl FnMut(usize, u32)) {
+        let positions = &dims[1..dims.len() - 1];
+        let rows: usize = positions.iter().product();
+        for sample in 0..dims[0] {
+            let sample_key = self.sample_key(sample);
+            for position in 0..rows {
+                let mut rest = position;
+                let coordinates = positions.iter().rev().map(|dim| {
+                    let coordinate = rest % dim;
+                    rest /= dim;
+                    coordinate
+                });
+                row(sample * rows + position, row_key(sample_key, coordinates));
             }
         }
-        kept
     }
+
+    /// The key of a row of a sample of the batch, by its coordinates.
+    pub(crate) fn row_key(&self, sample: usize, coordinates: &[usize]) -> u32 {
+        row_key(self.sample_key(sample), coordinates.iter().rev().copied())
+    }
+
+    fn sample_key(&self, sample: usize) -> u64 {
+        mix(self.key ^ u64::from(self.samples[sample]))
+    }
+
+    /// What a channel of a row is multiplied by.
+    #[inline(always)]
+    pub(crate) fn factor(&self, row_key: u32, channel: u32) -> f32 {
+        if mix32(row_key.wrapping_add(channel)) >= self.least { self.scale } else { 0.0 }
+    }
+}
+
+/// Rows are named by their coordinates, the last first, 16 bits each, so that a longer dimension does not rename them.
+fn row_key(sample_key: u64, coordinates: impl Iterator<Item = usize>) -> u32 {
+    let name = coordinates.enumerate().fold(0, |name, (i, coordinate)| name | (coordinate as u32) << (16 * i as u32));
+    mix32(sample_key as u32 ^ mix32((sample_key >> 32) as u32 ^ name))
 }
 
 /// A finalizer with full avalanche in 32 bits (Wellons' lowbias32), which vectorizes.
@@ -113,7 +179,7 @@ fn shifted<const D: usize>(x: &Tensor<D, Int>, by: u32, bits: u32) -> Tensor<D, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::{Random, Samples};
+    use crate::random::Random;
     use crate::testing::device;
     use crate::transfer::counted;
 
@@ -125,11 +191,16 @@ mod tests {
             let samples: Samples = (0..dims[0]).map(|_| random.below(1 << 20) as u32).collect();
             let noise = Noise { seed: random.bits(), step: random.bits(), samples };
             for p in [0.1, 0.5, 0.9] {
-                let (key, least) = (random.bits(), (p * f64::from(u32::MAX)) as u32);
-                let host = noise.on_host(key, dims, least, 1.5);
-                let found = on_device::<D>(noise.samples.on(&device()), key, dims, least, 1.5).into_data();
-                assert_eq!(found, TensorData::new(host.clone(), dims), "{dims:?}, p = {p}");
-                assert!(host.contains(&0.0) && host.contains(&1.5), "{dims:?}, p = {p}");
+                let drops = noise.drops(p, &random.bits().to_string()).unwrap();
+                let ones = Tensor::<D>::ones(dims, &device());
+                let (key, least, scale) = (drops.key, drops.least, drops.scale);
+                let found = on_device::<D>(noise.samples.on(&device()), key, dims, least, scale).into_data();
+                for host in [drops.composed(ones.clone()), drops.of(ones)] {
+                    let host = host.into_data();
+                    assert_eq!(found, host, "{dims:?}, p = {p}");
+                    let host = host.as_slice::<f32>().unwrap();
+                    assert!(host.contains(&0.0) && host.contains(&scale), "{dims:?}, p = {p}");
+                }
             }
         }
         check([7, 96], 1);

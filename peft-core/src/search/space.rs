@@ -163,6 +163,9 @@ impl Kind {
                     Value::Array(_) if twice => return Err(Error::config(key, "twice", "one choice, or a value")),
                     other => return Err(Error::config(key, other, "a list of values, one at least")),
                 };
+                if let Some(again) = (1..values.len()).find(|i| values[..*i].contains(&values[*i])) {
+                    return Err(Error::config(key, format!("{} twice", values[again]), "each value once"));
+                }
                 let member = |value| Dimension {
                     key: key.clone(),
                     values: vec![false.into(), true.into()],
@@ -235,7 +238,9 @@ mod tests {
             (json!({"choices": {"r": 8}}), ["r", "8", "list"]),
             (json!({"choices": {"r": []}}), ["r", "[]", "one at least"]),
             (json!({"r": 8, "choices": {"r": [1]}}), ["r", "twice", "one choice"]),
-            (json!({"subsets": {"r": vec![1; 70]}}), ["space", "too many", "fewer"]),
+            (json!({"subsets": {"r": (0..70).collect::<Vec<_>>()}}), ["space", "too many", "fewer"]),
+            (json!({"choices": {"r": [4, 2, 4]}}), ["r", "4 twice", "once"]),
+            (json!({"subsets": {"layers": [0, 1, 1]}}), ["layers", "1 twice", "once"]),
         ] {
             let message = Space::new(&value).unwrap_err().to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{message}");

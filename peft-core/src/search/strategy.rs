@@ -207,28 +207,26 @@ impl Search<'_> {
 
     /// How many trials have a ninth, a third and all of the training.
     fn rungs(&self) -> [usize; 3] {
-        let [most, some] = [9, 3].map(|share| self.budget * share / 13);
+        let [most, some] = [9, 3].map(|share| (self.budget as u128 * share / 13) as usize);
         [most, some, self.budget - most - some]
     }
 
     fn promoted(&self, trials: &[Trial], random: &mut Random) -> Option<Proposal> {
-        let (mut before, mut rung) = (0, 0);
-        for (i, size) in self.rungs().into_iter().enumerate() {
-            rung = i;
-            if trials.len() < before + size {
-                break;
-            }
-            before += size;
-        }
         let effort = |rung: usize| 3f64.powi(rung as i32 - 2);
-        let tried = tried(trials, effort(rung));
-        let lower = trials.iter().filter(|trial| rung > 0 && trial.proposal.effort == effort(rung - 1));
-        let open = lower.filter(|trial| trial.score.is_some() && !tried.contains(&trial.proposal.point));
         let better = |a: &&Trial, b: &&Trial| a.score.partial_cmp(&b.score).unwrap_or(std::cmp::Ordering::Equal);
-        // Of equal ones the first.
-        let best = open.rev().max_by(better).map(|trial| trial.proposal.point.clone());
-        let point = best.or_else(|| self.untried(trials, effort(rung), random))?;
-        Some(Proposal { point, effort: effort(rung) })
+        // A space with fewer points than a rung has them all in it.
+        self.rungs().into_iter().enumerate().find_map(|(rung, size)| {
+            let tried = tried(trials, effort(rung));
+            if tried.len() >= size {
+                return None;
+            }
+            let lower = trials.iter().filter(|trial| rung > 0 && trial.proposal.effort == effort(rung - 1));
+            let open = lower.filter(|trial| trial.score.is_some() && !tried.contains(&trial.proposal.point));
+            // Of equal ones the first.
+            let best = open.rev().max_by(better).map(|trial| trial.proposal.point.clone());
+            let point = best.or_else(|| self.untried(trials, effort(rung), random))?;
+            Some(Proposal { point, effort: effort(rung) })
+        })
     }
 }
 
@@ -320,15 +318,18 @@ mod tests {
     #[test]
     fn a_space_that_is_used_up_ends_the_search() {
         let space = Space::new(&json!({"choices": {"a": [1, 2, 3], "b": [1, 2]}})).unwrap();
-        for strategy in [Strategy::Random, Strategy::Bayes, Strategy::Greedy] {
+        // Halving has all five with a ninth of the training, then those that its budget has room for.
+        let most = ALL.map(|strategy| (strategy, usize::MAX, if strategy == Strategy::Halving { 15 } else { 5 }));
+        let some = ALL.map(|strategy| (strategy, 20, if strategy == Strategy::Halving { 12 } else { 5 }));
+        for (strategy, budget, expected) in most.into_iter().chain(some) {
             let numbers = |point: &Point| (point.places != [2, 1]).then(|| 1 + point.places[0]);
-            let search = Search { space: &space, strategy, budget: 20, seed: 1, numbers: &numbers };
+            let search = Search { space: &space, strategy, budget, seed: 1, numbers: &numbers };
             let mut trials = vec![];
             while let Some(proposal) = search.next(&trials) {
                 let numbers = numbers(&proposal.point).unwrap();
                 trials.push(Trial { score: Some(proposal.point.places[1] as f64), proposal, numbers });
             }
-            assert_eq!(trials.len(), 5, "{strategy:?}");
+            assert_eq!(trials.len(), expected, "{strategy:?} {budget}");
         }
     }
 

@@ -173,7 +173,7 @@ pub fn loss(hidden: Hidden) -> Tensor<1> {
         (x * weights).mean()
     };
     let pooled = hidden.pooled.map(|p| weigh(p.unsqueeze_dim(1), "pooled"));
-    let seen = weigh(hidden.states, "states") + weigh(hidden.words.unsqueeze(), "words");
+    let seen = weigh(hidden.states, "states") + weigh(hidden.words.dense().unsqueeze(), "words");
     pooled.map_or(seen.clone(), |p| p + seen)
 }
 

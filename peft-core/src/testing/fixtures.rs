@@ -78,16 +78,21 @@ pub fn batch(base: &Base) -> Batch {
 
 /// The module with a random number of standard deviation 0.3 added to every trainable element.
 pub fn randomized<M: Module>(module: &M, seed: u64) -> M {
-    struct Add(u64);
+    randomized_by(module, seed, 0.3)
+}
+
+/// The same with this standard deviation.
+pub fn randomized_by<M: Module>(module: &M, seed: u64, deviation: f64) -> M {
+    struct Add(u64, f64);
     impl Rewrite for Add {
         fn tensor<const D: usize>(&mut self, name: &str, t: Tensor<D>) -> Tensor<D> {
             if !t.is_require_grad() {
                 return t;
             }
             let plain = t.clone().inner();
-            let moved = plain.clone() + Random::new(self.0, name).normal_tensor(plain.dims(), 0.3, &plain.device());
+            let moved = plain.clone() + Random::new(self.0, name).normal_tensor(plain.dims(), self.1, &plain.device());
             Tensor::from_inner(moved).require_grad()
         }
     }
-    view(module, &mut Add(seed))
+    view(module, &mut Add(seed, deviation))
 }

@@ -10,7 +10,9 @@ pub mod tolerances;
 mod views;
 mod warned;
 
+#[cfg(feature = "flex")]
+pub use crate::fused::composed;
 pub use equivalence::{assert_close, difference, states};
-pub use fixtures::{base, batch, device, examples, randomized};
+pub use fixtures::{base, batch, device, examples, randomized, randomized_by};
 pub use views::a_view_is_as_by_hooks;
 pub use warned::warnings;

@@ -144,6 +144,7 @@ impl Store {
     /// Saves the state of a run, and removes all checkpoints but the last two.
     pub(super) fn save<T: Procedure>(&mut self, run: &Run<T>, best: &Best) -> Result<()> {
         let states = run.optim.save(&run.trained);
+        run.optim.check()?;
         let scalars = states.scalars.into_iter().map(|(name, scalar)| (name, scalar.into())).collect();
         let state = State { step: run.step, run: self.run.clone(), best: best.clone(), scalars };
         let json = |value: serde_json::Result<Vec<u8>>| value.unwrap_or_else(|e| unreachable!("plain data: {e}"));
@@ -256,9 +257,10 @@ fn read(path: &Path) -> Result<BTreeMap<String, TensorData>> {
     let file = Checkpoint::open_file(path)?;
     let tensor = |name: &str| {
         let dims = file.shape(name).unwrap_or_default().to_vec();
-        let data = match file.entry(name).is_some_and(|entry| entry.dtype == "I64") {
-            true => file.read_indices(name, &dims)?,
-            false => file.read_f32(name, &dims)?,
+        let data = match file.entry(name).map(|entry| entry.dtype.as_str()) {
+            Some("I64") => file.read_indices(name, &dims)?,
+            Some("U8") => TensorData::new(file.bytes(name)?, dims),
+            _ => file.read_f32(name, &dims)?,
         };
         Ok((name.to_string(), data))
     };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Optim, Pages, Paging};
 use crate::random::Random;
 use crate::{Error, Result};
 
@@ -40,15 +41,64 @@ impl Schedule {
 
 /// The update rule, by the names of transformers' `optim`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
 pub enum Rule {
     /// AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101).
     #[default]
-    #[serde(rename = "adamw_torch")]
     AdamW,
+    /// The same, whose states are in a file as far as memory is to hold no more of them, see [`TrainConfig::paging`].
+    PagedAdamW,
     /// Adafactor (Shazeer and Stern, 2018, arXiv:1804.04235) with the learning rate as given: neither relative steps nor
     /// scaling by the parameter, as transformers' `Trainer` uses it.
-    #[serde(rename = "adafactor")]
     Adafactor,
+    /// One of another crate.
+    Other(OtherRule),
+}
+
+/// A rule of another crate.
+#[derive(Clone, Copy, Debug)]
+pub struct OtherRule {
+    /// Its name.
+    pub name: &'static str,
+    /// Builds it, by the settings of a run, this weight decay, and pages for states that may lie in a file.
+    pub build: fn(&TrainConfig, f64, &Pages) -> Optim,
+}
+
+impl PartialEq for OtherRule {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for OtherRule {}
+
+impl Rule {
+    const OWN: [Rule; 3] = [Rule::AdamW, Rule::PagedAdamW, Rule::Adafactor];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::AdamW => "adamw_torch",
+            Rule::PagedAdamW => "paged_adamw_32bit",
+            Rule::Adafactor => "adafactor",
+            Rule::Other(other) => other.name,
+        }
+    }
+}
+
+impl From<Rule> for &'static str {
+    fn from(rule: Rule) -> Self {
+        rule.name()
+    }
+}
+
+impl TryFrom<String> for Rule {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        let known = || Rule::OWN.map(Rule::name).join(", ");
+        Rule::OWN.into_iter().find(|rule| rule.name() == name).ok_or_else(|| Error::config("optim", &name, known()))
+    }
 }
 
 /// How long a run is.
@@ -75,6 +125,9 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// The update rule.
     pub optim: Rule,
+    /// Where states of a paged rule lie for which memory has no room. No bit of the result depends on it.
+    #[serde(skip)]
+    pub paging: Paging,
     /// Decoupled weight decay, on every trainable tensor (transformers' `Trainer` leaves out biases and normalizations).
     pub weight_decay: f64,
     /// AdamW's decay of the first moment.
@@ -111,6 +164,9 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Rows (tokens and padding) of a micro-batch.
     pub micro_rows: usize,
+    /// Whether backward computes each layer again instead of keeping all of its forward: more work for less memory. The gradients are
+    /// the same up to the order of some sums.
+    pub gradient_checkpointing: bool,
     /// Dropout probability of the base and head; the model's own if absent.
     pub dropout: Option<f64>,
     /// Tokens to which texts are cut.
@@ -125,6 +181,7 @@ impl Default for TrainConfig {
             batch_size: 32,
             gradient_accumulation_steps: 1,
             optim: Rule::AdamW,
+            paging: Paging::default(),
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
@@ -142,6 +199,7 @@ impl Default for TrainConfig {
             early_stopping_patience: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             micro_rows: 256,
+            gradient_checkpointing: false,
             dropout: None,
             max_length: 128,
         }

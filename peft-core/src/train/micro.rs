@@ -12,8 +12,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::Slots;
-use super::config::check_threads;
+use super::slots::{Slots, pools};
 use crate::threads::spread;
 use crate::transfer::{self, Transfers, counted};
 use crate::view::{Visit, visit};
@@ -42,14 +41,6 @@ pub fn lengths(examples: &[&Example]) -> Vec<usize> {
         _ => 0,
     };
     examples.iter().map(|e| e.ids.len().max(written(&e.label))).collect()
-}
-
-/// This many pools of one thread each.
-pub(super) fn pools(threads: usize) -> Result<Vec<ThreadPool>> {
-    check_threads("threads", threads)?;
-    let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
-    let pools = (0..threads).map(pool).collect::<Result<_, _>>();
-    pools.map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
 }
 
 /// Threads that each run whole pieces. The tensor library's own parallelism is off inside them: a pool of one thread each.

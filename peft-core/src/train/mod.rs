@@ -2,6 +2,7 @@
 
 mod importance;
 mod optim;
+mod pages;
 mod probe;
 mod procedure;
 
@@ -35,15 +36,16 @@ mod views;
 
 #[cfg(feature = "train")]
 pub use checkpoint::Checkpoints;
-pub use config::{Length, Rule, Schedule, TrainConfig, check_threads};
+pub use config::{Length, OtherRule, Rule, Schedule, TrainConfig, check_threads};
 #[cfg(feature = "train")]
 pub use entities::entity_scores;
 pub use importance::largest;
 #[cfg(feature = "train")]
 pub use micro::Workers;
 pub use optim::Optim;
+pub use pages::{Paged, PagedState, Pages, Paging};
 #[cfg(feature = "train")]
-pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, measure, predict};
+pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, farthest, measure, predict};
 pub use probe::Probe;
 pub use procedure::{Phase, Procedure};
 #[cfg(feature = "train")]

@@ -9,8 +9,11 @@ use burn::optim::{AdafactorConfig, AdamWConfig};
 use burn::optim::{DynOptimizer, DynState, GradientsParams, Optimizer, StateSink, StateSource};
 use burn::tensor::{Device, Tensor};
 
+use super::Pages;
 #[cfg(feature = "train")]
-use super::{Rule, TrainConfig};
+use super::{Paged, Rule, TrainConfig};
+#[cfg(feature = "train")]
+use crate::Result;
 use crate::view::{Visit, visit};
 
 /// An optimizer and its states.
@@ -20,6 +23,7 @@ pub struct Optim {
     /// The same without weight decay.
     undecayed: Arc<dyn DynOptimizer>,
     states: BTreeMap<ParamId, DynState>,
+    pages: Pages,
 }
 
 /// How a parameter is updated.
@@ -34,26 +38,36 @@ impl Optim {
     /// Without states yet.
     pub fn new(rule: impl Optimizer) -> Self {
         let rule: Arc<dyn DynOptimizer> = Arc::new(rule);
-        Optim { undecayed: rule.clone(), rule, states: BTreeMap::new() }
+        Optim { undecayed: rule.clone(), rule, states: BTreeMap::new(), pages: Pages::default() }
     }
 
     /// The rule that the settings of a run name, without states yet.
     #[cfg(feature = "train")]
     pub(crate) fn of(config: &TrainConfig) -> Self {
+        let pages = Pages::new(config.paging.clone());
+        let adamw = |weight_decay: f64| {
+            let adamw = AdamWConfig::new()
+                .with_beta_1(config.adam_beta1 as f32)
+                .with_beta_2(config.adam_beta2 as f32)
+                .with_epsilon(config.adam_epsilon as f32);
+            adamw.with_weight_decay(weight_decay as f32).build()
+        };
         let rule = |weight_decay: f64| match config.optim {
-            Rule::AdamW => {
-                let adamw = AdamWConfig::new()
-                    .with_beta_1(config.adam_beta1 as f32)
-                    .with_beta_2(config.adam_beta2 as f32)
-                    .with_epsilon(config.adam_epsilon as f32);
-                Optim::new(adamw.with_weight_decay(weight_decay as f32).build())
-            }
+            Rule::AdamW => Optim::new(adamw(weight_decay)),
+            Rule::PagedAdamW => Optim::new(Paged::new(adamw(weight_decay), &pages)),
+            Rule::Other(rule) => (rule.build)(config, weight_decay, &pages),
             Rule::Adafactor => {
                 let adafactor = AdafactorConfig::new().with_relative_step(false).with_scale_parameter(false);
                 Optim::new(adafactor.with_weight_decay(weight_decay as f32).build())
             }
         };
-        Optim { undecayed: rule(0.0).rule, ..rule(config.weight_decay) }
+        Optim { undecayed: rule(0.0).rule, pages: pages.clone(), ..rule(config.weight_decay) }
+    }
+
+    /// What has gone wrong with its states.
+    #[cfg(feature = "train")]
+    pub(crate) fn check(&self) -> Result<()> {
+        self.pages.check()
     }
 
     /// One step on every parameter that has a gradient; `lr` is asked by the parameter's name.

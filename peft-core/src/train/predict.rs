@@ -26,6 +26,14 @@ pub struct Logits {
     pub dims: Vec<usize>,
 }
 
+/// The largest difference of a logit, NaN if one is NaN.
+pub fn farthest(some: &[Logits], others: &[Logits]) -> f32 {
+    let both = some.iter().zip(others).flat_map(|(a, b)| a.values.iter().zip(&b.values));
+    let differences = both.map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() });
+    // A maximum of floating-point numbers passes over NaN.
+    differences.fold(0.0, |most, one| if one > most || one.is_nan() { one } else { most })
+}
+
 /// The logits of each example, in order. Every example is run alone, so that its bits depend on nothing else.
 pub fn predict<T: Tuner>(
     base: &Base,
@@ -311,4 +319,26 @@ fn cross_entropy(logits: &[f32], gold: usize) -> f64 {
 
 fn mean(values: impl Iterator<Item = f64>, n: usize) -> f64 {
     values.sum::<f64>() / n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_as_far_as_can_be() {
+        let logits = |values: [f32; 3]| [Logits { values: values.to_vec(), dims: vec![3] }];
+        let own = logits([1.0, -2.0, 3.0]);
+        for (other, expected) in
+            [([1.0, -2.0, 3.0], 0.0), ([1.5, -5.0, 3.0], 3.0), ([1.0, f32::INFINITY, 2.0], f32::INFINITY)]
+        {
+            assert_eq!(farthest(&own, &logits(other)), expected);
+        }
+        for place in 0..3 {
+            let mut values = [9.0, -7.0, f32::INFINITY];
+            values[place] = f32::NAN;
+            assert!(farthest(&own, &logits(values)).is_nan() && farthest(&logits(values), &own).is_nan());
+        }
+        assert_eq!(farthest(&logits([f32::INFINITY; 3]), &logits([f32::INFINITY; 3])), 0.0);
+    }
 }

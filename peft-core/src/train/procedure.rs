@@ -6,7 +6,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::{Optim, Probe};
-use crate::{Adapter, AnyTuner, Base, Readout, Result, Tuner, random::Random};
+use crate::{Adapter, AnyTuner, Base, Many, Readout, Result, Tuner, random::Random};
 
 /// A part of a run, with a learning rate schedule and an optimizer of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,10 +63,10 @@ pub trait Procedure: Tuner + Sized {
         self.parts().iter().any(|(_, part)| part.couples_samples())
     }
 
-    /// The summed loss of a piece of a batch: the head's, of one run, unless the method has its own (two routes and their divergence,
-    /// distillation).
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        readout.loss(self.logits(readout)?)
+    /// The summed loss of a piece of a batch, if it is not the head's of one run (two routes and their divergence, distillation). What it
+    /// runs by [`Readout::run`] has in place what the method is composed with.
+    fn loss(&self, _readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        Ok(None)
     }
 
     /// Added to the loss of each step, once.
@@ -126,8 +126,7 @@ fn under(prefix: &str, shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String
     named.map(|(name, dims)| (name.to_string(), dims.clone())).collect()
 }
 
-/// Two methods at once, each with its own steps: the first before the second. Their phases and losses would not go together: methods
-/// that have such are no pair.
+/// Two methods at once, each with its own steps: the first before the second. The phases and losses of both would not go together.
 impl<A: Adapter, B: Adapter> Procedure for (A, B) {
     fn prepare(self, base: &Base, data: Probe<'_>) -> Result<Self> {
         Ok((self.0.prepare(base, data)?, self.1.prepare(base, data)?))
@@ -144,6 +143,10 @@ impl<A: Adapter, B: Adapter> Procedure for (A, B) {
 
     fn couples_samples(&self) -> bool {
         self.0.couples_samples() || self.1.couples_samples()
+    }
+
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        Many::new(vec![AnyTuner::new(self.0.clone()), AnyTuner::new(self.1.clone())])?.loss(readout)
     }
 
     fn penalty(&self) -> Option<Tensor<1>> {

@@ -14,6 +14,7 @@ use super::views::{back, with_leaves};
 use super::{Optim, Phase, Probe, Procedure, TrainConfig};
 use crate::loss::targets;
 use crate::random::{Noise, Random};
+use crate::recompute::Tape;
 use crate::transfer::read_all;
 use crate::view::{Visit, shapes, visit, with_ids_from_names, with_values};
 use crate::{Base, Error, Example, Result, Trained};
@@ -67,6 +68,11 @@ impl<T: Procedure> Run<T> {
     /// Before the first step.
     pub fn new(config: &TrainConfig, base: Base, trained: Trained<T>) -> Result<Self> {
         config.check()?;
+        if config.gradient_checkpointing && trained.tuner.as_adapter().is_none() {
+            let expected =
+                "false: the method runs a network beside the base, of which nothing is kept for backward as it is";
+            return Err(Error::config("gradient_checkpointing", true, expected));
+        }
         let base = match config.dropout {
             Some(p) => base.with_dropout(p),
             None => base,
@@ -98,6 +104,7 @@ impl<T: Procedure> Run<T> {
             None => Update { rate: learning_rate, decays: true },
         };
         let trained = self.optim.update(trained, gradients, of);
+        self.optim.check()?;
         let tuner = trained.tuner.after_step(&self.base, &mut self.optim, &before.tuner, step + 1)?;
         self.trained = with_ids_from_names(Trained { tuner, head: trained.head, copies: trained.copies })?;
         self.step += 1;
@@ -184,7 +191,7 @@ impl<T: Procedure> Run<T> {
     }
 
     /// The mean loss of a batch and its gradients.
-    pub(crate) fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
+    pub fn gradients(&self, trained: &Trained<T>, batch: &[&Example]) -> Result<(f64, GradientsParams)> {
         let all = labels(batch)?;
         let count = targets(all, trained.head.ahead(self.base.shape()));
         if count == 0 {
@@ -213,8 +220,8 @@ impl<T: Procedure> Run<T> {
             let examples: Vec<&Example> = samples.iter().map(|i| batch[*i]).collect();
             let noise = noise(samples.iter().map(|i| *i as u32).collect());
             match &view {
-                Some(view) => of_piece(&self.base, view, (&examples, noise), count),
-                None => of_piece(&self.base, trained, (&examples, noise), count),
+                Some(view) => self.of_piece(view, (&examples, noise), count),
+                None => self.of_piece(trained, (&examples, noise), count),
             }
         };
         let (mut losses, mut sum) = (vec![], GradientsParams::new());
@@ -242,6 +249,26 @@ impl<T: Procedure> Run<T> {
         }
     }
 
+    /// The loss of a piece of a batch with `count` labels, and its gradients.
+    fn of_piece<U: Procedure>(
+        &self,
+        trained: &Trained<U>,
+        (examples, noise): (&[&Example], Noise),
+        count: usize,
+    ) -> Result<(Tensor<1>, GradientsParams)> {
+        // Leaves of its own: a graph that shares them with another thread's would wait for it.
+        let trained = with_leaves(trained);
+        let tape = self.config.gradient_checkpointing.then(Tape::default);
+        let batch = self.base.batch(examples)?.with_noise(noise).with_tape(tape.clone());
+        let loss = trained.objective(&self.base, &batch, &labels(examples)?)? / count as f32;
+        let value = loss.clone().inner();
+        let gradients = match tape {
+            Some(tape) => tape.backward(loss, &trained),
+            None => GradientsParams::from_grads(loss.backward(), &trained),
+        };
+        Ok((value, gradients))
+    }
+
     /// Scales gradients down to the largest allowed norm over all tensors.
     fn clip(&self, trained: &Trained<T>, gradients: GradientsParams, step: usize) -> Result<(GradientsParams, f64)> {
         let mut norm = Norm { gradients, names: vec![], squares: vec![] };
@@ -259,20 +286,6 @@ impl<T: Procedure> Run<T> {
         visit(trained, &mut scale);
         Ok((scale.gradients, length))
     }
-}
-
-/// The loss of a piece of a batch with `count` labels, and its gradients.
-fn of_piece<T: Procedure>(
-    base: &Base,
-    trained: &Trained<T>,
-    (examples, noise): (&[&Example], Noise),
-    count: usize,
-) -> Result<(Tensor<1>, GradientsParams)> {
-    // Leaves of its own: a graph that shares them with another thread's would wait for it.
-    let trained = with_leaves(trained);
-    let batch = base.batch(examples)?.with_noise(noise);
-    let loss = trained.objective(base, &batch, &labels(examples)?)? / count as f32;
-    Ok((loss.clone().inner(), GradientsParams::from_grads(loss.backward(), &trained)))
 }
 
 /// The sum of the squares of each gradient, on its device.

@@ -3,10 +3,10 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-use rayon::ThreadPool;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::micro::pools;
-use crate::Result;
+use super::config::check_threads;
+use crate::{Error, Result};
 
 /// Room for so many pieces at a time, of whichever run, each in a thread of its slot: runs that share slots hold the activations of no more
 /// pieces than one run would, nor does the allocator keep memory for more threads. Which run's piece comes next changes no bit of any.
@@ -97,4 +97,12 @@ mod tests {
         assert!(caught.is_err());
         assert_eq!(slots.hold(|| 5), 5);
     }
+}
+
+/// This many pools of one thread each.
+pub(super) fn pools(threads: usize) -> Result<Vec<ThreadPool>> {
+    check_threads("threads", threads)?;
+    let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
+    let pools = (0..threads).map(pool).collect::<Result<_, _>>();
+    pools.map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
 }

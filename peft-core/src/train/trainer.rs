@@ -16,7 +16,7 @@ use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_ids_from_names};
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Purpose, Result, Trained, Tuner};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Purpose, Result, Trained, Tuner, Wanted};
 
 /// Follows a run.
 pub trait Observer {
@@ -145,16 +145,17 @@ impl Trainer {
             (_, Some(outputs)) => Ok(Head::classifier(&model.base, outputs, self.config.seed)),
             (_, None) => Err(Error::config("labels", "words", "classes or values: the model has no head for words")),
         };
-        let own = match (data.purpose()?, data.outputs()?) {
-            (Purpose::Texts, Some(outputs)) => {
-                method.head(model.head_for(Purpose::Words), &model.base, outputs, self.config.seed)?
-            }
-            _ => None,
-        };
-        match method.head_from(&model.base).or(own) {
+        match self.method_head(model, method, data)? {
             Some(head) => head.of_task(task).cloned(),
             None => self.own_head(model, data)?.map_or_else(fresh, Ok),
         }
+    }
+
+    /// The head that the method begins with, see [`Method::head`](crate::Method::head).
+    pub fn method_head(&self, model: &Pretrained, method: &AnyMethod, data: &Dataset) -> Result<Option<Head>> {
+        let outputs = if data.purpose()? == Purpose::Texts { data.outputs()? } else { None };
+        let wanted = Wanted { outputs, words: model.head_for(Purpose::Words) };
+        method.head(&wanted, &model.base, self.config.seed)
     }
 
     /// The model's own head, if it is for what the data has: words, values, or the same classes (see [`Dataset::with_classes`]).

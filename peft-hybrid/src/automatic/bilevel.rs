@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
 use peft_core::train::{Optim, Phase, Probe};
+use peft_core::transfer::{read, send};
 use peft_core::view::{Visit, tensors, visit, with_values};
 use peft_core::{Base, Batch, Procedure, Readout, Result, Tuner, loss};
 
@@ -57,23 +58,23 @@ impl Procedure for S3Delta {
     }
 
     /// The mean loss of the first half, which moves the parts and the head; alpha gets the gradient of the second half's.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        let Some(alpha) = &self.alpha else { return readout.loss(self.logits(readout)?) };
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        let Some(alpha) = &self.alpha else { return Ok(None) };
         let (alpha, [first, second]) = (alpha.val(), halves(readout));
         let own = first.as_ref().map(|half| self.fixed(|name| name == ALPHA).mean(half)).transpose()?;
         // What the structure is judged by is not trained on it.
         let head = readout.head.clone().no_grad();
         let judged = |half: &Readout<'_>| Readout {
             head: &head,
-            base: readout.base,
             batch: Cow::Owned((*half.batch).clone()),
             labels: half.labels.clone(),
+            ..readout.clone()
         };
         let of_structure = match (first, second) {
             (_, None) => None,
             (Some(first), Some(second)) if self.config.unrolled_rate > 0.0 => {
                 let gradient = self.unrolled(&judged(&first), &judged(&second))?;
-                let gradient = Tensor::<1>::from_data(gradient.as_slice(), &alpha.device().inner());
+                let gradient: Tensor<1> = send(gradient.as_slice(), &alpha.device());
                 Some(((alpha.clone() - alpha.detach()) * gradient).sum())
             }
             (_, Some(second)) => {
@@ -82,7 +83,8 @@ impl Procedure for S3Delta {
             }
         };
         let sum = own.into_iter().chain(of_structure).reduce(|a, b| a + b);
-        Ok(sum.unwrap_or_else(|| unreachable!("a text is in one of the halves")) * targets(readout) as f32)
+        let sum = sum.unwrap_or_else(|| unreachable!("a text is in one of the halves"));
+        Ok(Some(sum * targets(readout) as f32))
     }
 
     fn rate(&self, name: &str, rate: f64) -> f64 {
@@ -108,8 +110,8 @@ fn targets(readout: &Readout<'_>) -> usize {
 pub(super) fn in_second(batch: &Batch) -> Vec<bool> {
     let numbers = |data: TensorData| data.iter::<i64>().collect::<Vec<_>>();
     let [size, tokens] = batch.ids.dims();
-    let ids = numbers(batch.ids.to_data());
-    let padding = batch.padding.as_ref().map(|padding| numbers(padding.clone().int().into_data()));
+    let ids = numbers(read(batch.ids.clone()));
+    let padding = batch.padding.as_ref().map(|padding| numbers(read(padding.clone().int())));
     let of = |row: usize| {
         let places = row * tokens..(row + 1) * tokens;
         let real = |place: &usize| padding.as_ref().is_none_or(|padding| padding[*place] == 0);
@@ -152,7 +154,7 @@ impl S3Delta {
 
     /// The mean loss.
     fn mean(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        Ok(readout.loss(self.logits(readout)?)? / targets(readout) as f32)
+        Ok(self.head_loss(readout)? / targets(readout) as f32)
     }
 
     /// With all weights moved by some factor of a direction, as leaves of its own.
@@ -166,17 +168,19 @@ impl S3Delta {
         with_values(self.clone(), &tensors(self).into_iter().map(moved).collect())
     }
 
-    /// The gradients of the mean loss.
+    /// The gradients of the mean loss, whose forward is kept: they are wanted at once, not in the backward of the step.
     fn slopes(&self, readout: &Readout<'_>) -> Result<Numbers> {
         struct Slopes(GradientsParams, Numbers);
         impl Visit for Slopes {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, _: Tensor<D>) {
                 if let Some(slope) = self.0.remove::<D>(id) {
-                    self.1.insert(name.to_string(), slope.into_data().iter::<f32>().collect());
+                    self.1.insert(name.to_string(), read(slope).iter::<f32>().collect());
                 }
             }
         }
-        let mut slopes = Slopes(GradientsParams::from_grads(self.mean(readout)?.backward(), self), Numbers::new());
+        let batch = Cow::Owned(Batch { tape: None, ..(*readout.batch).clone() });
+        let loss = self.mean(&Readout { batch, ..readout.clone() })?;
+        let mut slopes = Slopes(GradientsParams::from_grads(loss.backward(), self), Numbers::new());
         visit(self, &mut slopes);
         Ok(slopes.1)
     }
@@ -235,7 +239,7 @@ mod tests {
     fn readout<'a>(base: &'a Base, head: &'a Head, data: &[Example]) -> Readout<'a> {
         let batch = base.batch(&data.iter().collect::<Vec<_>>()).unwrap();
         let labels = data.iter().filter_map(|example| example.label.clone()).collect();
-        Readout { base, batch: Cow::Owned(batch), head, labels }
+        Readout { base, batch: Cow::Owned(batch), head, labels, around: None }
     }
 
     #[test]
@@ -246,7 +250,7 @@ mod tests {
                 let (own, head) = (drawn(&config, &base), randomized(&Head::classifier(&base, 2, 1), 1));
                 let data = data(&base);
                 let gradients = |data: &[Example]| {
-                    let loss = own.loss(&readout(&base, &head, data)).unwrap();
+                    let loss = own.loss(&readout(&base, &head, data)).unwrap().unwrap();
                     named(&own, &GradientsParams::from_grads(loss.backward(), &own))
                 };
                 let second = in_second(&readout(&base, &head, &data).batch);

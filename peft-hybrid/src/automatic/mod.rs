@@ -2,9 +2,11 @@
 
 pub mod autopeft;
 mod bilevel;
+mod candidate;
 pub mod s3_delta;
 pub mod s4;
 pub mod structure;
+mod thin;
 
 use peft_core::{AnyMethod, Base, Key, Many, Result, Shape};
 

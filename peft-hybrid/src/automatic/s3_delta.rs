@@ -18,13 +18,10 @@
 //!
 //! Differs from the paper: the step of w is the plain one of its equations, the code's is AdamW's. A text is in a half by a hash of its tokens. T5 has the parts of its code; elsewhere every linear map of a layer outside of a cross-attention is one's place. Biases behind normalizations are where a model has them. The head goes on from where the search leaves it.
 
-use std::fmt;
-
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, activation};
-use peft_additive::Activation;
+use burn::tensor::{Tensor, activation};
 use peft_additive::adapters::bottleneck;
-use peft_core::random::Random;
+use peft_core::transfer::{read, send};
 use peft_core::{
     Adapter, Base, Batch, Delta, Error, Frame, Hooks, Key, Merge, Method, Next, Part, Result, Sequence, Shape, Site,
     SiteMap, Sites, Slot, Weight, file_path, split_name,
@@ -32,7 +29,9 @@ use peft_core::{
 use peft_reparam::{Lora, LoraConfig};
 use serde::{Deserialize, Serialize};
 
+use super::candidate::{Candidate, Kind};
 use super::structure::{chosen, probabilities, shift};
+use super::thin::{LowRank, Thin};
 
 /// The configuration of S3Delta-M.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,52 +56,6 @@ impl Default for S3DeltaConfig {
     fn default() -> Self {
         let (search_steps, structure_rate, unrolled_rate) = (0.5, 333.0, 3e-4);
         S3DeltaConfig { share: 1.389e-4, bottleneck: 24, search_steps, structure_rate, unrolled_rate, structure: None }
-    }
-}
-
-/// What a part does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    /// LoRA of rank 1 beside a linear map.
-    Lora,
-    /// A bias behind a linear map or a normalization.
-    Bias,
-    /// LNFit: a gain beside that of a normalization.
-    Gain,
-    /// A low-rank adapter behind a sub-layer.
-    Adapter,
-}
-
-/// A part that may be there, and how many numbers it has.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Candidate {
-    site: Site,
-    kind: Kind,
-    count: usize,
-}
-
-impl fmt::Display for Candidate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Kind::Lora => "lora",
-            Kind::Bias => "bias",
-            Kind::Gain => "gain",
-            Kind::Adapter => "adapter",
-        };
-        write!(f, "{}.{kind}", self.site)
-    }
-}
-
-impl Candidate {
-    /// What the names of its tensors begin with.
-    pub(super) fn prefix(&self) -> String {
-        let field = match self.kind {
-            Kind::Lora => "lora.factors",
-            Kind::Bias => "biases",
-            Kind::Gain => "gains",
-            Kind::Adapter => "adapters",
-        };
-        format!("{field}.{}", self.site)
     }
 }
 
@@ -204,48 +157,6 @@ impl S3DeltaConfig {
         let paths: Vec<String> =
             shape.linears().into_iter().filter(|(site, _)| at(*site)).map(|(_, path)| path).collect();
         (!paths.is_empty()).then(|| LoraConfig::new(1).with_alpha(1.0).with_sites(Sites::Names(paths)))
-    }
-}
-
-/// A linear map whose matrix is the product of a column and a row.
-#[derive(Module, Debug)]
-pub struct Thin {
-    /// `[in, 1]`.
-    left: Param<Tensor<2>>,
-    /// `[1, out]`.
-    right: Param<Tensor<2>>,
-    /// `[out]`.
-    bias: Param<Tensor<1>>,
-}
-
-impl Thin {
-    /// Both vectors within sqrt(6 / (n + 1)) (Glorot and Bengio), the bias 0.
-    fn new([inputs, outputs]: [usize; 2], seed: u64, name: &str, device: &Device) -> Self {
-        let draw = |dims: [usize; 2], side| {
-            let bound = (6.0 / (dims[0] + dims[1]) as f64).sqrt();
-            let random = Random::new(seed, &format!("s3_delta.{name}.{side}"));
-            Param::from_tensor(random.uniform_tensor(dims, -bound, bound, device))
-        };
-        let bias = Param::from_tensor(Tensor::zeros([outputs], device));
-        Thin { left: draw([inputs, 1], "left"), right: draw([1, outputs], "right"), bias }
-    }
-
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let along = x.matmul(self.left.val().unsqueeze()).matmul(self.right.val().unsqueeze());
-        along + self.bias.val().unsqueeze()
-    }
-}
-
-/// Two of them with a non-linearity between.
-#[derive(Module, Debug)]
-pub struct LowRank {
-    down: Thin,
-    up: Thin,
-}
-
-impl LowRank {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.up.forward(Activation::GeluNew.apply(self.down.forward(x)))
     }
 }
 
@@ -366,13 +277,13 @@ impl S3Delta {
         let p = (p * (sum.clone().detach() / sum)).clamp(1e-6, 1.0 - 1e-6);
         let Some(drawn) = &self.drawn else { return Some(p) };
         let drawn: Vec<f32> = drawn.iter().map(|u| (u / (1.0 - u)).ln()).collect();
-        let drawn = Tensor::<1>::from_data(drawn.as_slice(), &p.device().inner());
+        let drawn: Tensor<1> = send(drawn.as_slice(), &p.device());
         Some(activation::sigmoid(p.clone().log() - (-p + 1.0).log() + drawn))
     }
 
     /// How far the gates are open, if parts are still searched.
     pub fn open(&self) -> Option<Vec<f32>> {
-        Some(self.gates()?.into_data().iter::<f32>().collect())
+        Some(read(self.gates()?).iter::<f32>().collect())
     }
 
     /// Anew, with these of the parts.
@@ -390,7 +301,7 @@ impl S3Delta {
 }
 
 fn numbers(tensor: &Tensor<1>) -> Vec<f64> {
-    tensor.to_data().iter::<f32>().map(f64::from).collect()
+    read(tensor.clone()).iter::<f32>().map(f64::from).collect()
 }
 
 /// The parts during one run.
@@ -464,6 +375,7 @@ mod tests {
 
     use burn::optim::GradientsParams;
     use burn::tensor::TensorData;
+    use peft_core::random::Random;
     use peft_core::testing::golden::named;
     use peft_core::testing::recorded::Recorded;
     use peft_core::testing::tolerances::REFERENCE;

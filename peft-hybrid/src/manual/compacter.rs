@@ -17,9 +17,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use peft_additive::Activation;
-use peft_additive::adapters::bottleneck::{
-    Norms, check_width, hub_fields, hub_key, hub_settings, key, normalized_sum, sublayers,
-};
+use peft_additive::adapters::bottleneck::{Norms, check_width, key, normalized_sum, sublayers};
+use peft_additive::adapters::hub::{hub_fields, hub_key, hub_settings};
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field};
 use peft_core::{
     Base, Error, Frame, Hooks, Key, Method, Next, Part, Place, Procedure, Result, Sequence, Shape, Site, SiteMap, Slot,

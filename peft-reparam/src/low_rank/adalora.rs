@@ -27,6 +27,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor};
 use indexmap::IndexMap;
+use peft_core::transfer::{read, send};
 use peft_core::{
     Adapter, Base, Batch, Error, Hooks, Key, Merge, Method, Part, Procedure, Result, Shape, Site, SiteMap, Sites,
     Weight,
@@ -160,12 +161,8 @@ impl AdaLoraConfig {
                 return Err(Error::config("rank_pattern", name, format!("adapted modules, such as {some}")));
             };
             if kept.len() != self.init_r {
-                let found = format!("{} values", kept.len());
-                return Err(Error::config(
-                    format!("rank_pattern of {name}"),
-                    found,
-                    format!("init_r, {}", self.init_r),
-                ));
+                let (key, found) = (format!("rank_pattern of {name}"), format!("{} values", kept.len()));
+                return Err(Error::config(key, found, format!("init_r, {}", self.init_r)));
             }
             plan.insert(*site, kept.clone());
         }
@@ -184,11 +181,8 @@ impl AdaLoraConfig {
             }),
             _ => {
                 let found = format!("{} and {}", self.tinit, self.tfinal);
-                Err(Error::config(
-                    "tinit and tfinal",
-                    found,
-                    format!("together fewer than the {steps} steps of the run"),
-                ))
+                let expected = format!("together fewer than the {steps} steps of the run");
+                Err(Error::config("tinit and tfinal", found, expected))
             }
         }
     }
@@ -223,7 +217,7 @@ impl AdaLora {
         let Some(allocation) = &self.allocation else { return self.kept.clone() };
         let kept = |((site, triplets), (_, mask)): ((Site, &Triplets), (Site, &Param<Tensor<2>>))| {
             let here = triplets.values()[1].clone().abs() + mask.val().without_autodiff();
-            (site, here.into_data().iter::<f32>().map(|x| x > 0.0).collect())
+            (site, read(here).iter::<f32>().map(|x| x > 0.0).collect())
         };
         self.triplets.iter().zip(allocation.masks.iter()).map(kept).collect()
     }
@@ -247,7 +241,7 @@ impl AdaLora {
         let select = |(site, triplets): (Site, &Triplets)| {
             let chosen: Vec<i32> = kept[&site].iter().zip(0..).filter(|(kept, _)| **kept).map(|(_, i)| i).collect();
             let select = |i, value: Tensor<2>| {
-                let chosen = Tensor::<1, Int>::from_data(chosen.as_slice(), &value.device());
+                let chosen = send::<1, Int>(chosen.as_slice(), &value.device());
                 value.select(usize::from(i == 0), chosen)
             };
             (!chosen.is_empty()).then(|| (site, triplets.map_values(select)))

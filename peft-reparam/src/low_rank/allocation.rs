@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
+use peft_core::transfer::{read, send};
 use peft_core::{Site, SiteMap};
 
 use super::pair::untrained;
@@ -127,7 +128,7 @@ impl Allocation {
         let scores = |((site, smooth), (_, uncertain)): ((Site, &Triplets), (Site, &Triplets))| {
             let ([p, e, q], [up, ue, uq]) = (smooth.values(), uncertain.values());
             let vectors = (p * up).mean_dim(0).transpose() + (q * uq).mean_dim(1);
-            (site, (e * ue + vectors).into_data().iter().collect())
+            (site, read(e * ue + vectors).iter().collect())
         };
         self.sensitivity.iter().zip(self.uncertainty.iter()).map(scores).collect()
     }
@@ -141,7 +142,7 @@ impl Allocation {
         let mask = |(site, mask): (Site, &Param<Tensor<2>>)| {
             let new = |old: Tensor<2>| {
                 let values: Vec<f32> = (0..old.dims()[0]).map(|i| f32::from(kept.contains(&(site, i)))).collect();
-                Tensor::from_data(TensorData::new(values, old.dims()), &old.device())
+                send(TensorData::new(values, old.dims()), &old.device())
             };
             (site, with(mask, new))
         };

@@ -1,5 +1,6 @@
 //! Gaussian posteriors over matrices whose precision is a Kronecker product, its wide factor of low rank, beside that of the prior.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{Module, Param};
@@ -7,8 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use faer::Mat;
 use peft_core::{Error, Hooks, Next, Procedure, Result, Site, adapter};
 
-use super::laplace_lora::LaplaceLora;
-use super::pair::{LowRank, untrained};
+use super::pair::{Pair, untrained};
 
 /// What the data say of a matrix `[d, r]`: in the basis u v^T of a column of `wide` and one of `narrow` their precision is `values`, and 0 elsewhere.
 #[derive(Module, Debug)]
@@ -146,10 +146,11 @@ pub(super) fn prior_variance(squares: f64, precisions: &[f64]) -> Result<f64> {
     Ok((0.5 * (low + high)).exp())
 }
 
-/// A LoRA that notes, in one run, what goes through each of its pairs.
+/// Pairs beside their linear maps that note, in one run, what goes through each of its pairs.
 #[derive(Module, Debug)]
 pub(super) struct Noting {
-    lora: LaplaceLora,
+    #[module(skip)]
+    pairs: BTreeMap<Site, Pair>,
     #[module(skip)]
     pub(super) notes: Arc<Mutex<Vec<Note>>>,
 }
@@ -165,14 +166,14 @@ pub(super) struct Note {
 }
 
 impl Noting {
-    pub(super) fn new(lora: &LaplaceLora) -> Self {
-        Noting { lora: lora.clone(), notes: Arc::default() }
+    pub(super) fn new(pairs: impl Iterator<Item = (Site, Pair)>) -> Self {
+        Noting { pairs: pairs.collect(), notes: Arc::default() }
     }
 }
 
 impl Hooks for Noting {
     fn linear(&self, site: Site, x: Tensor<3>, next: Next<'_, Tensor<3>>) -> Tensor<3> {
-        let Some(pair) = self.lora.pair(site) else { return next(x) };
+        let Some(pair) = self.pairs.get(&site) else { return next(x) };
         let z = x.clone().matmul(pair.a.clone().unsqueeze());
         let zeros = |dims| Tensor::<3>::zeros(dims, &x.device().without_autodiff().autodiff()).require_grad();
         let to_z = zeros(z.dims());

@@ -221,7 +221,7 @@ impl Procedure for DeltaLora {
 
 #[cfg(test)]
 mod tests {
-    use peft_core::testing::tolerances::SAME_FUNCTION;
+    use peft_core::testing::tolerances::{SAME_FUNCTION, SAME_GRADIENT};
     use peft_core::testing::{assert_close, base, batch, conformance::loss, device, examples, golden::named, states};
     use peft_core::train::{Run, TrainConfig};
     use peft_core::view::{tensors, with_values};
@@ -321,7 +321,7 @@ mod tests {
         for (name, gradient) in theirs {
             let tensor = |data: &burn::tensor::TensorData| Tensor::<2>::from_data(data.clone(), &device());
             let largest = gradient.iter::<f32>().map(f32::abs).fold(1.0, f32::max);
-            assert_close(tensor(&ours[&name]) / largest, tensor(&gradient) / largest, SAME_FUNCTION, &name);
+            assert_close(tensor(&ours[&name]) / largest, tensor(&gradient) / largest, SAME_GRADIENT, &name);
         }
     }
 }

@@ -3,7 +3,7 @@
 use peft_core::adapterhub::{AdapterHub, Fields, HubKey, Kind, Layout, field, lora_fields, lora_sites};
 use peft_core::{Error, Result, Shape, split_name};
 
-use super::lora::{BiasMode, LoraConfig};
+use super::lora::config::{BiasMode, LoraConfig};
 
 /// The form that AdapterHub's files have.
 pub(super) fn form() -> AdapterHub<LoraConfig> {

@@ -28,6 +28,7 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 use peft_core::random::{Noise, Random};
 use peft_core::train::{Optim, Probe};
+use peft_core::transfer::read;
 use peft_core::{
     Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Procedure, Result, Shape, Site, SiteMap, Sites,
     Weight, split_name,
@@ -35,9 +36,9 @@ use peft_core::{
 use serde::{Deserialize, Serialize};
 
 use super::allocation::{Triplets, orthogonality};
-use super::growth::{Scores, Updates, drawn};
 use super::pair::{self, LowRank, Opened, Pair, check_dropout, untrained};
 use super::ranks::{check_alpha, check_rank};
+use super::sensitivity::{Scores, Updates, drawn};
 
 /// The configuration of IncreLoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -335,7 +336,7 @@ impl Procedure for IncreLora {
         let (_, site, leaf) = split_name(name);
         let (number, leaf) = leaf.split_once('.').unwrap_or_default();
         let (number, e) = (number.parse::<usize>().unwrap_or_default(), leaf == "e");
-        let age = |ages: &Param<Tensor<2>>| ages.val().into_data().iter::<f32>().nth(2 * number + usize::from(e));
+        let age = |ages: &Param<Tensor<2>>| read(ages.val()).iter::<f32>().nth(2 * number + usize::from(e));
         match self.ages.get(site).filter(|_| number > 0).and_then(age) {
             Some(age) if (age as usize) < self.warmup => rate * f64::from(age) / self.warmup as f64,
             _ => rate,

@@ -27,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use peft_core::transfer::send;
 use peft_core::{
     Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, Site,
     Sites, Slot, Weight,
@@ -214,11 +215,11 @@ impl Fastfood {
 
     pub(crate) fn apply(&self, x: Tensor<1>) -> Tensor<1> {
         let device = x.device().without_autodiff();
-        let signs = Tensor::<1>::from_data(self.signs.as_slice(), &device);
+        let signs: Tensor<1> = send(self.signs.as_slice(), &device);
         let x = x.narrow(0, 0, self.signs.len()) * signs;
         let padding = Tensor::zeros([self.first - self.signs.len()], &device);
-        let order = Tensor::<1, Int>::from_data(self.order.as_slice(), &device);
-        let gauss = Tensor::<1>::from_data(self.gauss.as_slice(), &device);
+        let order = send::<1, Int>(self.order.as_slice(), &device);
+        let gauss: Tensor<1> = send(self.gauss.as_slice(), &device);
         let mixed = hadamard(Tensor::cat(vec![x, padding], 0)).select(0, order) * gauss;
         hadamard(mixed).narrow(0, 0, self.outputs)
     }

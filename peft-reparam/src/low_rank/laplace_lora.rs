@@ -28,7 +28,7 @@ use burn::tensor::{Tensor, activation};
 use peft_core::train::{Phase, Probe};
 use peft_core::{
     Base, Batch, Copies, Error, Head, Hidden, Key, Method, Procedure, Readout, Result, Shape, Site, SiteMap, Sites,
-    Source, Trained, Tuner, split_name,
+    Source, Trained, Tuner, Wanted, split_name,
     view::{shapes, tensors},
 };
 use serde::{Deserialize, Serialize};
@@ -191,7 +191,7 @@ impl LaplaceLora {
     /// With the curvature of the loss on these examples, and the prior under which they are likeliest.
     pub fn fitted(mut self, base: &Base, data: Probe<'_>) -> Result<Self> {
         let places: Vec<usize> = (0..data.examples().len()).collect();
-        let noting = Noting::new(&self);
+        let noting = Noting::new(self.sites.iter().filter_map(|(site, _)| Some((site, self.pair(site)?))));
         let noted = Trained { tuner: noting.clone(), head: data.head().valid(), copies: Copies::default() };
         let mut sums = BTreeMap::<Site, [Sums; 2]>::new();
         for example in data.labelled_by_model(&self.clone().with_variance(0.0), base, &places)? {
@@ -251,8 +251,9 @@ impl Method for LaplaceLoraConfig {
         self.built(base, |site, _| ["a", "b"].map(|leaf| Tensor::from_data(value(site, leaf), base.device())))
     }
 
-    fn head_from(&self, sources: &[Source]) -> Option<Head> {
-        sources.first().map(|source| source.trained.head.clone())
+    /// The LoRA's.
+    fn head(&self, _wanted: &Wanted<'_>, _base: &Base, _seed: u64, sources: &[Source]) -> Result<Option<Head>> {
+        Ok(sources.first().map(|source| source.trained.head.clone()))
     }
 
     fn count(&self, shape: &Shape) -> Result<usize> {
@@ -343,6 +344,10 @@ impl Tuner for LaplaceLora {
             }
         }
     }
+
+    fn head_loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+        readout.loss(self.logits(readout)?)
+    }
 }
 
 impl Procedure for LaplaceLora {
@@ -356,8 +361,8 @@ impl Procedure for LaplaceLora {
     }
 
     /// Of the mean.
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
-        readout.loss(readout.logits(self.run(readout.base, &readout.batch)?)?)
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
+        readout.loss_of(self.run(readout.base, &readout.batch)?).map(Some)
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) mod pair;
 mod predictive;
 mod pruning;
 pub(crate) mod ranks;
+mod sensitivity;
 pub(crate) mod start;
 mod tables;
 pub mod tokens;

@@ -6,6 +6,7 @@ use peft_core::random::{Noise, Random};
 use peft_core::{Batch, Error, Hooks, Next, Result, Shape, Site, Weight, file_path};
 
 /// What is added to a matrix.
+#[derive(Clone, Debug)]
 pub(crate) struct Pair {
     /// A, `[in, r]`.
     pub a: Tensor<2>,

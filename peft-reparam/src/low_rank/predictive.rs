@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, TensorData};
 use peft_core::random::Random;
+use peft_core::transfer::{read, send};
 use peft_core::{Readout, Result, Site};
 
 use super::laplace_lora::{LaplaceLora, Posterior};
@@ -38,14 +39,14 @@ impl LaplaceLora {
     /// The logarithms of the mean probabilities that the linear model gives, of the means of the logits `[batch, 1, classes]`.
     pub(super) fn linearized(&self, readout: &Readout<'_>, mean: Tensor<3>) -> Result<Tensor<3>> {
         let ([size, rows, classes], device) = (mean.dims(), mean.device());
-        let means: Vec<f64> = mean.into_data().iter().collect();
+        let means: Vec<f64> = read(mean).iter().collect();
         let mut all = vec![];
         for i in 0..size {
             let covariance = self.covariance(readout, i, classes)?;
             let found = mean_probabilities(&means[i * classes..][..classes], &covariance, self.config.samples);
             all.extend(found.into_iter().map(|p| p.ln() as f32));
         }
-        Ok(Tensor::from_data(TensorData::new(all, [size, rows, classes]), &device))
+        Ok(send(TensorData::new(all, [size, rows, classes]), &device))
     }
 
     /// Of the logits of a sequence of the batch, by their slopes in A and B, `[classes, classes]` row by row.

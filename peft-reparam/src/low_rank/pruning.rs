@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
+use peft_core::transfer::{read, send};
 use peft_core::{Base, Error, Part, Place, Result, Shape, Site, SiteMap, Slot, Weight};
 
 use super::pair::Pair;
@@ -96,14 +97,13 @@ pub(super) fn share(step: usize, steps: usize, [warmup, cooldown]: [f64; 2], eve
 
 /// A mask without the least important share of all, of which those that are gone already are the least; of equal ones the first go.
 pub(super) fn keep(mask: &Tensor<2>, importance: &Tensor<2>, share: f64) -> Tensor<2> {
-    let left: Vec<f32> =
-        (mask.clone().without_autodiff() * importance.clone().without_autodiff()).into_data().iter().collect();
-    let gone: Vec<f32> = mask.to_data().iter().collect();
+    let left: Vec<f32> = read(mask.clone().without_autodiff() * importance.clone().without_autodiff()).iter().collect();
+    let gone: Vec<f32> = read(mask.clone()).iter().collect();
     let mut order: Vec<usize> = (0..left.len()).collect();
     order.sort_by(|i, j| (gone[*i], left[*i]).partial_cmp(&(gone[*j], left[*j])).unwrap_or(std::cmp::Ordering::Equal));
     let mut kept = vec![1f32; left.len()];
     order.iter().take((share * left.len() as f64 + 1e-9) as usize).for_each(|i| kept[*i] = 0.0);
-    Tensor::from_data(TensorData::new(kept, mask.dims()), &mask.device().without_autodiff())
+    send(TensorData::new(kept, mask.dims()), &mask.device())
 }
 
 /// A model of which what is masked is cut out: it must be as many channels and heads in each layer, and of heads no table.

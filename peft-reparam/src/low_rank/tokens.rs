@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use indexmap::IndexMap;
+use peft_core::transfer::send;
 use peft_core::{Error, Part, Result, Shape, Site, Slot};
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +80,7 @@ impl Rows {
         for (row, index) in self.indices.iter().enumerate() {
             places[*index] = (size + row) as i32;
         }
-        let places = Tensor::<1, Int>::from_data(TensorData::from(places.as_slice()), &device.inner());
+        let places = send::<1, Int>(places.as_slice(), &device);
         Tensor::cat(vec![table, self.rows.val()], 0).select(0, places)
     }
 }

@@ -26,7 +26,7 @@ impl Matrix {
     pub(super) fn of(w: &Weight) -> Self {
         match w {
             Weight::Dense(w) => Matrix { dims: w.dims(), values: by_outputs(w.clone()) },
-            Weight::Packed(w) => Self::decoded(&**w),
+            Weight::Packed(w) | Weight::Table(w) => Self::decoded(&**w),
         }
     }
 

@@ -8,12 +8,15 @@ use burn::tensor::Tensor;
 use peft_core::data::Dataset;
 use peft_core::io::Pretrained;
 use peft_core::testing::golden;
-use peft_core::train::{Checkpoints, Metrics, Observer, Optim, Procedure, Rule, StepReport, TrainConfig, Trainer};
+use peft_core::train::{
+    Checkpoints, Metrics, Observer, Optim, Paging, Procedure, Rule, StepReport, TrainConfig, Trainer,
+};
 use peft_core::view::tensors;
 use peft_core::{
     Adapter, Bare, Base, Batch, Error, Example, Head, Hooks, Label, LanguageModel, Method, Result, Shape, Trained,
     random::Random, testing,
 };
+use peft_quant::{ADAMW_8BIT, PAGED_ADAMW_8BIT};
 use peft_reparam::{Lora, LoraConfig};
 
 fn base() -> Base {
@@ -82,9 +85,10 @@ fn run(settings: &TrainConfig, dir: Option<&Path>, data: &[Example], witness: &m
 #[test]
 fn a_run_that_was_stopped_ends_with_the_same_bits() {
     let data = data(1);
-    for optim in [Rule::AdamW, Rule::Adafactor] {
+    for optim in [Rule::AdamW, Rule::PagedAdamW, Rule::Adafactor, ADAMW_8BIT, PAGED_ADAMW_8BIT] {
         for load_best_model_at_end in [false, true] {
-            let settings = TrainConfig { optim, load_best_model_at_end, ..settings() };
+            let paging = Paging { above: 100, ..Paging::default() };
+            let settings = TrainConfig { optim, paging, load_best_model_at_end, ..settings() };
             let whole = run(&settings, None, &data, &mut Witness::default()).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let dir = folder.path().join("checkpoints");

@@ -10,8 +10,8 @@ use peft_core::testing::{device, difference};
 use peft_core::train::{Checkpoints, Observer, Optim, Phase, Probe, Procedure, Run, StepReport, TrainConfig, Trainer};
 use peft_core::view::{shapes, tensors};
 use peft_core::{
-    Adapter, Base, Batch, Error, Example, Head, Hooks, Label, Method, Readout, Result, Trained, Tuner, random::Random,
-    testing,
+    Adapter, AnyTuner, Bare, Base, Batch, Error, Example, Head, Hooks, Label, Many, Method, Part, Readout, Result,
+    Trained, Tuner, Within, random::Random, testing,
 };
 use peft_reparam::{IntrinsicSaidConfig, Lora, LoraConfig};
 
@@ -93,9 +93,9 @@ impl Adapter for Small {
 }
 
 impl Procedure for Small {
-    fn loss(&self, readout: &Readout<'_>) -> Result<Tensor<1>> {
+    fn loss(&self, readout: &Readout<'_>) -> Result<Option<Tensor<1>>> {
         let logits = self.logits(readout)?;
-        Ok(readout.loss(logits.clone())? + logits.powi_scalar(2).sum())
+        Ok(Some(readout.loss(logits.clone())? + logits.powi_scalar(2).sum()))
     }
 }
 
@@ -133,6 +133,46 @@ fn a_method_has_its_own_loss() {
         }
     };
     assert!(end(true) < 0.5 * end(false), "{} and {}", end(true), end(false));
+}
+
+/// With all that it is composed with in place, whichever is the outer one.
+#[test]
+fn a_composition_keeps_the_loss_of_its_part() {
+    let (base, data) = (base(), data());
+    let batch = base.batch(&data.iter().collect::<Vec<_>>()).unwrap();
+    let labels: Vec<&Label> = data.iter().filter_map(|example| example.label.as_ref()).collect();
+    let random = |seed: u64, part: Part| {
+        let config = LoraConfig { target_modules: part.into(), ..LoraConfig::new(3) };
+        testing::randomized(&config.init(&base, seed).unwrap(), seed)
+    };
+    let (lora, other) = (random(1, Part::Query), random(2, Part::Value));
+    let small = || AnyTuner::new(Small { lora: lora.clone() });
+    let loss =
+        |tuner: AnyTuner| trained(tuner, &base).objective(&base, &batch, &labels).map(|loss| loss.into_scalar::<f32>());
+    let expected = |tuner: AnyTuner| {
+        let trained = trained(tuner, &base);
+        let squares = trained.logits(&base, &batch).unwrap().powi_scalar(2).sum();
+        (trained.loss(&base, &batch, &labels).unwrap() + squares).into_scalar::<f32>()
+    };
+    let both = expected(AnyTuner::new((lora.clone(), other.clone())));
+    assert!((both - expected(AnyTuner::new(lora.clone()))).abs() > 10.0 * SAME_FUNCTION.0);
+    let (own, layers) = (|| Small { lora: lora.clone() }, base.shape().layers);
+    for tuner in [
+        AnyTuner::new((own(), other.clone())),
+        AnyTuner::new((other.clone(), own())),
+        AnyTuner::new((Bare {}, (other.clone(), own()))),
+        AnyTuner::new(Many::new(vec![AnyTuner::new(other.clone()), small(), AnyTuner::new(Bare {})]).unwrap()),
+        AnyTuner::new((Within::new(other.clone(), 0..layers), Within::new(own(), 0..layers))),
+    ] {
+        let found = loss(tuner).unwrap();
+        assert!((found - both).abs() <= SAME_FUNCTION.0 * both, "{found} and {both}");
+    }
+    let within = expected(AnyTuner::new((other.clone(), Within::new(lora.clone(), 1..2))));
+    let found = loss(AnyTuner::new((other.clone(), Within::new(own(), 1..2)))).unwrap();
+    assert!((found - within).abs() <= SAME_FUNCTION.0 * within, "{found} and {within}");
+    assert!((within - both).abs() > 10.0 * SAME_FUNCTION.0);
+    let refused = loss(AnyTuner::new((own(), Small { lora: other.clone() }))).unwrap_err().to_string();
+    assert!(refused.contains("losses of their own of Small and Small"), "{refused}");
 }
 
 /// LoRA in two phases: all of it, and from its start again a fifth as fast.

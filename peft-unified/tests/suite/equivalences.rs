@@ -78,6 +78,7 @@ equivalences! {
         let config = AdaMixConfig::new(LoraConfig::new(3)).with_shared(false, false);
         let mix = |seed| randomized(&config.init(base, seed).unwrap(), seed);
         let folded = mix(if holds { seed } else { seed + 1 });
-        [states(&mix(seed), base), states(&Bare {}, &base.merged(&folded.valid()))]
+        let folded = AnyMethod::from(config.clone()).merged(&AnyTuner::new(folded.valid()), base).unwrap();
+        [states(&mix(seed), base), states(&Bare {}, &folded)]
     };
 }

@@ -9,7 +9,7 @@ use peft_core::testing::tolerances::SAME_FUNCTION;
 use peft_core::testing::{assert_close, base, batch, device, examples, fixtures::ENCODERS, randomized};
 use peft_core::train::{TrainConfig, Trainer};
 use peft_core::view::{tensors, trainable};
-use peft_core::{AnyMethod, Bare, Base, Example, Head, Method, Trained, random::Random};
+use peft_core::{AnyMethod, Bare, Base, Example, Head, Method, Trained, Wanted, random::Random};
 use proptest::prelude::*;
 
 use super::bottleneck::values;
@@ -33,13 +33,19 @@ fn words(base: &Base, seed: u64) -> Head {
     randomized(&Head::masked_lm(base, seed), seed).valid()
 }
 
+/// The vectors of so many classes.
+fn own_head(config: &WarpConfig, base: &Base, words: &Head, outputs: usize) -> Head {
+    let wanted = Wanted { outputs: Some(outputs), words: Some(words) };
+    config.head(&wanted, base, 1, &[]).unwrap().unwrap()
+}
+
 /// What a text is made of, each piece with its type.
 type Pieces<'a> = Vec<(&'a [u32], u32)>;
 
 /// The logits of the classes at the mask, `[classes]`.
 fn classes(config: &WarpConfig, base: &Base, head: &Head, example: &Example) -> Tensor<1> {
     let warp = config.init(base, 1).unwrap();
-    let head = config.head(Some(head), base, config.verbalizers.len(), 1).unwrap().unwrap();
+    let head = own_head(config, base, head, config.verbalizers.len());
     let trained = Trained::new(warp, head).unwrap();
     trained.valid().logits(base, &base.batch(&[example]).unwrap()).unwrap().reshape([config.verbalizers.len()])
 }
@@ -126,7 +132,7 @@ proptest! {
     fn a_vector_for_all_classes_changes_nothing(seed: u64) {
         for base in bases() {
             let config = WarpConfig::new("1 {text} <mask>").with_mask(MASK as usize).with_verbalizers([11, 30, 52]);
-            let Head::AtMask(own) = config.head(Some(&words(&base, seed)), &base, 3, 1).unwrap().unwrap() else {
+            let Head::AtMask(own) = own_head(&config, &base, &words(&base, seed), 3) else {
                 unreachable!("the head of WARP")
             };
             let warp: Warp = randomized(&config.init(&base, 1).unwrap(), seed);
@@ -163,7 +169,7 @@ fn starts_are_those_of_the_reference() {
     );
     let masks = values(&tensors(&WarpConfig::new("2 {text} <mask>").with_mask(5).init(&base, 1).unwrap())["slots"]);
     assert_eq!(masks, table[5 * 24..6 * 24].repeat(2));
-    let Some(Head::AtMask(head)) = config.head(Some(&words(&base, 1)), &base, 40, 1).unwrap() else { unreachable!() };
+    let Head::AtMask(head) = own_head(&config, &base, &words(&base, 1), 40) else { unreachable!() };
     let vectors = values(&head.out.weight.val().into_data());
     let bound = 1.0 / 24f64.sqrt();
     assert!(vectors.iter().all(|x| x.abs() <= bound) && vectors.iter().any(|x| x.abs() > 0.9 * bound));

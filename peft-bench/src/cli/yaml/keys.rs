@@ -7,7 +7,7 @@ use peft_core::io::peft::neutral;
 use serde_json::{Map, Value};
 
 /// The names in files and the options that they stand for.
-pub(super) const KEYS: [(&str, &str); 48] = [
+pub(super) const KEYS: [(&str, &str); 50] = [
     ("model_name_or_path", "--model"),
     ("device", "--device"),
     ("base", "--base"),
@@ -34,6 +34,7 @@ pub(super) const KEYS: [(&str, &str); 48] = [
     ("gradient_accumulation_steps", "--accumulate"),
     ("learning_rate", "--lr"),
     ("optim", "--optimizer"),
+    ("page_above", "--page-above"),
     ("weight_decay", "--weight-decay"),
     ("adam_beta1", "--adam-beta1"),
     ("adam_beta2", "--adam-beta2"),
@@ -55,6 +56,7 @@ pub(super) const KEYS: [(&str, &str); 48] = [
     ("max_seq_length", "--max-length"),
     ("threads", "--threads"),
     ("micro_rows", "--micro-rows"),
+    ("gradient_checkpointing", "--gradient-checkpointing"),
     ("logging_file", "--log"),
 ];
 
@@ -65,11 +67,11 @@ pub(super) const SEVERAL: [&str; 4] = ["--adapter", "--method", "--task-data", "
 pub(super) const OF_TASKS: [&str; 2] = ["task_data", "task_eval"];
 
 /// Options without a value.
-pub(super) const SWITCHES: [&str; 4] = ["--no-shuffle", "--group-by-length", "--keep-best", "--overwrite"];
+pub(super) const SWITCHES: [&str; 5] =
+    ["--no-shuffle", "--group-by-length", "--keep-best", "--gradient-checkpointing", "--overwrite"];
 
 /// What is not done here, and hence may be off.
-pub(super) const OFF: [&str; 6] =
-    ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "gradient_checkpointing", "torch_compile"];
+pub(super) const OFF: [&str; 5] = ["fp16", "bf16", "fp16_full_eval", "bf16_full_eval", "torch_compile"];
 
 /// What transformers and PEFT set for their own files, logs and devices, and what follows from other settings here.
 pub(super) const IDLE: [&str; 20] = [
@@ -155,10 +157,12 @@ pub(super) fn unknown(path: &Path, key: &str, value: &Value, own: &Map<String, V
     let names = KEYS
         .iter()
         .flat_map(|(name, option)| [(name.replace('-', "_"), *name), (option[2..].replace('-', "_"), *name)]);
-    let own = own.keys().map(|name| (name.clone(), name.as_str()));
-    let nearest = names.chain(own).map(|(known, name)| (strsim::damerau_levenshtein(key, &known), name)).min();
+    let distance = |known: &str| strsim::damerau_levenshtein(key, known);
+    // Of those that are as near one of the method.
+    let own = own.keys().map(|name| (distance(name), 0, name.as_str()));
+    let nearest = names.map(|(known, name)| (distance(&known), 1, name)).chain(own).min();
     // What shares less than half of its letters is no help.
-    let nearest = nearest.filter(|(distance, _)| 2 * distance <= key.len());
-    let nearest = nearest.map_or_else(String::new, |(_, name)| format!("; the nearest is `{name}`"));
+    let nearest = nearest.filter(|(distance, ..)| 2 * distance <= key.len());
+    let nearest = nearest.map_or_else(String::new, |(.., name)| format!("; the nearest is `{name}`"));
     Error::file(path, key, value, format!("a setting that is known{nearest}"))
 }

@@ -1,15 +1,8 @@
 //! How a report with costs is shown: rows in groups, without figures of the survey beside them.
 
 use super::super::plot::{Dot, scatter};
-use super::super::report::{Cell, Cost, Outcome, Report, Row, Stat};
+use super::super::report::{Cell, Cost, Line, Outcome, Report, Row, Stat};
 use super::super::text::{escape, grouped};
-
-/// A line of the table.
-pub(in super::super) enum Line<'a> {
-    /// The heading of the rows that follow.
-    Group(&'a str),
-    Row(Vec<String>),
-}
 
 /// What the runs of a row took together.
 struct Costs {

@@ -325,7 +325,7 @@ pub const ROWS: [Row; 70] = [
         differs: "Three groups, since there are three layers; parts have sizes of their own, not equal shares.",
         ..AUTOMATIC
     },
-    Row { name: "AdaMix (adapter)", method: "adamix", ..UNIFIED },
+    Row { name: "AdaMix (adapter)", method: "adamix-adapter", ..UNIFIED },
     Row {
         name: "AdaMix (LoRA)",
         method: "adamix-lora",

@@ -182,7 +182,7 @@ fn several_runs_at_once() {
     names(&fail(&together[..5]), &["lora", "directory"]);
     let fresh = [file("one.yaml", "lora", &folder.path("one")), file("two.yaml", "lora", &folder.path("one"))];
     let error = fail(&["train", "--config", &fresh[0], "--config", &fresh[1]]);
-    names(&error, &["--output", "one.yaml and", "two.yaml"]);
+    names(&error, &["one.yaml", "output_dir", "elsewhere"]);
     let text =
         format!("model_name_or_path: {model}\nmethod: lora\ndata: {data}\nr: 0\noutput_dir: {}\n", folder.path("bad"));
     let bad = folder.write("bad.yaml", &text);

@@ -49,6 +49,18 @@ fn damaged_models_are_named_by_file_and_key() {
     };
     names(&of_class("BertForTokenClassification"), &["classifier.weight", "no head"]);
     names(&of_class("BertForMultipleChoice"), &["architectures", "BertForMultipleChoice"]);
+    // What such a class has not is not what is told.
+    for class in ["T5EncoderModel", "T5ForTokenClassification"] {
+        let folder = Folder::new();
+        let copy = folder.copy(&golden("peft-core", "t5"));
+        edit(copy.join("config.json"), &|config| config["architectures"] = json!([class]));
+        let file = Checkpoint::open_file(&copy.join("model.safetensors")).unwrap();
+        let names_left = file.names().filter(|name| !name.starts_with("decoder."));
+        let read = |name: &str| (name.to_string(), file.read_f32(name, file.shape(name).unwrap()).unwrap());
+        let tensors: std::collections::BTreeMap<_, _> = names_left.map(read).collect();
+        peft_core::load::write_safetensors(&copy.join("model.safetensors"), &tensors).unwrap();
+        names(&forward(&copy, None), &["architectures", class, "T5ForConditionalGeneration"]);
+    }
     let truncate = |dir: &Path| {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();
         fs::write(dir.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
@@ -78,6 +90,23 @@ fn damaged_and_foreign_adapters_are_named_by_file_and_key() {
     names(&damaged(&|dir| fs::remove_file(dir.join("adapter_model.safetensors")).unwrap()), &["adapter_model"]);
     let garbage = |dir: &Path| fs::write(dir.join("adapter_model.safetensors"), b"12345678").unwrap();
     names(&damaged(&garbage), &["adapter_model.safetensors"]);
+    // PEFT saves an adapter with a name in a folder in it, a trainer its checkpoints.
+    let into = |names: &'static [&'static str]| {
+        damaged(&|dir| {
+            let files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+            for name in names {
+                fs::create_dir(dir.join(name)).unwrap();
+                for file in &files {
+                    fs::copy(file, dir.join(name).join(file.file_name().unwrap())).unwrap();
+                }
+            }
+            files.iter().for_each(|file| fs::remove_file(file).unwrap());
+        })
+    };
+    names(&into(&["sst2"]), &["copy: adapter_config.json: found no such file", "copy/sst2"]);
+    names(&into(&["checkpoint-20", "checkpoint-10"]), &["copy/checkpoint-10 or ", "copy/checkpoint-20"]);
+    let setup = golden("peft-bench", "adapterhub-setups/stack/setup");
+    names(&forward(&base, Some(&setup)), &["setup: adapter: found a setup of AdapterHub"]);
     let on_bert = forward(&golden("peft-core", "bert-classify"), Some(&golden("peft-reparam", "lora/adapter")));
     names(&on_bert, &["base_model.model.bert.encoder.layer.0", "adapter_model.safetensors"]);
 }

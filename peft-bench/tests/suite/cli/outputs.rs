@@ -52,6 +52,7 @@ impl Case {
             (words("merge --model", &[model, &"--adapter".into(), adapter]), &["--output"]),
             (words("convert --to burn --model", &[model, &"--from".into(), adapter]), &["--output"]),
             (words("quantize --scheme nf4 --model", &[model]), &["--output"]),
+            (words("merge-adapters --method mean --model", &[model, adapter, adapter]), &["--output"]),
             (
                 words(
                     "search --budget 1 --space",
@@ -126,6 +127,87 @@ fn no_output_of_any_command_replaces_what_it_reads() {
             for output in [model, adapter, &case.folder.path("")] {
                 case.refused(&over, "--output", output);
             }
+        }
+    }
+}
+
+/// The files of a setup lie in the folders of its adapters.
+#[test]
+fn nothing_that_a_setup_reads_is_replaced() {
+    let setups = golden("peft-bench", "adapterhub-setups");
+    for (setup, dir, base) in [
+        ("stack", "setup", "bert-classify"),
+        ("stack-fuse", "setup", "bert-classify"),
+        ("fusion-apart", "setup/both", "roberta-classify"),
+    ] {
+        let case = Case::new();
+        let from = setups.join(setup).join("setup");
+        assert!(Command::new("cp").arg("-r").arg(from).arg(case.folder.path("setup")).status().unwrap().success());
+        let (dir, model) = (case.folder.path(dir), model(base));
+        let command = ["forward", "--model", &model, "--setup", &dir, "--input", &case.data].map(String::from);
+        let files = case
+            .state()
+            .into_iter()
+            .filter(|(path, file)| file.is_some() && path.starts_with(case.folder.path("setup")));
+        let files: Vec<String> = files.map(|(path, _)| path.to_string_lossy().into_owned()).collect();
+        assert!(files.len() > 6);
+        for output in
+            files.iter().chain([&format!("{dir}/adapter_setup.json"), &case.folder.path("setup/a/adapter.safetensors")])
+        {
+            let error = case.refused(&command, "--output", output);
+            names(&error, &["--output", output]);
+        }
+        succeed(
+            &[&command.each_ref().map(String::as_str)[..], &["--output", &case.folder.path("setup/logits")]].concat(),
+        );
+    }
+}
+
+/// What one run at once makes is neither read nor made by another.
+#[test]
+fn runs_at_once_spare_what_the_others_read_and_make() {
+    let case = Case::new();
+    let at = |name: &str| case.folder.path(name);
+    succeed(&[
+        "train",
+        "--model",
+        &case.model,
+        "--method",
+        "lora",
+        "--steps",
+        "1",
+        "--data",
+        &case.data,
+        "--output",
+        &at("first"),
+    ]);
+    let file = |name: &str, more: &str| {
+        let start = format!("model_name_or_path: {}\ndata: {}\nmax_steps: 1\n", case.model, case.data);
+        case.folder.write(name, &(start + more))
+    };
+    let again = format!("method: lora\noutput_dir: {}\noverwrite_output_dir: true\n", at("first"));
+    for (one, other, words) in [
+        (
+            again.clone(),
+            format!("adapter_name_or_path: {}\noutput_dir: {}\n", at("first"), at("next")),
+            ["output_dir", "first"],
+        ),
+        (again, format!("method: lora\noutput_dir: {}/in\n", at("first")), ["output_dir", "elsewhere"]),
+        (
+            format!("method: lora\noutput_dir: {}\nlogging_file: {}\n", at("a"), at("log")),
+            format!("method: lora\noutput_dir: {}\nlogging_file: {}\n", at("b"), at("log")),
+            ["logging_file", "file"],
+        ),
+        (
+            format!("method: lora\noutput_dir: {}\nlogging_file: {}\n", at("a"), at("b/log")),
+            format!("method: lora\noutput_dir: {}\n", at("b")),
+            ["logging_file", "elsewhere"],
+        ),
+    ] {
+        let files = [file("one.yaml", &one), file("other.yaml", &other)];
+        for [a, b] in [[0, 1], [1, 0]] {
+            let command = ["train", "--config", &files[a]].map(String::from);
+            names(&case.refused(&command, "--config", &files[b]), &words);
         }
     }
 }

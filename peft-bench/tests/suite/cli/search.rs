@@ -8,7 +8,7 @@ const SPACE: &str = "
   learning_rate: 5e-3
   per_device_train_batch_size: 8
   choices: {serial: [0, 2, 5], parallel: [0, 3], prefix: [0, 2]}
-  subsets: {layers: [0, 1, 2]}
+  subsets: {layers: [0, 1]}
 - {method: lora, num_train_epochs: 2, per_device_train_batch_size: 8, choices: {r: [1, 2, 4], learning_rate: [1e-3, 1e-2]}}
 ";
 
@@ -135,12 +135,32 @@ fn what_cannot_be_searched_is_refused_before_the_first_trial() {
         ("method: nothing\nchoices: {r: [3]}", ["space.yaml", "method", "nothing"]),
         ("choices: {r: [3]}", ["space.yaml", "r", "known"]),
         ("method: lora\nchoices: {r: [0]}", ["space.yaml", "r", "0"]),
+        ("method: lora\nchoices: {r: [1, x]}", ["space.yaml", "r", "\"x\""]),
+        ("method: lora\nchoices: {r: [2, 100000]}", ["space.yaml", "r", "100000"]),
+        ("method: lora\nchoices: {r: [2, 4, 2]}", ["space.yaml", "r", "2 twice"]),
+        ("method: lora\nchoices: {rr: [1, 2]}", ["space.yaml", "rr", "`r`"]),
+        ("method: lora\nchoises: {r: [1, 2]}", ["space.yaml", "choises", "`choices`"]),
+        ("method: lora\nchoices: {target_modules: [[query], [qury]]}", ["space.yaml", "qury", "a match among"]),
+        ("method: lora\nsubsets: {layers_to_transform: [0, 7]}", ["space.yaml", "layers_to_transform", "7"]),
+        ("method: lora\nchoices: {learning_rate: [1e-3, abc]}", ["space.yaml", "learning_rate", "abc"]),
+        ("method: lora\nchoices: {learning_rate: [1e-3, -1]}", ["space.yaml", "learning_rate", "-1"]),
+        ("choices: {method: [lora, lara]}", ["space.yaml", "method", "lara"]),
         ("[", ["space.yaml", "content", "YAML"]),
     ] {
         let case = Case::new(&[]);
         case.folder.write("space.yaml", space);
         let args = case.args("search");
         names(&fail(&args.iter().map(String::as_str).collect::<Vec<_>>()), &words);
+        assert!(!Path::new(&case.folder.path("search")).exists(), "{space}");
+    }
+    // A pipe that nobody writes would be waited for.
+    for option in ["--space", "--data", "--eval"] {
+        let (case, pipe) = (Case::new(&["--budget", "1"]), Folder::new());
+        assert!(Command::new("mkfifo").arg(pipe.path("pipe")).status().unwrap().success());
+        let mut args = case.args("search");
+        let at = 1 + args.iter().position(|arg| arg == option).unwrap();
+        args[at] = pipe.path("pipe");
+        names(&fail(&args.iter().map(String::as_str).collect::<Vec<_>>()), &["pipe", "a special file"]);
     }
     let case = Case::new(&["--strategy", "luck"]);
     let args = case.args("search");

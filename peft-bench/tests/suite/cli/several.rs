@@ -124,8 +124,16 @@ fn rows_are_answered_by_their_own_adapters() {
         let start = predict(&data);
         fail(&start.iter().map(String::as_str).chain(adapters.iter().copied()).collect::<Vec<_>>())
     };
-    names(&error("adapter,text\nsongs,ab\n", &given), &["songs", "both, films, names, stars"]);
+    let unknown = error("adapter,text\nfilms,ab\nsongs,ab\n", &given);
+    names(&unknown, &["wrong.csv: row 2, adapter", "songs", "both, films, names, stars"]);
+    names(&error("adapter,text\nfilms,ab\n", &[]), &["--adapter", "nothing", "NAME=DIR"]);
+    for half in ["=", &format!("={films}"), "films="] {
+        names(&error("adapter,text\nfilms,ab\n", &["--adapter", half]), &["--adapter", half, "NAME=DIR"]);
+    }
+    names(&error("text\nab\n", &given[..2]), &["--adapter", given[1], "no column `adapter`"]);
     names(&error("adapter,text\nfilms,ab\n", &["--adapter", &films]), &["--adapter", &films, "NAME=DIR"]);
+    let long = format!("text\n{}\n", "a ".repeat(3 << 20));
+    names(&error(&long, &["--adapter", &films]), &["wrong.csv", "text", "bytes", "at most"]);
     // Without the column the file is like any other.
     let plain = folder.write("plain.csv", "text\nab\n");
     let line = succeed(&["predict", "--model", &model, "--data", &plain, "--adapter", &films]);

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use half::f16;
 
+use crate::codes::{Codes, Form, INTEGERS, Order, Rounding};
 use crate::{Error, Result};
 
 /// An element type.
@@ -133,6 +134,28 @@ impl Blocks {
         self.bytes.len()
     }
 
+    /// The weights of some outputs as codes, with scale and minimum of each block ([`Packed::codes`](crate::Packed::codes)): those of Q4_0,
+    /// Q4_1 and Q8_0.
+    pub fn codes(&self, rows: Range<usize>, scales: &mut Vec<[f32; 2]>) -> Option<Codes<'_>> {
+        let four = |values| Form::Four { values, order: Order::Halves, rounding: Rounding::F32 };
+        let (form, has_minimum) = match self.kind.name {
+            "Q4_0" => (four(&CENTERED), false),
+            "Q4_1" => (four(&INTEGERS), true),
+            "Q8_0" => (Form::Eight, false),
+            _ => return None,
+        };
+        let (size, stride) = (self.kind.elements, self.kind.bytes);
+        let row = self.dims[1] / size * stride;
+        let bytes = &self.bytes[rows.start * row..rows.end * row];
+        scales.clear();
+        let blocks = bytes.chunks_exact(stride);
+        match has_minimum {
+            true => scales.extend(blocks.map(|block| [finite_half(block, 0), finite_half(block, 2)])),
+            false => scales.extend(blocks.map(|block| [finite_half(block, 0), 0.])),
+        }
+        Some(Codes { form, bytes, block: size, stride, before: if has_minimum { 4 } else { 2 } })
+    }
+
     /// The weights that some outputs have for some inputs, row by row into a slice of that length.
     ///
     /// # Panics
@@ -165,6 +188,17 @@ impl Blocks {
     }
 }
 
+/// The codes of Q4_0 less 8.
+static CENTERED: [f32; 16] = {
+    let mut values = INTEGERS;
+    let mut i = 0;
+    while i < 16 {
+        values[i] -= 8.;
+        i += 1;
+    }
+    values
+};
+
 fn decode<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: impl Fn(&[u8; B], &mut [f32; N])) {
     for (bytes, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         block(bytes, out);
@@ -173,6 +207,14 @@ fn decode<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: 
 
 fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// The same where it is finite, in steps that a compiler puts in line: magnitudes have the bits of f32's, but for their exponents' bias.
+#[inline(always)]
+fn finite_half(block: &[u8], at: usize) -> f32 {
+    let bits = u32::from(u16::from_le_bytes([block[at], block[at + 1]]));
+    let by = f32::from_bits((127 + 127 - 15) << 23);
+    (f32::from_bits((bits & 0x7fff) << 13) * by).copysign(f32::from_bits(bits << 16))
 }
 
 /// The low four bits are elements 0 to 15, the high ones 16 to 31; `high` gives each its fifth bit (as 16).

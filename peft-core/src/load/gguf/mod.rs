@@ -1,6 +1,6 @@
 //! GGUF, the file of llama.cpp: metadata, a tokenizer and tensors, most of them quantized, in one.
 
-mod adapter;
+pub(super) mod adapter;
 pub(super) mod blocks;
 mod cursor;
 mod llama;
@@ -14,7 +14,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::adapter::write_lora;
 pub use self::blocks::Blocks;
 use self::blocks::KINDS;
 use self::cursor::Cursor;

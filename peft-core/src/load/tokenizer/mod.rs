@@ -8,6 +8,7 @@ mod fields;
 mod folder;
 mod make;
 mod sentencepiece;
+mod steps;
 mod vocabulary;
 mod words;
 

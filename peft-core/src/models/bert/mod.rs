@@ -6,16 +6,16 @@ use burn::tensor::{Int, Tensor, activation};
 
 pub(crate) use shape::{BERT, ROBERTA, from_fields, named, places, to_config};
 
-use super::{Frame, Hidden};
+use super::{Beside, Frame, Hidden};
 use crate::ops::{attention::split, gelu};
-use crate::{Attention, Error, Part, Result, Sequence, Site, Stack};
+use crate::{Attention, Error, Part, Result, Sequence, Site, Stack, Weight};
 
 /// Embeddings, layers, and the pooler where there is one.
 pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
-    let words = frame.weight(Site::encoder(0, Part::Words)).dense();
+    let words = frame.held_table(frame.weight(Site::encoder(0, Part::Words)));
     let mut x = embed(frame, words.clone())?;
     for layer in 0..frame.base.shape.layers {
-        x = frame.hooks.layer(frame, Site::encoder(layer, Part::Layer), x, &|x| encoder_layer(frame, layer, x));
+        x = frame.layer(Site::encoder(layer, Part::Layer), x, &Beside::Nothing);
     }
     let pooled = frame.base.shape.pooler.then(|| {
         let first = x.hidden.clone().narrow(1, 0, 1);
@@ -25,7 +25,7 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
 }
 
 /// x = LN(word + position + type).
-fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
+fn embed(frame: &Frame<'_>, words: Weight) -> Result<Sequence> {
     let (shape, batch) = (&*frame.base.shape, frame.batch);
     let [size, tokens] = batch.dims();
     let hidden = frame.rows(shape.words(), &words, batch.ids.clone(), None);
@@ -37,7 +37,7 @@ fn embed(frame: &Frame<'_>, words: Tensor<2>) -> Result<Sequence> {
     }
     let rows = |part, ids| {
         let site = Site::encoder(0, part);
-        frame.rows(site, &frame.weight(site).dense(), ids, None)
+        frame.rows(site, &frame.weight(site), ids, None)
     };
     let hidden = x.hidden + rows(Part::Positions, position_ids(frame, x.prompt, x.offset));
     let type_ids = batch.types.clone().unwrap_or_else(|| Tensor::zeros([size, tokens], &frame.base.device));
@@ -67,7 +67,7 @@ fn prepend(front: Tensor<2, Int>, n: usize, x: Tensor<2, Int>) -> Tensor<2, Int>
 }
 
 /// h = LN(x + Attention(x)); y = LN(h + FFN(h)).
-fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
+pub(super) fn encoder_layer(frame: &Frame<'_>, layer: usize, x: Sequence) -> Sequence {
     let at = |part| Site::encoder(layer, part);
     let attention =
         frame.hooks.sublayer(frame, at(Part::SelfAttention), x.clone(), &|x| self_attention(frame, layer, x));

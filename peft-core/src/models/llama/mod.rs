@@ -4,20 +4,20 @@
 mod rotary;
 mod shape;
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
-use rotary::Rotary;
+pub(crate) use rotary::Rotary;
 pub(crate) use shape::{FAMILY, from_fields, named, places, to_config};
 pub use shape::{Llama, Scaling};
 
-use super::{Frame, Hidden};
-use crate::ops::attention::split;
+use super::{Beside, Frame, Hidden};
+use crate::ops::{attention::split, gated};
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Embeddings, layers, the last normalization.
 pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
     let shape = &*frame.base.shape;
-    let words = frame.weight(shape.words()).dense();
+    let words = frame.held_table(frame.weight(shape.words()));
     let hidden = frame.rows(shape.words(), &words, frame.batch.ids.clone(), llama.padding);
     let mask = Mask { causal: Some(0), ..frame.batch.mask() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
@@ -27,10 +27,9 @@ pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
         return Err(Error::TooLong { length, allowed });
     }
     let mut x = frame.follow(x);
-    let rotary = Rotary::new(shape, llama, &x);
+    let rotary = Beside::Rotary(Rotary::new(shape, llama, &x));
     for layer in 0..shape.layers {
-        let site = Site::decoder(layer, Part::Layer);
-        x = frame.hooks.layer(frame, site, x, &|x| decoder_layer(frame, &rotary, layer, x));
+        x = frame.layer(Site::decoder(layer, Part::Layer), x, &rotary);
     }
     frame.finish(&x);
     let states = frame.norm(Site::decoder(0, Part::NormFinal), x.hidden);
@@ -38,7 +37,7 @@ pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
 }
 
 /// h = x + Attention(N(x)); y = h + FFN(N(h)).
-fn decoder_layer(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Sequence {
+pub(super) fn decoder_layer(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence) -> Sequence {
     let at = |part| Site::decoder(layer, part);
     let attention = |x| self_attention(frame, rotary, layer, x);
     let x = frame.residual(at(Part::SelfAttention), x, &attention);
@@ -61,6 +60,6 @@ fn self_attention(frame: &Frame<'_>, rotary: &Rotary, layer: usize, x: Sequence)
 fn feed_forward(frame: &Frame<'_>, layer: usize, x: Sequence) -> Tensor<3> {
     let at = |part| Site::decoder(layer, part);
     let x = frame.norm(at(Part::NormFeedForward), x.hidden);
-    let gate = activation::silu(frame.linear(at(Part::Gate), x.clone()));
-    frame.linear(at(Part::Down), gate * frame.linear(at(Part::Up), x))
+    let gate = frame.linear(at(Part::Gate), x.clone());
+    frame.linear(at(Part::Down), gated(gate, frame.linear(at(Part::Up), x)))
 }

@@ -1,15 +1,17 @@
-//! Rotary positions (Su et al., 2021, arXiv:2104.09864): pairs of channels i and i + width / 2, turned by position times frequency.
+//! Angles of rotary positions: position times frequency.
 
 use std::f64::consts::TAU;
 
 use burn::tensor::{Float, Int, Tensor, TensorData};
 
 use super::{Llama, Scaling};
+use crate::ops::turned;
 use crate::transfer::{read, send};
 use crate::{Sequence, Shape};
 
 /// Cosines and sines of a sequence's rows, `[batch or 1, 1, rows, width / 2]`.
-pub(super) struct Rotary {
+#[derive(Clone)]
+pub(crate) struct Rotary {
     cosine: Tensor<4>,
     sine: Tensor<4>,
 }
@@ -44,11 +46,7 @@ impl Rotary {
 
     /// Turns queries or keys `[batch, heads, rows, width]`.
     pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = x.dims()[3] / 2;
-        let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let (cosine, sine) = (self.cosine.clone(), self.sine.clone());
-        let turned = a.clone() * cosine.clone() - b.clone() * sine.clone();
-        Tensor::cat(vec![turned, b * cosine + a * sine], 3)
+        turned(x, self.cosine.clone(), self.sine.clone())
     }
 }
 

@@ -117,6 +117,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
     let (layers, hidden, heads, kv_heads, intermediate, vocab, positions, tied) = match name {
         "llama-7b" => (32, 4096, 32, 32, 11_008, 32_000, 2048, false),
         "llama-13b" => (40, 5120, 40, 40, 13_824, 32_000, 2048, false),
+        "tinyllama-1.1b" => (22, 2048, 32, 4, 5632, 32_000, 2048, false),
         "smollm2-135m" => (30, 576, 9, 3, 1536, 49_152, 8192, true),
         "llama-tiny" => (3, 24, 4, 2, 40, 97, 40, false),
         _ => return None,
@@ -138,7 +139,7 @@ pub(crate) fn named(name: &str) -> Option<Shape> {
         vocab,
         positions,
         types: 0,
-        eps: if tied { 1e-5 } else { 1e-6 },
+        eps: if tied || name == "tinyllama-1.1b" { 1e-5 } else { 1e-6 },
         pad: 0,
         first_position: 0,
         stop: vec![2],

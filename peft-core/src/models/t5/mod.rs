@@ -8,20 +8,21 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 pub use shape::T5;
 pub(crate) use shape::{FAMILY, from_fields, named, places, to_config};
 
-use super::{DECODER_WORDS, Frame, Hidden};
+use super::{Beside, DECODER_WORDS, Frame, Hidden};
 use crate::ops::attention::split;
 use crate::transfer::send;
 use crate::{Attention, Error, Mask, Part, Result, Sequence, Site, Stack};
 
 /// Encoder and decoder.
 pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
-    let words = frame.weight(frame.base.shape.words()).dense();
+    let words = frame.held_table(frame.weight(frame.base.shape.words()));
     let encoded = match frame.encoded() {
         Some(encoded) => encoded,
         None => {
             let hidden = frame.rows(frame.base.shape.words(), &words, frame.batch.ids.clone(), None);
             let x = Sequence { hidden, mask: frame.batch.mask(), prompt: 0, offset: 0, past: 0 };
-            let x = stack(frame, t5, Stack::Encoder, x, None)?;
+            let x = stack(frame, t5, Stack::Encoder, x, &Beside::Nothing)?;
+            let x = Sequence { hidden: frame.held(x.hidden), ..x };
             frame.keep_encoded(&x);
             x
         }
@@ -34,12 +35,12 @@ pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
     let hidden = frame.rows(DECODER_WORDS, &frame.decoder_words(&words), ids, None);
     let mask = Mask { causal: Some(0), ..Mask::default() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
-    let x = stack(frame, t5, Stack::Decoder, x, Some(&encoded))?;
+    let x = frame.apart(|frame| stack(frame, t5, Stack::Decoder, x, &Beside::Encoded(encoded)))?;
     Ok(Hidden { states: x.hidden, prompt: x.prompt, pooled: None, words: frame.vocabulary(words) })
 }
 
 /// Layers between dropouts, then the last normalization.
-fn stack(frame: &Frame<'_>, t5: &T5, stack: Stack, x: Sequence, encoded: Option<&Sequence>) -> Result<Sequence> {
+fn stack(frame: &Frame<'_>, t5: &T5, stack: Stack, x: Sequence, beside: &Beside) -> Result<Sequence> {
     let (shape, at) = (&*frame.base.shape, |part| Site { stack, layer: 0, part });
     let mut x = frame.hooks.embed(stack, x);
     let length = x.offset + x.past + x.hidden.dims()[1];
@@ -53,8 +54,7 @@ fn stack(frame: &Frame<'_>, t5: &T5, stack: Stack, x: Sequence, encoded: Option<
     x.mask.bias = Some(relative_positions(frame, t5, stack, &x));
     let layers = if stack == Stack::Encoder { shape.layers } else { t5.decoder_layers };
     for layer in 0..layers {
-        let site = Site { stack, layer, part: Part::Layer };
-        x = frame.hooks.layer(frame, site, x, &|x| one_layer(frame, t5, site, x, encoded));
+        x = frame.layer(Site { stack, layer, part: Part::Layer }, x, beside);
     }
     if stack == Stack::Decoder {
         frame.finish(&x);
@@ -72,7 +72,9 @@ fn relative_positions(frame: &Frame<'_>, t5: &T5, stack: Stack, x: &Sequence) ->
     let bucket = |i: usize, j: usize| bucket(j as i64 - (first + i) as i64, t5, stack == Stack::Encoder) as i32;
     let buckets: Vec<i32> = (0..rows).flat_map(|i| (0..columns).map(move |j| bucket(i, j))).collect();
     let buckets = send::<2, Int>(TensorData::new(buckets, [rows, columns]), &frame.base.device);
-    frame.rows(site, &frame.weight(site).dense(), buckets, None).permute([2, 0, 1]).unsqueeze()
+    let bias = frame.rows(site, &frame.weight(site), buckets, None).permute([2, 0, 1]);
+    // In the order of memory, once for all layers.
+    bias.reshape([1, frame.base.shape.heads, rows, columns])
 }
 
 /// The bucket of a key's position minus a query's: near ones have their own, farther ones share by logarithm. A decoder looks back only.
@@ -93,7 +95,7 @@ fn bucket(relative: i64, t5: &T5, both_ways: bool) -> usize {
 }
 
 /// h = x + SelfAttention(N(x)); in the decoder h = h + CrossAttention(N(h)); y = h + FFN(N(h)).
-fn one_layer(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence, encoded: Option<&Sequence>) -> Sequence {
+pub(super) fn one_layer(frame: &Frame<'_>, t5: &T5, layer: Site, x: Sequence, encoded: Option<&Sequence>) -> Sequence {
     let at = |part| Site { part, ..layer };
     let mut x = frame.residual(at(Part::SelfAttention), x, &|x| self_attention(frame, layer, x));
     if let Some(encoded) = encoded {

@@ -9,7 +9,7 @@ use peft_core::testing::{assert_close, base, batch, device, difference, examples
 use peft_core::train::{Probe, TrainConfig, Trainer};
 use peft_core::view::{tensors, trainable};
 use peft_core::{
-    AnyMethod, AnyTuner, Architecture, Base, Head, LanguageModel, Method, Part, Shape, Source, Trained, Tuner,
+    AnyMethod, AnyTuner, Architecture, Base, Head, LanguageModel, Method, Part, Shape, Source, Trained, Tuner, Wanted,
 };
 use peft_reparam::{BiasMode, LaplaceLora, LaplaceLoraConfig, Lora, LoraConfig, Prediction};
 
@@ -88,8 +88,9 @@ fn a_run_finds_the_posterior_and_moves_nothing() {
     let (base, folder) = (roberta(), tempfile::tempdir().unwrap());
     let of = source(&lora(), &base);
     let method = AnyMethod::from(config()).from_sources([of.clone()]);
-    assert_eq!(tensors(&method.head_from(&base).unwrap()), tensors(&head(&base)));
-    let start = Trained::new(method.init(&base, 0).unwrap(), method.head_from(&base).unwrap()).unwrap();
+    let own = method.head(&Wanted { outputs: Some(2), words: None }, &base, 0).unwrap().unwrap();
+    assert_eq!(tensors(&own), tensors(&head(&base)));
+    let start = Trained::new(method.init(&base, 0).unwrap(), own).unwrap();
     let settings = TrainConfig { weight_decay: 0.1, ..TrainConfig::new(1e-2).with_batch_size(2).with_steps(4) };
     let trained = Trainer::new(settings).run(&base, start, &examples(&base), None, &mut ()).unwrap();
     assert_eq!(tensors(&trained.head), tensors(&head(&base)));

@@ -11,27 +11,27 @@ use peft_core::testing::tolerances::{REFERENCE, REFERENCE_TRAJECTORY, SAME_FUNCT
 use peft_core::testing::{assert_close, batch, examples, randomized, recorded::Recorded, states};
 use peft_core::train::{Procedure, Run, TrainConfig};
 use peft_core::view::{tensors, with_values};
-use peft_core::{Base, Example, Head, Key, Label, LanguageModel, Method, Readout, Shape, Trained};
+use peft_core::{AnyMethod, AnyTuner, Base, Example, Head, Key, Label, LanguageModel, Readout, Shape, Trained};
 use peft_reparam::LoraConfig;
-use peft_unified::{AdaMix, AdaMixConfig, Mixed};
+use peft_unified::{AdaMix, AdaMixConfig, Mixing};
 use proptest::prelude::*;
 
 use super::{bases, bits, values};
 
-fn adapters() -> AdaMixConfig<SequentialConfig> {
+fn adapters() -> AdaMixConfig {
     AdaMixConfig::new(SequentialConfig::houlsby(5)).with_experts(3).with_shared(false, false)
 }
 
-fn lora() -> AdaMixConfig<LoraConfig> {
+fn lora() -> AdaMixConfig {
     AdaMixConfig::new(LoraConfig::new(3).with_alpha(5.0)).with_experts(3)
 }
 
-fn random<M: Mixed>(config: &AdaMixConfig<M>, base: &Base, seed: u64) -> AdaMix<M::Tuner> {
+fn random(config: &AdaMixConfig, base: &Base, seed: u64) -> AdaMix {
     randomized(&config.init(base, seed).unwrap(), seed)
 }
 
 /// On two routes.
-fn sampled<M: Mixed>(config: &AdaMixConfig<M>, base: &Base, seed: u64) -> AdaMix<M::Tuner> {
+fn sampled(config: &AdaMixConfig, base: &Base, seed: u64) -> AdaMix {
     random(config, base, seed).sample(&mut Random::new(seed, "routes"))
 }
 
@@ -95,7 +95,8 @@ proptest! {
         for base in bases() {
             let mix = random(&adapters(), &base, seed);
             let own = tensors(&mix);
-            let saved = AdaMixConfig::<SequentialConfig>::to_saved(mix.clone());
+            let method = AnyMethod::from(adapters());
+            let saved = method.to_saved(AnyTuner::new(mix.clone()));
             let means = tensors(&saved);
             let mut turned = BTreeMap::new();
             for (name, mean) in &means {
@@ -119,7 +120,7 @@ proptest! {
             prop_assert_ne!(tensors(&turned), own);
             assert_close(states(&turned, &base), states(&mix, &base), SAME_FUNCTION, "in another order");
             prop_assert_eq!(bits(&saved, &base), bits(&mix, &base));
-            let again = AdaMixConfig::<SequentialConfig>::to_saved(saved.clone());
+            let again = method.to_saved(saved.clone());
             prop_assert_eq!(tensors(&again), means);
         }
     }
@@ -245,11 +246,12 @@ fn routes_and_steps_are_those_of_the_reference() {
 #[test]
 fn counts_are_those_of_the_paper() {
     let shape = Shape::named("roberta-base").unwrap();
-    let adapter = AdaMixConfig::<SequentialConfig>::default();
-    assert_eq!(adapter.count(&shape).unwrap(), 747_264);
-    assert_eq!(adapter.clone().with_experts(1).count(&shape).unwrap(), 304_320);
-    assert_eq!(adapter.with_shared(false, false).count(&shape).unwrap(), 4 * 304_320);
-    let lora = AdaMixConfig::<LoraConfig>::default();
+    let count = |config: AdaMixConfig| AnyMethod::from(config).count(&shape).unwrap();
+    let adapter = AdaMixConfig::default();
+    assert_eq!(count(adapter.clone()), 747_264);
+    assert_eq!(count(adapter.clone().with_experts(1)), 304_320);
+    assert_eq!(count(adapter.with_shared(false, false)), 4 * 304_320);
+    let lora = AnyMethod::usual_over::<Mixing>(AnyMethod::of::<LoraConfig>());
     assert_eq!(lora.count(&shape).unwrap(), 24 * 4 * (4 * 768 + 768));
 }
 
