@@ -3,6 +3,8 @@
 //! The module's linear maps and normalizations are shown to the method as the sites of a base, and the method's own hooks give what
 //! each becomes: a linear map is what its hook makes of the unit vectors. Gradients flow through that into the method's tensors.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -101,7 +103,10 @@ impl<M: Module, C: Method> Applied<M, C> {
         let mut module = None;
         let adapter = self.tuner.as_adapter().unwrap_or_else(|| unreachable!("`new` has refused what is none"));
         adapter.open_any(&batch, &mut |hooks| {
-            module = Some(view::view(&self.module, &mut Effective { base: &self.base, hooks, device: &device }));
+            module = Some(view::view(
+                &self.module,
+                &mut Effective { base: &self.base, hooks, device: &device, added: BTreeMap::new() },
+            ));
         });
         Ok(module.unwrap_or_else(|| unreachable!("an adapter opens once")))
     }
@@ -268,6 +273,8 @@ struct Effective<'a> {
     base: &'a Base,
     hooks: &'a dyn Hooks,
     device: &'a Device,
+    /// What linear maps add to any input.
+    added: BTreeMap<Site, Tensor<1>>,
 }
 
 impl Effective<'_> {
@@ -282,24 +289,21 @@ impl Effective<'_> {
         let added = all.clone().narrow(0, inputs, 1);
         (all.narrow(0, 0, inputs) - added.clone(), added.reshape([outputs]))
     }
-
-    fn vector(&self, site: Site, slot: Slot, mapped: bool) -> Tensor<1> {
-        let vector = tracked(self.hooks.vector(site, slot, self.base.vector(site, slot)));
-        if mapped { vector + self.linear(site).1 } else { vector }
-    }
 }
 
 impl Rewrite for Effective<'_> {
     fn tensor<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) -> Tensor<D> {
         let places = self.base.shape().places();
         let Some(place) = places.iter().find(|place| place.name == name) else { return tensor.detach() };
-        match place.slot {
-            Slot::Weight => Tensor::from_bridge(self.linear(place.site).0.into_bridge()),
-            slot => {
-                let mapped = places.iter().any(|other| other.site == place.site && other.slot == Slot::Weight);
-                Tensor::from_bridge(self.vector(place.site, slot, mapped).into_bridge())
-            }
+        let Place { site, slot, .. } = *place;
+        if slot == Slot::Weight {
+            let (weight, added) = self.linear(site);
+            self.added.insert(site, added);
+            return Tensor::from_bridge(weight.into_bridge());
         }
+        let vector = tracked(self.hooks.vector(site, slot, self.base.vector(site, slot)));
+        let added = self.added.remove(&site);
+        Tensor::from_bridge(added.map_or(vector.clone(), |added| vector + added).into_bridge())
     }
 }
 

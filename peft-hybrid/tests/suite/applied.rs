@@ -1,16 +1,18 @@
 //! Methods of the partial and the reparameterized branch on modules of burn's own, in a loop of one's own.
 
+use std::collections::BTreeMap;
+
 use burn::module::Module;
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{Linear, LinearConfig};
-use burn::optim::AdamWConfig;
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Tensor, activation};
 use peft_core::random::Random;
-use peft_core::testing::tolerances::MERGED;
-use peft_core::testing::{device, difference};
+use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION, SAME_GRADIENT};
+use peft_core::testing::{base, batch, device, difference, golden::named, randomized};
 use peft_core::train::Optim;
-use peft_core::view::tensors;
-use peft_core::{Applied, Method, On};
+use peft_core::view::{shapes, tensors, with_ids_from_names, with_values};
+use peft_core::{Applied, Method, On, Part, Site, Slot, Tuner};
 use peft_partial::{BitFitConfig, ChildMode, ChildTuningConfig, DiffPruningConfig, LtSftConfig, ThresholdMaskConfig};
 use peft_partial::{FishMaskConfig, SBitFitConfig, SamConfig};
 use peft_reparam::{
@@ -149,6 +151,86 @@ fn what_looks_at_data_first_is_refused() {
         applied.step(loss, &mut optim, 5e-3)
     });
     assert!(error.unwrap_err().to_string().contains("no example"));
+}
+
+/// One map, by the name that our backbones have for it.
+#[derive(Module, Debug)]
+struct One {
+    query: Linear,
+}
+
+/// The same map with the same numbers, in a BERT with the method's hooks and in a module with the method applied: outputs and
+/// gradients.
+#[test]
+fn it_is_what_hooks_do_in_our_backbones() {
+    fn check<C: Method>(config: C) {
+        let (own, site) = (base("bert-tiny", &device()), Site::encoder(0, Part::Query));
+        let on_base = config.on(r"encoder\.layer\.0\.attention\.self\.query").unwrap().init(&own, 3).unwrap();
+        let tuner = randomized(&with_ids_from_names(on_base).unwrap(), 4);
+        let [inputs, outputs] = own.shape().linear_dims(site);
+        let values = BTreeMap::from([
+            ("query.weight".to_string(), own.weight(site).dense().into_data()),
+            ("query.bias".to_string(), own.vector(site, Slot::Bias).into_data()),
+        ]);
+        let query = LinearConfig::new(inputs, outputs).init(&device().autodiff());
+        let module = with_values(One { query }, &values).unwrap();
+        let applied = Applied::new(module, config.on("query").unwrap(), 3).unwrap();
+        assert_eq!(shapes(applied.tuner()), shapes(&tuner), "{}", C::NAME);
+        let x = Tensor::from_inner(Random::new(5, "x").normal_tensor([3, 5, inputs], 1.0, &device()));
+        let next = |x: Tensor<3>| own.weight(site).linear(x, Some(own.vector(site, Slot::Bias)));
+        let mut hooked = None;
+        tuner.as_adapter().unwrap().open_any(&batch(&own), &mut |hooks| {
+            let w = hooks.weight(site, own.weight(site).clone());
+            let bias = own.vector(site, Slot::Bias);
+            hooked = Some(hooks.linear(site, x.clone(), &|x| w.linear(x, Some(bias.clone()))));
+        });
+        let (hooked, applied) = (hooked.unwrap(), applied.with_tuner(tuner.clone()));
+        let output = applied.module().unwrap().query.forward(x.clone());
+        assert!(difference(&output.to_data(), &next(x).into_data()) > 1e-3, "{}: nothing is changed", C::NAME);
+        assert!(difference(&output.to_data(), &hooked.to_data()) <= SAME_FUNCTION.0, "{}", C::NAME);
+        let weights = Tensor::from_inner(Random::new(6, "w").normal_tensor([3, 5, outputs], 1.0, &device()));
+        let gradients =
+            |y: Tensor<3>| named(&tuner, &GradientsParams::from_grads((y * weights.clone()).mean().backward(), &tuner));
+        let (ours, hooks) = (gradients(output), gradients(hooked));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), hooks.keys().collect::<Vec<_>>());
+        assert!(!ours.is_empty());
+        for (name, gradient) in ours {
+            assert!(difference(&gradient, &hooks[&name]) <= SAME_GRADIENT.0, "{}: {name}", C::NAME);
+        }
+    }
+    check(LoraConfig::new(2));
+    check(LoraConfig::new(2).with_dora());
+    check(LoraConfig::new(2).with_frozen_a());
+    check(AdaLoraConfig::new(3, 2));
+    check(DyLoraConfig::new(3));
+    check(DeltaLoraConfig::new(2));
+    check(KronaConfig::new());
+}
+
+#[test]
+fn counts_are_those_of_the_maps() {
+    fn count<C: Method>(config: C) -> usize {
+        Applied::new(Mlp::init(&device().autodiff()), config.chosen(Mlp::PATTERN), 0).unwrap().trainable()
+    }
+    assert_eq!(count(LoraConfig::new(2)), 2 * (12 + 20) + 2 * (20 + 8));
+    assert_eq!(count(LoraConfig::new(2).with_frozen_a()), 2 * 20 + 2 * 8);
+    assert_eq!(count(DyLoraConfig::new(3)), 3 * (12 + 20) + 3 * (20 + 8));
+    assert_eq!(count(IntrinsicSaidConfig::new(50)), 50);
+    assert_eq!(count(BitFitConfig::new()), 20 + 8);
+}
+
+/// An adapter of a module with other maps is an error by name.
+#[test]
+fn another_modules_adapter_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter");
+    let device = device().autodiff();
+    Applied::new(Mlp::init(&device), LoraConfig::new(2).chosen(Mlp::PATTERN), 0).unwrap().save(&path).unwrap();
+    let wider = Mlp { first: LinearConfig::new(12, 24).init(&device), second: LinearConfig::new(24, 8).init(&device) };
+    let message = Applied::<_, LoraConfig>::load(wider, &path).unwrap_err().to_string();
+    assert!(message.contains("encoder.0.up") && message.contains("24"), "{message}");
+    let other = Applied::<_, LoraConfig>::load(TransformerEncoder::init(&device), &path).unwrap_err().to_string();
+    assert!(other.contains("first"), "{other}");
 }
 
 #[test]
