@@ -3,8 +3,6 @@
 //! The module's linear maps and normalizations are shown to the method as the sites of a base, and the method's own hooks give what
 //! each becomes: a linear map is what its hook makes of the unit vectors. Gradients flow through that into the method's tensors.
 
-use std::collections::BTreeMap;
-
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -103,10 +101,7 @@ impl<M: Module, C: Method> Applied<M, C> {
         let mut module = None;
         let adapter = self.tuner.as_adapter().unwrap_or_else(|| unreachable!("`new` has refused what is none"));
         adapter.open_any(&batch, &mut |hooks| {
-            module = Some(view::view(
-                &self.module,
-                &mut Effective { base: &self.base, hooks, device: &device, added: BTreeMap::new() },
-            ));
+            module = Some(view::view(&self.module, &mut Effective { base: &self.base, hooks, device: &device }));
         });
         Ok(module.unwrap_or_else(|| unreachable!("an adapter opens once")))
     }
@@ -273,21 +268,16 @@ struct Effective<'a> {
     base: &'a Base,
     hooks: &'a dyn Hooks,
     device: &'a Device,
-    /// What linear maps add to any input.
-    added: BTreeMap<Site, Tensor<1>>,
 }
 
 impl Effective<'_> {
-    /// What a linear map `[in, out]` makes of the unit vectors, and what it adds to any input, without its bias.
-    fn linear(&self, site: Site) -> (Tensor<2>, Tensor<1>) {
+    /// What a linear map `[in, out]` makes of the unit vectors. What is merged adds nothing else there: biases have a hook of their own.
+    fn linear(&self, site: Site) -> Tensor<2> {
         let weight = self.hooks.weight(site, self.base.weight(site).clone()).dense();
         let [inputs, outputs] = weight.dims();
-        let zero = Tensor::zeros([1, inputs], self.device);
-        let rows = Tensor::cat(vec![Tensor::<2>::eye(inputs, self.device), zero], 0).unsqueeze::<3>();
-        let all = self.hooks.linear(site, rows, &|x| Weight::Dense(weight.clone()).linear(x, None));
-        let all = all.reshape([inputs + 1, outputs]);
-        let added = all.clone().narrow(0, inputs, 1);
-        (all.narrow(0, 0, inputs) - added.clone(), added.reshape([outputs]))
+        let units = Tensor::<2>::eye(inputs, self.device).unsqueeze::<3>();
+        let rows = self.hooks.linear(site, units, &|x| Weight::Dense(weight.clone()).linear(x, None));
+        rows.reshape([inputs, outputs])
     }
 }
 
@@ -296,14 +286,13 @@ impl Rewrite for Effective<'_> {
         let places = self.base.shape().places();
         let Some(place) = places.iter().find(|place| place.name == name) else { return tensor.detach() };
         let Place { site, slot, .. } = *place;
-        if slot == Slot::Weight {
-            let (weight, added) = self.linear(site);
-            self.added.insert(site, added);
-            return Tensor::from_bridge(weight.into_bridge());
+        match slot {
+            Slot::Weight => Tensor::from_bridge(self.linear(site).into_bridge()),
+            slot => {
+                let vector = self.hooks.vector(site, slot, self.base.vector(site, slot));
+                Tensor::from_bridge(tracked(vector).into_bridge())
+            }
         }
-        let vector = tracked(self.hooks.vector(site, slot, self.base.vector(site, slot)));
-        let added = self.added.remove(&site);
-        Tensor::from_bridge(added.map_or(vector.clone(), |added| vector + added).into_bridge())
     }
 }
 

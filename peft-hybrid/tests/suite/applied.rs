@@ -245,6 +245,10 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(message(bitfit).contains("bitfit"));
     let beside = Applied::new(mlp(), KronaBConfig::new(), 0).unwrap_err();
     assert!(message(beside).contains("krona-b"));
+    let maps = |inputs, outputs| LinearConfig::new(inputs, outputs).with_bias(false).init(&device().autodiff());
+    let bare = Mlp { first: maps(12, 20), second: maps(20, 8) };
+    let added = Applied::new(bare, BitFitConfig::new().with_added(), 0).unwrap_err();
+    assert!(message(added).contains("bitfit"));
     let heads = Applied::new(mlp(), KernelMixConfig::new(2, 2), 0).unwrap_err();
     assert!(message(heads).contains("kernel-mix"));
     let lora = mlp().apply_lora(burn::module::Lora::new(2, 2.0));
