@@ -231,8 +231,8 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
 #[derive(Clone)]
 pub(crate) enum Beside {
     Nothing,
-    Rotary(llama::Rotary),
-    Encoded(Sequence),
+    Rotary(Box<llama::Rotary>),
+    Encoded(Box<Sequence>),
 }
 
 impl Beside {
@@ -248,7 +248,7 @@ impl Beside {
 
     pub(crate) fn without_gradients(&self) -> Self {
         match self {
-            Beside::Encoded(x) => Beside::Encoded(x.clone().without_gradients()),
+            Beside::Encoded(x) => Beside::Encoded(Box::new(Sequence::clone(x).without_gradients())),
             other => other.clone(),
         }
     }
