@@ -4,6 +4,7 @@ mod adapter;
 pub mod adapterhub;
 pub mod answer;
 mod any;
+mod applied;
 mod batch;
 pub mod codes;
 pub mod combine;
@@ -62,6 +63,7 @@ mod within;
 
 pub use adapter::{Adapter, AnyAdapter, Bare, Tuner};
 pub use any::{AnyMethod, AnyTuner, HubForm, Many, Over};
+pub use applied::{Applied, On};
 pub use batch::{Batch, Example, Label};
 pub use compute::Compute;
 pub use copies::Copies;

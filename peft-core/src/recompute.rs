@@ -68,7 +68,7 @@ struct Notes {
 enum Entry {
     /// Where leaves were put in the place of tensors: all that reads them comes later.
     Sources(Vec<usize>),
-    Segment(Segment),
+    Segment(Box<Segment>),
 }
 
 /// One layer in one run.
@@ -231,7 +231,8 @@ impl Recorder<'_> {
         let hidden = Tensor::from_inner(y.hidden.inner()).require_grad();
         let (output, beside) = (notes.outputs.len(), beside.clone());
         notes.outputs.push(Some(Leaf { leaf: hidden.clone(), source: None, gradient: None }));
-        notes.entries.push(Entry::Segment(Segment { run: self.run.clone(), site, x, beside, output }));
+        let segment = Segment { run: self.run.clone(), site, x, beside, output };
+        notes.entries.push(Entry::Segment(Box::new(segment)));
         Sequence { hidden, mask: Mask { bias, ..y.mask }, ..y }
     }
 }

@@ -1,28 +1,32 @@
-//! LoRA on a Transformer of burn's own, which knows nothing of this library. `cargo run`
+//! KronA on a Transformer of burn's own, which knows nothing of this library: trained, saved, loaded and merged. `cargo run`
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
-use burn::optim::{AdamWConfig, GradientsParams};
+use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
-use peft_core::{random::Random, train::Optim, view::trainable};
-use peft_reparam::bridge::{LoraForm, Reparameterize};
+use peft_core::{Applied, On, random::Random, train::Optim};
+use peft_reparam::KronaConfig;
 
 fn main() -> peft_core::Result<()> {
     let device = peft_core::device("flex")?.autodiff();
     let model: TransformerEncoder = TransformerEncoderConfig::new(16, 32, 2, 2).with_dropout(0.0).init(&device);
-    // Frozen but for the factors. `KronForm` and `SaidForm` go the same way.
-    let form = LoraForm::new(4, 8.0)?;
-    let mut model = Reparameterize::new(form, r"mha\.(query|value)\.weight", 0)?.apply(model)?;
-    println!("{} trainable elements", trainable(&model));
+    // Any method that works on weights goes the same way.
+    let config = KronaConfig::new().on(r"mha\.(query|value)")?;
+    let mut applied = Applied::new(model.clone(), config, 0)?.start(50)?;
+    println!("{} trainable elements", applied.trainable());
     let (input, target) = (random("input", &device), random("target", &device) * 0.1);
-    let mut optim = Optim::new(AdamWConfig::new().build());
-    for step in 0..=50 {
+    let loss = |model: &TransformerEncoder| {
         let output = model.forward(TransformerEncoderInput::new(input.clone()));
-        let loss = (output - target.clone()).powf_scalar(2.0).mean();
-        if step % 25 == 0 {
-            println!("step {step}: loss {:.4}", loss.clone().into_scalar::<f32>());
-        }
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = optim.step(model, gradients, |_| 1e-2);
+        (output - target.clone()).powf_scalar(2.0).mean()
+    };
+    println!("before: loss {:.4}", loss(&applied.module()?).into_scalar::<f32>());
+    let mut optim = Optim::new(AdamWConfig::new().build());
+    for _ in 0..50 {
+        let loss = loss(&applied.draw()?);
+        applied = applied.step(loss, &mut optim, 1e-2)?;
     }
+    let dir = std::env::temp_dir().join(format!("krona-{}", std::process::id()));
+    applied.finish()?.save(&dir)?;
+    let merged = Applied::<_, KronaConfig>::load(model, &dir)?.merge()?;
+    println!("saved in {}, loaded and merged: loss {:.4}", dir.display(), loss(&merged).into_scalar::<f32>());
     Ok(())
 }
 

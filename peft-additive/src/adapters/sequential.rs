@@ -27,6 +27,7 @@ use peft_core::{
     Added, Base, Delta, Error, Frame, Hooks, Key, Merge, Method, Next, Place, Procedure, Result, Sequence, Shape, Site,
     SiteMap, Slot, Source, Weight, adapter, random::Random, split_name, view::copied,
 };
+use serde_json::Value;
 
 pub use self::config::{Init, Placement, SequentialConfig};
 use super::bottleneck::{Activation, Bottleneck, Norms, count, key, normalized_sum, projection};
@@ -43,8 +44,17 @@ pub(super) fn alike(sources: &[Source]) -> Result<(SequentialConfig, Vec<Sequent
     let config = settings(first)?;
     for source in sources {
         if settings(source)? != config {
-            let expected = format!("an adapter with the same settings as {}", first.name);
-            return Err(Error::config("sources", &source.name, expected));
+            let [own, all] = [source, first].map(|source| source.config.settings());
+            let other = all.iter().find(|(key, value)| own.get(*key) != Some(value));
+            let told = |value: Option<&Value>| value.map_or_else(|| "nothing".into(), Value::to_string);
+            let (found, expected) = match other {
+                Some((key, value)) => {
+                    (format!("{}, of {key} {}", source.name, told(own.get(key))), format!("{key} {value}, "))
+                }
+                None => (source.name.clone(), String::new()),
+            };
+            let expected = format!("{expected}an adapter with the same settings as {}", first.name);
+            return Err(Error::config("sources", found, expected));
         }
     }
     let adapters = sources.iter().map(|source| Ok(copied(source.tuner::<SequentialConfig>()?.clone())));

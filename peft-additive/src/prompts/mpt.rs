@@ -164,7 +164,8 @@ impl MptConfig {
     /// From an MPT of source tasks.
     fn target(&self, base: &Base, seed: u64, sources: &[Source]) -> Result<Mpt> {
         let [source] = sources else {
-            let expected = format!("one adapter of mpt, for the start {:?}", self.prompt_tuning_init);
+            let start = serde_json::json!(self.prompt_tuning_init);
+            let expected = format!("one adapter of mpt, for the start {start}");
             return Err(Error::config("sources", sources.len(), expected));
         };
         let own = source.tuner::<MptConfig>()?.valid();

@@ -72,7 +72,14 @@ impl SpotConfig {
 
     /// The weights of the sources that make the start.
     fn weights(&self, prompts: &[(&str, Tensor<2>)]) -> Result<Vec<f64>> {
-        let Some(target) = &self.target else { return Ok(vec![1.0 / prompts.len() as f64; prompts.len()]) };
+        let Some(target) = &self.target else {
+            return match self.top_k {
+                1 => Ok(vec![1.0 / prompts.len() as f64; prompts.len()]),
+                most => {
+                    Err(Error::config("top_k", most, "1 without a target: the start is then the mean of all sources"))
+                }
+            };
+        };
         let names = || prompts.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let at = prompts.iter().position(|(name, _)| name == target);
         let at = at.ok_or_else(|| Error::config("target", target, format!("one of the sources: {}", names())))?;
@@ -255,6 +262,7 @@ mod tests {
         for (config, words) in [
             (nearest("target", 3), ["c, whose similarity", "above 0"]),
             (nearest("target", 4), ["top_k: 4", "from 1 to 3"]),
+            (SpotConfig { top_k: 4, ..SpotConfig::new(2) }, ["top_k: 4", "1 without a target"]),
             (nearest("other", 1), ["target: other", "target, a, b, c"]),
         ] {
             let message = message(config);

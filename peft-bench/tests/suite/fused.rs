@@ -41,7 +41,8 @@ fn every_method_trains_alike_by_fused_operations_and_by_composed_ones() {
         let base = base(shape, &device()).with_dropout(0.2);
         let batch = batch(&base);
         let samples = (0..batch.dims()[0] as u32).collect();
-        let batch = Batch { tasks: vec![0; batch.tasks.len()], ..batch.with_noise(Noise { seed: 5, step: 2, samples }) };
+        let batch =
+            Batch { tasks: vec![0; batch.tasks.len()], ..batch.with_noise(Noise { seed: 5, step: 2, samples }) };
         for entry in METHODS {
             // Some are not for this model, or start from finished adapters.
             let Ok(tuner) = (entry.method)().init(&base, 3) else { continue };

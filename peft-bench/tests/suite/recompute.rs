@@ -94,6 +94,7 @@ fn gradients_are_those_of_a_forward_that_is_kept() {
         }
     }
     assert_eq!(refused.iter().copied().collect::<Vec<_>>(), ["attention-fusion", "laplace-lora", "lst"]);
-    let left = METHODS.iter().map(|entry| entry.name).filter(|name| !compared.contains(name) && !refused.contains(name));
+    let left =
+        METHODS.iter().map(|entry| entry.name).filter(|name| !compared.contains(name) && !refused.contains(name));
     assert_eq!(left.collect::<Vec<_>>(), Vec::<&str>::new(), "methods that were not compared");
 }

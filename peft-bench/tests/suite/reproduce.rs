@@ -222,6 +222,30 @@ fn the_table_of_all_methods_goes_on_and_is_the_same() {
     assert_eq!((written(folder), before.len()), (before.clone(), 12));
 }
 
+/// Each row on tasks with one and with two metrics and with other heads, alone and together; what starts from others' adapters too.
+#[test]
+fn the_table_of_several_tasks_goes_on_and_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    hermetic::write(folder, 0).unwrap();
+    model(folder, "roberta-tiny", |base| Head::masked_lm(base, 0));
+    let args = "--table multi-task --tasks cola,stsb,mnli --seeds 3 --max-steps 3 --batch-size 8";
+    let reproduce = |output| reproduce(folder, "glue", args, output);
+    let whole = timed(reproduce);
+    let expected = scores(folder, "whole");
+    assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 1].repeat(10));
+    assert!(expected.iter().flatten().all(|score| score.is_finite()));
+    let report = report(folder, "whole");
+    let together = report.rows.iter().find(|row| row.name == "Hyperformer++").unwrap();
+    assert!(together.cells.iter().all(|cell| cell.runs[0].seconds == together.cells[0].runs[0].seconds));
+    let text = fs::read_to_string(folder.join("whole/REPORT.md")).unwrap();
+    // All but the first row of each of the two groups.
+    assert_eq!(text.matches("| difference |").count(), 8, "{text}");
+    assert!(text.contains("tasks=3"), "{text}");
+    interrupted(reproduce, whole);
+    assert_eq!(scores(folder, "killed"), expected);
+}
+
 /// A method that cannot run on a model is told with its reason, and keeps no other from being run.
 #[test]
 fn a_method_that_cannot_run_says_why() {
@@ -268,6 +292,7 @@ fn what_cannot_be_is_named() {
         ("--limit 3", &["--limit", "Tables IV to VI"]),
         ("--table 6 --tasks rte", &["--tasks", "Table III"]),
         ("--table methods --tasks rte", &["--tasks", "rte", "sources"]),
+        ("--table multi-task --tasks rte", &["--tasks", "rte", "two tasks or more"]),
         ("--table methods --rows lora --job LoRA/cola", &["--job", "ROW/TASK/SEED"]),
         ("--model nowhere --data GLUE", &["nowhere"]),
     ] {

@@ -178,8 +178,8 @@ fn dropout_is_that_of_the_mask() {
     let x = draw("x", [3, 4, 5, 37], 1.0);
     for p in [0.1, 0.7] {
         let drops = noise(3).drops(p, "here").unwrap();
-        check("dropout", &[x.clone()], &|x| drops.of(x[0].clone()));
-        check("dropout of a view", &[x.clone()], &|x| drops.of(x[0].clone().swap_dims(2, 3)));
+        check("dropout", std::slice::from_ref(&x), &|x| drops.of(x[0].clone()));
+        check("dropout of a view", std::slice::from_ref(&x), &|x| drops.of(x[0].clone().swap_dims(2, 3)));
     }
 }
 

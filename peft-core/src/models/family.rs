@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::llama::{self, Llama, Scaling};
 use super::t5::{self, T5};
-use super::{Frame, Hidden, bert};
+use super::{Frame, Hidden, bert, plain};
 use crate::{Part, Place, Result, Sequence, Shape, Site, Stack};
 
 /// A family of models that share one forward, with the settings that only it has.
@@ -19,6 +19,8 @@ pub enum Architecture {
     T5(T5),
     /// Touvron et al., 2023: a decoder with rotary positions.
     Llama(Llama),
+    /// A burn module that is not of this library, with these tensors: it runs by itself.
+    Plain(&'static [Place]),
 }
 
 /// What is the same for all models of a family.
@@ -101,6 +103,7 @@ impl Architecture {
             Architecture::Roberta => &bert::ROBERTA,
             Architecture::T5(_) => &t5::FAMILY,
             Architecture::Llama(_) => &llama::FAMILY,
+            Architecture::Plain(_) => &plain::FAMILY,
         }
     }
 
@@ -200,6 +203,7 @@ pub(crate) fn to_config(shape: &Shape) -> Value {
         Architecture::Bert | Architecture::Roberta => bert::to_config(shape),
         Architecture::T5(t5) => t5::to_config(shape, t5),
         Architecture::Llama(llama) => llama::to_config(shape, llama),
+        Architecture::Plain(_) => Value::Null,
     }
 }
 
@@ -209,6 +213,7 @@ pub(crate) fn places(shape: &Shape) -> Vec<Place> {
         Architecture::Bert | Architecture::Roberta => bert::places(shape),
         Architecture::T5(t5) => t5::places(shape, t5),
         Architecture::Llama(llama) => llama::places(shape, llama),
+        Architecture::Plain(places) => places.to_vec(),
     }
 }
 
@@ -218,6 +223,7 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
         Architecture::Bert | Architecture::Roberta => bert::forward(frame),
         Architecture::T5(t5) => t5::forward(frame, t5),
         Architecture::Llama(llama) => llama::forward(frame, llama),
+        Architecture::Plain(_) => plain::no_forward(),
     }
 }
 
@@ -225,8 +231,8 @@ pub(crate) fn forward(frame: &Frame<'_>) -> Result<Hidden> {
 #[derive(Clone)]
 pub(crate) enum Beside {
     Nothing,
-    Rotary(llama::Rotary),
-    Encoded(Sequence),
+    Rotary(Box<llama::Rotary>),
+    Encoded(Box<Sequence>),
 }
 
 impl Beside {
@@ -242,7 +248,7 @@ impl Beside {
 
     pub(crate) fn without_gradients(&self) -> Self {
         match self {
-            Beside::Encoded(x) => Beside::Encoded(x.clone().without_gradients()),
+            Beside::Encoded(x) => Beside::Encoded(Box::new(Sequence::clone(x).without_gradients())),
             other => other.clone(),
         }
     }

@@ -8,6 +8,7 @@ mod frame;
 mod hashes;
 pub(crate) mod llama;
 pub(crate) mod places;
+pub(crate) mod plain;
 pub(crate) mod t5;
 
 use std::{collections::BTreeMap, sync::Arc};

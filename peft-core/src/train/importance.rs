@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::Probe;
 use crate::transfer::read;
 use crate::view::{Visit, visit};
-use crate::{Base, Result, Tuner};
+use crate::{Base, Error, Result, Tuner};
 
 impl Probe<'_> {
     /// The Fisher information of each number of a tuner, up to a factor common to all: the squared gradients of the losses of these
@@ -28,6 +28,9 @@ impl Probe<'_> {
         batches: impl IntoIterator<Item = &'p [usize]>,
         of: impl Fn(f64, f32) -> f32,
     ) -> Result<BTreeMap<String, Vec<f32>>> {
+        if self.examples().is_empty() {
+            return Err(Error::config("data", "no example", "at least one, by whose gradients the method chooses"));
+        }
         struct Sum<'a, F>(BTreeMap<String, Vec<f32>>, GradientsParams, &'a F);
         impl<F: Fn(f64, f32) -> f32> Visit for Sum<'_, F> {
             fn tensor<const D: usize>(&mut self, name: &str, id: ParamId, tensor: Tensor<D>) {

@@ -65,6 +65,14 @@ pub fn at_once<T: Send>(runs: Vec<impl FnOnce() -> T + Send>) -> Vec<T> {
     })
 }
 
+/// This many pools of one thread each.
+pub(super) fn pools(threads: usize) -> Result<Vec<ThreadPool>> {
+    check_threads("threads", threads)?;
+    let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
+    let pools = (0..threads).map(pool).collect::<Result<_, _>>();
+    pools.map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -97,12 +105,4 @@ mod tests {
         assert!(caught.is_err());
         assert_eq!(slots.hold(|| 5), 5);
     }
-}
-
-/// This many pools of one thread each.
-pub(super) fn pools(threads: usize) -> Result<Vec<ThreadPool>> {
-    check_threads("threads", threads)?;
-    let pool = |_| ThreadPoolBuilder::new().num_threads(1).stack_size(16 << 20).build();
-    let pools = (0..threads).map(pool).collect::<Result<_, _>>();
-    pools.map_err(|e| Error::config("threads", threads, format!("threads that the system grants ({e})")))
 }

@@ -30,8 +30,8 @@ use peft_core::random::{Noise, Random};
 use peft_core::train::{Probe, largest};
 use peft_core::view::{Visit, visit};
 use peft_core::{
-    Adapter, AnyTuner, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result, Shape, Site,
-    Slot, Weight,
+    Adapter, AnyTuner, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Place, Procedure, Replaced, Result,
+    Shape, Site, Slot, Weight,
 };
 use serde::{Deserialize, Serialize};
 
@@ -93,7 +93,9 @@ impl ChildTuningConfig {
 
 /// What D masks, and the rest. The reference chooses by this word.
 fn layers(shape: &Shape) -> (Vec<Place>, Vec<Place>) {
-    shape.places().into_iter().partition(|place| place.name.contains("layer"))
+    // All of a burn module that is not of this library counts as its layers.
+    let all = matches!(shape.architecture, Architecture::Plain(_));
+    shape.places().into_iter().partition(|place| all || place.name.contains("layer"))
 }
 
 /// What of a base is trained.

@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use peft_core::{
-    Adapter, Base, Batch, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site, SiteMap, Slot, Weight,
-    file_path,
+    Adapter, Architecture, Base, Batch, Error, Hooks, Key, Merge, Method, Next, Part, Procedure, Result, Shape, Site,
+    SiteMap, Slot, Weight, file_path,
     random::{Noise, Random},
     split_name,
 };
@@ -73,6 +73,11 @@ impl KernelMixConfig {
     fn plan(&self, shape: &Shape) -> Result<Vec<(Site, [usize; 4])>> {
         check_rank("q_rank", self.q_rank)?;
         check_rank("v_rank", self.v_rank)?;
+        if let Architecture::Plain(_) = shape.architecture {
+            let expected =
+                "a model of this library: kernel-mix is on heads, of which the weights of a module say nothing";
+            return Err(Error::config("method", Self::NAME, expected));
+        }
         check_dropout(self.lora_dropout)?;
         let (d, p) = (shape.hidden, shape.head_width);
         let dims = |site: Site| match site.part {

@@ -27,7 +27,7 @@ pub(crate) fn forward(frame: &Frame<'_>, llama: &Llama) -> Result<Hidden> {
         return Err(Error::TooLong { length, allowed });
     }
     let mut x = frame.follow(x);
-    let rotary = Beside::Rotary(Rotary::new(shape, llama, &x));
+    let rotary = Beside::Rotary(Box::new(Rotary::new(shape, llama, &x)));
     for layer in 0..shape.layers {
         x = frame.layer(Site::decoder(layer, Part::Layer), x, &rotary);
     }

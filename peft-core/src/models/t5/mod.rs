@@ -35,7 +35,7 @@ pub(crate) fn forward(frame: &Frame<'_>, t5: &T5) -> Result<Hidden> {
     let hidden = frame.rows(DECODER_WORDS, &frame.decoder_words(&words), ids, None);
     let mask = Mask { causal: Some(0), ..Mask::default() };
     let x = Sequence { hidden, mask, prompt: 0, offset: 0, past: frame.past() };
-    let x = frame.apart(|frame| stack(frame, t5, Stack::Decoder, x, &Beside::Encoded(encoded)))?;
+    let x = frame.apart(|frame| stack(frame, t5, Stack::Decoder, x, &Beside::Encoded(Box::new(encoded))))?;
     Ok(Hidden { states: x.hidden, prompt: x.prompt, pooled: None, words: frame.vocabulary(words) })
 }
 
