@@ -105,7 +105,7 @@ fn a_directory_is_packed_as_transformers_packs_it() {
         let (mut found, mut expected) = (config(&output), config(&folder(kind)));
         // transformers finds what it does not pack by the model's class.
         let left = found["quantization_config"]["llm_int8_skip_modules"].take();
-        assert_eq!(left, json!(["classifier", "score", "lm_head", "cls", "qa_outputs"]));
+        assert_eq!(left, json!(["classifier", "score", "lm_head", "cls", "qa_outputs", "tasks"]));
         expected["quantization_config"]["llm_int8_skip_modules"].take();
         assert_eq!(found["quantization_config"], expected["quantization_config"]);
         let base = |dir: &Path| model(dir, None).unwrap().base.fingerprint();
