@@ -20,6 +20,8 @@ pub mod metrics;
 #[cfg(feature = "train")]
 pub mod micro;
 #[cfg(feature = "train")]
+mod order;
+#[cfg(feature = "train")]
 mod predict;
 #[cfg(feature = "train")]
 mod run;

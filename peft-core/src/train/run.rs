@@ -6,9 +6,9 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
-use super::config::Order;
 use super::micro::{Workers, add, cut, lengths};
 use super::optim::Update;
+use super::order::Order;
 use super::probe::labels;
 use super::views::{back, with_leaves};
 use super::{Optim, Phase, Probe, Procedure, TrainConfig};
