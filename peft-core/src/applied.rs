@@ -41,6 +41,7 @@ impl<M: Method> On for M {}
 #[derive(Clone, Debug)]
 pub struct Applied<M: Module, C: Method> {
     module: M,
+    #[cfg_attr(not(feature = "load"), allow(dead_code))]
     config: C,
     base: Base,
     tuner: C::Tuner,

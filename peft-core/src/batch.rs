@@ -199,6 +199,7 @@ impl Batch {
     }
 
     /// The same batch whose forwards are noted on this tape, if there is one.
+    #[cfg(feature = "train")]
     pub(crate) fn with_tape(self, tape: Option<Tape>) -> Self {
         Batch { tape, ..self }
     }

@@ -41,6 +41,8 @@ mod pattern;
 mod purpose;
 pub mod random;
 mod readout;
+// What only the trainer asks of a tape is dead without it.
+#[cfg_attr(not(feature = "train"), allow(dead_code))]
 mod recompute;
 mod replaced;
 #[cfg(feature = "train")]
@@ -48,6 +50,7 @@ pub mod search;
 mod shape;
 mod site;
 mod targets;
+mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(any(feature = "flex", feature = "train"))]
@@ -89,6 +92,7 @@ pub use replaced::Replaced;
 pub use shape::{Place, Shape, Slot};
 pub use site::{ModuleMap, Part, Site, SiteMap, Sites, Stack};
 pub use targets::{Common, Few};
+pub use task::TaskLabels;
 pub use train::Procedure;
 pub use trained::Trained;
 pub use verbalizer::{Text, Verbalizer};

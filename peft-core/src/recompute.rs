@@ -15,11 +15,6 @@
 //! Hooks must not carry a tensor from one layer to another in any other way than through the states: a network that reads the states of
 //! layers is a [`Tuner`](crate::Tuner) of its own, which is run without a tape.
 
-#![cfg_attr(
-    not(any(feature = "flex", feature = "wgpu", feature = "cuda", feature = "cpu", feature = "tch")),
-    expect(unused_variables, reason = "without a backend there is nothing to hand them to")
-)]
-
 use std::fmt::{self, Debug};
 use std::mem::take;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

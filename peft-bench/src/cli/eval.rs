@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use peft_core::data::{Dataset, Labelled, TaskLabels};
+use peft_core::data::{Dataset, Labelled};
 use peft_core::io::Pretrained;
 use peft_core::loss::log_sum_exp;
 use peft_core::train::{
     Logits, Metrics, Probe, Tuned, Workers, argmax, evaluate, measure, metrics::calibration_error, predict,
 };
-use peft_core::{AnyTuner, Bare, Error, Example, Head, Label, Method, Purpose, Result, Source, Trained, Tuner};
+use peft_core::{
+    AnyTuner, Bare, Error, Example, Head, Label, Method, Purpose, Result, Source, TaskLabels, Trained, Tuner,
+};
 use peft_reparam::{LaplaceLoraConfig, LoraConfig};
 use serde_json::{Map, Value, json};
 

@@ -6,11 +6,11 @@ use std::str::FromStr;
 use burn::tensor::Device;
 use clap::Args;
 use peft_core::composition::{Composition, Lane};
-use peft_core::data::{Builder, Labelled, TaskLabels, class_place};
+use peft_core::data::{Builder, Labelled, class_place};
 use peft_core::files::{Inputs, check_file, check_new_directory, check_replaceable, read_text, replace_directory};
 use peft_core::io::{Pretrained, adapterhub, hub_setup};
 use peft_core::train::{Tuned, Workers};
-use peft_core::{AnyTuner, Base, Compute, Error, Result, Shape, Trained};
+use peft_core::{AnyTuner, Base, Compute, Error, Result, Shape, TaskLabels, Trained};
 use peft_quant::Scheme;
 
 pub use super::out::{print, print_part, tell};

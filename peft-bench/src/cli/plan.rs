@@ -72,8 +72,8 @@ fn peak(args: &[OsString], shape: &Shape) -> Result<u64> {
     let of = |layers: usize| measured(args, layers.min(shape.layers));
     let few = FEW.map(|layers| layers.min(shape.layers) as i64);
     let [less, more] = [of(FEW[0])?, of(FEW[1])?];
-    let each = if few[1] > few[0] { more - less } else { 0 };
-    Ok((less + (shape.layers as i64 - few[0]) * each).max(0) as u64)
+    let left = (shape.layers as i64 - few[0]) * (more - less) / (few[1] - few[0]).max(1);
+    Ok((less + left).max(0) as u64)
 }
 
 /// The peak of a step of so many layers, by a process of its own.

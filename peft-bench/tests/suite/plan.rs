@@ -49,7 +49,6 @@ fn widened(dir: &Path, name: &str) -> String {
 }
 
 #[test]
-#[ignore = "resident peaks of steps so small carry what the allocator kept of loading: 0.1 is not held yet"]
 fn plans_are_near_what_steps_take() {
     let folder = tempfile::tempdir().unwrap();
     let [roberta, t5, llama] = ["roberta-tiny", "t5-tiny", "llama-tiny"].map(|name| widened(folder.path(), name));

@@ -1,14 +1,12 @@
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
-
 use super::Labelled;
 use super::classes::class_place;
 #[cfg(feature = "tokenize")]
 use crate::Text;
 use crate::io::Pretrained;
 use crate::loss::IGNORED;
-use crate::{Error, Example, Label, Purpose, Result, Verbalizer};
+use crate::{Error, Example, Label, Purpose, Result, TaskLabels, Verbalizer};
 
 /// How many fifths apart the values may be that a model writes as texts, each a text of its own.
 #[cfg(feature = "tokenize")]
@@ -25,15 +23,6 @@ pub struct Dataset {
     pub tasks: Vec<TaskLabels>,
 }
 
-/// One of several tasks.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TaskLabels {
-    /// Its name.
-    pub name: String,
-    /// The names of its classes, in order; empty for values.
-    pub classes: Vec<String>,
-}
-
 /// The names of classes, and of tasks if there are several.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Names<'a> {
@@ -41,23 +30,6 @@ pub struct Names<'a> {
     pub classes: &'a [String],
     /// See [`Dataset::tasks`].
     pub tasks: &'a [TaskLabels],
-}
-
-impl TaskLabels {
-    /// The number of a task by its name, or by this number as a text.
-    ///
-    /// # Errors
-    /// If it is none of them.
-    pub fn place(tasks: &[Self], name: &str) -> Result<usize> {
-        let named = tasks.iter().position(|task| task.name == name);
-        let number = || name.parse().ok().filter(|number| *number < tasks.len());
-        named.or_else(number).ok_or_else(|| Error::config("task", name, Self::listed(tasks)))
-    }
-
-    /// What may stand for a task.
-    pub fn listed(tasks: &[Self]) -> String {
-        format!("one of {}", tasks.iter().map(|task| task.name.as_str()).collect::<Vec<_>>().join(", "))
-    }
 }
 
 impl Dataset {

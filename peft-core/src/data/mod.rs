@@ -12,7 +12,7 @@ mod tags;
 
 pub use classes::class_place;
 
-pub use dataset::{Dataset, Names, TaskLabels};
+pub use dataset::{Dataset, Names};
 pub use labelled::{Builder, Labelled, Question};
 #[cfg(feature = "tokenize")]
 pub use prompts::{prompted, room};

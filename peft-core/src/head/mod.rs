@@ -235,6 +235,7 @@ impl Head {
     }
 
     /// Whether its logits are of classes or values, not of words.
+    #[cfg(feature = "train")]
     pub(crate) fn judges_classes(&self) -> bool {
         self.of_task(0).is_ok_and(|head| head.outputs().is_some())
     }

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::TaskLabels;
-use crate::{Base, Head, Key, Shape};
+use crate::{Base, Head, Key, Shape, TaskLabels};
 
 /// What a saved adapter tells beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -35,6 +35,7 @@ pub use checkpoint::Checkpoint;
 pub use entry::Entry;
 #[cfg(feature = "load")]
 pub use gguf::adapter::write_lora;
+#[cfg(feature = "load")]
 pub use gguf::{Blocks, Gguf};
 #[cfg(feature = "load")]
 pub use safetensors::write_safetensors;

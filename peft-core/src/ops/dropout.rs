@@ -97,6 +97,7 @@ impl Drops {
     }
 
     /// The key of a row of a sample of the batch, by its coordinates.
+    #[cfg(feature = "flex")]
     pub(crate) fn row_key(&self, sample: usize, coordinates: &[usize]) -> u32 {
         row_key(self.sample_key(sample), coordinates.iter().rev().copied())
     }

@@ -23,6 +23,7 @@ pub struct Optim {
     /// The same without weight decay.
     undecayed: Arc<dyn DynOptimizer>,
     states: BTreeMap<ParamId, DynState>,
+    #[cfg_attr(not(feature = "train"), allow(dead_code))]
     pages: Pages,
 }
 

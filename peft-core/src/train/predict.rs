@@ -11,10 +11,10 @@ use super::entities::entity_scores;
 use super::metrics::{accuracy, f1, matthews, pearson, spearman};
 use super::micro::Workers;
 use crate::answer::{Answer, exact_and_f1};
-use crate::data::{Names, TaskLabels};
+use crate::data::Names;
 use crate::loss::{IGNORED, log_sum_exp, targets};
 use crate::transfer::{read, read_all};
-use crate::{Base, Error, Example, Label, Purpose, Result, Trained, Tuner};
+use crate::{Base, Error, Example, Label, Purpose, Result, TaskLabels, Trained, Tuner};
 
 /// The logits of one example.
 #[derive(Clone, Debug, PartialEq)]

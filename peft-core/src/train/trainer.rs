@@ -11,12 +11,12 @@ use super::predict::{Logits, Metrics, measure, metric_names, predict};
 use super::run::{Run, StepReport};
 use super::tuned::counts;
 use super::{Checkpoints, Probe, Procedure, Slots, TrainConfig, Tuned};
-use crate::data::{Dataset, Names, TaskLabels};
+use crate::data::{Dataset, Names};
 use crate::files::check_new_directory;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{tensors, trainable, with_ids_from_names};
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Purpose, Result, Trained, Tuner, Wanted};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Purpose, Result, TaskLabels, Trained, Tuner, Wanted};
 
 /// Follows a run.
 pub trait Observer {

@@ -9,11 +9,11 @@ use super::micro::Workers;
 #[cfg(feature = "tokenize")]
 use super::predict::argmax;
 use super::predict::{Logits, Metrics, farthest, measure, predict};
-use crate::data::{Dataset, TaskLabels};
+use crate::data::Dataset;
 use crate::io::Pretrained;
 use crate::io::peft::{self, Labels};
 use crate::view::{copied, trainable};
-use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Many, Method, Result, Trained, Tuner};
+use crate::{AnyMethod, AnyTuner, Base, Error, Example, Head, Many, Method, Result, TaskLabels, Trained, Tuner};
 
 /// A trained method with its model.
 #[derive(Debug)]

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use peft_core::data::{Dataset, Labelled, TaskLabels};
+use peft_core::data::{Dataset, Labelled};
 use peft_core::io::{Pretrained, peft};
 use peft_core::loss::IGNORED;
-use peft_core::{AnyMethod, Error, Head, Label, Result};
+use peft_core::{AnyMethod, Error, Head, Label, Result, TaskLabels};
 
 use super::Train;
 use crate::cli::options::{TaskFile, tell, tell_classes, warn_of_broken_rows};
