@@ -12,7 +12,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::bitsandbytes::{Tensor, Tensors, write};
-use crate::load::{dtype, kept};
+use crate::load::kept;
+use crate::packing::dtype;
 use crate::{Codebook, Cost, Scheme, is_packed};
 
 /// The file that says what each matrix has come to.

@@ -12,6 +12,8 @@ mod four_bit;
 #[cfg(feature = "load")]
 mod gptq;
 mod grouped;
+#[cfg(feature = "load")]
+mod halves;
 mod int8;
 #[cfg(feature = "load")]
 mod load;
@@ -42,7 +44,7 @@ pub use load::{open, random};
 pub use map8::{Map8, Search};
 pub use matrix::{Codec, Matrix};
 pub use optimizer::{ADAMW_8BIT, PAGED_ADAMW_8BIT};
-pub use packing::{Cost, is_packed, quantized};
+pub use packing::{Cost, bytes, is_packed, quantized};
 pub use requantized::{Requantize, Requantized};
 pub use scales::Scales;
 pub use scheme::Scheme;

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{Device, TensorData};
+use half::{bf16, f16};
 use peft_core::io::{Packing, Pretrained};
 use peft_core::load::Checkpoint;
-use peft_core::{Error, Packed, Result, Shape, Stored};
+use peft_core::{Error, Packed, Place, Result, Shape, Stored};
 use safetensors::Dtype;
 use serde_json::Value;
 
 use crate::bitsandbytes::{self, Tensor, Tensors};
 use crate::gptq::Format;
-use crate::{Matrix, Scheme};
+use crate::halves::Halves;
+use crate::packing::{dtype, is_halved};
+use crate::{Matrix, Scheme, is_packed};
 
 /// Opens a model as [`Pretrained::open`] does, or one whose files are packed: by bitsandbytes, GPTQ or AWQ, or in blocks of GGUF. What is
 /// packed in the files stays so. With a scheme, linear maps are packed as they are read, of GGUF anew, so that one dense matrix at a
@@ -102,21 +105,28 @@ impl Packing for Reader {
         Matrix::packed(packed, device).map(Some).map_err(|error| error.of(module))
     }
 
-    fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored> {
+    fn hold(&self, shape: &Shape, place: &Place, dtype: &str, data: TensorData, device: &Device) -> Result<Stored> {
         let Some(scheme) = self.scheme else { return Ok(data.into()) };
+        let kept = kept(self::dtype(dtype));
+        let halved = is_halved(place, kept);
+        if !halved && !is_packed(shape, place) {
+            return Ok(data.into());
+        }
         let dims = [data.shape()[0], data.shape()[1]];
         let values = data.try_into_vec::<f32>().expect("weights are read as f32");
-        let packed = scheme.pack(&values, dims, kept(self::dtype(dtype))).map_err(|error| error.of(module))?;
-        Matrix::packed(packed, device).map(Stored::Packed)
+        let packed = match (halved, kept) {
+            (true, Dtype::F16) => Matrix::packed(Halves::<f16>::new(&values, dims), device),
+            (true, _) => Matrix::packed(Halves::<bf16>::new(&values, dims), device),
+            (false, _) => {
+                let packed = scheme.pack(&values, dims, kept).map_err(|error| error.of(place.module()))?;
+                Matrix::packed(packed, device)
+            }
+        };
+        packed.map(Stored::Packed)
     }
 }
 
 /// The type to which a weight of four bits is decoded: its own, if that is a short one.
 pub(crate) fn kept(was: Option<Dtype>) -> Dtype {
     was.filter(|dtype| [Dtype::F16, Dtype::BF16].contains(dtype)).unwrap_or(Dtype::F32)
-}
-
-/// A type by its name in safetensors.
-pub(crate) fn dtype(name: &str) -> Option<Dtype> {
-    serde_json::from_value(Value::String(name.to_string())).ok()
 }

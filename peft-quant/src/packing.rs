@@ -1,7 +1,8 @@
 //! The packing of a base's linear maps.
 
-use peft_core::{Base, Place, Result, Shape, Weight};
+use peft_core::{Base, Part, Place, Result, Shape, Weight};
 use safetensors::Dtype;
+use serde_json::Value;
 
 use crate::bitsandbytes::Quantized;
 use crate::{FourBit, Int8Rows, Matrix, Scheme};
@@ -63,6 +64,26 @@ pub fn is_packed(shape: &Shape, place: &Place) -> bool {
     place.transposed && !shape.architecture.family().kept_in_f32.contains(&place.site.part)
 }
 
+/// Whether a tensor of numbers of this type is a table of words, which keeps its sixteen bits where linear maps are packed.
+pub(crate) fn is_halved(place: &Place, dtype: Dtype) -> bool {
+    matches!(place.site.part, Part::Words | Part::Vocabulary) && [Dtype::F16, Dtype::BF16].contains(&dtype)
+}
+
+/// The bytes that the tensor of a place takes, packed so, in a model as it is published.
+pub fn bytes(shape: &Shape, place: &Place, scheme: Option<Scheme>) -> u64 {
+    let count = place.count() as u64;
+    let published = dtype(shape.architecture.family().published).unwrap_or(Dtype::F32);
+    match scheme {
+        Some(_) if is_halved(place, published) => 2 * count,
+        Some(Scheme::FourBit { double, .. }) if is_packed(shape, place) => {
+            let blocks = count.div_ceil(Scheme::BLOCK as u64);
+            count / 2 + if double { blocks + 4 * blocks.div_ceil(256) } else { 4 * blocks }
+        }
+        Some(Scheme::Int8) if is_packed(shape, place) => count + 4 * place.dims[1] as u64,
+        _ => 4 * count,
+    }
+}
+
 /// A base whose linear maps are packed. Tables, normalizations and biases stay as they are, and so does what is packed already: this is also
 /// how a merged base, whose merged maps are dense, is packed again.
 ///
@@ -81,4 +102,9 @@ pub fn quantized(base: &Base, scheme: Scheme) -> Result<Base> {
         packed = packed.with_weight(place.site, Weight::Packed(Matrix::packed(matrix, base.device())?));
     }
     Ok(packed)
+}
+
+/// A type by its name in safetensors.
+pub(crate) fn dtype(name: &str) -> Option<Dtype> {
+    serde_json::from_value(Value::String(name.to_string())).ok()
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use peft_core::io::Pretrained;
 use peft_core::{Error, Result, Shape};
-use peft_quant::{Scheme, is_packed};
+use peft_quant::bytes;
 use serde_json::{Value, json};
 
 use super::bench::Step;
@@ -22,7 +22,7 @@ use crate::machine::available_bytes;
     peak_bytes is that of `peft bench step` with the same options. It grows by the same bytes with each layer: the step is run with\n\
     two and with six layers of random weights, each in a process of its own, and the rest of the model is never there. Weights,\n\
     adapter, gradients and states are counted; the rest are saved activations, buffers and the program itself. Weights are in f32\n\
-    unless --base says how linear maps are packed. If the machine has less available, `instead` has options that would fit."
+    unless --base says how linear maps are packed; then LLaMA's tables of words have 16 bits, as published. If the machine has less available, `instead` has options that would fit."
 )]
 pub struct Plan {
     #[command(flatten)]
@@ -42,7 +42,8 @@ impl Plan {
         let shape = Pretrained::shape(&self.step.model.model)?;
         let method = configured(&self.step.method, &self.step.set, &shape)?;
         let trained = method.checked_count(&shape)? + method.head_count(&shape, 2);
-        let [weights, tensors] = [weights(&shape, self.step.model.base), 4 * trained as u64];
+        let weights = shape.places().iter().map(|place| bytes(&shape, place, self.step.model.base)).sum::<u64>();
+        let tensors = 4 * trained as u64;
         let states = self.step.optimizer.state_bytes(trained as u64);
         let (peak, available) = (peak(&args, &shape)?, available_bytes());
         let fits = available.map(|available| peak <= available);
@@ -89,18 +90,4 @@ fn measured(args: &[OsString], layers: usize) -> Result<i64> {
     let said: Option<Value> = serde_json::from_slice(&output.stdout).ok();
     let peak = said.and_then(|said| said["step_peak_bytes"].as_i64());
     peak.ok_or_else(|| failed(format!("it ended with {} and told no peak", output.status)))
-}
-
-/// The bytes of a base.
-fn weights(shape: &Shape, scheme: Option<Scheme>) -> u64 {
-    let bytes = |place: &peft_core::Place| {
-        let count = place.count() as u64;
-        match scheme.filter(|_| is_packed(shape, place)) {
-            None => 4 * count,
-            Some(Scheme::FourBit { double: false, .. }) => count / 2 + 4 * count.div_ceil(64),
-            Some(Scheme::FourBit { double: true, .. }) => count / 2 + count.div_ceil(64) + 4 * count.div_ceil(64 * 256),
-            Some(Scheme::Int8) => count + 4 * place.dims[1] as u64,
-        }
-    };
-    shape.places().iter().map(bytes).sum()
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::load::Checkpoint;
 use crate::models::fields::Fields;
-use crate::{Packed, Result, Stored};
+use crate::{Packed, Place, Result, Shape, Stored};
 
 /// How the matrices of a model's linear maps come and are held.
 pub trait Packing {
@@ -27,11 +27,12 @@ pub trait Packing {
     /// If its tensors are not those of a packed matrix.
     fn take(&self, file: &mut Checkpoint, module: &str, device: &Device) -> Result<Option<Arc<dyn Packed>>>;
 
-    /// A linear map's matrix `[out, in]` that came dense, with the type of its numbers in the file (as safetensors spells it).
+    /// A tensor that came dense, as files hold it (`[out, in]` for a linear map), with the type of its numbers in the file (as safetensors
+    /// spells it).
     ///
     /// # Errors
     /// If its numbers cannot be packed.
-    fn hold(&self, module: &str, dtype: &str, data: TensorData, device: &Device) -> Result<Stored>;
+    fn hold(&self, shape: &Shape, place: &Place, dtype: &str, data: TensorData, device: &Device) -> Result<Stored>;
 }
 
 /// All matrices are dense, and stay so.
@@ -50,7 +51,7 @@ impl Packing for Dense {
         Ok(None)
     }
 
-    fn hold(&self, _module: &str, _dtype: &str, data: TensorData, _device: &Device) -> Result<Stored> {
+    fn hold(&self, _: &Shape, _: &Place, _dtype: &str, data: TensorData, _device: &Device) -> Result<Stored> {
         Ok(Stored::Data(data))
     }
 }

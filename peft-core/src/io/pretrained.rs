@@ -61,12 +61,10 @@ impl Pretrained {
         Self::of(Base::random(shape, seed, device))
     }
 
-    /// The same, whose linear maps are held in another way, one dense matrix at a time.
+    /// The same, whose matrices are held in another way, one dense matrix at a time, as if read from numbers of the published models' type.
     pub fn random_packed(shape: Shape, device: &Device, packing: &dyn Packing) -> Result<Self> {
-        let random = |place: &Place| match place.transposed {
-            true => packing.hold(place.module(), "F32", models::random(place, 0), device),
-            false => Ok(Stored::Data(models::random(place, 0))),
-        };
+        let (dtype, held) = (shape.architecture.family().published, shape.clone());
+        let random = |place: &Place| packing.hold(&held, place, dtype, models::random(place, 0), device);
         Ok(Self::of(Base::new(shape, device, random)?))
     }
 
@@ -112,7 +110,7 @@ impl Pretrained {
                 Part::Vocabulary => shape.file_name(place),
                 _ => format!("{prefix}{}", place.name),
             };
-            let tensor = matrix(&mut file, &name, place, device, packing);
+            let tensor = matrix(&mut file, &name, &shape, place, device, packing);
             taken.insert(name);
             tensor
         });
@@ -297,13 +295,20 @@ impl Base {
     }
 }
 
-/// The tensor of a place, whose name in the file this is: packed, if it is the matrix of a linear map and the packing has it so.
-fn matrix(file: &mut Checkpoint, name: &str, place: &Place, device: &Device, packing: &dyn Packing) -> Result<Stored> {
+/// The tensor of a place, whose name in the file this is, as the packing holds it.
+fn matrix(
+    file: &mut Checkpoint,
+    name: &str,
+    shape: &Shape,
+    place: &Place,
+    device: &Device,
+    packing: &dyn Packing,
+) -> Result<Stored> {
     let (module, dims) = (name.strip_suffix(".weight").unwrap_or(name), place.file_dims());
     let Some(w) = packing.take(file, module, device)? else {
         let dtype = file.entry(name).map_or_else(String::new, |entry| entry.dtype.clone());
         let data = file.read_f32(name, &dims)?;
-        return if place.transposed { packing.hold(module, &dtype, data, device) } else { Ok(data.into()) };
+        return packing.hold(shape, place, &dtype, data, device);
     };
     let [inputs, outputs] = w.dims();
     if dims != [outputs, inputs] {

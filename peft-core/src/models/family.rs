@@ -50,6 +50,8 @@ pub struct Family {
     pub may_be_tied: fn(&Shape, Option<bool>) -> bool,
     /// Parts whose matrices transformers keeps in f32 where others are packed.
     pub kept_in_f32: &'static [Part],
+    /// The type of the numbers of published models, as safetensors spells it.
+    pub published: &'static str,
     /// Whether llama.cpp's adapters of it are known here.
     pub gguf: bool,
     /// Ids of the special tokens that stand around its texts, as the published models have them, and how many of them stand around two.

@@ -18,6 +18,7 @@ pub(super) static FAMILY: Family = Family {
     aliases: &[],
     may_be_tied: |_, _| false,
     kept_in_f32: &[],
+    published: "F32",
     gguf: false,
     special_tokens: (&[], 0),
     mask_word: None,

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Distribution, Int, Tensor as Floats};
 use peft_core::io::Pretrained;
 use peft_core::load::Checkpoint;
 use peft_core::testing::golden::examples;
 use peft_core::testing::tolerances::{REFERENCE, SAME_FUNCTION};
 use peft_core::testing::{assert_close, device, difference};
-use peft_core::{Bare, Base, Example, Trained, Weight};
+use peft_core::{Bare, Base, Example, Part, Trained, Weight};
 use peft_quant::bitsandbytes::{Tensor, Tensors};
 use peft_quant::{Plan, Scheme, is_packed, open, quantized};
 use safetensors::Dtype;
@@ -65,14 +66,56 @@ fn a_model_packed_as_it_is_read_is_one_that_is_packed_then() {
         let read = model(&dir, Some(scheme)).unwrap();
         assert_eq!(read.base.fingerprint(), then.fingerprint(), "{scheme}");
         let packed = |base: &peft_core::Base| {
-            base.shape().linears().iter().all(|(site, _)| matches!(base.weight(*site), Weight::Packed(_)))
+            let (places, shape) = (base.shape().places(), base.shape());
+            let mut linears = places.iter().filter(|place| is_packed(shape, place));
+            linears.all(|place| matches!(base.weight(place.site), Weight::Packed(_)))
         };
         assert!(packed(&read.base) && !packed(&dense.base));
-        let random = open("shape:llama-tiny", &device(), Some(scheme.parse().unwrap())).unwrap();
-        let dense = Pretrained::open("shape:llama-tiny", &device()).unwrap();
+        // Published in f32, as it is drawn.
+        let random = open("shape:t5-tiny", &device(), Some(scheme.parse().unwrap())).unwrap();
+        let dense = Pretrained::open("shape:t5-tiny", &device()).unwrap();
         let then = quantized(&dense.base, scheme.parse().unwrap()).unwrap();
         assert!(packed(&random.base));
         assert_eq!(random.base.fingerprint(), then.fingerprint(), "{scheme}");
+    }
+}
+
+#[test]
+fn tables_of_words_keep_the_sixteen_bits_of_their_file() {
+    let out = tempfile::tempdir().unwrap();
+    let shortened = |name: &str, dtype: Dtype, narrow: fn(f32) -> u16| {
+        let dir = out.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::copy(folder("dense").join("config.json"), dir.join("config.json")).unwrap();
+        let narrowed = |(name, (_, shape, bytes)): (String, (String, Vec<usize>, Vec<u8>))| {
+            let numbers = bytes.as_chunks::<4>().0.iter().map(|bytes| narrow(f32::from_le_bytes(*bytes)));
+            (name, shape, numbers.flat_map(u16::to_le_bytes).collect::<Vec<u8>>())
+        };
+        let tensors: Vec<_> = tensors(&folder("dense")).into_iter().map(narrowed).collect();
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+        dir
+    };
+    for (kind, dir) in [
+        ("float16", shortened("f16", Dtype::F16, |x| half::f16::from_f32(x).to_bits())),
+        ("bfloat16", shortened("bf16", Dtype::BF16, |x| half::bf16::from_f32(x).to_bits())),
+    ] {
+        let (dense, packed) = (model(&dir, None).unwrap().base, model(&dir, Some("nf4")).unwrap().base);
+        let places = dense.shape().places();
+        let tables: Vec<_> =
+            places.iter().filter(|place| matches!(place.site.part, Part::Words | Part::Vocabulary)).collect();
+        assert_eq!(tables.len(), 2);
+        for place in tables {
+            let (found, expected) = (packed.weight(place.site), dense.weight(place.site));
+            assert!(matches!(found, Weight::Table(table) if table.kind() == kind), "{}: {found:?}", place.name);
+            assert_eq!(found.dense().into_data(), expected.dense().into_data(), "{kind}: {}", place.name);
+            let ids = Floats::<2, Int>::from_ints([[3, 0, 31], [7, 7, 12]], &device());
+            assert_eq!(found.rows(ids.clone()).into_data(), expected.rows(ids).into_data(), "{kind}: {}", place.name);
+            let x = Floats::<3>::random([2, 3, 64], Distribution::Normal(0., 1.), &device());
+            assert_close(found.by_rows(x.clone()), expected.by_rows(x), SAME_FUNCTION, kind);
+        }
     }
 }
 

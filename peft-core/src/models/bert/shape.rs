@@ -21,6 +21,7 @@ pub(crate) const BERT: Family = Family {
     aliases: &["cls.predictions.decoder.weight"],
     may_be_tied: |_, told| told != Some(false),
     kept_in_f32: &[],
+    published: "F32",
     gguf: false,
     special_tokens: (&[101, 102], 3),
     mask_word: Some(103),

@@ -66,6 +66,7 @@ pub(crate) const FAMILY: Family = Family {
     aliases: &["lm_head.weight"],
     may_be_tied: |shape, _| shape.tied,
     kept_in_f32: &[],
+    published: "BF16",
     gguf: true,
     special_tokens: (&[1], 1),
     mask_word: None,

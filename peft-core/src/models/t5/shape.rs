@@ -39,6 +39,7 @@ pub(crate) const FAMILY: Family = Family {
     // transformers says so of all, whatever the configuration says.
     may_be_tied: |_, _| true,
     kept_in_f32: &[Part::Down],
+    published: "F32",
     gguf: false,
     special_tokens: (&[1], 1),
     mask_word: None,
