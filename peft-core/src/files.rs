@@ -16,9 +16,9 @@ use serde_json::{Map, Value};
 
 pub use inputs::Inputs;
 #[cfg(feature = "load")]
-pub(crate) use manifest::write_sealed;
-#[cfg(feature = "load")]
 pub use manifest::{MANIFEST, Verified, check_replaceable, replace_directory, verify};
+#[cfg(feature = "load")]
+pub(crate) use manifest::{tell_changed, write_sealed};
 #[cfg(feature = "train")]
 pub(crate) use write::{LOCK, is_partial, remove_partial};
 pub use write::{

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::write::{replaced, with_aside};
 use super::{check_new_directory, open_regular, read_json, write_directory, write_file};
+use crate::warning::warn;
 use crate::{Error, Result};
 
 /// The file with the hashes: an object of names and the SHA-256 of each.
@@ -42,17 +43,7 @@ pub struct Verified {
 /// Compares the files of a directory with the hashes that were written with them. One that is missing or was changed is an error,
 /// which names it.
 pub fn verify(dir: &Path) -> Result<Verified> {
-    let path = dir.join(MANIFEST);
-    if !path.exists() {
-        return Err(Error::file(dir, MANIFEST, "no such file", "the hashes that are written with a result"));
-    }
-    let is_hash = |value: &Value| {
-        value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()))
-    };
-    let expected = match read_json(&path)? {
-        Value::Object(hashes) if hashes.values().all(is_hash) => hashes,
-        _ => return Err(Error::file(path, "content", "other things", "the SHA-256 of each file by its name")),
-    };
+    let expected = hashes(dir)?;
     for (name, hash_then) in &expected {
         let file = dir.join(name);
         let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
@@ -68,6 +59,33 @@ pub fn verify(dir: &Path) -> Result<Verified> {
     }
     let others = names(dir)?.into_iter().filter(|name| !expected.contains_key(name)).collect();
     Ok(Verified { files: expected.keys().cloned().collect(), others })
+}
+
+/// Warns if a file of a directory is no longer the one that was written with its hash. Where there is none, or the hashes are another
+/// program's, there is nothing to say.
+pub(crate) fn tell_changed(file: &Path) {
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else { return };
+    let then = hashes(dir).ok().and_then(|hashes| hashes.get(name).cloned());
+    if let (Some(then), Ok(now)) = (then, hash(file))
+        && then.as_str() != Some(now.as_str())
+    {
+        warn(file, "SHA-256", format!("is not that of {MANIFEST}: the file was changed since it was saved"));
+    }
+}
+
+/// The hashes that were written with a directory's files.
+fn hashes(dir: &Path) -> Result<serde_json::Map<String, Value>> {
+    let path = dir.join(MANIFEST);
+    if !path.exists() {
+        return Err(Error::file(dir, MANIFEST, "no such file", "the hashes that are written with a result"));
+    }
+    let is_hash = |value: &Value| {
+        value.as_str().is_some_and(|text| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    match read_json(&path)? {
+        Value::Object(hashes) if hashes.values().all(is_hash) => Ok(hashes),
+        _ => Err(Error::file(path, "content", "other things", "the SHA-256 of each file by its name")),
+    }
 }
 
 /// Whether [`replace_directory`] will be able to make this directory: what is there is nothing, or a result with its hashes and nothing
@@ -154,11 +172,12 @@ fn hash(path: &Path) -> Result<String> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests {
     use std::fs;
 
     use super::*;
+    use crate::testing::warnings;
 
     fn result(path: &Path, text: &str) -> Result<()> {
         write_sealed(path, |dir| {
@@ -183,12 +202,18 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
             fs::write(dir.join("weights"), bytes).unwrap();
             assert!(verify(&dir).unwrap_err().to_string().contains("weights: SHA-256"));
+            let ((), told) = warnings(|| tell_changed(&dir.join("weights")));
+            assert!(told.len() == 1 && told[0].contains("weights: SHA-256: is not that of manifest.json"), "{told:?}");
         }
+        fs::write(dir.join("weights"), &good).unwrap();
+        assert!(warnings(|| tell_changed(&dir.join("weights"))).1.is_empty());
         fs::remove_file(dir.join("weights")).unwrap();
         assert!(verify(&dir).unwrap_err().to_string().contains("weights: found no such file"));
         for wrong in ["{", "[]", r#"{"weights": 1}"#, r#"{"weights": "abc"}"#] {
             fs::write(dir.join(MANIFEST), wrong).unwrap();
             assert!(verify(&dir).unwrap_err().to_string().contains(MANIFEST), "{wrong}");
+            fs::write(dir.join("weights"), "others").unwrap();
+            assert!(warnings(|| tell_changed(&dir.join("weights"))).1.is_empty(), "{wrong}");
         }
         fs::remove_file(dir.join(MANIFEST)).unwrap();
         assert!(verify(&dir).unwrap_err().to_string().contains("manifest.json: found no such file"));

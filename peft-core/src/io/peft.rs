@@ -18,7 +18,7 @@ use super::leftovers;
 use super::tensors::{Contents, Taker};
 use crate::adapterhub::{HubKey, Layout};
 use crate::copies::is_in;
-use crate::files::{read_json, write_file, write_sealed};
+use crate::files::{read_json, tell_changed, write_file, write_sealed};
 use crate::load::{Checkpoint, write_safetensors};
 use crate::view::{shapes, tensors};
 use crate::warning::{listed, warn};
@@ -205,6 +205,7 @@ pub(super) fn load_from(
     tell_other_base(labels, &labels_path, &model.base);
     let settings = Settings::read(dir)?;
     let mut taker = Taker::new(Checkpoint::open_file(file)?);
+    tell_changed(file);
     let head_key = |name: &str| head_key(name, model.base.shape()).into();
     let said = Told::of(&settings)?;
     let head = match labels_of_tasks.len() {

@@ -315,6 +315,11 @@ fn results_are_verified_and_replaced() {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&weights, bytes).unwrap();
         names(&fail(&["inspect", "--verify", &dir]), &[&weights.to_string_lossy(), "was changed"]);
+        if name == "train" {
+            let eval = ["eval", "--model", &case.model, "--adapter", &dir, "--data", &case.data];
+            let told = String::from_utf8_lossy(&peft(&eval).stderr).into_owned();
+            names(&told, &[&weights.to_string_lossy(), "was changed since it was saved"]);
+        }
         names(&String::from_utf8_lossy(&run(&command, &["--output", &dir]).stderr), &["new or empty"]);
         fs::write(Path::new(&dir).join("notes.txt"), "mine").unwrap();
         let over = ["--output", &dir, "--overwrite"];
