@@ -103,13 +103,15 @@ impl Predict {
             adapters.get_key_value(name).ok_or_else(unknown)
         };
         let ready = questions.iter().enumerate().map(of).collect::<Result<Vec<_>>>()?;
-        let encoded =
-            questions.iter().zip(&ready).map(|(question, (_, ready))| self.encode(question, ready, &tokenizer));
-        let in_data = |error: Error| match &self.data {
-            Some(path) => error.in_file(path),
-            None => error,
+        let given = self.text.len();
+        let encode = |(i, (question, (_, ready))): (usize, (&Question<'_>, &(&String, &Ready)))| {
+            self.encode(question, ready, &tokenizer).map_err(|error| match (&self.data, &self.file) {
+                (Some(path), _) => error.of(&format!("row {}", i + 1)).in_file(path),
+                (None, Some(path)) if i >= given => error.of(&format!("line {}", i - given + 1)).in_file(path),
+                _ => error,
+            })
         };
-        let encoded = encoded.collect::<Result<Vec<_>>>().map_err(in_data)?;
+        let encoded = questions.iter().zip(&ready).enumerate().map(encode).collect::<Result<Vec<_>>>()?;
         let mut served = Served::default();
         for (name, ready) in &adapters {
             served.insert(name, &ready.base, &ready.trained)?;

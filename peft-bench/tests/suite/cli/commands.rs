@@ -430,6 +430,7 @@ fn predict_gives_a_line_for_each_line() {
     let error = |content: &str| String::from_utf8(predict(content).stderr).unwrap();
     names(&error("one\n \ntwo\n"), &["lines.txt: line 2: found a blank line"]);
     names(&error(""), &["texts", "none"]);
+    names(&error(&format!("one\n{}\n", "a".repeat(5 << 20))), &["lines.txt: line 2: text: found 5242880 bytes"]);
     fs::write(folder.path("lines.txt"), b"one\ntw\xff\n").unwrap();
     names(
         &fail(&["predict", "--model", &model, "--file", &folder.path("lines.txt")]),
