@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::models::plain;
 use crate::random::Random;
-use crate::train::{Length, Optim, Probe, TrainConfig};
-use crate::view::{self, Rewrite, tensors, trainable, with_ids_from_names, with_values};
+use crate::train::{Length, Optim, Probe, TrainConfig, Update};
+use crate::view::{self, Rewrite, shapes, tensors, trainable, with_ids_from_names, with_values};
 use crate::{Base, Batch, Error, Example, Head, Hooks, Method, Part, Place, Procedure, Result, Site, Slot, States};
 use crate::{Tuner, Weight};
 
@@ -108,7 +108,8 @@ impl<M: Module, C: Method> Applied<M, C> {
     }
 
     /// One step down the loss of a run of what [`draw`](Self::draw) gave, with what the method adds to it and does about it. A loss that
-    /// is no finite number is an error. Each phase of a method has the optimizer's states for itself.
+    /// is no finite number is an error, and so is weight decay of what the method keeps from it (see [`Optim::with_undecayed`]). Each phase
+    /// of a method has the optimizer's states for itself.
     pub fn step(self, loss: Tensor<1>, optim: &mut Optim, rate: f64) -> Result<Self> {
         let Applied { mut tuner, steps, .. } = self;
         let steps = steps + 1;
@@ -120,7 +121,15 @@ impl<M: Module, C: Method> Applied<M, C> {
         let gradients = GradientsParams::from_grads(loss.backward(), &tuner);
         let gradients = tuner.gradients(gradients, steps);
         let before = tuner.clone();
-        let tuner = optim.step(tuner, gradients, |name| before.rate(name, rate));
+        if steps == 1
+            && let Some((name, _)) = shapes(&tuner).into_iter().find(|(name, _)| !before.decays(name))
+            && optim.decays_all(self.base.device())
+        {
+            let expected = "the same without, by `Optim::with_undecayed`, for what the method keeps from decay";
+            return Err(Error::config("optimizer", format!("weight decay, which {name} must not have"), expected));
+        }
+        let of = |name: &str| Update { rate: before.rate(name, rate), decays: before.decays(name) };
+        let tuner = optim.update(tuner, gradients, of);
         let tuner = with_ids_from_names(tuner.after_step(&self.base, optim, &before, steps)?)?;
         let applied = Applied { tuner, steps, ..self };
         let ended = applied.phases.iter().position(|end| *end == steps).map(|phase| phase + 1);

@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-pub mod bridge;
 pub mod low_rank;
 pub mod quantized;
 

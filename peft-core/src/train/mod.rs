@@ -45,6 +45,7 @@ pub use importance::largest;
 #[cfg(feature = "train")]
 pub use micro::Workers;
 pub use optim::Optim;
+pub(crate) use optim::Update;
 pub use pages::{Paged, PagedState, Pages, Paging};
 #[cfg(feature = "train")]
 pub use predict::{Logits, Metrics, TextStates, argmax, encode, evaluate, farthest, measure, predict};

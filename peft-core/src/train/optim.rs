@@ -42,6 +42,18 @@ impl Optim {
         Optim { undecayed: rule.clone(), rule, states: BTreeMap::new(), pages: Pages::default() }
     }
 
+    /// The same with this rule, which has no weight decay, for parameters of which a method says that they do not decay.
+    pub fn with_undecayed(self, rule: impl Optimizer) -> Self {
+        Optim { undecayed: Arc::new(rule), ..self }
+    }
+
+    /// Whether parameters of which a method says that they do not decay would: one without a gradient moves.
+    pub(crate) fn decays_all(&self, device: &Device) -> bool {
+        let [value, gradient] = [1.0, 0.0].map(|x| Tensor::<1>::from_floats([x], device).into_bridge());
+        let (moved, _) = self.undecayed.step_dyn(1, 1.0, value, gradient, None);
+        Tensor::<1>::from_bridge(moved).into_scalar::<f32>() != 1.0
+    }
+
     /// The rule that the settings of a run name, without states yet.
     #[cfg(feature = "train")]
     pub(crate) fn of(config: &TrainConfig) -> Self {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
+use burn::module::{Lora as BurnLora, Module};
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use peft_core::random::Random;
 use peft_core::testing::tolerances::{MERGED, SAME_FUNCTION, SAME_GRADIENT};
 use peft_core::testing::{base, batch, device, difference, golden::named, randomized};
@@ -68,7 +68,8 @@ fn check_on<M: Model, C: Method>(config: C) {
     let mut applied = Applied::new(module.clone(), config.clone(), 7).unwrap().start(STEPS).unwrap();
     assert!(applied.trainable() > 0, "{}", C::NAME);
     let first = loss(applied.module().unwrap().run()).into_scalar::<f32>();
-    let mut optim = Optim::new(AdamWConfig::new().build());
+    let undecayed = AdamWConfig::new().with_weight_decay(0.0).build();
+    let mut optim = Optim::new(AdamWConfig::new().build()).with_undecayed(undecayed);
     for _ in 0..STEPS {
         let loss = loss(applied.draw().unwrap().run());
         applied = applied.step(loss, &mut optim, 5e-3).unwrap();
@@ -129,6 +130,60 @@ applied! {
     diff_pruning: DiffPruningConfig::new(0.5);
     threshold_mask: ThresholdMaskConfig::new(0.05);
     lt_sft: LtSftConfig::new(0.2);
+}
+
+/// With the same factors: burn's own LoRA, in values and gradients.
+#[test]
+fn lora_is_that_of_burn() {
+    let module = TransformerEncoder::init(&device().autodiff());
+    let config = LoraConfig::new(2).with_alpha(6.0).on(r"mha\.query").unwrap();
+    let start = Applied::new(module.clone(), config, 7).unwrap();
+    let tuner = randomized(start.tuner(), 4);
+    let ours = start.with_tuner(tuner.clone());
+    // burn's is on every matrix: the others' second factors stay 0.
+    let name = |name: &str| {
+        let (site, factor) = name.trim_start_matches("factors.encoder.").split_once(".query.").unwrap();
+        format!("layers.{site}.mha.query.weight.lora.{factor}")
+    };
+    let factors = |of: BTreeMap<String, TensorData>| -> BTreeMap<String, TensorData> {
+        of.into_iter().map(|(n, data)| (name(&n), data)).collect()
+    };
+    let theirs = with_values(module.apply_lora(BurnLora::new(2, 6.0)), &factors(tensors(&tuner))).unwrap();
+    let (found, expected) = (ours.module().unwrap().run(), theirs.run());
+    assert!(difference(&found.to_data(), &expected.to_data()) <= SAME_FUNCTION.0);
+    let own = named(&tuner, &GradientsParams::from_grads(loss(found).backward(), &tuner));
+    let all = named(&theirs, &GradientsParams::from_grads(loss(expected).backward(), &theirs));
+    assert_eq!(own.len(), 4);
+    for (name, gradient) in factors(own) {
+        assert!(difference(&gradient, &all[&name]) <= SAME_GRADIENT.0, "{name}");
+    }
+}
+
+/// Weight decay acts on a matrix of LoRA's and on none of the gates of diff pruning, which say so.
+#[test]
+fn what_does_not_decay_is_left_alone() {
+    /// What one step with weight decay makes otherwise than one without.
+    fn decayed<C: Method>(config: C) -> Vec<String> {
+        let module = Mlp::init(&device().autodiff());
+        let [with, without] = [0.5, 0.0].map(|decay| {
+            let start = Applied::new(module.clone(), config.clone().chosen(Mlp::PATTERN), 7).unwrap();
+            let mut applied = start.start(1).unwrap();
+            let rule = |decay| AdamWConfig::new().with_weight_decay(decay).build();
+            let mut optim = Optim::new(rule(decay)).with_undecayed(rule(0.0));
+            let loss = loss(applied.draw().unwrap().run());
+            tensors(applied.step(loss, &mut optim, 1e-2).unwrap().tuner())
+        });
+        with.into_iter().filter(|(name, data)| without[name] != *data).map(|(name, _)| name).collect()
+    }
+    assert!(!decayed(LoraConfig::new(2)).is_empty());
+    let gates = decayed(DiffPruningConfig::new(0.5));
+    assert!(gates.iter().all(|name| name.starts_with("differences.")), "{gates:?}");
+    let start = Applied::new(Mlp::init(&device().autodiff()), DiffPruningConfig::new(0.5), 7).unwrap();
+    let mut applied = start.start(1).unwrap();
+    let mut optim = Optim::new(AdamWConfig::new().with_weight_decay(0.5).build());
+    let loss = loss(applied.draw().unwrap().run());
+    let message = applied.step(loss, &mut optim, 1e-2).unwrap_err().to_string();
+    assert!(message.contains("gates.") && message.contains("with_undecayed"), "{message}");
 }
 
 /// Masks that are chosen by gradients of examples before the first step: the loop that has the examples is not ours.

@@ -1,7 +1,6 @@
 //! The tests of reparameterized methods, as one program: each program more is one more to link.
 
 mod arithmetic;
-mod bridge;
 mod checkpoints;
 mod composition;
 mod equivalences;
