@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod child;
 pub mod cli;
 pub mod hermetic;
 pub mod machine;

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use peft_bench::cli::Cli;
-use peft_bench::signals;
+use peft_bench::{child, signals};
 use peft_core::Error;
 
 fn main() -> ExitCode {
+    child::watch();
     signals::watch();
     match (Cli::run(std::env::args_os()), signals::end()) {
         (Ok(()), _) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! `peft plan`
 
 use std::ffi::OsString;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use clap::Args;
 use peft_core::io::Pretrained;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::bench::Step;
 use super::methods::configured;
 use super::options::print;
+use crate::child;
 use crate::machine::available_bytes;
 
 /// Say what a training step takes in memory, and whether this machine has it; prints one JSON object
@@ -80,13 +81,11 @@ fn peak(args: &[OsString], shape: &Shape) -> Result<u64> {
 /// The peak of a step of so many layers, by a process of its own.
 fn measured(args: &[OsString], layers: usize) -> Result<i64> {
     let failed = |detail: String| Error::Check { what: "a step of few layers", detail };
-    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-    let mut command = Command::new(program);
-    command.args(["bench", "step"]).args(args).args(["--layers", &layers.to_string()]);
-    if !args.iter().any(|arg| arg.to_string_lossy().starts_with("--steps")) {
-        command.args(["--steps", "1"]);
-    }
-    let output = command.stderr(Stdio::inherit()).output().map_err(|error| failed(error.to_string()))?;
+    let steps = args.iter().any(|arg| arg.to_string_lossy().starts_with("--steps"));
+    let own = ["--layers", &layers.to_string(), "--steps", "1"].map(OsString::from);
+    let own = &own[..if steps { 2 } else { 4 }];
+    let command = ["bench", "step"].map(OsString::from);
+    let output = child::run(command.iter().chain(args).chain(own), Stdio::piped(), Stdio::inherit())?;
     let said: Option<Value> = serde_json::from_slice(&output.stdout).ok();
     let peak = said.and_then(|said| said["step_peak_bytes"].as_i64());
     peak.ok_or_else(|| failed(format!("it ended with {} and told no peak", output.status)))

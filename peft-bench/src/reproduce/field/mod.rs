@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use super::outcome::Runs;
 use super::report::{Cell, Column, Cost, Outcome, Report, Row as Shown};
 use super::rows::{Row, Sources};
 use super::{Failures, Plan, masked, say};
+use crate::child;
 use crate::machine::{digest, forget_peak, peak_bytes};
 use crate::registry::{by_name, by_peft_type};
 use crate::tasks::Task;
@@ -122,14 +123,9 @@ pub fn run(plan: &Plan, table: &Table) -> Result<Report> {
     plan.finish(started, report, failures)
 }
 
-/// One run of such a table, by its name; its outcome and its adapter lie in the output when this comes to its end, which it does at once when
-/// whoever holds the other end of the standard input is gone.
+/// One run of such a table, by its name; its outcome and its adapter lie in the output when this comes to its end.
 pub fn run_one(plan: &Plan, table: &Table, job: &str) -> Result<()> {
     let job = Job::named(job, table)?;
-    std::thread::spawn(|| {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        std::process::exit(1);
-    });
     let (name, glue) = match &plan.real {
         Some((name, glue)) => (name.clone(), glue.clone()),
         None => {
@@ -279,14 +275,8 @@ impl<'a> Field<'a> {
         if let Some(outcome) = known() {
             return Ok(outcome);
         }
-        let program = std::env::current_exe().map_err(Error::io("find", "the program"))?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).arg("--job").arg(job.name());
-        let started = command.stdin(Stdio::piped()).stdout(Stdio::inherit()).stderr(Stdio::piped()).spawn();
-        let mut process = started.map_err(Error::io("start", "a run"))?;
-        // While this end is open the run goes on.
-        let _open = process.stdin.take();
-        let ended = process.wait_with_output().map_err(Error::io("wait for", "a run"))?;
+        let args = std::env::args_os().skip(1).chain(["--job".into(), job.name().into()]);
+        let ended = child::run(args, Stdio::inherit(), Stdio::piped())?;
         let said = String::from_utf8_lossy(&ended.stderr);
         match known().filter(|_| ended.status.success()) {
             Some(outcome) => Ok(Outcome { earlier: false, ..outcome }),

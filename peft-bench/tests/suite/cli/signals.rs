@@ -81,6 +81,29 @@ fn what_saves_nothing_says_so() {
     }
 }
 
+/// What measures in processes of its own leaves none of them behind.
+#[cfg(target_os = "linux")]
+#[test]
+fn processes_end_with_the_one_that_started_them() {
+    let folder = Folder::new();
+    let mut config = peft_core::Shape::named("roberta-base").unwrap().to_config();
+    config["vocab_size"] = json!(2000);
+    let model = Path::new(&folder.write("config.json", &config.to_string())).parent().unwrap().display().to_string();
+    let running = || {
+        let entries =
+            fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
+        entries.filter(|line| String::from_utf8_lossy(line).contains(&model)).count()
+    };
+    let mut child = start(&["plan", "--model", &model, "--method", "lora", "--steps", "1000000"]);
+    wait_for(&mut child, || running() == 2);
+    interrupted(child, "TERM", 143);
+    let started = Instant::now();
+    while running() > 0 {
+        assert!(started.elapsed().as_secs() < 60, "a process is left");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A search tells where its trials are, whatever its run would say.
 #[test]
 fn a_search_goes_on() {
