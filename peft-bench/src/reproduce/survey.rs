@@ -62,6 +62,53 @@ pub const TABLE_VI: [Printed; 8] = [
     ("LLaMA-13B", "QLoRA", "125.2M", 47.29),
 ];
 
+/// A row of Table VII: model, row, GB at the peak.
+pub type Memory = (&'static str, &'static str, f64);
+
+/// Table VII: the most memory that fine-tuning takes, on A800s. Those of full fine-tuning of LLaMA are sums over several.
+pub const TABLE_VII: [Memory; 40] = [
+    ("RoBERTa-base", "FT", 5.38),
+    ("RoBERTa-base", "Adapter_S", 15.29),
+    ("RoBERTa-base", "Prompt-tuning", 3.84),
+    ("RoBERTa-base", "Prefix-tuning", 3.56),
+    ("RoBERTa-base", "IA3", 2.62),
+    ("RoBERTa-base", "BitFit", 3.27),
+    ("RoBERTa-base", "Child-Tuning_D", 6.02),
+    ("RoBERTa-base", "LoRA", 3.59),
+    ("RoBERTa-base", "AdaLoRA", 3.57),
+    ("RoBERTa-base", "MAM Adapter", 15.35),
+    ("RoBERTa-base", "ProPELT_Adapter", 8.63),
+    ("RoBERTa-base", "ProPELT_Prefix", 9.47),
+    ("RoBERTa-base", "ProPELT_LoRA", 8.25),
+    ("RoBERTa-large", "FT", 11.96),
+    ("RoBERTa-large", "Adapter_S", 37.17),
+    ("RoBERTa-large", "Prompt-tuning", 7.98),
+    ("RoBERTa-large", "Prefix-tuning", 7.58),
+    ("RoBERTa-large", "IA3", 4.83),
+    ("RoBERTa-large", "BitFit", 7.5),
+    ("RoBERTa-large", "Child-Tuning_D", 13.67),
+    ("RoBERTa-large", "LoRA", 7.5),
+    ("RoBERTa-large", "AdaLoRA", 7.43),
+    ("RoBERTa-large", "MAM Adapter", 37.82),
+    ("RoBERTa-large", "ProPELT_Adapter", 19.82),
+    ("RoBERTa-large", "ProPELT_Prefix", 22.85),
+    ("RoBERTa-large", "ProPELT_LoRA", 19.52),
+    ("T5-base", "FT", 25.17),
+    ("T5-base", "IA3", 21.36),
+    ("T5-base", "LoRA", 19.43),
+    ("T5-large", "FT", 30.17),
+    ("T5-large", "IA3", 25.71),
+    ("T5-large", "LoRA", 23.77),
+    ("LLaMA-7B", "FT", 169.36),
+    ("LLaMA-7B", "IA3", 128.57),
+    ("LLaMA-7B", "LoRA", 124.82),
+    ("LLaMA-7B", "QLoRA", 56.46),
+    ("LLaMA-13B", "FT", 287.79),
+    ("LLaMA-13B", "IA3", 191.24),
+    ("LLaMA-13B", "LoRA", 174.24),
+    ("LLaMA-13B", "QLoRA", 66.6),
+];
+
 /// The row of a method on a model, both by the names of the survey.
 pub fn table_iii(model: &str, method: &str) -> Option<&'static Row> {
     TABLE.rows.iter().find(|row| row.model == model && row.method == method)
