@@ -75,7 +75,7 @@ enum Command {
     Bench(bench::Bench),
     /// Say what a training step takes in memory, and whether this machine has it
     Plan(plan::Plan),
-    /// Train the rows of the survey's Tables III to VI and set them beside its figures, or all methods on one small model
+    /// Train the rows of the survey's Tables III to VII and set them beside its figures, or all methods on one small model
     Reproduce(reproduce::Reproduce),
     /// Print a completion script for a shell
     Completions(complete::Completions),

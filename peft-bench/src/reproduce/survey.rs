@@ -142,6 +142,21 @@ mod tests {
         assert_eq!(wrong, [("RoBERTa-base", "FT"), ("RoBERTa-large", "BitFit")]);
     }
 
+    /// What the text says that rows of LLaMA save against full fine-tuning, in percent.
+    #[test]
+    fn memory_agrees_with_the_text() {
+        let gb = |model: &str, name: &str| {
+            TABLE_VII.iter().find(|row| (row.0, row.1) == (model, name)).map(|row| row.2).unwrap()
+        };
+        for (model, saved) in [("LLaMA-7B", [24.08, 26.30, 66.66]), ("LLaMA-13B", [33.55, 39.46, 76.86])] {
+            for (name, saved) in ["IA3", "LoRA", "QLoRA"].into_iter().zip(saved) {
+                let found = 100.0 * (1.0 - gb(model, name) / gb(model, "FT"));
+                assert!((found - saved).abs() < 0.01, "{model} {name}: {found}");
+            }
+        }
+        assert_eq!(TABLE_VII.iter().filter(|row| row.0.starts_with("RoBERTa")).count(), 26);
+    }
+
     #[test]
     fn rows_are_found() {
         let lora = table_iii("RoBERTa-base", "LoRA").unwrap();

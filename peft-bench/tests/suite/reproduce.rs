@@ -81,8 +81,8 @@ fn tables_v_and_vi_on_a_model_and_files_of_ones_own() {
     let folder = folder.path();
     hermetic::lore::write(folder, 0).unwrap();
     model(folder, "llama-tiny", |_| Head::LanguageModel(LanguageModel {}));
-    let report = sequences(folder, "--table 6 --rows FT,IA3,LoRA --seeds 0 --max-steps 2 --limit 2");
-    let rows = ["no tuning", "FT", "IA3", "LoRA"].map(|name| (name, vec![2]));
+    let report = sequences(folder, "--table 6 --seeds 0 --max-steps 2 --limit 2");
+    let rows = ["no tuning", "FT", "IA3", "LoRA", "QLoRA"].map(|name| (name, vec![2]));
     assert_eq!(filled(&report), rows);
     // Two questions of each of four subjects.
     for run in runs(&report) {
@@ -280,6 +280,31 @@ fn a_run_that_diverges_does_not_keep_the_others() {
     assert!(report.notes.iter().any(|note| note.starts_with("Failed: Adapter_S on CoLA")), "{:?}", report.notes);
 }
 
+/// A short step of a row, which is measured once.
+#[test]
+fn the_table_of_memory_measures_and_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+        command
+            .args(["reproduce", "--table", "7", "--quick", "--rows", "roberta-base/bitfit", "--output"])
+            .arg(&output);
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(output.join("report.json")).unwrap()).unwrap();
+        report["rows"].clone()
+    };
+    let rows = run();
+    let outcome = &rows[0]["outcome"];
+    let [peak, planned] = ["peak_bytes", "planned_bytes"].map(|key| outcome[key].as_f64().unwrap());
+    // The weights of the shape alone; a step of 16 tokens is little more.
+    let weights = 4.0 * peft_core::Shape::named("roberta-base").unwrap().count() as f64;
+    assert!(weights < peak && peak < 1.5 * weights && (planned / peak - 1.0).abs() < 0.2, "{outcome}");
+    assert!(outcome["seconds"].as_f64().unwrap() > 0.0 && rows.as_array().unwrap().len() == 1);
+    assert_eq!(run(), rows, "the seconds too are those that were kept");
+    assert!(fs::read_to_string(output.join("REPORT.md")).unwrap().contains("RoBERTa-base  BitFit       3.27"));
+}
+
 #[test]
 fn what_cannot_be_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -291,6 +316,8 @@ fn what_cannot_be_is_named() {
         ("--test dev", &["--test", "Table IV"]),
         ("--limit 3", &["--limit", "Tables IV to VI"]),
         ("--table 6 --tasks rte", &["--tasks", "Table III"]),
+        ("--table 7 --rows BitFit,RoBERTa-base/QLoRA", &["--rows", "RoBERTa-base/QLoRA", "LLaMA-7B/QLoRA"]),
+        ("--table 7 --seeds 0", &["--seeds", "Tables III to VI"]),
         ("--table methods --tasks rte", &["--tasks", "rte", "sources"]),
         ("--table multi-task --tasks rte", &["--tasks", "rte", "two tasks or more"]),
         ("--table methods --rows lora --job LoRA/cola", &["--job", "ROW/TASK/SEED"]),
