@@ -112,6 +112,58 @@ fn what_methods_keep_between_steps_is_taken_up() {
     }
 }
 
+/// Tasks that are trained together have heads and metrics of their own, and a draw of batches: all of it is taken up.
+#[test]
+fn tasks_that_are_trained_together_are_taken_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    type Of = fn(usize) -> f64;
+    let labels: [(&str, Of); 3] =
+        [("two", |i| (i % 2) as f64), ("three", |i| (i / 2 % 3) as f64), ("value", |i| 0.25 + i as f64 / 7.0)];
+    for (row, (task, label)) in labels.iter().enumerate() {
+        let line = |i: usize| {
+            let ids: Vec<usize> = (0..9 + i % 5).map(|t| 4 + (5 * i + (row + 2) * t) % 80).collect();
+            let label = label(i);
+            let label = if label.fract() == 0.0 { (label as usize).into() } else { serde_json::json!(label) };
+            format!("{}\n", serde_json::json!({"input_ids": ids, "label": label}))
+        };
+        fs::write(folder.join(format!("{task}.jsonl")), (0..24 + 12 * row).map(line).collect::<String>()).unwrap();
+    }
+    let run = |name: &str, resume: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peft"));
+        command.args(["train", "--model", "shape:roberta-tiny", "--method", "hyperformer", "--set", "tasks=3"]);
+        command.args(["--steps", "20", "--batch-size", "16", "--save-every", "3", "--eval-every", "4"]);
+        for (task, _) in labels {
+            let file = format!("{task}={}", folder.join(format!("{task}.jsonl")).display());
+            command.args(["--task-data", &file, "--task-eval", &file]);
+        }
+        command.args(["--task-temperature", "3", "--log"]).arg(folder.join(format!("{name}.log")));
+        command.arg("--output").arg(folder.join(name)).args(resume.then_some("--resume"));
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let ends = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    ends(run("whole", false));
+    let mut child = run("stopped", false);
+    let reached = folder.join("stopped.checkpoints/step-9");
+    while !reached.exists() && child.try_wait().unwrap().is_none() {}
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(reached.exists(), "the run ended before it was stopped");
+    ends(run("stopped", true));
+    let read = |name: &str, file: &str| fs::read(folder.join(name).join(file)).unwrap();
+    for entry in fs::read_dir(folder.join("whole")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        if file.ends_with(".safetensors") {
+            assert!(read("stopped", &file) == read("whole", &file), "{file} has other bytes");
+        }
+    }
+    let log = |name: &str| fs::read_to_string(folder.join(format!("{name}.log"))).unwrap();
+    assert_eq!(log("stopped"), log("whole"));
+}
+
 /// Damaged checkpoints are said and done with: those that are written after them stay, and the next run goes on from these.
 #[test]
 fn damaged_checkpoints_do_not_cost_the_good_ones() {
