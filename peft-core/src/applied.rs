@@ -121,8 +121,7 @@ impl<M: Module, C: Method> Applied<M, C> {
         let gradients = GradientsParams::from_grads(loss.backward(), &tuner);
         let gradients = tuner.gradients(gradients, steps);
         let before = tuner.clone();
-        if steps == 1
-            && let Some((name, _)) = shapes(&tuner).into_iter().find(|(name, _)| !before.decays(name))
+        if let Some((name, _)) = shapes(&tuner).into_iter().find(|(name, _)| !before.decays(name))
             && optim.decays_all(self.base.device())
         {
             let expected = "the same without, by `Optim::with_undecayed`, for what the method keeps from decay";
